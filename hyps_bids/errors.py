@@ -1,0 +1,55 @@
+"""Errors that a user can act on. Each carries the exit code of the BIDS App execution draft."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadData",
+    "CannotCreateOutput",
+    "HypsError",
+    "InvalidBids",
+    "MissingInput",
+    "NothingMatches",
+    "UsageError",
+]
+
+
+class HypsError(Exception):
+    """Base of all errors that end a run with a message instead of a traceback."""
+
+    exit_code = 1
+
+
+class InvalidBids(HypsError):
+    """The input folder is not a BIDS dataset."""
+
+    exit_code = 16
+
+
+class NothingMatches(HypsError):
+    """The dataset has scans, but none passes the filters."""
+
+    exit_code = 18
+
+
+class UsageError(HypsError):
+    """Contradictory or impossible options."""
+
+    exit_code = 64
+
+
+class BadData(HypsError):
+    """A file is there, but its content cannot be used."""
+
+    exit_code = 65
+
+
+class MissingInput(HypsError):
+    """A file or folder that was asked for is not there."""
+
+    exit_code = 66
+
+
+class CannotCreateOutput(HypsError):
+    """The output or work folder cannot be written."""
+
+    exit_code = 73

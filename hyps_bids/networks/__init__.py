@@ -1,0 +1,1 @@
+"""Network architectures, adapters and weights files."""

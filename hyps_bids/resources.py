@@ -1,0 +1,73 @@
+"""What the machine, or the job that holds us, allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["available_cpus", "available_memory_gb"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def available_cpus(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
+    """Count the CPUs this process may use: affinity and cgroup quota respected.
+
+    Parameters
+    ----------
+    cgroup : Path
+        Where the control groups are mounted.
+    membership : Path
+        The kernel's list of the groups of this process.
+    """
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    for folder in _groups("cpu", cgroup, membership):
+        # version 2, then version 1
+        quota = _read(folder / "cpu.max").split() or [
+            _read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+        ]
+        if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
+            count = min(count, max(1, int(quota[0]) // int(quota[1])))
+    return count
+
+
+def available_memory_gb(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float:
+    """Memory this process may use, GB: the machine's or the least of its cgroups'.
+
+    The parameters are those of :func:`available_cpus`.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for folder in _groups("memory", cgroup, membership):
+        # version 2, then version 1
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _read(folder / name).strip()
+            if limit.isdigit():
+                total = min(total, int(limit))
+    return total / 1024**3
+
+
+def _groups(controller: str, cgroup: Path, membership: Path) -> Iterator[Path]:
+    """List the folders of our groups and all their parents: a job's limit is on any of them."""
+    # in a container the root may be our own group
+    yield cgroup
+    yield cgroup / controller
+    for line in _read(membership).splitlines():
+        _, controllers, name = line.split(":", 2)
+        # version 2 has one tree for all controllers
+        if controllers and controller not in controllers.split(","):
+            continue
+        folder = cgroup / controller if controllers else cgroup
+        for part in Path(name).parts[1:]:
+            folder /= part
+            yield folder
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
