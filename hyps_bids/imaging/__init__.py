@@ -1,0 +1,1 @@
+"""Arrays and affines only: no BIDS, no networks."""

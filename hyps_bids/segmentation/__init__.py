@@ -1,0 +1,1 @@
+"""Inference: from arrays and affines to probabilities. Knows nothing of BIDS."""

@@ -1,0 +1,81 @@
+"""Run a network on a batch, whatever memory there is."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hyps_bids.networks.adapters import merge_adapters
+from hyps_bids.networks.checkpoints import load_adapted, load_network
+from hyps_bids.segmentation.devices import supports_bfloat16
+
+__all__ = ["cached_adapted", "cached_network", "predict"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+
+@cache
+def cached_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a network once per process, ready for inference on the CPU."""
+    model, card = load_network(path)
+    return model.requires_grad_(False), card
+
+
+@cache
+def cached_adapted(path: Path, base: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load an adapter on its base once per process, merged, ready for inference on the CPU."""
+    model, card = load_adapted(path, base)
+    merge_adapters(model)
+    return model.requires_grad_(False), card
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, batch: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, str]:
+    """Class probabilities of a batch.
+
+    When a GPU's memory is exhausted the batch is halved, down to single volumes, and then
+    computed on the CPU.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Network; moved to `device` and left there.
+    batch : torch.Tensor
+        Inputs, shape ``(n, 1, x, y, z)``.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    probabilities : torch.Tensor
+        float32 on the CPU, shape ``(n, classes, x, y, z)``, sum 1.
+    used : str
+        Where it was computed in the end.
+    """
+    size = len(batch) if device.type == "cuda" else 0
+    while size:
+        try:
+            parts = [_forward(model, part, device) for part in batch.split(size)]
+            return torch.cat(parts), str(device)
+        except torch.cuda.OutOfMemoryError:
+            size //= 2
+        # outside the handler: the exception's traceback keeps the activations alive
+        torch.cuda.empty_cache()
+        if not size:
+            _LOG.warning("GPU memory is exhausted: computing on the CPU")
+    cpu = torch.device("cpu")
+    return _forward(model, batch, cpu), "cpu"
+
+
+def _forward(model: nn.Module, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    model.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=supports_bfloat16(device)):
+        logits = model(batch.to(device))
+    return logits.float().softmax(dim=1).cpu()

@@ -1,0 +1,93 @@
+"""Segment each hippocampus in its own box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
+from hyps_bids.networks.checkpoints import GRID
+from hyps_bids.segmentation.inference import predict
+from hyps_bids.segmentation.localise import Location
+from hyps_bids.segmentation.normalise import standardize
+
+__all__ = ["BOX", "SegmentedSide", "segment"]
+
+#: mm around the hippocampus that the network gets to see; the rest of its grid is zero
+BOX = (36, 52, 36)
+
+
+@dataclass(frozen=True)
+class SegmentedSide:
+    """One hippocampus in its box.
+
+    Attributes
+    ----------
+    probabilities : numpy.ndarray
+        Background first, float32, sum 1, shape ``(classes, *GRID)``, axes along right, anterior,
+        superior.
+    affine : numpy.ndarray
+        The box's voxel-to-world transform.
+    inside : numpy.ndarray
+        Boolean, shape ``GRID``: what the network saw.
+    """
+
+    probabilities: np.ndarray
+    affine: np.ndarray
+    inside: np.ndarray
+
+
+def segment(
+    data: np.ndarray,
+    affine: np.ndarray,
+    locations: dict[str, Location | None],
+    model: nn.Module,
+    device: torch.device,
+) -> tuple[dict[str, SegmentedSide], str]:
+    """Segment the hippocampi that were found.
+
+    The network knows left hippocampi only: right boxes are mirrored, and mirrored back.
+
+    Parameters
+    ----------
+    data, affine : numpy.ndarray
+        T1w image, shape ``(x, y, z)``, and its voxel-to-world transform.
+    locations : dict of str to Location or None
+        By hemisphere, from :func:`hyps_bids.segmentation.localise.localise`.
+    model : torch.nn.Module
+        Segmentation network.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    sides : dict of str to SegmentedSide
+        By hemisphere; only those that were found.
+    used : str
+        Where it was computed.
+    """
+    found = {hemi: location for hemi, location in locations.items() if location is not None}
+    if not found:
+        return {}, "none"
+    boxes = {hemi: box_affine(location.centre, GRID) for hemi, location in found.items()}
+    values, insides = {}, {}
+    for hemi, box in boxes.items():
+        value, covered = box_from_image(data, affine, GRID, box)
+        inside = covered & inside_box(GRID, BOX)
+        values[hemi], insides[hemi] = value, inside
+    images = torch.from_numpy(np.stack([_to_left(hemi, values[hemi]) for hemi in found]))[:, None]
+    masks = torch.from_numpy(np.stack([_to_left(hemi, insides[hemi]) for hemi in found]))[:, None]
+    probabilities, used = predict(model, standardize(images, masks), device)
+    sides = {
+        hemi: SegmentedSide(_to_left(hemi, probability.numpy()), boxes[hemi], insides[hemi])
+        for hemi, probability in zip(found, probabilities, strict=True)
+    }
+    return sides, used
+
+
+def _to_left(hemisphere: str, data: np.ndarray) -> np.ndarray:
+    """Mirror right boxes; its own inverse."""
+    return mirror(data) if hemisphere == "R" else data
