@@ -1,0 +1,1 @@
+"""Pre-training on synthetic images, adaptation to labels, and their data."""

@@ -1,0 +1,320 @@
+"""Random deformations and intensity changes for batches of volumes, on the device they live on.
+
+Every function takes a :class:`torch.Generator`: the same seed gives the same batch. Lengths are in
+voxels, batches have shape ``(batch, channels, x, y, z)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+__all__ = [
+    "gaussian_blur",
+    "random_bias_field",
+    "random_box",
+    "random_cuts",
+    "random_gamma",
+    "random_resolution",
+    "random_sampling_grid",
+    "sample",
+    "scale_percentiles",
+    "smooth_noise",
+    "uniform",
+]
+
+
+def uniform(
+    size: Sequence[int], low: float, high: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw from [low, high) on the generator's device."""
+    return low + (high - low) * torch.rand(
+        tuple(size), generator=generator, device=generator.device
+    )
+
+
+def smooth_noise(
+    batch: int, channels: int, shape: Sequence[int], spacing: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw a smooth random field: unit normal values on a coarse grid, interpolated.
+
+    Parameters
+    ----------
+    batch, channels : int
+        Leading sizes.
+    shape : sequence of int
+        Spatial shape.
+    spacing : int
+        Distance of the coarse grid's points in voxels.
+    generator : torch.Generator
+        Source of randomness; its device is the result's.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(batch, channels, *shape)``.
+    """
+    coarse = [max(2, side // spacing + 1) for side in shape]
+    field = torch.randn(batch, channels, *coarse, generator=generator, device=generator.device)
+    return F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def random_sampling_grid(
+    batch: int,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    *,
+    rotation: float = 15.0,
+    scaling: float = 0.15,
+    shearing: float = 0.05,
+    translation: float = 4.0,
+    elastic: float = 1.5,
+    elastic_spacing: int = 12,
+) -> torch.Tensor:
+    """Draw where each output voxel samples its source, relative to the centre of the source.
+
+    Parameters
+    ----------
+    batch : int
+        Number of volumes.
+    shape : sequence of int
+        Output shape.
+    generator : torch.Generator
+        Source of randomness.
+    rotation : float
+        Largest angle about each axis, degrees.
+    scaling, shearing : float
+        Largest deviation of the affine's diagonal from 1, and of the rest from 0.
+    translation : float
+        Largest shift along each axis, voxels.
+    elastic : float
+        Largest standard deviation of the elastic displacement, voxels.
+    elastic_spacing : int
+        Smoothness of the elastic displacement, voxels.
+
+    Returns
+    -------
+    torch.Tensor
+        Offsets from the source's centre in voxels, shape ``(batch, x, y, z, 3)``.
+    """
+    device = generator.device
+    angles = torch.deg2rad(uniform((batch, 3), -rotation, rotation, generator))
+    affine = torch.eye(3, device=device).expand(batch, 3, 3)
+    for axis in range(3):
+        cos, sin = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
+        i, j = [k for k in range(3) if k != axis]
+        turn = torch.eye(3, device=device).repeat(batch, 1, 1)
+        turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = cos, cos, -sin, sin
+        affine = affine @ turn
+    stretch = uniform((batch, 3, 3), -shearing, shearing, generator)
+    diagonal = 1 + uniform((batch, 3), -scaling, scaling, generator)
+    stretch[:, range(3), range(3)] = diagonal
+    affine = affine @ stretch
+    axes = [torch.arange(side, device=device) - (side - 1) / 2 for side in shape]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    strength = uniform((batch, 1, 1, 1, 1), 0, elastic, generator)
+    displacement = smooth_noise(batch, 3, shape, elastic_spacing, generator) * strength
+    shift = uniform((batch, 1, 1, 1, 3), -translation, translation, generator)
+    moved = torch.einsum("bij,xyzj->bxyzi", affine, points)
+    return moved + displacement.movedim(1, -1) + shift
+
+
+def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Sample volumes at offsets from their centres; zero outside.
+
+    Parameters
+    ----------
+    volumes : torch.Tensor
+        Shape ``(batch, channels, x, y, z)``.
+    offsets : torch.Tensor
+        As from :func:`random_sampling_grid`.
+    mode : {"bilinear", "nearest"}
+        Interpolation.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(batch, channels, *offsets.shape[1:4])``.
+    """
+    half = torch.tensor(
+        [max((side - 1) / 2, 0.5) for side in volumes.shape[2:]], device=volumes.device
+    )
+    # grid_sample wants the last axis first
+    grid = (offsets / half).flip(-1)
+    return F.grid_sample(volumes, grid, mode=mode, padding_mode="zeros", align_corners=True)
+
+
+def random_box(
+    batch: int,
+    shape: Sequence[int],
+    smallest: Sequence[int],
+    offset: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Draw an axis-aligned box in each volume, from `smallest` to the whole volume.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean, shape ``(batch, 1, *shape)``.
+    """
+    inside = torch.ones(batch, 1, *shape, dtype=torch.bool, device=generator.device)
+    for axis, (side, least) in enumerate(zip(shape, smallest, strict=True)):
+        width = uniform((batch, 1), least, side, generator)
+        centre = (side - 1) / 2 + uniform((batch, 1), -offset, offset, generator)
+        index = torch.arange(side, device=generator.device)[None]
+        view = [batch, 1, 1, 1, 1]
+        view[axis + 2] = side
+        inside &= ((index - centre).abs() <= width / 2).view(view)
+    return inside
+
+
+def random_gamma(x: torch.Tensor, spread: float, generator: torch.Generator) -> torch.Tensor:
+    """Raise volumes, scaled to 0–1, to a random power ``exp(N(0, spread))``."""
+    low = x.amin(dim=(1, 2, 3, 4), keepdim=True)
+    high = x.amax(dim=(1, 2, 3, 4), keepdim=True)
+    power = torch.exp(
+        spread * torch.randn(len(x), 1, 1, 1, 1, generator=generator, device=x.device)
+    )
+    return ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) ** power
+
+
+def random_bias_field(
+    x: torch.Tensor, strength: float, spacing: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Multiply volumes by ``exp`` of a smooth field of random strength up to `strength`."""
+    scale = uniform((len(x), 1, 1, 1, 1), 0, strength, generator)
+    return x * torch.exp(scale * smooth_noise(len(x), 1, x.shape[2:], spacing, generator))
+
+
+def random_resolution(
+    x: torch.Tensor, thickest: float, probability: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Give some volumes coarser voxels, alike in all directions or along one axis.
+
+    Volumes are averaged down to the coarser grid and interpolated back.
+    """
+    out = x.clone()
+    for i in range(len(x)):
+        draws = torch.rand(4, generator=generator, device=generator.device).tolist()
+        if draws[0] >= probability:
+            continue
+        voxel = 1 + draws[1] * (thickest - 1)
+        axis = int(draws[3] * 3) if draws[2] < 0.5 else None
+        coarse = tuple(
+            side if axis not in (None, k) else max(2, round(side / voxel))
+            for k, side in enumerate(x.shape[2:])
+        )
+        low = F.interpolate(x[i : i + 1], size=coarse, mode="area")
+        out[i] = F.interpolate(low, size=x.shape[2:], mode="trilinear", align_corners=False)[0]
+    return out
+
+
+def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torch.Tensor:
+    """Blur each volume with its own Gaussian; edges are repeated outwards.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        Volumes, shape ``(batch, channels, x, y, z)``.
+    sigma : torch.Tensor
+        Standard deviations in voxels, shape ``(batch,)``; 0 leaves a volume as it is.
+    radius : int
+        Where the kernel ends, voxels.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape as `x`.
+    """
+    steps = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).view(-1, 2 * radius + 1, 1, 1, 1, 1)
+    for axis in (2, 3, 4):
+        pad = [0] * 6
+        pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = radius
+        wide = F.pad(x, pad, mode="replicate")
+        # shifted sums, not a convolution: each volume has its own kernel
+        x = sum(  # type: ignore[assignment]
+            kernel[:, i] * wide.narrow(axis, i, x.shape[axis]) for i in range(2 * radius + 1)
+        )
+    return x
+
+
+def random_cuts(
+    batch: int,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    *,
+    probability: float,
+    mild: tuple[float, float],
+    deep_probability: float,
+    deep: tuple[float, float],
+) -> torch.Tensor:
+    """Draw a field of view for each volume by cutting each of its six sides on its own.
+
+    Parameters
+    ----------
+    batch : int
+        Number of volumes.
+    shape : sequence of int
+        Their spatial shape.
+    generator : torch.Generator
+        Source of randomness.
+    probability, deep_probability : float
+        How often a side is cut mildly, and deeply.
+    mild, deep : tuple of float
+        Range of what is left of the half that a cut side belongs to, 0 (up to the centre) to 1.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean, True inside, shape ``(batch, 1, *shape)``.
+    """
+    device = generator.device
+    chance = uniform((batch, 3, 2), 0, 1, generator)
+    left = torch.ones(batch, 3, 2, device=device)
+    left = torch.where(chance < probability, uniform((batch, 3, 2), *mild, generator), left)
+    deeply = uniform((batch, 3, 2), 0, 1, generator) < deep_probability
+    left = torch.where(deeply, uniform((batch, 3, 2), *deep, generator), left)
+    inside = torch.ones(batch, 1, *shape, dtype=torch.bool, device=device)
+    for axis, side in enumerate(shape):
+        view = [batch, 1, 1, 1, 1]
+        view[axis + 2] = side
+        place = (torch.arange(side, device=device) - (side - 1) / 2) / (side / 2)
+        kept = (place >= -left[:, axis, :1]) & (place <= left[:, axis, 1:])
+        inside &= kept.view(view)
+    return inside
+
+
+def scale_percentiles(
+    x: torch.Tensor, inside: torch.Tensor, low: float = 1.0, high: float = 99.5, clip: float = 1.5
+) -> torch.Tensor:
+    """Scale two percentiles inside a mask to 0 and 1, clip, and set the rest to zero.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        Volumes, shape ``(batch, 1, x, y, z)``.
+    inside : torch.Tensor
+        Boolean mask of the same shape.
+    low, high : float
+        Percentiles, 0–100.
+    clip : float
+        Largest value of the result; the smallest is 0.
+
+    Returns
+    -------
+    torch.Tensor
+        Same shape as `x`.
+    """
+    # every other voxel along each axis is enough, and eight times as fast to sort
+    seen = torch.where(inside, x, torch.nan)
+    if min(x.shape[2:]) >= 32:
+        seen = seen[:, :, ::2, ::2, ::2]
+    seen = seen.flatten(1)
+    levels = torch.tensor([low / 100, high / 100], device=x.device, dtype=x.dtype)
+    floor, ceiling = torch.nanquantile(seen, levels, dim=1).nan_to_num().view(2, -1, 1, 1, 1, 1)
+    return ((x - floor) / (ceiling - floor).clamp(min=1e-6)).clamp(0, clip) * inside

@@ -1,0 +1,91 @@
+"""Model cards: what a person should know about weights before using them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_model_card"]
+
+
+def write_model_card(
+    path: Path,
+    *,
+    title: str,
+    card: dict[str, Any],
+    data: str,
+    license: str,
+    hardware: str,
+    notes: str,
+) -> Path:
+    """Write a model card next to a weights file, with the extension ``.md``.
+
+    Parameters
+    ----------
+    path : Path
+        The weights file; its sha256 goes into the text.
+    title : str
+        Heading.
+    card : dict
+        The card in the header of the weights: ``labels``, ``architecture`` or ``adapter`` and
+        ``base``, and under ``training`` plain facts and the figures of the ``validation``.
+    data : str
+        What was trained and validated on, with source and licence.
+    license : str
+        Licence of the weights.
+    hardware : str
+        What they were trained on.
+    notes : str
+        Intended use and limits.
+
+    Returns
+    -------
+    Path
+        The Markdown file.
+    """
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    training = dict(card.get("training", {}))
+    figures = training.pop("validation", {})
+    facts = _network_facts(card) | {
+        "Classes": ", ".join(card["labels"]),
+        "Hardware": hardware,
+        "Licence": license,
+        "File": f"`{path.name}`, {path.stat().st_size / 1e6:.1f} MB",
+        "sha256": f"`{digest}`",
+    }
+    sections = [
+        f"# {title}",
+        _table(("", ""), facts),
+        f"## Data\n\n{data}",
+        "## Training\n\n" + _table(("setting", "value"), training),
+        "## Validation\n\n" + _table(("figure", "value"), figures),
+        f"## Use and limits\n\n{notes}",
+    ]
+    out = path.with_suffix(".md")
+    partial = out.with_suffix(".partial")
+    partial.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    partial.replace(out)
+    return out
+
+
+def _network_facts(card: dict[str, Any]) -> dict[str, str]:
+    if "adapter" in card:
+        adapter, base = card["adapter"], card["base"]
+        settings = ", ".join(f"{k} {adapter[k]}" for k in ("rank", "bottleneck", "scale"))
+        return {
+            "Adapter": f"{adapter['method']} ({settings})",
+            "Base": f"{base['name']}, sha256 `{base['sha256']}`",
+        }
+    architecture = card["architecture"]
+    settings = ", ".join(f"{k} {v}" for k, v in architecture["kwargs"].items())
+    return {"Network": f"{architecture['name']} ({settings})"}
+
+
+def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    for name, value in rows.items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append(f"| {name} | {text} |".replace("\n", " "))
+    return "\n".join(lines)
