@@ -1,0 +1,7 @@
+"""``python -m hyps_bids``."""
+
+import sys
+
+from hyps_bids.cli import main
+
+sys.exit(main())

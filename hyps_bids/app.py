@@ -1,0 +1,296 @@
+"""Run what the settings ask for, and turn what happened into an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hyps_bids import __version__
+from hyps_bids.bids.derivatives import write_text
+from hyps_bids.bids.description import check_output, write_dataset_files
+from hyps_bids.bids.index import Scan, find_scans
+from hyps_bids.errors import CannotCreateOutput, MissingInput, UsageError
+from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.settings import Settings
+
+__all__ = ["run"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+
+def run(settings: Settings) -> int:
+    """Run one analysis level.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for.
+
+    Returns
+    -------
+    int
+        0, or 1 if a scan failed.
+
+    Raises
+    ------
+    HypsError
+        If nothing can be done at all; it carries the exit code.
+    """
+    if settings.analysis_level == "group":
+        from hyps_bids.group.tables import write_group_tables
+
+        check_output(settings)
+        write_group_tables(settings)
+        return 0
+    return _participant(settings)
+
+
+def _participant(settings: Settings) -> int:
+    check_output(settings)
+    scans = find_scans(settings)
+    if settings.dry_run:
+        for scan in scans:
+            print(scan.path)
+        return 0
+    # random, for jobs that start in the same second: in containers process numbers are the same
+    run_name = f"{datetime.now():%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
+    with _work_folder(settings, run_name) as work_dir:
+        return _process(settings, scans, settings.output_dir / "logs" / run_name, work_dir)
+
+
+def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path) -> int:
+    # imported late: nipype reads its configuration folder from the environment
+    from hyps_bids.networks.checkpoints import LOCALIZER, read_card, sha256, shipped_weights
+    from hyps_bids.segmentation.devices import choose_device, prepare_process
+    from hyps_bids.segmentation.inference import cached_adapted, cached_network
+    from hyps_bids.segmentation.labels import label_table
+    from hyps_bids.workflows.outputs import fingerprint, is_done
+    from hyps_bids.workflows.participant import Models
+
+    device = str(choose_device(settings.device))
+    models = Models(
+        localizer=shipped_weights(LOCALIZER), base=_base(settings), adapter=_adapter(settings)
+    )
+    # loaded before the workers fork: they share the memory, and a wrong adapter ends the run here
+    # one thread: forked workers would hang on a thread pool that stayed behind
+    prepare_process(threads=1)
+    cached_network(models.localizer)
+    _, card = cached_adapted(models.adapter, models.base)
+    provenance = {
+        "SoftwareVersion": __version__,
+        "Models": {
+            "Localizer": {"Name": models.localizer.stem, "SHA256": sha256(models.localizer)},
+            "Base": {"Name": models.base.stem, "SHA256": sha256(models.base)},
+            "Adapter": {
+                "Name": models.adapter.stem,
+                "SHA256": sha256(models.adapter),
+                "License": read_card(models.adapter).get("license", "n/a"),
+            },
+        },
+        "BiasFieldCorrection": "N4" if settings.n4 else "none",
+    }
+    table = label_table(card["labels"])
+    write_dataset_files(settings, labels=table)
+    _start_log(folder, settings)
+    todo = [s for s in scans if not is_done(s, settings.output_dir, fingerprint(s, provenance))]
+    _LOG.warning(
+        "%d scans: %d done before, %d to do, on %s",
+        len(scans),
+        len(scans) - len(todo),
+        len(todo),
+        device,
+    )
+    began = time.monotonic()
+    failed = (
+        _run_workflow(settings, todo, models, provenance, device, folder, work_dir) if todo else {}
+    )
+    for scan, reason in failed.items():
+        _LOG.error("%s: failed: %s", scan.stem, reason)
+    if todo:
+        _LOG.warning(
+            "%d of %d scans done in %.0f s; outputs in %s",
+            len(todo) - len(failed),
+            len(todo),
+            time.monotonic() - began,
+            settings.output_dir,
+        )
+    return 1 if failed else 0
+
+
+def _run_workflow(
+    settings: Settings,
+    scans: Sequence[Scan],
+    models: Any,
+    provenance: dict[str, Any],
+    device: str,
+    folder: Path,
+    work_dir: Path,
+) -> dict[Scan, str]:
+    """Run the workflow and return the scans that failed, each with its reason."""
+    from nipype import config
+    from nipype import logging as nipype_logging
+
+    from hyps_bids.workflows.crashes import crash_reasons
+    from hyps_bids.workflows.outputs import fingerprint, is_done, write_failure
+    from hyps_bids.workflows.participant import init_participant_wf
+
+    nprocs = settings.nprocs or available_cpus()
+    # few scans: let each use more cores
+    threads = settings.omp_nthreads or max(1, min(8, nprocs // len(scans)))
+    plugin = _plugin(settings, nprocs, device)
+    config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(folder),
+                "crashfile_format": "txt",
+                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+                "poll_sleep_duration": "0.05",
+                "remove_unnecessary_outputs": "false",
+                "hash_method": "timestamp",
+                "check_version": "false",
+                "create_report": "false",
+            },
+            "logging": {"log_to_file": "false"},
+        }
+    )
+    nipype_logging.update_logging(config)
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        level = logging.INFO if settings.verbose > 1 else logging.CRITICAL
+        logging.getLogger(name).setLevel(level)
+    workflow = init_participant_wf(
+        scans=scans,
+        models=models,
+        output_dir=settings.output_dir.absolute(),
+        work_dir=work_dir.absolute(),
+        provenance=provenance,
+        device=device,
+        n4=settings.n4,
+        omp_nthreads=threads,
+    )
+    error: Exception | None = None
+    try:
+        workflow.run(**plugin)
+    except Exception as caught:
+        # nipype raises after the other scans have run; what failed is in the crash files
+        error = caught
+    reasons = crash_reasons(folder)
+    failed = {}
+    for scan in scans:
+        if is_done(scan, settings.output_dir, fingerprint(scan, provenance)):
+            continue
+        reason = reasons.get(scan.workflow_name) or (
+            f"not processed: {error}" if error else "not processed; see the log"
+        )
+        failed[scan] = reason
+        write_failure(scan, settings.output_dir, reason)
+    if error is not None and not reasons:
+        raise error
+    return failed
+
+
+def _plugin(settings: Settings, nprocs: int, device: str) -> dict[str, Any]:
+    if settings.use_plugin is not None:
+        return _read_plugin(settings.use_plugin)
+    return {
+        "plugin": "MultiProc",
+        "plugin_args": {
+            "n_procs": nprocs,
+            "memory_gb": settings.mem_gb or available_memory_gb() * 0.9,
+            "raise_insufficient": False,
+            "n_gpu_procs": 1,
+            # forked workers share the loaded networks; CUDA cannot be used after a fork
+            "mp_context": "fork" if device == "cpu" else "forkserver",
+        },
+    }
+
+
+def _read_plugin(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = path.read_text()
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not valid ({error})") from error
+    if not isinstance(content, dict) or "plugin" not in content:
+        raise UsageError(f"{path}: must name a nipype 'plugin', and may give its 'plugin_args'")
+    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args", {})}
+
+
+def _base(settings: Settings) -> Path:
+    from hyps_bids.networks.checkpoints import BASE, shipped_weights
+
+    return (settings.base_model or shipped_weights(BASE)).absolute()
+
+
+def _adapter(settings: Settings) -> Path:
+    from hyps_bids.networks.checkpoints import shipped_weights
+
+    path = Path(settings.adapter)
+    if path.suffix == ".safetensors" or path.exists():
+        if path.is_dir():
+            path = path / "adapter.safetensors"
+        if not path.is_file():
+            raise MissingInput(f"{path}: no such adapter file")
+        return path.absolute()
+    shipped = shipped_weights(f"adapter-{settings.adapter}")
+    if not shipped.is_file():
+        names = sorted(
+            p.stem.removeprefix("adapter-") for p in shipped.parent.glob("adapter-*.safetensors")
+        )
+        raise UsageError(
+            f"--adapter {settings.adapter}: neither a file nor shipped; shipped: {', '.join(names)}"
+        )
+    return shipped
+
+
+@contextmanager
+def _work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
+    """Make the folder of intermediate files; a default one goes at the end, whatever happens."""
+    work_dir = settings.work_dir or settings.output_dir / "work" / run_name
+    if settings.clean_workdir:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    caches = work_dir / "caches"
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateOutput(f"{work_dir}: cannot be made ({error.strerror})") from error
+    # the home may be missing or read-only
+    for variable in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
+        os.environ.setdefault(variable, str(caches.absolute()))
+    # no telemetry
+    os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
+    try:
+        yield work_dir
+    finally:
+        if settings.work_dir is None:
+            shutil.rmtree(work_dir, ignore_errors=True)
+            _remove_if_empty(work_dir.parent)
+
+
+def _start_log(folder: Path, settings: Settings) -> None:
+    from hyps_bids.cli import settings_to_toml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "settings.toml", settings_to_toml(settings))
+    handler = logging.FileHandler(folder / "hyps-bids.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _LOG.addHandler(handler)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        _LOG.debug("%s is kept: it is not empty", folder)

@@ -1,0 +1,134 @@
+"""Names of derivatives, and writers that never leave half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pandas as pd
+
+from hyps_bids.bids.index import Scan
+from hyps_bids.errors import CannotCreateOutput
+
+__all__ = [
+    "bids_uri",
+    "output_path",
+    "read_table",
+    "write_json",
+    "write_nifti",
+    "write_table",
+    "write_text",
+]
+
+#: order of the entities that derivatives add, from the BIDS schema
+_ORDER = ("space", "seg", "res", "den", "label", "desc")
+
+
+def output_path(
+    output_dir: Path, scan: Scan, *, suffix: str, extension: str, **entities: str
+) -> Path:
+    """Name a derivative of a scan.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives dataset.
+    scan : Scan
+        The source.
+    suffix, extension : str
+        ``dseg`` and ``.nii.gz``, for example.
+    **entities : str
+        Entities to add to those of the source.
+
+    Returns
+    -------
+    Path
+        The file; its folder need not exist.
+
+    Raises
+    ------
+    ValueError
+        If an entity is not one that derivatives add.
+
+    Examples
+    --------
+    >>> scan = Scan.from_path(Path("sub-01_run-2_T1w.nii.gz"))
+    >>> output_path(Path("out"), scan, suffix="mask", extension=".nii.gz", label="ICV").name
+    'sub-01_run-2_label-ICV_mask.nii.gz'
+    """
+    unknown = sorted(set(entities) - set(_ORDER))
+    if unknown:
+        raise ValueError(f"not entities of derivatives: {unknown}")
+    added = [f"{key}-{entities[key]}" for key in _ORDER if key in entities]
+    return output_dir / scan.folder / ("_".join([scan.stem, *added, suffix]) + extension)
+
+
+def bids_uri(dataset: str, relative: Path) -> str:
+    """Name a file of a dataset as a BIDS URI.
+
+    Examples
+    --------
+    >>> bids_uri("raw", Path("sub-01/anat/sub-01_T1w.nii.gz"))
+    'bids:raw:sub-01/anat/sub-01_T1w.nii.gz'
+    """
+    return f"bids:{dataset}:{relative.as_posix()}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once."""
+    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file at once."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a TSV file at once.
+
+    Missing values are n/a. Numbers have six significant digits or two decimals, whichever is
+    more, and no zeros at the end: a count that became a float is a count again.
+    """
+    text = frame.to_csv(sep="\t", index=False, na_rep="n/a", float_format=_number)
+    write_text(path, text)
+
+
+def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
+    """Write a NIfTI file at once, compressed fast if the name ends with ``.gz``."""
+    _write(path, lambda partial: nib.save(image, partial))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a TSV file; n/a is missing, and labels stay text ("01" is not 1)."""
+    labels = {name: str for name in ("participant_id", "session_id", "scan", "run")}
+    return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=labels)
+
+
+def _number(value: float) -> str:
+    if 1e3 <= abs(value) < 1e15:
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    # no minus zero
+    return f"{value + 0.0:.6g}" if math.isfinite(value) else str(float(value))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a hidden name in the same folder, then rename: readers never see half a file."""
+    # random: jobs in containers or on other nodes may have the same process number
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise CannotCreateOutput(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        # an interruption leaves nothing either; after the rename there is nothing to remove
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""nipype: thin interfaces over pure functions, and the workflow of one scan."""
