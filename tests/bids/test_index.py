@@ -1,0 +1,399 @@
+"""Which images are found, and how each way of not finding one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from hyps_bids.bids.index import Scan, find_scans
+from hyps_bids.errors import (
+    BadData,
+    CannotCreateOutput,
+    InvalidBids,
+    MissingInput,
+    NothingMatches,
+    UsageError,
+)
+from hyps_bids.settings import Settings
+
+NAMES = (
+    "sub-01/anat/sub-01_acq-mprage_T1w.nii.gz",
+    "sub-01/anat/sub-01_run-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_run-2_T1w.nii.gz",
+    "sub-02/ses-M00/anat/sub-02_ses-M00_T1w.nii.gz",
+    "sub-02/ses-M12/anat/sub-02_ses-M12_rec-norm_T1w.nii",
+    "sub-101/anat/sub-101_T1w.nii.gz",
+)
+
+
+def add(root: Path, *names: str) -> None:
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, path)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    root = tmp_path / "raw"
+    add(root, *NAMES)
+    write_description(root)
+    return root
+
+
+def write_description(root: Path) -> None:
+    content = {"Name": "test", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(content))
+
+
+def make_settings(root: Path, **options: Any) -> Settings:
+    return Settings(
+        bids_dir=root,
+        output_dir=root.parent / "out",
+        analysis_level="participant",
+        **options,
+    )
+
+
+def find(root: Path, **options: Any) -> list[str]:
+    scans = find_scans(make_settings(root, **options))
+    return [scan.path.relative_to(root).as_posix() for scan in scans]
+
+
+@pytest.fixture
+def filter_file(tmp_path: Path) -> Callable[[Any], Path]:
+    def write(query: Any) -> Path:
+        path = tmp_path / "filter.json"
+        path.write_text(json.dumps({"t1w": query}))
+        return path
+
+    return write
+
+
+def test_every_image_is_found_by_itself_in_order(dataset: Path) -> None:
+    assert find(dataset) == list(NAMES)
+
+
+def test_scan_knows_its_names() -> None:
+    scan = Scan.from_path(Path("x/sub-02/ses-M12/anat/sub-02_ses-M12_rec-norm_run-01_T1w.nii"))
+    assert (scan.subject, scan.session) == ("02", "M12")
+    assert scan.stem == "sub-02_ses-M12_rec-norm_run-01"
+    assert scan.folder == Path("sub-02/ses-M12/anat")
+    assert scan.workflow_name == "sub_02_ses_M12_rec_norm_run_01"
+
+
+def test_relative_bids_dir_stays_relative(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dataset.parent)
+    assert find_scans(make_settings(Path("raw")))[0].path == Path("raw") / NAMES[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"participant_label": ("01",)}, NAMES[:3]),
+        # no label is a prefix or a pattern
+        ({"participant_label": ("101",)}, NAMES[5:]),
+        ({"participant_label": ("02", "01", "02")}, NAMES[:5]),
+        ({"exclude_participant_label": ("01",)}, NAMES[3:]),
+        ({"exclude_participant_label": ("nobody",)}, NAMES),
+        ({"participant_label": ("01", "02"), "exclude_participant_label": ("02",)}, NAMES[:3]),
+        ({"session_label": ("M12",)}, NAMES[4:5]),
+        ({"session_label": ("M00", "M12", "M99")}, NAMES[3:5]),
+    ],
+)
+def test_labels(dataset: Path, options: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert find(dataset, **options) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"participant_label": ("01", "03")}, "no participant 03; there are 01, 02, 101"),
+        ({"participant_label": ("*",)}, r"no participant \*"),
+        (
+            {"participant_label": ("01",), "exclude_participant_label": ("01",)},
+            "leaves no participant",
+        ),
+        ({"session_label": ("M24",)}, "session M24"),
+        ({"participant_label": ("01",), "session_label": ("M00",)}, "participant 01, session M00"),
+    ],
+)
+def test_labels_that_match_nothing(dataset: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(NothingMatches, match=message):
+        find(dataset, **options)
+
+
+def test_participant_without_image_is_named(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (dataset / "sub-03").mkdir()
+    find(dataset, participant_label=("01", "03"))
+    assert "no T1w image selected of participants asked for: 03" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"acquisition": None}, NAMES[1:]),
+        ({"acquisition": "*"}, NAMES[:1]),
+        ({"acquisition": "Query.ANY"}, NAMES[:1]),
+        ({"acquisition": ["mprage"]}, NAMES[:1]),
+        ({"acquisition": "MPRAGE|other", "regex_search": True}, NAMES[:1]),
+        # a run is a number, however it is padded
+        ({"run": 1}, NAMES[1:2]),
+        ({"run": "01"}, NAMES[1:2]),
+        ({"run": "02"}, NAMES[2:3]),
+        ({"run": [1, 2]}, NAMES[1:3]),
+        ({"run": None, "session": None}, (NAMES[0], NAMES[5])),
+        ({"session": ["M00", "M12"]}, NAMES[3:5]),
+        ({"subject": "101"}, NAMES[5:]),
+        ({}, NAMES),
+    ],
+)
+def test_filter_file(
+    dataset: Path, filter_file: Callable[[Any], Path], query: Any, expected: tuple[str, ...]
+) -> None:
+    assert find(dataset, bids_filter_file=filter_file(query)) == list(expected)
+
+
+def test_filter_says_what_passed(
+    dataset: Path, filter_file: Callable[[Any], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    find(dataset, bids_filter_file=filter_file({"run": 1}))
+    assert "filter.json passed 1 of 6" in caplog.text
+
+
+@pytest.mark.parametrize("regex", [False, True])
+def test_filter_narrows_the_labels(
+    dataset: Path, filter_file: Callable[[Any], Path], regex: bool
+) -> None:
+    query = {"session": "M.*" if regex else "M00", "regex_search": regex}
+    path = filter_file(query)
+    assert find(dataset, bids_filter_file=path, session_label=("M00",)) == [NAMES[3]]
+    with pytest.raises(NothingMatches):
+        find(dataset, bids_filter_file=filter_file({"session": "M00"}), session_label=("M12",))
+    # as a pattern, the label 01 would also be that of 101
+    path = filter_file({"run": None, "regex_search": regex})
+    assert find(dataset, bids_filter_file=path, participant_label=("01",)) == [NAMES[0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must hold a query 't1w'"),
+        ('{"bold": {}}', "must hold a query 't1w'"),
+        ('{"t1w": []}', "must hold a query 't1w'"),
+        ('{"t1w": {"acq": "mprage"}}', "'acq' is not a recognized entity"),
+        ('{"t1w": {"suffix": "T2w"}}', "suffix cannot be set"),
+        ('{"t1w": {"datatype": "anat", "extension": ".nii"}}', "datatype, extension cannot"),
+        ('{"t1w": {"run": {"from": 1}}}', "run: must be a value or a list"),
+        ('{"t1w": {"return_type": "file"}}', "return_type"),
+        ('{"t1w": {"invalid_filters": "allow"}}', "invalid_filters"),
+        ('{"t1w": {"acquisition": "(", "regex_search": true}}', "filter.json"),
+    ],
+)
+def test_filter_file_that_cannot_be_used(
+    dataset: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        find(dataset, bids_filter_file=path)
+
+
+def test_filter_file_missing_or_passing_nothing(
+    dataset: Path, tmp_path: Path, filter_file: Callable[[Any], Path]
+) -> None:
+    with pytest.raises(MissingInput, match=r"nowhere\.json"):
+        find(dataset, bids_filter_file=tmp_path / "nowhere.json")
+    with pytest.raises(NothingMatches, match="passes none of 6"):
+        find(dataset, bids_filter_file=filter_file({"reconstruction": "other"}))
+
+
+def test_unused_queries_are_named(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text('{"t1w": {"run": 1}, "bold": {"task": "rest"}}')
+    assert find(dataset, bids_filter_file=path) == [NAMES[1]]
+    assert "['bold'] are not used" in caplog.text
+
+
+def test_database_serves_any_later_selection(dataset: Path, tmp_path: Path) -> None:
+    database = tmp_path / "db"
+    first = find(dataset, bids_database_dir=database, participant_label=("01",))
+    assert first == list(NAMES[:3])
+    written = (database / "layout_index.sqlite").stat().st_mtime_ns
+    second = find(dataset, bids_database_dir=database, participant_label=("02",))
+    assert second == list(NAMES[3:5])
+    assert (database / "layout_index.sqlite").stat().st_mtime_ns == written
+    # nothing half-made is left
+    assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
+
+
+def test_database_older_than_the_dataset(dataset: Path, tmp_path: Path) -> None:
+    database = tmp_path / "db"
+    find(dataset, bids_database_dir=database)
+    (dataset / NAMES[5]).unlink()
+    with pytest.raises(MissingInput, match="remove the index"):
+        find(dataset, bids_database_dir=database)
+
+
+def test_database_of_another_dataset_is_refused(dataset: Path, tmp_path: Path) -> None:
+    database = tmp_path / "db"
+    find(dataset, bids_database_dir=database)
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    with pytest.raises(UsageError, match="is an index of"):
+        find(other, bids_database_dir=database)
+
+
+def test_database_that_cannot_be_used(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotCreateOutput, match="file"):
+        find(dataset, bids_database_dir=tmp_path / "file")
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "layout_index.sqlite").write_text("no database" * 500)
+    with pytest.raises(BadData, match="remove it"):
+        find(dataset, bids_database_dir=tmp_path / "db")
+
+
+def test_dangling_link_matters_only_if_asked_for(dataset: Path) -> None:
+    broken = dataset / NAMES[0]
+    broken.unlink()
+    broken.symlink_to("../../.git/annex/objects/aa/bb/MD5E-s1--00.nii.gz")
+    (dataset / "sub-101" / "anat" / "sub-101_T2w.nii.gz").symlink_to("nowhere")
+    assert find(dataset, exclude_participant_label=("01",)) == list(NAMES[3:])
+    with pytest.raises(MissingInput, match=f"datalad get .*{NAMES[0]}"):
+        find(dataset, participant_label=("01",))
+    # the group level needs the names only
+    scans = find_scans(make_settings(dataset), need_content=False)
+    assert len(scans) == len(NAMES)
+
+
+def test_dangling_folder_of_another_participant_is_ignored(dataset: Path) -> None:
+    (dataset / "sub-77").symlink_to("nowhere")
+    assert find(dataset) == list(NAMES)
+
+
+def test_links_keep_the_names_of_the_dataset(dataset: Path, tmp_path: Path) -> None:
+    store = tmp_path / "annex" / "MD5E-s1--00.nii.gz"
+    store.parent.mkdir()
+    (dataset / NAMES[5]).rename(store)
+    (dataset / NAMES[5]).symlink_to(store)
+    link = tmp_path / "link"
+    link.symlink_to(dataset)
+    assert find(dataset, participant_label=("101",)) == [NAMES[5]]
+    # the dataset itself may be a link, and so may a participant's folder
+    assert find(link) == list(NAMES)
+    (dataset / "sub-101").rename(tmp_path / "elsewhere")
+    (dataset / "sub-101").symlink_to(tmp_path / "elsewhere")
+    assert find(dataset, participant_label=("101",)) == [NAMES[5]]
+
+
+def test_same_image_twice_is_refused(dataset: Path) -> None:
+    add(dataset, "sub-101/anat/sub-101_T1w.nii")
+    with pytest.raises(InvalidBids, match="same image"):
+        find(dataset)
+    assert find(dataset, participant_label=("01",)) == list(NAMES[:3])
+
+
+def test_missing_or_empty_dataset(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="no such folder"):
+        find(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidBids, match="not a folder"):
+        find(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidBids, match="dataset_description"):
+        find(tmp_path / "empty")
+    with pytest.raises(NothingMatches, match="no sub-"):
+        find(tmp_path / "empty", skip_bids_validation=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "skip-bids-validation"),
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("3", "not a JSON object"),
+        ('{"Name": "x"}', "lacks BIDSVersion"),
+    ],
+)
+def test_bad_description(dataset: Path, text: str | None, message: str) -> None:
+    path = dataset / "dataset_description.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InvalidBids, match=message):
+        find(dataset)
+    if text is None:
+        assert find(dataset, skip_bids_validation=True) == list(NAMES)
+
+
+def test_nothing_else_is_picked_up(dataset: Path) -> None:
+    add(
+        dataset,
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/anat/sub-01_desc-x_T1w.nii.gz.part.nii.gz",
+        "sub-01/anat/old/sub-01_T1w.nii.gz",
+        "sub-01/func/sub-01_T1w.nii.gz",
+        "sub-01/sub-01_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "sourcedata/sub-01/anat/sub-01_T1w.nii.gz",
+        "code/sub-01/anat/sub-01_T1w.nii.gz",
+        ".hidden/sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    (dataset / "sub-01/anat/sub-01_T1w.json").write_text("{}")
+    (dataset / "sub-01_T1w.nii.gz").touch()
+    assert find(dataset) == list(NAMES)
+
+
+def test_dataset_is_only_read(dataset: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [dataset, *dataset.rglob("*")]}
+    paths = [*dataset.rglob("*"), dataset]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    try:
+        assert find(dataset) == list(NAMES)
+    finally:
+        for path in reversed(paths):
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    assert {path: path.stat().st_mtime_ns for path in [dataset, *dataset.rglob("*")]} == before
+
+
+def test_only_asked_folders_are_indexed(dataset: Path) -> None:
+    # a folder that leads back to itself would never be done
+    (dataset / "sub-02" / "func").mkdir()
+    (dataset / "sub-02" / "func" / "loop").symlink_to(dataset)
+    (dataset / "sub-01" / "ses-x").symlink_to(dataset / "sub-02")
+    # pybids reads these while it indexes, and fails if they are no JSON
+    for folder in ("sub-02", "sub-01/func", "derivatives"):
+        (dataset / folder).mkdir(exist_ok=True)
+        (dataset / folder / "layout_config.json").write_text("not JSON")
+    assert find(dataset, participant_label=("101",)) == [NAMES[5]]
+
+
+def test_thousands_of_participants(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    source = tmp_path / "image.nii.gz"
+    add(tmp_path, source.name)
+    count = 1500
+    for i in range(count):
+        folder = root / f"sub-{i:05d}" / "anat"
+        folder.mkdir(parents=True)
+        os.link(source, folder / f"sub-{i:05d}_T1w.nii.gz")
+    write_description(root)
+    assert len(find(root)) == count

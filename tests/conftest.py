@@ -1,0 +1,49 @@
+"""Fixtures that the whole test suite shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+import pytest
+import torch
+
+import hyps_bids
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def demo_bids() -> Path:
+    """The BIDS dataset that comes with the package; not to be written to."""
+    return Path(hyps_bids.__file__).parent / "data" / "demo"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Data too large for the project; tests that use it are marked ``shared``."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("larger check skipped: no ../shared/data beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coarse_head(demo_bids: Path) -> nib.Nifti1Image:
+    """The demo's whole head at 2 mm: real, and quick to process."""
+    head = nib.load(demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz")
+    coarse = nibabel.processing.resample_to_output(head, voxel_sizes=2, order=1)
+    image = nib.Nifti1Image(np.asarray(coarse.dataobj, dtype=np.int16), coarse.affine)
+    image.set_qform(coarse.affine, code=1)
+    image.set_sform(coarse.affine, code=1)
+    return image

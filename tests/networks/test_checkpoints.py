@@ -1,0 +1,287 @@
+"""Tests of :mod:`hyps_bids.networks.checkpoints`, with real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.networks.adapters import AdapterConfig, add_adapters
+from hyps_bids.networks.checkpoints import (
+    ADAPTER,
+    BASE,
+    GRID,
+    LOCALIZER,
+    build_network,
+    load_adapted,
+    load_network,
+    read_card,
+    replace_head,
+    save_adapter,
+    save_network,
+    sha256,
+    shipped_weights,
+)
+
+CONFIG = AdapterConfig(rank=2, bottleneck=2)
+LABELS = ["background", "white", "hippocampus", "rest"]
+PARTS = ["anterior", "posterior"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return torch.randn(1, 1, 32, 40, 24, generator=torch.Generator().manual_seed(3))
+
+
+def save_base(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    kwargs = {"in_channels": 1, "out_channels": len(LABELS), "feature_size": 12}
+    architecture = {"name": "HippocampusSwinUNETR", "kwargs": kwargs}
+    card = {"architecture": architecture, "labels": LABELS, "grid": list(GRID)}
+    save_network(path, build_network(architecture), card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base") / "base.safetensors", 0)
+
+
+@pytest.fixture(scope="module")
+def adapted(base: Path) -> nn.Module:
+    """A network adapted to the base and moved as training would."""
+    model, card = load_network(base)
+    replace_head(model, card["labels"], {"anterior": ["hippocampus"], "posterior": []})
+    add_adapters(model, CONFIG)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=generator) * 0.02)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, adapted: nn.Module) -> Path:
+    path = base.with_name("adapter.safetensors")
+    save_adapter(path, adapted, CONFIG, base, {"labels": PARTS, "grid": list(GRID)})
+    return path
+
+
+def rewritten(source: Path, target: Path, change: dict[str, torch.Tensor | None]) -> Path:
+    """Copy a weights file with some tensors replaced, added, or left out (None)."""
+    with safe_open(source, "pt") as weights:
+        metadata = weights.metadata()
+        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+    tensors |= change
+    save_file({k: v for k, v in tensors.items() if v is not None}, target, metadata)
+    return target
+
+
+def test_network_round_trip(base: Path, tmp_path: Path, x: torch.Tensor) -> None:
+    model, card = load_network(base)
+    assert not model.training
+    assert card["labels"] == LABELS
+    assert card["kind"] == "network"
+    with torch.no_grad():
+        save_network(tmp_path / "again.safetensors", model, card)
+        again, _ = load_network(tmp_path / "again.safetensors")
+        assert torch.equal(again(x), model(x))
+        save_network(tmp_path / "half.safetensors", model, card, dtype=torch.float16)
+        half, _ = load_network(tmp_path / "half.safetensors")
+        assert all(p.dtype == torch.float32 for p in half.parameters())
+        torch.testing.assert_close(half(x), model(x), atol=2e-2, rtol=2e-2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.safetensors", "half.safetensors"]
+
+
+def test_adapter_round_trip_is_exact(
+    base: Path, adapter: Path, adapted: nn.Module, x: torch.Tensor
+) -> None:
+    model, card = load_adapted(adapter, base)
+    assert not model.training
+    assert card["labels"] == PARTS
+    assert card["adapter"]["method"] == "hyps"
+    assert card["base"] == {"name": "base", "sha256": sha256(base)}
+    with torch.no_grad():
+        assert torch.equal(model(x), adapted(x))
+
+
+def test_adapter_in_half_precision_is_near(
+    base: Path, adapted: nn.Module, tmp_path: Path, x: torch.Tensor
+) -> None:
+    path = tmp_path / "half.safetensors"
+    save_adapter(path, adapted, CONFIG, base, {"labels": PARTS}, dtype=torch.float16)
+    model, _ = load_adapted(path, base)
+    with torch.no_grad():
+        got, expected = model(x).softmax(1), adapted(x).softmax(1)
+    torch.testing.assert_close(got, expected, atol=1e-2, rtol=0)
+
+
+def test_untrained_adapter_in_half_precision_is_the_base(
+    base: Path, tmp_path: Path, x: torch.Tensor
+) -> None:
+    # the residual follows from the stored factors: their rounding cancels out
+    model, card = load_network(base)
+    names = {name: [name] for name in card["labels"][1:]}
+    replace_head(model, card["labels"], names)
+    with torch.no_grad():
+        expected = model(x)
+        add_adapters(model, CONFIG)
+        path = tmp_path / "identity.safetensors"
+        save_adapter(path, model, CONFIG, base, {"labels": list(names)}, dtype=torch.float16)
+        got = load_adapted(path, base)[0](x)
+    # decoder, head and norms are rounded to half precision all the same
+    torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_adapter_is_smaller_than_the_base_and_holds_no_frozen_weight(
+    base: Path, adapter: Path
+) -> None:
+    with safe_open(adapter, "pt") as weights:
+        names = set(weights.keys())
+    assert not any(name.startswith("encoder") or name.endswith("residual") for name in names)
+    assert not any(name.endswith(".qkv.weight") for name in names)
+    assert adapter.stat().st_size < 0.6 * base.stat().st_size
+
+
+def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    other = save_base(tmp_path / "other.safetensors", 1)
+    with pytest.raises(UsageError, match="trained on base base") as error:
+        load_adapted(adapter, other)
+    assert "--base-model" in str(error.value)
+    assert sha256(other)[:12] in str(error.value)
+
+
+def test_base_replaced_under_the_same_name_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "base.safetensors"
+    path.write_bytes(base.read_bytes())
+    load_adapted(adapter, path)
+    save_base(path, 1)
+    with pytest.raises(UsageError, match="trained on base base"):
+        load_adapted(adapter, path)
+
+
+def test_adapter_and_base_swapped(base: Path, adapter: Path) -> None:
+    with pytest.raises(UsageError, match=r"base\.safetensors: holds a whole network"):
+        load_adapted(base, adapter)
+    with pytest.raises(UsageError, match=r"adapter\.safetensors: holds an adapter"):
+        load_adapted(adapter, adapter)
+    with pytest.raises(UsageError, match=r"adapter\.safetensors: holds an adapter"):
+        load_network(adapter)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"out.conv.conv.bias": None}, {"more": torch.zeros(2)}, {"out.conv.conv.bias": torch.ones(9)}],
+    ids=["missing", "unexpected", "wrong-shaped"],
+)
+def test_tensors_that_do_not_fit(
+    change: dict[str, torch.Tensor | None], base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    wrong = rewritten(base, tmp_path / "wrong-base.safetensors", change)
+    with pytest.raises(BadData, match=r"wrong-base.*do not fit"):
+        load_network(wrong)
+    wrong = rewritten(adapter, tmp_path / "wrong-adapter.safetensors", change)
+    with pytest.raises(BadData, match=r"wrong-adapter.*does not fit"):
+        load_adapted(wrong, base)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1])
+def test_truncated(kept: float, base: Path, adapter: Path, tmp_path: Path) -> None:
+    for source in (base, adapter):
+        content = source.read_bytes()
+        end = int(kept * len(content)) if kept == 0.5 else int(kept)
+        path = tmp_path / f"cut-{source.name}"
+        path.write_bytes(content[:end])
+        load = load_network if source == base else lambda path: load_adapted(path, base)
+        with pytest.raises(BadData, match=r"cut-.*not a complete safetensors file"):
+            load(path)
+
+
+def test_not_safetensors_and_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "text.safetensors"
+    path.write_text("weights, honestly " * 100)
+    with pytest.raises(BadData, match=r"text\.safetensors: not a complete safetensors file"):
+        read_card(path)
+    path = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(BadData, match="without a HyPS card; convert it with 'hyps-tools import'"):
+        read_card(path)
+
+
+def test_missing_files(base: Path, adapter: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.safetensors"
+    for load in (
+        lambda: read_card(absent),
+        lambda: load_network(absent),
+        lambda: load_adapted(absent, base),
+        lambda: load_adapted(adapter, absent),
+        lambda: read_card(tmp_path),
+    ):
+        with pytest.raises(MissingInput, match="no such weights file"):
+            load()
+
+
+def test_replace_head() -> None:
+    kwargs = {"in_channels": 1, "out_channels": 4, "feature_size": 12}
+    model = build_network({"name": "HippocampusSwinUNETR", "kwargs": kwargs})
+    nn.init.normal_(model.out.conv.conv.bias)
+    weight, bias = (p.detach().clone() for p in model.out.conv.conv.parameters())
+    replace_head(model, LABELS, {"grey": ["hippocampus", "white"], "new": []})
+    head = model.out.conv.conv
+    assert isinstance(head, nn.Conv3d)
+    assert all(p.requires_grad for p in head.parameters())
+    for i, sources in enumerate([[0, 3], [1, 2]]):
+        torch.testing.assert_close(head.weight[i], weight[sources].mean(0))
+        torch.testing.assert_close(head.bias[i], bias[sources].mean())
+    assert not head.weight[2].any()
+    assert not head.bias[2].any()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 32, 40, 24)).shape == (1, 3, 32, 40, 24)
+
+
+def test_unknown_source_of_a_head_is_an_error() -> None:
+    kwargs = {"in_channels": 1, "out_channels": 4, "feature_size": 12}
+    model = build_network({"name": "HippocampusSwinUNETR", "kwargs": kwargs})
+    with pytest.raises(ValueError, match="amygdala"):
+        replace_head(model, LABELS, {"new": ["amygdala"]})
+
+
+def test_card_is_plain_json(adapter: Path) -> None:
+    with safe_open(adapter, "pt") as weights:
+        card = json.loads(weights.metadata()["hyps"])
+    assert card == read_card(adapter)
+
+
+@pytest.mark.parametrize("name", [LOCALIZER, BASE])
+def test_shipped_networks_load_strictly(name: str) -> None:
+    model, card = load_network(shipped_weights(name))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    outputs = card["architecture"]["kwargs"]["out_channels"]
+    assert card.get("labels") is None or len(card["labels"]) == outputs
+
+
+def test_shipped_adapter_fits_the_shipped_base() -> None:
+    adapter, base = shipped_weights(ADAPTER), shipped_weights(BASE)
+    if not adapter.is_file():
+        pytest.skip(f"no {adapter.name} yet")
+    model, card = load_adapted(adapter, base)
+    assert card["base"]["sha256"] == sha256(base)
+    assert tuple(card["grid"]) == GRID
+    with torch.no_grad():
+        out = model(torch.zeros(1, 1, *GRID))
+    assert out.shape == (1, 1 + len(card["labels"]), *GRID)
+    assert torch.isfinite(out).all()

@@ -1,0 +1,129 @@
+"""Tests of :mod:`hyps_bids.networks.swin_unetr` against MONAI's own implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from monai.networks.nets.swin_unetr import SwinUNETR, WindowAttention, compute_mask
+from torch import nn
+
+from hyps_bids.networks.swin_unetr import FusedWindowAttention, HippocampusSwinUNETR
+
+FEATURES = 12
+#: both run the same operations but for the attention, whose sums have another order
+TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def twins() -> tuple[HippocampusSwinUNETR, SwinUNETR]:
+    """Ours and MONAI's with the same weights, every one of them random."""
+    ours = HippocampusSwinUNETR(1, 3, FEATURES)
+    monai = SwinUNETR(1, 3, feature_size=FEATURES, spatial_dims=3)
+    with torch.no_grad():
+        for p in ours.parameters():
+            # MONAI starts biases at zero and bias tables near it: an error there would hide
+            p.add_(torch.randn_like(p) * 0.05)
+    missing, unexpected = monai.load_state_dict(ours.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.endswith("relative_position_index") for name in missing)
+    return ours.eval(), monai.eval()
+
+
+def test_state_dict_keys_are_those_of_monai() -> None:
+    ours = HippocampusSwinUNETR(1, 3, FEATURES).state_dict()
+    monai = SwinUNETR(1, 3, feature_size=FEATURES, spatial_dims=3).state_dict()
+    derived = {name for name in monai if name.endswith("relative_position_index")}
+    assert ours.keys() == monai.keys() - derived
+    assert all(ours[name].shape == monai[name].shape for name in ours)
+
+
+def test_weights_of_monai_load_into_ours() -> None:
+    ours, monai = HippocampusSwinUNETR(1, 3, FEATURES), SwinUNETR(1, 3, feature_size=FEATURES)
+    missing, unexpected = ours.load_state_dict(monai.state_dict(), strict=False)
+    assert not missing
+    assert all(name.endswith("relative_position_index") for name in unexpected)
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 32), (64, 32, 32)])
+def test_logits_equal_those_of_monai(shape: tuple[int, ...]) -> None:
+    # 16 × 32 × 16 tokens in windows of 7: every other block shifts and masks its windows
+    ours, monai = twins()
+    x = torch.randn(2, 1, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), monai(x), **TOLERANCE)
+
+
+def test_gradients_equal_those_of_monai() -> None:
+    ours, monai = twins()
+    x = torch.randn(1, 1, 32, 64, 32)
+    weights = torch.randn(1, 3, 32, 64, 32)
+    gradients: list[dict[str, torch.Tensor]] = []
+    for network in (ours, monai):
+        (network(x) * weights).mean().backward()
+        gradients.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("relative_position_bias_table" in name for name in gradients[0])
+    largest = max(float(gradient.norm()) for gradient in gradients[1].values())
+    for name, gradient in gradients[0].items():
+        expected = gradients[1][name]
+        # each is a sum of many terms that nearly cancel, hence the floor
+        floor = 1e-3 * largest
+        error = float((gradient - expected).norm() / expected.norm().clamp(min=floor))
+        assert error < 2e-2, (name, error)
+
+
+@pytest.mark.parametrize("sides", [(14, 14, 14), (14, 21, 7), (8, 14, 8)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_equals_that_of_monai_with_shift_masks(sides: Sequence[int], batch: int) -> None:
+    window = [min(7, side) for side in sides]
+    shift = [3 if side > 7 else 0 for side in sides]
+    sides = [-(-side // w) * w for side, w in zip(sides, window, strict=True)]
+    mask = compute_mask(sides, window, shift, torch.device("cpu"))
+    assert mask.unique(dim=0).shape[0] > 1, "nothing is masked"
+    reference = WindowAttention(24, 3, window, qkv_bias=True).eval()
+    nn.init.normal_(reference.relative_position_bias_table)
+    fused = FusedWindowAttention(reference).double()
+    reference = reference.double()
+    x = torch.randn(batch * len(mask), window[0] * window[1] * window[2], 24).double()
+    weights = torch.randn_like(x)
+    for some_mask in (mask.double(), None):
+        found = []
+        for attention in (reference, fused):
+            attention.zero_grad()
+            out = attention(x, some_mask)
+            (out * weights).sum().backward()
+            found.append([out, *(p.grad.clone() for _, p in sorted(attention.named_parameters()))])
+        for expected, got in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 56, 40), (24, 40, 16), (64, 40, 32)])
+def test_multiples_of_eight_work(shape: tuple[int, ...]) -> None:
+    network = HippocampusSwinUNETR(1, 3, FEATURES).eval()
+    with torch.no_grad():
+        out = network(torch.randn(1, 1, *shape))
+    assert out.shape == (1, 3, *shape)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("shape", [(36, 56, 40), (40, 52, 40), (40, 56, 41)])
+def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
+    network = HippocampusSwinUNETR(1, 3, FEATURES)
+    with pytest.raises(ValueError, match="multiple of 8 voxels, got"):
+        network(torch.zeros(1, 1, *shape))
+
+
+def test_volumes_of_a_batch_do_not_mix() -> None:
+    network = HippocampusSwinUNETR(1, 3, FEATURES).eval()
+    x = torch.randn(2, 1, 40, 32, 24)
+    with torch.no_grad():
+        together = network(x)
+        for i in range(2):
+            torch.testing.assert_close(network(x[i : i + 1])[0], together[i], **TOLERANCE)

@@ -1,0 +1,60 @@
+"""Tests of :mod:`hyps_bids.segmentation.devices`."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from hyps_bids.errors import UsageError
+from hyps_bids.segmentation.devices import choose_device, prepare_process, supports_bfloat16
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def test_cpu() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@NO_GPU
+def test_auto_that_falls_to_the_cpu_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="hyps_bids"):
+        logging.getLogger("hyps_bids").addHandler(caplog.handler)
+        assert choose_device("auto") == torch.device("cpu")
+    assert "no CUDA device: computing on the CPU" in caplog.text
+
+
+@NO_GPU
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_gpu_that_is_not_there_is_an_error(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^--device {name}: no CUDA device.*--device auto or cpu"):
+        choose_device(name)
+
+
+@GPU
+def test_gpu_by_number() -> None:
+    count = torch.cuda.device_count()
+    assert choose_device("auto").type == "cuda"
+    assert choose_device("cuda") == torch.device("cuda", 0)
+    assert choose_device(f"cuda:{count - 1}") == torch.device("cuda", count - 1)
+    with pytest.raises(UsageError, match=f"only {count} CUDA device"):
+        choose_device(f"cuda:{count}")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:x", "cuda:-1", "mps", "cpu:0"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="use auto, cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+def test_no_bfloat16_on_the_cpu() -> None:
+    assert not supports_bfloat16(torch.device("cpu"))
+
+
+def test_keeping_freed_memory_changes_no_result() -> None:
+    before = torch.arange(10.0).sum()
+    prepare_process()
+    prepare_process()
+    assert torch.arange(10.0).sum() == before

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+import hyps_bids
+
+MB = 1_000_000
+
+
+def test_versions_agree(root: Path) -> None:
+    citation = (root / "CITATION.cff").read_text()
+    changelog = (root / "CHANGELOG.md").read_text()
+
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [hyps_bids.__version__]
+    assert f"## [{hyps_bids.__version__}]" in changelog
+    assert version("hyps-bids") == hyps_bids.__version__
+
+
+def test_package_file_is_the_only_source_of_the_version(root: Path) -> None:
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["hatch"]["version"]["path"] == "hyps_bids/__init__.py"
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    code = "import sys, hyps_bids; print({'torch', 'numpy', 'nipype', 'bids'} & set(sys.modules))"
+
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert printed.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", ["hyps-bids", "hyps-tools"])
+def test_commands_exist(command: str) -> None:
+    (entry,) = entry_points(group="console_scripts", name=command)
+
+    assert callable(entry.load())
+
+
+def test_every_direct_dependency_is_pinned(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["docs"]]
+    lines = (root / "constraints" / "cpu.txt").read_text().splitlines()
+
+    names = {re.split(r"[>=<\[ ]", requirement)[0].lower() for requirement in wanted}
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+
+    assert names == pinned
+
+
+def test_weights_are_small_and_have_a_licence() -> None:
+    folder = Path(hyps_bids.__file__).parent / "data" / "weights"
+    weights = sorted(folder.glob("*.safetensors"))
+    licences = (folder / "LICENSE.md").read_text()
+
+    assert weights
+    for path in weights:
+        assert path.stat().st_size < 40 * MB
+        assert f"`{path.name}`" in licences
+
+
+def test_ci_runs_the_test_command_of_the_readme(root: Path) -> None:
+    commands = [
+        line
+        for line in (root / ".ci" / "run").read_text().splitlines()
+        if line and not line.startswith(("#", "set ", "cd "))
+    ]
+
+    assert len(commands) == 1
+    assert commands[0] in (root / "README.md").read_text().splitlines()

@@ -1,0 +1,183 @@
+"""Tests of :mod:`hyps_bids.tools`: the command line, from arguments to files."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from hyps_bids import tools
+from hyps_bids.errors import UsageError
+from hyps_bids.networks.checkpoints import load_adapted, read_card, save_network
+from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
+from hyps_bids.training.datasets import Crops, msd_subject
+
+LABELMAP = Path(__file__).parent / "data" / "labelmap_2mm.nii.gz"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For small tensors threads cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("command", [[], ["pretrain"], ["adapt"], ["synthesize"], ["demo"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        tools.main([*command, "--help"])
+    assert end.value.code == 0
+    assert "usage: hyps-tools" in capsys.readouterr().out
+
+
+def test_import_is_light() -> None:
+    code = "import sys, hyps_bids.tools; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["pretrain", "atlas", "maps", "out"],
+        ["pretrain", "base", "maps", "out", "--steps", "0"],
+        ["adapt", "images", "labels", "out"],
+        ["adapt", "images", "labels", "out", "--classes", "anterior,,posterior"],
+    ],
+)
+def test_wrong_usage_ends_with_64(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        tools.main(argv)
+    assert end.value.code == 64
+
+
+def test_errors_become_messages_and_exit_codes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    common = ["pretrain", "base", str(tmp_path / "missing"), out]
+    assert tools.main([*common, "--device", "cpu"]) == 66
+    assert "missing" in capsys.readouterr().err
+    assert tools.main([*common, "--device", "abacus"]) == 64
+    (tmp_path / "file").touch()
+    assert tools.main([*common[:3], str(tmp_path / "file" / "out"), "--device", "cpu"]) == 73
+
+
+def test_demo_runs_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    fake = SimpleNamespace(run_demo=lambda output: seen.append(output) or 3)
+    monkeypatch.setitem(sys.modules, "hyps_bids.demo", fake)
+    assert tools.main(["demo", str(tmp_path)]) == 3
+    assert seen == [tmp_path]
+
+
+@pytest.mark.parametrize("kind", ["head", "box"])
+def test_synthesize_draws_a_picture(tmp_path: Path, kind: str) -> None:
+    shutil.copy(LABELMAP, tmp_path / "01.nii.gz")
+    out = tmp_path / "samples.png"
+    argv = ["synthesize", str(tmp_path), str(out), "--kind", kind, "-n", "1", "--device", "cpu"]
+    assert tools.main(argv) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert tools.main([*argv[:2], str(tmp_path / "no" / "a.png"), *argv[3:]]) == 73
+
+
+def crops_named(*names: str) -> Crops:
+    volume = torch.zeros(len(names), 1, 2, 2, 2)
+    return Crops(names, volume, volume.bool(), volume.long())
+
+
+MSD = crops_named(*(f"hippocampus_{i:03d}" for i in range(1, 41)))
+
+
+def test_msd_test_subjects_are_never_used() -> None:
+    training, validation = tools.choose_crops(MSD, msd_subject, True, None, 4)
+    used = {msd_subject(n) for n in training.ids}, {msd_subject(n) for n in validation.ids}
+    assert used[0] | used[1] == set(range(1, 21)) - {5, 10, 15, 20}
+    assert not used[0] & used[1]
+    assert len(used[1]) == 4
+    fraction = tools.choose_crops(MSD, msd_subject, True, None, 0.25)
+    assert (fraction[0].ids, fraction[1].ids) == (training.ids, validation.ids)
+
+
+def test_first_crops_only() -> None:
+    training, validation = tools.choose_crops(MSD, msd_subject, True, 9, 2)
+    # subject 5 is a test subject: ids 9 and 10 are left out
+    assert training.ids == (*MSD.ids[:8], MSD.ids[10])
+    assert not {msd_subject(n) for n in validation.ids} & {1, 2, 3, 4, 5, 6}
+
+
+def test_nothing_left_to_validate_on() -> None:
+    with pytest.raises(UsageError, match="leave no crop"):
+        tools.choose_crops(MSD, msd_subject, True, 32, 2)
+    with pytest.raises(UsageError, match="leave no crop"):
+        tools.choose_crops(MSD, msd_subject, True, None, 0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Crops of a real label map that stand for images, and a small base."""
+    folder = tmp_path_factory.mktemp("dataset")
+    values = np.asarray(nib.load(LABELMAP).dataobj)
+    i, j, k = np.argwhere(values == 17).mean(axis=0).astype(int)
+    crop = values[i - 9 : i + 9, j - 14 : j + 14, k - 9 : k + 9].astype(np.float32)
+    labels = np.where(crop == 17, 1, 0).astype(np.uint8)
+    labels[:, 14:][labels[:, 14:] == 1] = 2
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    for n in range(1, 4):
+        name = f"crop_{n}.nii.gz"
+        nib.save(nib.Nifti1Image(crop * n, np.eye(4)), folder / "images" / name)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), folder / "labels" / name)
+    kwargs = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
+    card = {
+        "architecture": {"name": "HippocampusSwinUNETR", "kwargs": kwargs},
+        "labels": ["background", "hippocampus"],
+    }
+    torch.manual_seed(0)
+    save_network(folder / "base.safetensors", HippocampusSwinUNETR(**kwargs), card)
+    return folder
+
+
+def adapt_argv(dataset: Path, out: Path) -> list[str]:
+    argv = ["adapt", str(dataset / "images"), str(dataset / "labels"), str(out), "--device", "cpu"]
+    return [*argv, "--base", str(dataset / "base.safetensors"), "--classes", "anterior,posterior"]
+
+
+def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> None:
+    table = tmp_path / "subjects.tsv"
+    table.write_text("crop\tsubject\ncrop_1\ta\ncrop_2\ta\ncrop_3\tb\n", encoding="utf-8")
+    out = tmp_path / "out"
+    options = ["--steps", "1", "--batch-size", "1", "--rank", "2", "--bottleneck", "2", "--fp16"]
+    options += ["--subjects", str(table), "--validation", "2"]
+    assert tools.main(adapt_argv(dataset, out) + options) == 0
+    path = out / "adapter.safetensors"
+    _, card = load_adapted(path, dataset / "base.safetensors")
+    assert card["labels"] == ["anterior", "posterior"]
+    assert card["training"]["crops"] == 2
+    assert read_card(path)["adapter"]["rank"] == 2
+    assert "dice_whole" in (out / "adapter.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--start-from", "amygdala"], 64),
+        (["--method", "magic"], 64),
+        (["--classes", "whole"], 64),
+        (["--subjects", "nowhere.tsv"], 66),
+        (["--base", "nowhere.safetensors"], 66),
+    ],
+)
+def test_adapt_refuses(dataset: Path, tmp_path: Path, options: list[str], code: int) -> None:
+    assert tools.main(adapt_argv(dataset, tmp_path) + options) == code

@@ -1,0 +1,201 @@
+"""The participant and group levels end to end: real pybids, nipype and networks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyps_bids.bids.derivatives import read_table
+from hyps_bids.cli import main
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Image) -> Path:
+    """One good head in two sessions, the second stored in another orientation, and bad files."""
+    root = tmp_path_factory.mktemp("data") / "raw"
+    root.mkdir()
+    (root / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.9.0"}')
+    (root / "README").write_text("test")
+
+    def path(subject: str, session: str | None = None) -> Path:
+        labels = [f"sub-{subject}"] + ([f"ses-{session}"] if session else [])
+        folder = root.joinpath(*labels, "anat")
+        folder.mkdir(parents=True)
+        return folder / ("_".join([*labels, "T1w"]) + ".nii.gz")
+
+    nib.save(coarse_head, path("good", "A"))
+    turned = coarse_head.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(coarse_head.affine), nib.orientations.axcodes2ornt("PSL")
+        )
+    )
+    nib.save(turned, path("good", "B"))
+    truncated = path("truncated")
+    nib.save(coarse_head, truncated)
+    truncated.write_bytes(truncated.read_bytes()[:5000])
+    nib.save(nib.Nifti1Image(np.ones((40, 40, 40)), np.diag([4, 4, 4, 1])), path("constant"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def derivatives(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of one participant run and one group run."""
+    out = tmp_path_factory.mktemp("out") / "derivatives"
+    assert main([str(dataset), str(out), "participant", "--nprocs", "2"]) == 1
+    assert main([str(dataset), str(out), "group"]) == 0
+    return out
+
+
+def good(derivatives: Path, session: str) -> Path:
+    """Prefix of the good scan's outputs."""
+    return derivatives / f"sub-good/ses-{session}/anat/sub-good_ses-{session}_"
+
+
+def test_good_scans_have_all_outputs_on_their_own_grid(dataset: Path, derivatives: Path) -> None:
+    for session in "AB":
+        prefix = good(derivatives, session)
+        source = nib.load(next((dataset / f"sub-good/ses-{session}/anat").glob("*T1w.nii.gz")))
+        for name in ("seg-hippocampus_dseg", "seg-hippocampus_probseg", "label-ICV_mask"):
+            image = nib.load(f"{prefix}{name}.nii.gz")
+            assert image.shape[:3] == source.shape
+            np.testing.assert_array_equal(image.get_sform(), source.get_sform())
+            np.testing.assert_array_equal(image.get_qform(), source.get_qform())
+            sidecar = json.loads(Path(f"{prefix}{name}.json").read_text())
+            assert sidecar["Sources"] == [
+                f"bids:raw:sub-good/ses-{session}/anat/sub-good_ses-{session}_T1w.nii.gz"
+            ]
+            assert len(sidecar["Models"]["Adapter"]["SHA256"]) == 64
+        probabilities = nib.load(f"{prefix}seg-hippocampus_probseg.nii.gz").get_fdata()
+        assert probabilities.shape[3] == 4
+        assert 0.9 < probabilities.max() <= 1
+
+
+def test_left_is_left_and_anterior_is_anterior(derivatives: Path) -> None:
+    image = nib.load(f"{good(derivatives, 'A')}seg-hippocampus_dseg.nii.gz")
+    labels = np.asarray(image.dataobj)
+    centres = {
+        i: nib.affines.apply_affine(image.affine, np.argwhere(labels == i)).mean(axis=0)
+        for i in (1, 2, 3, 4)
+    }
+    assert centres[1][0] < centres[3][0]
+    assert centres[2][0] < centres[4][0]
+    assert centres[1][1] > centres[2][1]
+    assert centres[3][1] > centres[4][1]
+
+
+def test_orientation_of_the_file_does_not_matter(derivatives: Path) -> None:
+    images = [
+        nib.as_closest_canonical(nib.load(f"{good(derivatives, s)}seg-hippocampus_dseg.nii.gz"))
+        for s in "AB"
+    ]
+    np.testing.assert_array_equal(np.asarray(images[0].dataobj), np.asarray(images[1].dataobj))
+
+
+def test_volumes_agree_with_the_labels(derivatives: Path) -> None:
+    prefix = good(derivatives, "A")
+    labels = np.asarray(nib.load(f"{prefix}seg-hippocampus_dseg.nii.gz").dataobj)
+    table = read_table(Path(f"{prefix}seg-hippocampus_morph.tsv"))
+    for _, row in table[table["index"].notna()].iterrows():
+        assert row["voxels"] == (labels == row["index"]).sum()
+        assert row["volume_mm3"] == pytest.approx(row["voxels"] * 8, abs=0.01)
+    whole = table[table["part"] == "whole"]
+    assert whole["volume_mm3"].between(2500, 5000).all()
+    assert (whole["volume_soft_mm3"] / whole["volume_mm3"]).between(0.9, 1.15).all()
+
+
+def test_bad_scans_are_recorded_with_their_reason(derivatives: Path) -> None:
+    for subject, words in (("truncated", "truncated or damaged"), ("constant", "value 1")):
+        folder = derivatives / f"sub-{subject}/anat"
+        assert [path.name for path in folder.iterdir()] == [f"sub-{subject}_seg-hippocampus_qc.tsv"]
+        row = read_table(next(folder.iterdir())).iloc[0]
+        assert row["status"] == "failed"
+        assert words in row["reason"]
+        assert f"sub-{subject}_T1w.nii.gz" in row["reason"]
+        assert "traceback in logs/" in row["reason"]
+
+
+def test_group_tables_hold_every_scan(derivatives: Path) -> None:
+    qc = read_table(derivatives / "group_seg-hippocampus_qc.tsv").set_index("scan")
+    assert qc["status"].to_dict() == {
+        "sub-constant": "failed",
+        "sub-good_ses-A": "done",
+        "sub-good_ses-B": "done",
+        "sub-truncated": "failed",
+    }
+    morph = read_table(derivatives / "group_seg-hippocampus_morph.tsv")
+    assert len(morph) == 2 * 6
+    described = json.loads((derivatives / "group_seg-hippocampus_morph.json").read_text())
+    assert set(described) == set(morph.columns)
+
+
+def test_a_second_run_redoes_nothing_that_is_done(dataset: Path, derivatives: Path) -> None:
+    path = Path(f"{good(derivatives, 'A')}seg-hippocampus_dseg.nii.gz")
+    before = path.stat().st_mtime_ns
+    arguments = [str(dataset), str(derivatives), "participant", "--participant-label", "good"]
+    assert main(arguments) == 0
+    assert path.stat().st_mtime_ns == before
+
+
+def test_derivatives_are_valid_bids(derivatives: Path) -> None:
+    validator = shutil.which("bids-validator-deno")
+    if validator is None:
+        pytest.skip("bids-validator-deno is not installed")
+    done = subprocess.run(
+        [validator, str(derivatives), "--format", "json"], capture_output=True, text=True
+    )
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_nothing_is_left_behind(derivatives: Path) -> None:
+    names = {path.name for path in derivatives.iterdir()}
+    assert "work" not in names
+    assert not [path for path in derivatives.rglob(".*") if path.name != ".bidsignore"]
+    logs = [path.read_text() for path in sorted(derivatives.glob("logs/*/hyps-bids.log"))]
+    assert "sub-constant: failed" in logs[0]
+
+
+def test_dry_run_writes_nothing(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([str(dataset), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_plugin_file_and_missing_side(tmp_path: Path, coarse_head: nib.Nifti1Image) -> None:
+    """Without the left half of the field of view the left hippocampus is n/a, not zero."""
+    canonical = nib.as_closest_canonical(coarse_head)
+    middle = round(float(np.linalg.inv(canonical.affine)[0] @ [8, 0, 0, 1]))
+    half = canonical.slicer[middle:]
+    folder = tmp_path / "raw/sub-01/anat"
+    folder.mkdir(parents=True)
+    nib.save(half, folder / "sub-01_T1w.nii.gz")
+    plugin = tmp_path / "plugin.toml"
+    plugin.write_text('plugin = "Linear"\n')
+    out = tmp_path / "out"
+    arguments = ["--skip-bids-validation", "--use-plugin", str(plugin)]
+    assert main([str(tmp_path / "raw"), str(out), "participant", *arguments]) == 0
+    table = read_table(out / "sub-01/anat/sub-01_seg-hippocampus_morph.tsv")
+    left, right = (table[table["hemi"] == side] for side in "LR")
+    assert left[["voxels", "volume_mm3", "volume_soft_mm3"]].isna().all(axis=None)
+    assert right["volume_mm3"].gt(500).all()
+    qc = read_table(out / "sub-01/anat/sub-01_seg-hippocampus_qc.tsv").iloc[0]
+    assert "missing_L" in qc["flags"].split()
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    from hyps_bids.demo import run_demo
+
+    assert run_demo(tmp_path) == 0
+    qc = pd.read_csv(tmp_path / "derivatives/group_seg-hippocampus_qc.tsv", sep="\t")
+    assert (qc["status"] == "done").all()
+    assert len(qc) == 3
