@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from pathlib import Path
 
 import nibabel as nib
@@ -47,3 +50,13 @@ def coarse_head(demo_bids: Path) -> nib.Nifti1Image:
     image.set_qform(coarse.affine, code=1)
     image.set_sform(coarse.affine, code=1)
     return image
+
+
+@pytest.fixture(scope="session")
+def validator() -> str:
+    """Path of bids-validator-deno, of this environment before any other."""
+    path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
+    found = shutil.which("bids-validator-deno", path=path)
+    if found is None:
+        pytest.skip("bids-validator-deno is not installed")
+    return found

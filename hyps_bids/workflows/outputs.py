@@ -63,6 +63,8 @@ _SIDE_FIGURES = (
 )
 _SCAN_FIGURES = ("asymmetry", "icv_mm3")
 _SEG = "hippocampus"
+#: of probabilities in 8 bits; rounded down, so that 255 does not come back as more than 1
+_SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def write_result(
         | {"Description": "Hippocampus, one label per part and side", "Manual": False}
         | made,
     )
-    write_nifti(paths["probseg"], _native(probabilities, result, header, slope=1 / 255))
+    write_nifti(paths["probseg"], _native(probabilities, result, header, slope=_SLOPE))
     write_json(
         _sidecar(paths["probseg"]),
         sources

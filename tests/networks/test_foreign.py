@@ -38,14 +38,14 @@ def test_brats_checkpoint_becomes_a_base(brats: tuple[SwinUNETR, Path], tmp_path
     original, path = brats
     card = import_swin_unetr(path, tmp_path / "base.safetensors")
     model, _ = load_network(tmp_path / "base.safetensors")
-    x = torch.randn(1, 1, 32, 32, 32)
+    x = torch.randn(1, 1, 64, 32, 32)
     # the same image in all channels must look the same to both
     expected = features(original, x.expand(-1, 4, -1, -1, -1))
     torch.testing.assert_close(features(model, x), expected, atol=1e-4, rtol=1e-4)
     assert card["labels"] == ["background"]
     replace_head(model, card["labels"], {"hippocampus": []})
     add_adapters(model, AdapterConfig(rank=2, bottleneck=2))
-    assert model(x).shape == (1, 2, 32, 32, 32)
+    assert model(x).shape == (1, 2, 64, 32, 32)
 
 
 def test_what_is_not_a_swin_unetr_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -143,10 +142,7 @@ def test_a_second_run_redoes_nothing_that_is_done(dataset: Path, derivatives: Pa
     assert path.stat().st_mtime_ns == before
 
 
-def test_derivatives_are_valid_bids(derivatives: Path) -> None:
-    validator = shutil.which("bids-validator-deno")
-    if validator is None:
-        pytest.skip("bids-validator-deno is not installed")
+def test_derivatives_are_valid_bids(derivatives: Path, validator: str) -> None:
     done = subprocess.run(
         [validator, str(derivatives), "--format", "json"], capture_output=True, text=True
     )
