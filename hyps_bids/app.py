@@ -25,6 +25,7 @@ from hyps_bids.settings import Settings
 __all__ = ["run"]
 
 _LOG = logging.getLogger("hyps_bids")
+_CACHE_VARIABLES = ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
 def run(settings: Settings) -> int:
@@ -267,13 +268,16 @@ def _work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
     except OSError as error:
         raise CannotCreateOutput(f"{work_dir}: cannot be made ({error.strerror})") from error
     # the home may be missing or read-only
-    for variable in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
-        os.environ.setdefault(variable, str(caches.absolute()))
+    unset = [name for name in _CACHE_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, str(caches.absolute())))
     # no telemetry
     os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
     try:
         yield work_dir
     finally:
+        # whatever runs later in this process must not bring the folder back
+        for name in unset:
+            os.environ.pop(name, None)
         if settings.work_dir is None:
             shutil.rmtree(work_dir, ignore_errors=True)
             _remove_if_empty(work_dir.parent)
