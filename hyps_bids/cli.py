@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,13 +60,11 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     MissingInput
         If it cannot be read.
     """
-    parser = build_parser()
-    first, _ = _config_parser().parse_known_args(argv)
-    if first.config is not None:
-        parser.set_defaults(**_read_config(first.config))
-    values = vars(parser.parse_args(argv))
-    names = {field.name for field in fields(Settings)}
-    return Settings(**{name: value for name, value in values.items() if name in names})
+    values = vars(build_parser().parse_args(argv))
+    config = values.pop("config", None)
+    values.pop("notrack", None)
+    given = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return Settings(**(_read_config(config) if config else {}) | given)
 
 
 def settings_to_toml(settings: Settings) -> str:
@@ -103,25 +101,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hyps-bids",
         description="Hippocampus segmentation of T1-weighted MRI in BIDS datasets.",
-        parents=[_config_parser()],
         allow_abbrev=False,
+        # what is not given is not set: the defaults are those of Settings
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("bids_dir", type=Path, help="input dataset")
     parser.add_argument("output_dir", type=Path, help="derivatives dataset to write")
     parser.add_argument("analysis_level", choices=_LEVELS, help="each scan, or all together")
     parser.add_argument("--version", action="version", version=f"hyps-bids {__version__}")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="twice for debugging")
-    _add_selection(parser.add_argument_group("which scans"))
-    _add_processing(parser.add_argument_group("processing"))
-    _add_resources(parser.add_argument_group("resources and execution"))
-    return parser
-
-
-def _config_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hyps-bids", add_help=False, allow_abbrev=False)
+    parser.add_argument("-v", "--verbose", action="count", help="twice for debugging")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file of options; the command line wins"
     )
+    _add_selection(parser.add_argument_group("which scans"))
+    _add_processing(parser.add_argument_group("processing"))
+    _add_resources(parser.add_argument_group("resources and execution"))
+    _add_statistics(parser.add_argument_group("group level: statistics"))
+    _add_classifiers(parser.add_argument_group("group level: classifiers"))
+    _add_training(parser.add_argument_group("group level: training of an adapter"))
+    _add_evaluation(parser.add_argument_group("group level: classifiers and adapters"))
     return parser
 
 
@@ -134,10 +132,9 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             f"--{name}",
             f"--{name.replace('-', '_')}",
-            action=_Labels,
+            action="extend",
             nargs="+",
-            prefix=prefix,
-            default=(),
+            type=_label(prefix),
             metavar="LABEL",
             help=f"{text}; with or without {prefix}",
         )
@@ -161,20 +158,16 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
 def _add_processing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--adapter",
-        default="anteriorposterior",
         metavar="NAME|PATH",
-        help="segmentation protocol: a shipped adapter or a file (default: %(default)s)",
+        help="segmentation protocol: a shipped adapter or a file (anteriorposterior)",
     )
     group.add_argument(
         "--base-model", type=Path, metavar="PATH", help="base of the adapter, if not the shipped"
     )
-    group.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
-    )
+    group.add_argument("--device", help="auto, cpu, cuda or cuda:N (auto)")
     group.add_argument(
         "--n4",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="correct the bias field first; the networks were trained with bias fields",
     )
 
@@ -201,22 +194,108 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--notrack", action="store_true", help="accepted; there is no telemetry")
 
 
-class _Labels(argparse.Action):
-    """Labels as a tuple, without their prefix."""
+def _add_statistics(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model",
+        action="extend",
+        nargs="+",
+        metavar="FORMULA",
+        help="linear model of every volume, such as 'volume ~ diagnosis + age + sex + icv'; "
+        "with a random intercept for subjects of several scans",
+    )
+    group.add_argument(
+        "--controls",
+        metavar="COLUMN=LEVEL",
+        help="whom the regression of volumes on ICV is fitted on; default: all",
+    )
 
-    def __init__(self, *args: Any, prefix: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.prefix = prefix
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Collect the labels."""
-        setattr(namespace, self.dest, tuple(value.removeprefix(self.prefix) for value in values))
+def _add_classifiers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target", metavar="COLUMN", help="what to predict, such as diagnosis")
+    group.add_argument(
+        "--contrast",
+        action="extend",
+        nargs="+",
+        metavar="A:B",
+        help="levels to tell apart, the positive one first; A+C:B joins levels, A:B:C is one "
+        "classifier of three classes",
+    )
+    group.add_argument(
+        "--features",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="columns of the wide table to use",
+    )
+    group.add_argument(
+        "--covariates",
+        action="extend",
+        nargs="+",
+        metavar="COLUMN",
+        help="metadata to use, such as age sex",
+    )
+    group.add_argument("--site", metavar="COLUMN", help="column with the site or scanner")
+    group.add_argument(
+        "--harmonize", action="store_true", help="harmonize features by --site, within folds"
+    )
+    group.add_argument(
+        "--leave-one-site-out", action="store_true", help="test on each site in turn as well"
+    )
+    group.add_argument(
+        "--held-out",
+        metavar="COLUMN=LEVEL|FILE",
+        help="participants to test on only: a level, or a file with one participant a line",
+    )
+    group.add_argument(
+        "--estimators",
+        action="extend",
+        nargs="+",
+        metavar="NAME",
+        help="classifiers to compare; default: all",
+    )
+    group.add_argument("--repeats", type=_positive, metavar="N", help="of cross-validation (5)")
+    group.add_argument("--permutations", type=_positive, metavar="N", help="of the labels (200)")
+    group.add_argument(
+        "--apply-classifier", type=Path, metavar="PATH", help="predict with a trained classifier"
+    )
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--train-adapter", metavar="NAME", help="train an adapter on --labels")
+    group.add_argument(
+        "--labels",
+        action="extend",
+        nargs="+",
+        type=Path,
+        metavar="DERIVATIVES",
+        help="derivatives datasets with labelled hippocampi (dseg or mask)",
+    )
+    group.add_argument(
+        "--label-map",
+        metavar="NAME|FILE",
+        help="what labels mean: aseg, whole, anteriorposterior, or a TSV with the columns index, "
+        "hemi, part; default: the dseg.tsv of the labels",
+    )
+    group.add_argument("--peft", metavar="METHOD", help="method (hyps)")
+    group.add_argument("--preset", metavar="NAME", help="settings of the adapter: paper")
+    group.add_argument("--rank", type=_positive, metavar="R", help="of low-rank parts (8)")
+    group.add_argument("--bottleneck", type=_positive, metavar="D", help="of bottlenecks (8)")
+    group.add_argument("--steps", type=_positive, metavar="N", help="optimiser steps (300)")
+    group.add_argument("--batch-size", type=_positive, metavar="N", help="crops a step (2)")
+    group.add_argument("--learning-rate", type=_positive_float, metavar="X", help="at the start")
+    group.add_argument(
+        "--stratify", metavar="COLUMN", help="spread its levels evenly over the folds"
+    )
+
+
+def _add_evaluation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--folds", type=_positive, metavar="K", help="of cross-validation (5)")
+    group.add_argument("--seed", type=int, metavar="N", help="of folds and training")
+
+
+def _label(prefix: str) -> Callable[[str], str]:
+    """Make the reader of a label that may come with its prefix."""
+    return lambda text: text.removeprefix(prefix)
 
 
 def _positive(text: str) -> int:
@@ -260,9 +339,14 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _convert(path: Path, name: str, value: Any, kind: str) -> Any:
     """Check a value of the configuration file against the type of its setting."""
     if kind.startswith("tuple"):
-        labels = [value] if isinstance(value, str) else value
-        if isinstance(labels, list) and all(isinstance(label, str) for label in labels):
-            return tuple(label.removeprefix("sub-").removeprefix("ses-") for label in labels)
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            prefix = {"participant_label": "sub-", "exclude_participant_label": "sub-"}
+            prefix |= {"session_label": "ses-"}
+            return tuple(
+                Path(text) if "Path" in kind else text.removeprefix(prefix.get(name, ""))
+                for text in texts
+            )
     elif kind.startswith("Path"):
         if isinstance(value, str):
             return Path(value)
@@ -271,7 +355,7 @@ def _convert(path: Path, name: str, value: Any, kind: str) -> Any:
             return float(value)
     elif kind.startswith("int"):
         # as on the command line: one process or thread at least
-        least = 0 if name == "verbose" else 1
+        least = 0 if name in ("verbose", "seed") else 1
         if isinstance(value, int) and not isinstance(value, bool) and value >= least:
             return value
     elif type(value).__name__ == kind.split(" ")[0]:

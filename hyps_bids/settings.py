@@ -51,6 +51,54 @@ class Settings:
         List what would be done and stop.
     verbose : int
         0 warnings and progress, 1 information, 2 debugging.
+    model : tuple of str
+        Formulas of group statistics; ``volume`` stands for each volume in turn.
+    controls : str or None
+        ``COLUMN=LEVEL``: on whom volumes are regressed on the ICV; on all if None.
+    target : str or None
+        Column of participants.tsv (or sessions.tsv) that a classifier predicts.
+    contrast : tuple of str
+        What to tell apart: ``A:B``, ``A+C:B`` or ``A:B:C``; the first is the positive class.
+    features : tuple of str
+        Columns of the wide table to classify with; the default set if empty.
+    covariates : tuple of str
+        More columns to classify with: the metadata.
+    site : str or None
+        Column with the site or scanner.
+    harmonize : bool
+        Harmonize the features by `site`, within training folds.
+    leave_one_site_out : bool
+        Evaluate on each site in turn, trained on the others.
+    held_out : str or None
+        ``COLUMN=LEVEL``, or a file of participants, to test on only.
+    estimators : tuple of str
+        Classifiers to compare; all if empty.
+    folds, repeats : int
+        Folds of cross-validation, and how often it is repeated with other folds.
+    permutations : int
+        Label permutations behind the p-value.
+    apply_classifier : Path or None
+        A trained classifier to predict with.
+    train_adapter : str or None
+        Name of the adapter to train on `labels`.
+    labels : tuple of Path
+        Derivatives datasets with labelled hippocampi.
+    label_map : str or None
+        What the labels mean: a preset or a TSV file; the dataset's own dseg.tsv if None.
+    peft : str
+        Method of the adapter.
+    preset : str or None
+        Named settings of the adapter, such as ``paper``.
+    rank, bottleneck : int or None
+        Of the adapter; those of the preset if None.
+    steps, batch_size : int
+        Optimiser steps of one fit, and crops per step.
+    learning_rate : float or None
+        At the start; the method's own if None.
+    stratify : str or None
+        Column of participants.tsv whose levels are spread evenly over the folds.
+    seed : int
+        Of folds, weights and augmentation.
     """
 
     bids_dir: Path
@@ -75,3 +123,30 @@ class Settings:
     stop_on_first_crash: bool = False
     dry_run: bool = False
     verbose: int = 0
+    model: tuple[str, ...] = ()
+    controls: str | None = None
+    target: str | None = None
+    contrast: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
+    site: str | None = None
+    harmonize: bool = False
+    leave_one_site_out: bool = False
+    held_out: str | None = None
+    estimators: tuple[str, ...] = ()
+    folds: int = 5
+    repeats: int = 5
+    permutations: int = 200
+    apply_classifier: Path | None = None
+    train_adapter: str | None = None
+    labels: tuple[Path, ...] = ()
+    label_map: str | None = None
+    peft: str = "hyps"
+    preset: str | None = None
+    rank: int | None = None
+    bottleneck: int | None = None
+    steps: int = 300
+    batch_size: int = 2
+    learning_rate: float | None = None
+    stratify: str | None = None
+    seed: int = 0

@@ -40,6 +40,33 @@ OTHER: dict[str, Any] = {
     "stop_on_first_crash": True,
     "dry_run": True,
     "verbose": 2,
+    "model": ["volume ~ age"],
+    "controls": "diagnosis=CN",
+    "target": "diagnosis",
+    "contrast": ["AD:CN"],
+    "features": ["icv_mm3"],
+    "covariates": ["age", "sex"],
+    "site": "scanner",
+    "harmonize": True,
+    "leave_one_site_out": True,
+    "held_out": "cohort=B",
+    "estimators": ["svm"],
+    "folds": 3,
+    "repeats": 2,
+    "permutations": 10,
+    "apply_classifier": "models/classifier",
+    "train_adapter": "mine",
+    "labels": ["derivatives/manual"],
+    "label_map": "aseg",
+    "peft": "lora",
+    "preset": "paper",
+    "rank": 4,
+    "bottleneck": 3,
+    "steps": 7,
+    "batch_size": 1,
+    "learning_rate": 0.01,
+    "stratify": "sex",
+    "seed": 3,
 }
 
 
@@ -83,6 +110,17 @@ def test_defaults_are_those_of_the_settings() -> None:
         (["--base-model", "b.safetensors"], "base_model", Path("b.safetensors")),
         (["--n4"], "n4", True),
         (["--n4", "--no-n4"], "n4", False),
+        (["--model", "volume ~ a", "--model", "volume ~ b"], "model", ("volume ~ a", "volume ~ b")),
+        (["--contrast", "A:B", "C:D"], "contrast", ("A:B", "C:D")),
+        (["--labels", "a", "--labels", "b"], "labels", (Path("a"), Path("b"))),
+        (["--rank", "2"], "rank", 2),
+        (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
+        (["--seed", "0"], "seed", 0),
+        (
+            ["--participant-label", "01", "--participant-label", "02"],
+            "participant_label",
+            ("01", "02"),
+        ),
         (["--use-plugin", "p.yml"], "use_plugin", Path("p.yml")),
         (["--stop-on-first-crash"], "stop_on_first_crash", True),
         (["--dry-run"], "dry_run", True),
@@ -216,13 +254,12 @@ def test_missing_config_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [[], *([name] for name in OTHER), list(OTHER)])
 def test_settings_come_back_from_their_file(tmp_path: Path, names: list[str]) -> None:
-    paths = {f.name for f in fields(Settings) if str(f.type).startswith("Path")}
+    paths = {f.name for f in fields(Settings) if "Path" in str(f.type)}
     values: dict[str, Any] = {}
     for name in names:
         value = OTHER[name]
-        values[name] = Path(value) if name in paths else value
-        if isinstance(value, list):
-            values[name] = tuple(value)
+        read = Path if name in paths else lambda x: x
+        values[name] = tuple(map(read, value)) if isinstance(value, list) else read(value)
     settings = Settings(
         bids_dir=Path("in"), output_dir=Path("out"), analysis_level="participant", **values
     )

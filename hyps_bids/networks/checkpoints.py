@@ -200,10 +200,8 @@ def load_adapted(path: Path, base: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     model, base_card = load_network(base)
     replace_head(model, base_card["labels"], {name: [] for name in card["labels"]})
-    adapter = card["adapter"]
-    config = AdapterConfig(**adapter | {"trainable": tuple(adapter["trainable"])})
-    add_adapters(model, config)
     try:
+        add_adapters(model, AdapterConfig.from_card(card["adapter"]))
         load_adapter_state(model, _tensors(path))
     except ValueError as error:
         raise BadData(f"{path}: {error}") from error

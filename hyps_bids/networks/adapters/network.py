@@ -1,0 +1,147 @@
+"""Adapters in a whole network: put in, count, save, load, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hyps_bids.networks.adapters.config import LAYERS, AdapterConfig
+from hyps_bids.networks.adapters.layers import ADAPTERS, AdapterLayer
+
+__all__ = [
+    "ParameterCounts",
+    "adapter_state",
+    "add_adapters",
+    "load_adapter_state",
+    "merge_adapters",
+    "parameter_counts",
+]
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters there are.
+
+    Attributes
+    ----------
+    adapters : int
+        Those of the adapters in the encoder.
+    trainable : int
+        All that train: adapters, norms, decoder, head.
+    total : int
+        The pre-trained network's and the adapters'.
+    """
+
+    adapters: int
+    trainable: int
+    total: int
+
+
+def add_adapters(model: nn.Module, config: AdapterConfig) -> None:
+    """Adapt a pre-trained network in place and freeze all that does not train.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A SwinUNETR with its pre-trained weights loaded.
+    config : AdapterConfig
+        Which layers, which method.
+
+    Raises
+    ------
+    ValueError
+        If a kind of layer that is to be adapted is not in the network.
+    """
+    found = dict(_layers(model, config)) if config.method in ADAPTERS else {}
+    model.requires_grad_(config.method == "full")
+    for name, module in model.named_modules():
+        if config.method == "bitfit":
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                bias.requires_grad_(True)
+        trainable = ("out",) if config.method == "bitfit" else config.trainable
+        if isinstance(module, nn.LayerNorm) or (trainable and name.startswith(trainable)):
+            module.requires_grad_(True)
+    for name, layer in found.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, ADAPTERS[config.method](layer, config))
+
+
+def _layers(model: nn.Module, config: AdapterConfig) -> Iterator[tuple[str, nn.Linear | nn.Conv3d]]:
+    """Find the layers of the encoder that the settings name."""
+    for kind in config.layers:
+        count = 0
+        for name, module in model.named_modules():
+            if kind == "convolutions":
+                fits = isinstance(module, nn.Conv3d) and name.startswith(LAYERS[kind])
+            else:
+                fits = isinstance(module, nn.Linear) and name.endswith(LAYERS[kind])
+            if fits:
+                count += 1
+                yield name, module
+        if not count:
+            raise ValueError(f"no {kind} layer in {type(model).__name__}")
+
+
+def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Collect what distinguishes an adapted network from its base.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Trainable parameters and the adapters' own buffers, detached, by state-dict name.
+    """
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for name, module in _adapters(model):
+        state |= {f"{name}.{key}": getattr(module, key) for key in module.saved_buffers}
+    return state
+
+
+def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load what :func:`adapter_state` collected, strictly.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, unexpected or of another shape.
+    """
+    own = adapter_state(model)
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(
+        name for name in own if own[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ValueError(
+            f"adapter does not fit the network: {len(wrong)} tensors, first {wrong[0]}"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+    for _, module in _adapters(model):
+        module.rebase()
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Merge every adapter of `model` in place, for inference."""
+    for _, module in _adapters(model):
+        module.merge()
+
+
+def parameter_counts(model: nn.Module) -> ParameterCounts:
+    """Count the parameters of an adapted network."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    added = 0
+    for _, module in _adapters(model):
+        added += sum(p.numel() for p in module.parameters())
+        # the base's weight and bias became buffers
+        total += module.weight.numel() + (0 if module.bias is None else module.bias.numel())
+    return ParameterCounts(added, trainable, total)
+
+
+def _adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            yield name, module
