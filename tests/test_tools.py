@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import SwinUNETR
 
 from hyps_bids import tools
 from hyps_bids.errors import UsageError
@@ -32,7 +33,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("command", [[], ["pretrain"], ["adapt"], ["synthesize"], ["demo"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["pretrain"],
+        ["adapt"],
+        ["synthesize"],
+        ["demo"],
+        ["import"],
+        ["import-base"],
+        ["evaluate"],
+    ],
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         tools.main([*command, "--help"])
@@ -54,6 +67,8 @@ def test_import_is_light() -> None:
         ["pretrain", "base", "maps", "out", "--steps", "0"],
         ["adapt", "images", "labels", "out"],
         ["adapt", "images", "labels", "out", "--classes", "anterior,,posterior"],
+        ["import", "msd-task04", "source"],
+        ["import", "msd-task04", "source", "out", "--first", "0"],
     ],
 )
 def test_wrong_usage_ends_with_64(argv: list[str]) -> None:
@@ -181,3 +196,80 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
 )
 def test_adapt_refuses(dataset: Path, tmp_path: Path, options: list[str], code: int) -> None:
     assert tools.main(adapt_argv(dataset, tmp_path) + options) == code
+
+
+def test_import_base_prints_what_was_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = SwinUNETR(in_channels=4, out_channels=3, feature_size=12)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "fold.pt")
+    out = tmp_path / "new" / "base.safetensors"
+    argv = ["import-base", str(tmp_path / "fold.pt"), str(out)]
+    assert tools.main([*argv, "--channels", "mean"]) == 0
+    assert "from 4 input channels to 1 (mean)" in capsys.readouterr().out
+    assert read_card(out)["labels"] == ["background"]
+    assert tools.main([*argv, "--channels", "7"]) == 64
+    assert tools.main(["import-base", str(tmp_path / "none.pt"), str(out)]) == 66
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Two made images of one hippocampus, named as MSD Task04; one more without labels."""
+    folder = tmp_path / "source"
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir(parents=True)
+    data = np.arange(512, dtype=np.int16).reshape(8, 8, 8)
+    for n in (1, 2, 3):
+        name = f"hippocampus_{n:03d}.nii.gz"
+        nib.save(nib.Nifti1Image(data, np.eye(4)), folder / "imagesTr" / name)
+        if n < 3:
+            labels = (data % 3).astype(np.uint8)
+            nib.save(nib.Nifti1Image(labels, np.eye(4)), folder / "labelsTr" / name)
+    return folder
+
+
+def test_import_of_a_preset_reports_what_is_missing(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bids"
+    assert tools.main(["import", "msd-task04", str(labelled), str(out)]) == 1
+    captured = capsys.readouterr()
+    assert "2 images imported, 0 were there, 0 left out, 1 problems" in captured.out
+    assert "hippocampus_003.nii.gz: no label image named labelsTr/" in captured.err
+    assert (out / "sub-001/anat/sub-001_acq-right_T1w.nii.gz").is_file()
+    assert len(list((out / "derivatives/manual").rglob("*_dseg.nii.gz"))) == 2
+
+
+def test_import_of_an_edited_table(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bids"
+    argv = [str(labelled), str(out)]
+    (labelled / "imagesTr/hippocampus_003.nii.gz").unlink()
+    assert tools.main(["import", "msd-task04", *argv, "--first", "1", "--dry-run"]) == 0
+    assert not out.exists()
+    table = tmp_path / "mine.tsv"
+    table.write_text(capsys.readouterr().out.replace("001\t", "ann\t"), encoding="utf-8")
+    names = ["--name", "Mine", "--license", "CC0"]
+    assert tools.main(["import", str(table), *argv, *names, "--label-map", "1:L,2:L"]) == 0
+    assert (out / "sub-ann/anat/sub-ann_acq-left_T1w.nii.gz").is_file()
+    assert '"Name": "Mine"' in (out / "dataset_description.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "code"),
+    [
+        ("msd", [], 64),
+        ("msd-task04", ["--orientation", "XYZ"], 64),
+        ("msd-task04", ["--label-map", "left"], 64),
+        ("msd-task04", ["--split", "validation"], 1),
+        ("none.tsv", [], 66),
+        ("none.toml", [], 66),
+        ("hfh", [], 66),
+    ],
+)
+def test_import_refuses(
+    labelled: Path, tmp_path: Path, what: str, options: list, code: int
+) -> None:
+    assert tools.main(["import", what, str(labelled), str(tmp_path / "bids"), *options]) == code
+    assert not (tmp_path / "bids").exists()
