@@ -94,7 +94,8 @@ def read_card(path: Path) -> dict[str, Any]:
         raise BadData(f"{path}: not a complete safetensors file ({error})") from error
     if "hyps" not in metadata:
         raise BadData(
-            f"{path}: a safetensors file without a HyPS card; convert it with 'hyps-tools import-base'"
+            f"{path}: a safetensors file without a HyPS card; "
+            "convert it with 'hyps-tools import-base'"
         )
     card = json.loads(metadata["hyps"])
     if not {"kind", "labels"} <= card.keys():
