@@ -28,6 +28,7 @@ logs
 figures
 models
 *.html
+group_*
 *_morph.tsv
 *_morph.json
 *_qc.tsv
@@ -46,7 +47,8 @@ Hippocampus segmentations of T1-weighted MRI, made by HyPS-BIDS {version}.
 | `*_label-ICV_mask.nii.gz` | intracranial volume, from the localiser network at 2.5 mm |
 | `*_seg-hippocampus_morph.tsv` | volumes; `.json` defines the columns |
 | `*_seg-hippocampus_qc.tsv` | quality figures and flags; `.json` gives their bounds |
-| `group_*.tsv` | the same over all scans |
+| `group_*.tsv` | the same over all scans, derived measures and statistics |
+| `models/` | adapters and classifiers trained on this dataset, each with its card |
 | `logs/` | settings, log and tracebacks of each run |
 
 `volume_mm3` counts voxels; `volume_soft_mm3` sums probabilities and is less sensitive to the voxel
@@ -108,20 +110,22 @@ def _check_work(settings: Settings, source: Path, output: Path) -> None:
             raise UsageError(f"{settings.work_dir}: cleaning it would remove {folder}")
 
 
-def write_dataset_files(settings: Settings, *, labels: pd.DataFrame) -> None:
+def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = None) -> None:
     """Write what describes the dataset; a second time gives the same files.
 
     Parameters
     ----------
     settings : Settings
         Where from and where to.
-    labels : pandas.DataFrame
-        From :func:`hyps_bids.segmentation.labels.label_table`.
+    labels : pandas.DataFrame, optional
+        From :func:`hyps_bids.segmentation.labels.label_table`; without, the table stays as it is.
     """
     output = settings.output_dir
     write_json(output / "dataset_description.json", _description(settings))
     write_text(output / "README.md", _README.format(version=__version__))
     write_text(output / ".bidsignore", _BIDSIGNORE)
+    if labels is None:
+        return
     table = output / "seg-hippocampus_dseg.tsv"
     write_table(table, labels)
     columns = {name: {"Description": text} for name, text in _DSEG_COLUMNS.items()}

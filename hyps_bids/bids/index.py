@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bids.config import get_option
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,7 +25,7 @@ from hyps_bids.errors import (
 )
 from hyps_bids.settings import Settings
 
-__all__ = ["Scan", "find_scans"]
+__all__ = ["Scan", "check_dataset", "find_scans", "index_files", "not_here"]
 
 _LOG = logging.getLogger("hyps_bids")
 _QUERY = "t1w"
@@ -120,7 +121,8 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
     MissingInput
         If there is no dataset, or an image that was asked for is a dangling link.
     InvalidBids
-        If the folder is not a BIDS dataset, or holds the same image twice.
+        If the folder is not a BIDS dataset, holds the same image twice, or an image whose name
+        contradicts its folder; without validation, such an image is left out with a warning.
     NothingMatches
         If labels do not exist or no image passes the filters.
     UsageError
@@ -131,18 +133,18 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
         If the index cannot be written.
     """
     root = settings.bids_dir
-    _check_dataset(root, settings.skip_bids_validation)
+    check_dataset(root, "BIDS_DIR", skip=settings.skip_bids_validation)
     available = sorted(p.name[4:] for p in root.glob("sub-*") if p.is_dir())
     asked = _select(settings, available)
     filters = _read_filters(settings.bids_filter_file)
     layout = _layout(settings, asked)
     # labels are compared here, not queried: with regex_search, 01 would be that of 101 as well
     candidates = [
-        scan
-        for scan in (Scan.from_path(root / file.relpath) for file in layout.get(**_FIXED))
-        if scan.subject in asked
-        and (not settings.session_label or scan.session in settings.session_label)
+        Scan.from_path(path)
+        for path in (Path(file.relpath) for file in layout.get(**_FIXED))
+        if _is_asked(path, asked, settings.session_label)
     ]
+    candidates = _well_named(root, candidates, leave_out=settings.skip_bids_validation)
     scans = sorted(candidates)
     if filters:
         # the filters narrow what the labels selected, whatever they say of subject and session
@@ -170,11 +172,29 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
     return scans
 
 
-def _check_dataset(root: Path, skip: bool) -> None:
+def check_dataset(root: Path, name: str, *, skip: bool) -> None:
+    """Check that a folder is a BIDS dataset.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    name : str
+        What the user calls it.
+    skip : bool
+        Do not ask for a description.
+
+    Raises
+    ------
+    MissingInput
+        If there is no such folder.
+    InvalidBids
+        If it is no folder, or has no valid description.
+    """
     if not root.exists():
         raise MissingInput(f"{root}: no such folder")
     if not root.is_dir():
-        raise InvalidBids(f"{root}: not a folder, but BIDS_DIR must be a dataset")
+        raise InvalidBids(f"{root}: not a folder, but {name} must be a dataset")
     if skip:
         return
     path = root / "dataset_description.json"
@@ -250,32 +270,105 @@ def _filtered(layout: BIDSLayout, filters: dict[str, Any], settings: Settings) -
     return {settings.bids_dir / file.relpath for file in files}
 
 
+def index_files(
+    root: Path, wanted: str, *, config: Sequence[str] = ("bids",), database: Path | None = None
+) -> BIDSLayout:
+    """Index some files of a dataset, without metadata.
+
+    Parameters
+    ----------
+    root : Path
+        The dataset.
+    wanted : str
+        Regular expression of the files to index and of the folders on the way to them, as paths
+        below `root` that begin with a slash.
+    config : sequence of str
+        pybids' lists of entities.
+    database : Path, optional
+        Folder to write the index to; in memory if None.
+
+    Returns
+    -------
+    BIDSLayout
+        The index. Entities are those of the path below `root`.
+    """
+    indexer = BIDSLayoutIndexer(
+        validate=False, index_metadata=False, ignore=[re.compile(rf"^(?!(?:{wanted})$).+")]
+    )
+    return BIDSLayout(
+        root,
+        validate=False,
+        config=[_entities(root, name) for name in config],
+        indexer=indexer,
+        database_path=database,
+    )
+
+
+def _entities(root: Path, name: str) -> dict[str, Any]:
+    """Take pybids' entities, each to be looked for below the dataset only.
+
+    pybids searches the whole path: a dataset in ``func/`` would have no anatomical image, and one
+    in ``run-03/`` nothing but third runs.
+    """
+    content = json.loads(Path(get_option("config_paths")[name]).read_text())
+    below = f"^{re.escape(str(root.absolute()))}(?=/).*?"
+    entities = [e | {"pattern": f"{below}(?:{e['pattern']})"} for e in content["entities"]]
+    return {"name": name, "entities": entities}
+
+
 def _layout(settings: Settings, asked: set[str]) -> BIDSLayout:
-    database = settings.bids_database_dir
+    root, database = settings.bids_dir, settings.bids_database_dir
     subjects = r"[^/]+" if database else "(?:" + "|".join(map(re.escape, sorted(asked))) + ")"
     wanted = rf"/sub-{subjects}(?:/ses-[^/]+)?(?:/anat(?:/[^/]+_T1w\.nii(?:\.gz)?)?)?"
-    indexer = BIDSLayoutIndexer(
-        validate=False, index_metadata=False, ignore=[re.compile(rf"^(?!{wanted}$).+")]
-    )
     if database is None:
-        return BIDSLayout(settings.bids_dir, validate=False, indexer=indexer)
+        return index_files(root, wanted)
     kept = database / "layout_index.sqlite"
     try:
         if not kept.exists():
             database.mkdir(parents=True, exist_ok=True)
             # made elsewhere and renamed: other jobs never see half an index
             with tempfile.TemporaryDirectory(dir=database) as folder:
-                BIDSLayout(settings.bids_dir, validate=False, indexer=indexer, database_path=folder)
+                index_files(root, wanted, database=Path(folder))
                 (Path(folder) / kept.name).replace(kept)
-        layout = BIDSLayout(settings.bids_dir, validate=False, database_path=database)
-        indexed = Path(str(layout.connection_manager.layout_info.root))
+        layout = BIDSLayout(root, validate=False, database_path=database)
+        made = layout.connection_manager.layout_info
     except OSError as error:
         raise CannotCreateOutput(f"{database}: cannot be written ({error.strerror})") from error
     except SQLAlchemyError as error:
         raise BadData(f"{kept}: not an index of pybids; remove it") from error
-    if indexed != settings.bids_dir.absolute():
-        raise UsageError(f"{database}: is an index of {indexed}; choose another folder")
+    if Path(made.root) != root.absolute():
+        raise UsageError(f"{database}: is an index of {made.root}; choose another folder")
+    if made.config != [_entities(root, "bids")]:
+        raise UsageError(f"{kept}: was not made by this version of HyPS-BIDS; remove it")
     return layout
+
+
+def _is_asked(path: Path, subjects: set[str], sessions: Sequence[str]) -> bool:
+    """Judge by the folders: it is they that are selected."""
+    subject, session = path.parts[0], path.parts[1]
+    return subject[4:] in subjects and (
+        not sessions or (session.startswith("ses-") and session[4:] in sessions)
+    )
+
+
+def _well_named(root: Path, scans: Iterable[Scan], *, leave_out: bool) -> list[Scan]:
+    """Put scans under their dataset; one whose name contradicts its folder is nobody's."""
+    good: list[Scan] = []
+    bad: list[Scan] = []
+    for scan in scans:
+        fits = "sub" in dict(scan.entities) and scan.folder == scan.path.parent
+        (good if fits else bad).append(Scan(root / scan.path, scan.entities))
+    if bad and not leave_out:
+        raise InvalidBids(
+            f"{bad[0].path}: its name and its folder are not those of one participant and session"
+            f" ({len(bad)} such images); rename it, or leave it out with --skip-bids-validation"
+        )
+    for scan in bad:
+        _LOG.warning(
+            "%s: left out, its name and its folder are not those of one participant and session",
+            scan.path,
+        )
+    return good
 
 
 def _nothing(settings: Settings, asked: set[str], candidates: int) -> str:
@@ -302,7 +395,19 @@ def _refuse_dangling(scans: Iterable[Scan]) -> None:
     if gone:
         raise MissingInput(f"{gone[0]}: is in the index but not there; remove the index")
     if absent:
-        raise MissingInput(
-            f"{absent[0]}: its content is not here ({len(absent)} such images); "
-            f"run 'datalad get {absent[0]}' or exclude the participant"
-        )
+        raise MissingInput(not_here(absent))
+
+
+def not_here(paths: Sequence[Path]) -> str:
+    """Say that the content of annexed files must be fetched first.
+
+    Examples
+    --------
+    >>> not_here([Path("sub-01_T1w.nii.gz")])
+    "sub-01_T1w.nii.gz: its content is not here (1 such images); run 'datalad get
+    sub-01_T1w.nii.gz' or exclude the participant"
+    """
+    return (
+        f"{paths[0]}: its content is not here ({len(paths)} such images); "
+        f"run 'datalad get {paths[0]}' or exclude the participant"
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from bids.layout import BIDSLayout
 
 from hyps_bids.bids.index import Scan, find_scans
 from hyps_bids.errors import (
@@ -384,6 +385,68 @@ def test_only_asked_folders_are_indexed(dataset: Path) -> None:
         (dataset / folder).mkdir(exist_ok=True)
         (dataset / folder / "layout_config.json").write_text("not JSON")
     assert find(dataset, participant_label=("101",)) == [NAMES[5]]
+
+
+@pytest.mark.parametrize(
+    "above", ["func", "dwi", "anat", "run-03", "sub-99", "sub-01/ses-x/acq-y/rec-z", "a.b_T1w"]
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_folders_above_the_dataset_say_nothing(
+    tmp_path: Path, filter_file: Callable[[Any], Path], above: str, indexed: bool
+) -> None:
+    root = tmp_path / above / "raw"
+    add(root, *NAMES)
+    write_description(root)
+    options: dict[str, Any] = {"bids_database_dir": tmp_path / "db"} if indexed else {}
+    assert find(root, **options) == list(NAMES)
+    for query, expected in (
+        ({"run": 1}, NAMES[1:2]),
+        ({"subject": "101"}, NAMES[5:]),
+        ({"session": None}, (*NAMES[:3], NAMES[5])),
+        ({"acquisition": None, "reconstruction": None}, (*NAMES[1:4], NAMES[5])),
+    ):
+        assert find(root, bids_filter_file=filter_file(query), **options) == list(expected)
+    with pytest.raises(NothingMatches, match="passes none of 6"):
+        find(root, bids_filter_file=filter_file({"run": 3}), **options)
+
+
+@pytest.mark.parametrize("way", ["raw/", "./raw", "../here/raw", "raw/sub-01/.."])
+def test_dataset_by_any_path(dataset: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    here = dataset.parent / "here"
+    here.mkdir()
+    dataset.rename(here / "raw")
+    monkeypatch.chdir(here)
+    assert len(find_scans(make_settings(Path(way)))) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub-01/anat/sub-02_T1w.nii.gz",
+        "sub-02/ses-M00/anat/sub-02_ses-M12_T1w.nii.gz",
+        "sub-02/ses-M00/anat/sub-02_T1w.nii.gz",
+        "sub-01/anat/sub-01_ses-M00_T1w.nii.gz",
+        "sub-01/anat/01_T1w.nii.gz",
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_name_that_contradicts_its_folder(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, indexed: bool
+) -> None:
+    add(dataset, name)
+    options: dict[str, Any] = {"bids_database_dir": tmp_path / "db"} if indexed else {}
+    with pytest.raises(InvalidBids, match=f"{name}: its name and its folder"):
+        find(dataset, **options)
+    # another participant is none of its business
+    assert find(dataset, participant_label=("101",), **options) == [NAMES[5]]
+    assert find(dataset, skip_bids_validation=True, **options) == list(NAMES)
+    assert f"{name}: left out" in caplog.text
+
+
+def test_database_of_another_maker_is_refused(dataset: Path, tmp_path: Path) -> None:
+    BIDSLayout(dataset, database_path=tmp_path / "db")
+    with pytest.raises(UsageError, match="remove it"):
+        find(dataset, bids_database_dir=tmp_path / "db")
 
 
 def test_thousands_of_participants(tmp_path: Path) -> None:
