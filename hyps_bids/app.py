@@ -39,33 +39,80 @@ def run(settings: Settings) -> int:
     Returns
     -------
     int
-        0, or 1 if a scan failed.
+        0, or 1 if a scan or a classifier failed.
 
     Raises
     ------
     HypsError
         If nothing can be done at all; it carries the exit code.
     """
-    if settings.analysis_level == "group":
-        from hyps_bids.group.tables import write_group_tables
-
-        check_output(settings)
-        write_group_tables(settings)
-        return 0
-    return _participant(settings)
+    return {"participant": _participant, "group": _group}[settings.analysis_level](settings)
 
 
 def _participant(settings: Settings) -> int:
     check_output(settings)
     scans = find_scans(settings)
     if settings.dry_run:
-        for scan in scans:
-            print(scan.path)
-        return 0
-    # random, for jobs that start in the same second: in containers process numbers are the same
-    run_name = f"{datetime.now():%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
+        return _list(scans)
+    run_name = _run_name()
     with _work_folder(settings, run_name) as work_dir:
         return _process(settings, scans, settings.output_dir / "logs" / run_name, work_dir)
+
+
+def _group(settings: Settings) -> int:
+    _check_group(settings)
+    check_output(settings)
+    # of the processes that torchrun starts, the first one writes
+    if not settings.dry_run and os.environ.get("RANK", "0") == "0":
+        write_dataset_files(settings)
+        _start_log(settings.output_dir / "logs" / _run_name(), settings)
+    if settings.train_adapter is not None:
+        from hyps_bids.group.adapters import train_adapter
+
+        train_adapter(settings)
+        return 0
+    if settings.dry_run:
+        return _list(find_scans(settings, need_content=False))
+    from hyps_bids.group.tables import write_group_tables
+
+    table = write_group_tables(settings)
+    failed = []
+    if settings.target is not None:
+        from hyps_bids.group.classify import classify
+
+        failed = classify(settings, table)
+    if settings.apply_classifier is not None:
+        from hyps_bids.group.classify import apply_classifier
+
+        apply_classifier(settings, table)
+    return 1 if failed else 0
+
+
+def _list(scans: Sequence[Scan]) -> int:
+    for scan in scans:
+        print(scan.path)
+    return 0
+
+
+def _run_name() -> str:
+    # random, for jobs that start in the same second: in containers process numbers are the same
+    return f"{datetime.now():%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
+
+
+def _check_group(settings: Settings) -> None:
+    """Refuse options of the group level that would be ignored or contradict each other."""
+    if bool(settings.labels) != (settings.train_adapter is not None):
+        raise UsageError("--train-adapter NAME and --labels DERIVATIVES belong together")
+    if settings.contrast and settings.target is None:
+        raise UsageError("--contrast needs --target, the column that holds the levels")
+    others = settings.model or settings.target or settings.apply_classifier
+    if settings.train_adapter is not None and others:
+        raise UsageError(
+            "--train-adapter is a run of its own: leave --model, --target and "
+            "--apply-classifier to another"
+        )
+    if settings.site is None and (settings.harmonize or settings.leave_one_site_out):
+        raise UsageError("--harmonize and --leave-one-site-out need --site, the column of sites")
 
 
 def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path) -> int:

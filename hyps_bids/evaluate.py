@@ -9,7 +9,7 @@ import itertools
 import json
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from hyps_bids.errors import MissingInput
 from hyps_bids.imaging.bias import correct_bias
 from hyps_bids.imaging.conform import ConformedImage, conform, restore_orientation
 from hyps_bids.imaging.resample import resample
-from hyps_bids.imaging.volumes import restore
+from hyps_bids.imaging.volumes import RestoredSide, restore
 from hyps_bids.segmentation.inference import cached_adapted, cached_network
 from hyps_bids.segmentation.localise import HEMISPHERES, localise
 from hyps_bids.segmentation.segment import segment
@@ -31,6 +31,7 @@ from hyps_bids.training.adapt import crop_dice
 from hyps_bids.training.datasets import load_crops, msd_subject, split_every_fifth
 
 __all__ = [
+    "Grid",
     "Pipeline",
     "dice",
     "evaluate_crops",
@@ -40,6 +41,9 @@ __all__ = [
     "evaluate_speed",
     "summarise",
 ]
+
+#: shape, and voxel-to-world transform with axes nearest to right, anterior, superior
+Grid = tuple[Sequence[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Pipeline:
     device: torch.device
     n4: bool = False
 
+    @property
+    def parts(self) -> list[str]:
+        """The adapter's classes in order, background left out."""
+        return list(cached_adapted(self.adapter, self.base)[1]["labels"])
+
     def segment(self, image: ConformedImage) -> np.ndarray:
         """Label the hippocampi of an image.
 
@@ -72,8 +81,39 @@ class Pipeline:
         """
         return self.timed(image)[0]
 
+    def segment_sides(
+        self, image: ConformedImage, grids: Mapping[str, Grid] | None = None
+    ) -> dict[str, RestoredSide]:
+        """Segment each hippocampus in its parts.
+
+        Parameters
+        ----------
+        image : ConformedImage
+            The head.
+        grids : mapping of str to (shape, affine), optional
+            Hemisphere → grid to restore its probabilities to, in the image's world; the image's
+            own where there is none.
+
+        Returns
+        -------
+        dict of str to RestoredSide
+            By hemisphere; only those that were found. Labels ``1 … len(parts)``.
+        """
+        return self._sides(image, grids or {})[0]
+
     def timed(self, image: ConformedImage) -> tuple[np.ndarray, dict[str, float]]:
         """As :meth:`segment`, with the seconds that each step took."""
+        sides, seconds = self._sides(image, {})
+        began = time.perf_counter()
+        labels = np.zeros(image.data.shape, dtype=np.uint8)
+        for hemi, side in sides.items():
+            labels[side.region][side.labels > 0] = HEMISPHERES.index(hemi) + 1
+        seconds["restore"] += time.perf_counter() - began
+        return labels, seconds
+
+    def _sides(
+        self, image: ConformedImage, grids: Mapping[str, Grid]
+    ) -> tuple[dict[str, RestoredSide], dict[str, float]]:
         localizer, _ = cached_network(self.localizer)
         network, _ = cached_adapted(self.adapter, self.base)
         clock = [time.perf_counter()]
@@ -83,14 +123,13 @@ class Pipeline:
         clock.append(time.perf_counter())
         sides, _ = segment(data, image.affine, found.hippocampi, network, self.device)
         clock.append(time.perf_counter())
-        labels = np.zeros(data.shape, dtype=np.uint8)
+        restored = {}
         for hemi, side in sides.items():
-            restored = restore(side.probabilities, side.affine, data.shape, image.affine)
-            labels[restored.region][restored.labels > 0] = HEMISPHERES.index(hemi) + 1
+            shape, affine = grids.get(hemi, (data.shape, image.affine))
+            restored[hemi] = restore(side.probabilities, side.affine, shape, affine)
         clock.append(time.perf_counter())
         steps = ("bias", "localise", "segment", "restore")
-        seconds = np.diff(clock)
-        return labels, dict(zip(steps, map(float, seconds), strict=True))
+        return restored, dict(zip(steps, map(float, np.diff(clock)), strict=True))
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -350,3 +350,22 @@ def test_parsing_imports_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train-adapter", "mine"], "belong together"),
+        (["--labels", "manual"], "belong together"),
+        (["--contrast", "AD:CN"], "--contrast needs --target"),
+        (["--train-adapter", "mine", "--labels", "m", "--target", "dx"], "a run of its own"),
+        (["--harmonize"], "need --site"),
+        (["--leave-one-site-out"], "need --site"),
+    ],
+)
+def test_group_options_that_contradict(
+    raw: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(raw), str(tmp_path / "out"), "group", *options]) == 64
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

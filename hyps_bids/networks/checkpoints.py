@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
 from hyps_bids.networks.adapters import (
     AdapterConfig,
     adapter_state,
@@ -250,5 +250,12 @@ def _save(
 ) -> None:
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in state.items()}
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"hyps": json.dumps(card, sort_keys=True)})
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata={"hyps": json.dumps(card, sort_keys=True)})
+        partial.replace(path)
+    # safetensors words a full disk in its own error
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CannotCreateOutput(
+            f"{path}: the weights cannot be written ({error}); what was there before is kept"
+        ) from error

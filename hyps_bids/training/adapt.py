@@ -261,14 +261,15 @@ def fit_adapter(
 def default_learning_rate(method: str) -> float:
     """Learning rate to start from when none is given.
 
-    A whole network that trains forgets at the rate that suits an adapter.
+    A whole network that trains forgets at the rate that suits an adapter, and biases alone
+    need more.
 
     Examples
     --------
     >>> default_learning_rate("hyps"), default_learning_rate("full")
     (0.001, 0.0003)
     """
-    return 3e-4 if method == "full" else 1e-3
+    return {"full": 3e-4, "bitfit": 1e-2}.get(method, 1e-3)
 
 
 def crops_digest(crops: Crops) -> str:

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from hyps_bids.bids.derivatives import write_text
+
 __all__ = ["write_model_card"]
 
 
@@ -29,7 +31,8 @@ def write_model_card(
         Heading.
     card : dict
         The card in the header of the weights: ``labels``, ``architecture`` or ``adapter`` and
-        ``base``, and under ``training`` plain facts and the figures of the ``validation``.
+        ``base``, and under ``training`` plain facts and the figures of the ``validation``; the
+        figures of a ``cross-validation``, if there was one, replace the latter.
     data : str
         What was trained and validated on, with source and licence.
     license : str
@@ -48,6 +51,9 @@ def write_model_card(
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     training = dict(card.get("training", {}))
     figures = training.pop("validation", {})
+    checked = "validation"
+    if "cross-validation" in card:
+        checked, figures = "cross-validation", card["cross-validation"]
     facts = _network_facts(card) | {
         "Classes": ", ".join(card["labels"]),
         "Hardware": hardware,
@@ -60,22 +66,23 @@ def write_model_card(
         _table(("", ""), facts),
         f"## Data\n\n{data}",
         "## Training\n\n" + _table(("setting", "value"), training),
-        "## Validation\n\n" + _table(("figure", "value"), figures),
+        f"## {checked.capitalize()}\n\n" + _table(("figure", "value"), figures),
         f"## Use and limits\n\n{notes}",
     ]
     out = path.with_suffix(".md")
-    partial = out.with_suffix(".partial")
-    partial.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    partial.replace(out)
+    write_text(out, "\n\n".join(sections) + "\n")
     return out
 
 
 def _network_facts(card: dict[str, Any]) -> dict[str, str]:
     if "adapter" in card:
         adapter, base = card["adapter"], card["base"]
-        settings = ", ".join(f"{k} {adapter[k]}" for k in ("rank", "bottleneck", "scale"))
+        # the methods that add nothing have nothing to set
+        added = adapter["method"] not in ("full", "decoder", "bitfit")
+        names = ("rank", "bottleneck", "scale") if added else ()
+        settings = ", ".join(f"{name} {adapter[name]}" for name in names)
         return {
-            "Adapter": f"{adapter['method']} ({settings})",
+            "Adapter": f"{adapter['method']} ({settings})" if added else adapter["method"],
             "Base": f"{base['name']}, sha256 `{base['sha256']}`",
         }
     architecture = card["architecture"]

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
 from hyps_bids.networks.adapters import AdapterConfig, add_adapters
 from hyps_bids.networks.checkpoints import (
     ADAPTER,
@@ -285,3 +285,21 @@ def test_shipped_adapter_fits_the_shipped_base() -> None:
         out = model(torch.zeros(1, 1, *GRID))
     assert out.shape == (1, 1 + len(card["labels"]), *GRID)
     assert torch.isfinite(out).all()
+
+
+def test_full_disk_keeps_the_weights_that_were_there(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "weights.safetensors"
+    model, card = nn.Linear(100, 100), {"labels": []}
+    save_network(path, model, card)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # as if the disk were full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(CannotCreateOutput, match=r"weights\.safetensors: .* cannot be written"):
+            save_network(path, nn.Linear(100, 100), card)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,162 @@
+"""Several processes train one network: torchrun starts them, each takes a share of every batch.
+
+Gradients are summed with one plain all-reduce a step. Every process makes the whole batch from the
+step's seed and keeps its own part, so that the result is that of one process, but for rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hyps_bids.errors import UsageError
+
+__all__ = ["Processes", "join_processes"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together; a single one by default.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process, from 0. Process 0 is the only one that writes.
+    size : int
+        How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut this process's part out of a batch that all made alike.
+
+        Parameters
+        ----------
+        batch : tuple of torch.Tensor
+            Inputs and targets, first axis of the same length.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Parts that differ by one sample at most.
+
+        Raises
+        ------
+        UsageError
+            If there are more processes than samples.
+
+        Examples
+        --------
+        >>> x = torch.arange(5)
+        >>> [Processes(rank, 2).share((x, x))[0].tolist() for rank in (0, 1)]
+        [[0, 1, 2], [3, 4]]
+        """
+        if self.size == 1:
+            return batch
+        inputs, targets = batch
+        if len(inputs) < self.size:
+            raise UsageError(
+                f"{self.size} processes cannot share a batch of {len(inputs)}: raise --batch-size, "
+                "or start fewer"
+            )
+        return inputs.tensor_split(self.size)[self.rank], targets.tensor_split(self.size)[self.rank]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all processes, in place."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a detached tensor over all processes."""
+        total = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def from_first(self, value: T) -> T:
+        """Return what process 0 has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let process 0 run a block before the others do, so that they find what it cached."""
+        if self.size > 1 and not self.writes:
+            dist.barrier()
+        yield
+        # not after an error: the launcher ends those that wait
+        if self.size > 1 and self.writes:
+            dist.barrier()
+
+
+@contextmanager
+def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+    """Join the other processes if torchrun started this one.
+
+    Parameters
+    ----------
+    device : torch.device
+        What the user asked for; under torchrun each process of a node takes a GPU of its own.
+
+    Yields
+    ------
+    processes : Processes
+        A single one without torchrun.
+    device : torch.device
+        This process's device.
+
+    Raises
+    ------
+    UsageError
+        If a node has fewer GPUs than processes.
+
+    Examples
+    --------
+    >>> with join_processes(torch.device("cpu")) as (processes, device):
+    ...     processes
+    Processes(rank=0, size=1)
+    """
+    if not dist.is_torchelastic_launched():
+        yield Processes(), device
+        return
+    if device.type == "cuda":
+        local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= available:
+            raise UsageError(
+                f"torchrun: {os.environ['LOCAL_WORLD_SIZE']} processes on a node with {available} "
+                "GPU(s): lower --nproc-per-node"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    # the others wait while process 0 validates
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
