@@ -1,0 +1,1 @@
+"""From volumes to a diagnosis: pipelines, nested cross-validation and honest figures."""

@@ -1,0 +1,193 @@
+"""Transformers that take sites and head size out of volumes, fitted on training subjects only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+__all__ = ["IcvAdjuster", "SiteHarmonizer"]
+
+Array = NDArray[np.float64]
+
+#: a site with fewer scans has no usable variance
+_FEWEST_AT_A_SITE = 3
+#: a regression on fewer controls would be noise
+_FEWEST_CONTROLS = 3
+
+
+class SiteHarmonizer(TransformerMixin, BaseEstimator):
+    """Take mean and variance of each site out of some columns (ComBat, Johnson et al. 2007).
+
+    The model is ``value = mean + design · slope + shift(site) + scale(site) · residual``. Shifts
+    and scales are shrunk towards those of the site's other columns (empirical Bayes). What the
+    design explains, age for example, is kept. The diagnosis is never seen: `fit` ignores `y`.
+
+    Rows of a site that was not seen in fitting, or seen in fewer than 3 rows, and rows without a
+    site are left as they are. With fewer than 2 usable sites nothing is changed at all.
+
+    Parameters
+    ----------
+    columns : tuple of int
+        Columns to harmonize.
+    site : int
+        Column with the site's number; NaN or negative is no site.
+    design : tuple of int
+        Columns whose effect is kept.
+
+    Attributes
+    ----------
+    sites_ : ndarray of shape (sites,)
+        The usable sites.
+    shift_, scale_ : ndarray of shape (sites, columns)
+        What is taken out, in units of the residual SD.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> site = np.repeat([0.0, 1.0], 50)
+    >>> volume = rng.normal(3000, 300, size=(100, 2)) + 500 * site[:, None]
+    >>> matrix = np.column_stack([volume, site])
+    >>> out = SiteHarmonizer(columns=(0, 1), site=2).fit_transform(matrix)
+    >>> bool(abs(out[:50, 0].mean() - out[50:, 0].mean()) < 20)
+    True
+    """
+
+    def __init__(
+        self, columns: tuple[int, ...] = (), site: int = 0, design: tuple[int, ...] = ()
+    ) -> None:
+        self.columns = columns
+        self.site = site
+        self.design = design
+
+    def fit(self, X: Array, y: Any = None) -> SiteHarmonizer:
+        """Estimate the sites' shifts and scales from complete rows."""
+        columns = list(self.columns)
+        site = X[:, self.site]
+        found, counts = np.unique(site[site >= 0], return_counts=True)
+        self.sites_ = found[counts >= _FEWEST_AT_A_SITE]
+        if len(self.sites_) < 2:
+            self.sites_ = self.sites_[:0]
+            return self
+        rows = np.isin(site, self.sites_)
+        values, design = X[rows][:, columns], X[rows][:, list(self.design)]
+        member = (site[rows, None] == self.sites_[None]).astype(float)
+        self.design_mean_ = design.mean(axis=0)
+        model = np.hstack([member, design - self.design_mean_])
+        slopes = np.linalg.lstsq(model, values, rcond=None)[0]
+        share = member.mean(axis=0)
+        self.mean_ = share @ slopes[: len(self.sites_)]
+        self.slope_ = slopes[len(self.sites_) :]
+        sd = np.sqrt(np.mean((values - model @ slopes) ** 2, axis=0))
+        # a constant column stays what it is, and says nothing about the others
+        varying = sd > 1e-12 * (1 + np.abs(self.mean_))
+        self.sd_ = np.where(varying, sd, 1.0)
+        self.shift_ = np.zeros((len(self.sites_), len(columns)))
+        self.scale_ = np.ones_like(self.shift_)
+        if varying.any():
+            residual = ((values - self._expected(X[rows])) / self.sd_)[:, varying]
+            for s in range(len(self.sites_)):
+                shift, scale = _shrink(residual[member[:, s] == 1])
+                self.shift_[s, varying] = shift
+                self.scale_[s, varying] = scale
+        return self
+
+    def transform(self, X: Array) -> Array:
+        """Give the rows of known sites the common mean and variance."""
+        check_is_fitted(self, "sites_")
+        out = np.array(X, dtype=float)
+        if not len(self.sites_):
+            return out
+        rows = np.isin(X[:, self.site], self.sites_)
+        which = np.searchsorted(self.sites_, X[rows, self.site])
+        expected = self._expected(X[rows])
+        columns = list(self.columns)
+        harmonized = out[rows]
+        residual = (harmonized[:, columns] - expected) / self.sd_
+        residual = (residual - self.shift_[which]) / self.scale_[which]
+        harmonized[:, columns] = residual * self.sd_ + expected
+        out[rows] = harmonized
+        return out
+
+    def _expected(self, X: Array) -> Array:
+        design = X[:, list(self.design)] - self.design_mean_
+        return np.asarray(self.mean_ + design @ self.slope_)
+
+
+class IcvAdjuster(TransformerMixin, BaseEstimator):
+    """Take out of volumes what a line through intracranial volume (ICV) explains.
+
+    ``adjusted = volume - slope · (ICV - mean ICV)``, with slope and mean of the training rows, or
+    of the controls among them if there are at least 3.
+
+    Parameters
+    ----------
+    columns : tuple of int
+        Columns with volumes.
+    icv : int
+        Column with the ICV.
+    control : int
+        Column that is 1 for controls; without any, all rows are used.
+
+    Examples
+    --------
+    >>> matrix = np.array([[3.0, 10.0, 0.0], [4.0, 20.0, 0.0], [5.0, 30.0, 0.0]])
+    >>> IcvAdjuster(columns=(0,), icv=1, control=2).fit_transform(matrix)[:, 0]
+    array([4., 4., 4.])
+    """
+
+    def __init__(self, columns: tuple[int, ...] = (), icv: int = 0, control: int = 0) -> None:
+        self.columns = columns
+        self.icv = icv
+        self.control = control
+
+    def fit(self, X: Array, y: Any = None) -> IcvAdjuster:
+        """Estimate one slope per column."""
+        control = X[:, self.control] == 1
+        rows = control if control.sum() >= _FEWEST_CONTROLS else np.ones(len(X), dtype=bool)
+        volumes, icv = X[rows][:, list(self.columns)], X[rows, self.icv]
+        self.mean_ = icv.mean()
+        centred = icv - self.mean_
+        variance = centred @ centred
+        self.slope_ = (
+            centred @ (volumes - volumes.mean(axis=0)) / variance
+            if variance > 0
+            else np.zeros(len(self.columns))
+        )
+        return self
+
+    def transform(self, X: Array) -> Array:
+        """Subtract the lines."""
+        check_is_fitted(self, "slope_")
+        out = np.array(X, dtype=float)
+        out[:, list(self.columns)] -= np.outer(X[:, self.icv] - self.mean_, self.slope_)
+        return out
+
+
+def _shrink(residual: Array) -> tuple[Array, Array]:
+    """Estimate shift and scale of one site per column, with priors from its other columns."""
+    count, columns = residual.shape
+    shift, variance = residual.mean(axis=0), residual.var(axis=0, ddof=1)
+    variance = np.where(variance > 1e-12, variance, 1.0)
+    spread = variance.var(ddof=1) if columns > 1 else 0.0
+    prior_variance = shift.var(ddof=1) if columns > 1 else 0.0
+    if spread == 0 or prior_variance == 0:
+        return shift, np.sqrt(variance)
+    prior_shift, centre = shift.mean(), variance.mean()
+    shape = (2 * spread + centre**2) / spread
+    rate = (centre * spread + centre**3) / spread
+    new_shift, new_variance = shift, variance
+    for _ in range(200):
+        old = np.concatenate([new_shift, new_variance])
+        new_shift = (count * prior_variance * shift + new_variance * prior_shift) / (
+            count * prior_variance + new_variance
+        )
+        squares = np.sum((residual - new_shift) ** 2, axis=0)
+        new_variance = (rate + squares / 2) / (count / 2 + shape - 1)
+        change = np.abs(np.concatenate([new_shift, new_variance]) - old)
+        if np.all(change <= 1e-4 * np.abs(old)):
+            break
+    return new_shift, np.sqrt(new_variance)
