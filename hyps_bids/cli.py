@@ -281,7 +281,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--rank", type=_positive, metavar="R", help="of low-rank parts (8)")
     group.add_argument("--bottleneck", type=_positive, metavar="D", help="of bottlenecks (8)")
     group.add_argument("--steps", type=_positive, metavar="N", help="optimiser steps (300)")
-    group.add_argument("--batch-size", type=_positive, metavar="N", help="crops a step (2)")
+    group.add_argument("--batch-size", type=_positive, metavar="N", help="crops a step (1)")
     group.add_argument("--learning-rate", type=_positive_float, metavar="X", help="at the start")
     group.add_argument(
         "--stratify", metavar="COLUMN", help="spread its levels evenly over the folds"

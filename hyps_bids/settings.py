@@ -146,7 +146,7 @@ class Settings:
     rank: int | None = None
     bottleneck: int | None = None
     steps: int = 300
-    batch_size: int = 2
+    batch_size: int = 1
     learning_rate: float | None = None
     stratify: str | None = None
     seed: int = 0

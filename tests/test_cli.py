@@ -63,7 +63,7 @@ OTHER: dict[str, Any] = {
     "rank": 4,
     "bottleneck": 3,
     "steps": 7,
-    "batch_size": 1,
+    "batch_size": 2,
     "learning_rate": 0.01,
     "stratify": "sex",
     "seed": 3,
