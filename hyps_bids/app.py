@@ -117,7 +117,7 @@ def _check_group(settings: Settings) -> None:
 
 def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path) -> int:
     # imported late: nipype reads its configuration folder from the environment
-    from hyps_bids.networks.checkpoints import LOCALIZER, read_card, sha256, shipped_weights
+    from hyps_bids.networks.checkpoints import LOCALIZER, sha256, shipped_weights
     from hyps_bids.segmentation.devices import choose_device, prepare_process
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
     from hyps_bids.segmentation.labels import label_table
@@ -139,9 +139,10 @@ def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: 
             "Localizer": {"Name": models.localizer.stem, "SHA256": sha256(models.localizer)},
             "Base": {"Name": models.base.stem, "SHA256": sha256(models.base)},
             "Adapter": {
-                "Name": models.adapter.stem,
+                # the file of a trained one is always called adapter.safetensors
+                "Name": f"adapter-{card['name']}" if "name" in card else models.adapter.stem,
                 "SHA256": sha256(models.adapter),
-                "License": read_card(models.adapter).get("license", "n/a"),
+                "License": card.get("license", "n/a"),
             },
         },
         "BiasFieldCorrection": "N4" if settings.n4 else "none",

@@ -225,7 +225,7 @@ def _add_classifiers(group: argparse._ArgumentGroup) -> None:
         action="extend",
         nargs="+",
         metavar="NAME",
-        help="columns of the wide table to use",
+        help="measures of the wide table to use, patterns allowed; metadata go to --covariates",
     )
     group.add_argument(
         "--covariates",
@@ -244,7 +244,7 @@ def _add_classifiers(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--held-out",
         metavar="COLUMN=LEVEL|FILE",
-        help="participants to test on only: a level, or a file with one participant a line",
+        help="participants to test on only: a level, or a list or table of them, one a line, ID first",
     )
     group.add_argument(
         "--estimators",

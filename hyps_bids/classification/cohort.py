@@ -165,9 +165,10 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
     number = {lv: i for i, levels in enumerate(contrast.classes.values()) for lv in levels}
     label = text.map(number).astype("Int64")
     order = ["participant_id"] + [c for c in ("session_id", "scan") if c in frame]
-    first = (
-        frame[order].assign(label=label).dropna(subset=["label"]).sort_values(order, kind="stable")
-    ).drop_duplicates("participant_id")
+    known = frame[order].assign(label=label).dropna(subset=["label"])
+    first = known.sort_values(order, kind="stable", key=_by_number).drop_duplicates(
+        "participant_id"
+    )
     own = frame["participant_id"].map(first.set_index("participant_id")["label"])
     label = label.where(label == own)
     for i, name in enumerate(contrast.classes):
@@ -178,6 +179,11 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
                 "2 are the least"
             )
     return label
+
+
+def _by_number(names: pd.Series) -> pd.Series:
+    """Let ses-2 come before ses-10."""
+    return names.astype("str").str.replace(r"\d+", lambda n: n[0].zfill(12), regex=True)
 
 
 def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:

@@ -101,6 +101,17 @@ def choose_columns(
             f"--features {leaking[0]}: fitted on all scans, test folds included; name the "
             "volumes instead, classifiers adjust them for ICV within the training folds"
         )
+    tests = circular(names)
+    if tests:
+        raise UsageError(
+            f"--features {tests[0]}: diagnoses are made from such tests; name it in --covariates, "
+            "where results are shown with and without it"
+        )
+    if ICV in features:
+        raise UsageError(
+            f"--features {ICV}: volumes are adjusted for it anyway; to classify with head size "
+            "itself name it in --covariates"
+        )
     for name in (*names, *covariates):
         if name == target:
             raise UsageError(f"{name} is the --target: it cannot predict itself")
@@ -117,6 +128,9 @@ def choose_columns(
         )
     kept = _useful(frame, dict.fromkeys(covariates), "covariate")
     numeric = [n for n in kept if pd.api.types.is_numeric_dtype(frame[n])]
+    for name in kept:
+        if name not in numeric:
+            _warn_of_numbers_as_text(frame[name])
     volumes = [n for n in names if "volume" in n]
     has_icv = ICV in frame and frame[ICV].nunique() > 1
     if volumes and not has_icv:
@@ -181,7 +195,7 @@ def warn_of_giveaways(frame: pd.DataFrame, schema: Schema, label: pd.Series) -> 
             f"circular: {', '.join(tests)} may be what the diagnosis was made from, and then "
             "predicts it whatever the brain looks like; results without are shown beside"
         )
-    for name in schema.covariates:
+    for name in schema.features + schema.covariates:
         if name not in tests and _tells_apart(frame[name], label):
             warnings.append(
                 f"suspicious: {name} alone tells the classes apart almost perfectly; is it made "
@@ -214,6 +228,21 @@ def _useful(frame: pd.DataFrame, names: Sequence[str] | dict[str, None], kind: s
             state = "constant" if different else "empty"
             _LOG.warning("%s %s is %s among these subjects: left out", kind, name, state)
     return kept
+
+
+def _warn_of_numbers_as_text(column: pd.Series) -> None:
+    """One odd value makes text of a column of numbers, and then each number a level."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return
+    values = column.dropna()
+    odd = values[pd.to_numeric(values, errors="coerce").isna()]
+    if len(odd) * 2 < len(values):
+        _LOG.warning(
+            "covariate %s is taken as levels, not as numbers, because of %d values such as '%s'",
+            column.name,
+            len(odd),
+            odd.iloc[0] if len(odd) else values.iloc[0],
+        )
 
 
 def _tells_apart(column: pd.Series, label: pd.Series) -> bool:

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
 
-__all__ = ["ESTIMATORS", "Estimator", "anova"]
+__all__ = ["ESTIMATORS", "Estimator", "SelectShare", "anova"]
 
 Params = dict[str, Any]
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -49,7 +49,7 @@ class Estimator:
         steps: list[tuple[str, Any]] = []
         rest = {key: value for key, value in params.items() if key != "percentile"}
         if params.get("percentile", 100) < 100:
-            steps.append(("select", SelectPercentile(anova, percentile=params["percentile"])))
+            steps.append(("select", SelectShare(anova, percentile=params["percentile"])))
         return Pipeline([*steps, ("model", _model(self.name, rest, seed))])
 
     def final(self, params: Params, seed: int, splits: Sequence[Split]) -> ClassifierMixin:
@@ -58,6 +58,22 @@ class Estimator:
         if not self.calibrated:
             return scorer
         return CalibratedClassifierCV(scorer, cv=list(splits), ensemble=False)
+
+
+class SelectShare(SelectPercentile):
+    """Keep the best share of the features, and the best one whatever the share.
+
+    Examples
+    --------
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    >>> SelectShare(anova, percentile=50).fit_transform(X, y).shape
+    (4, 1)
+    """
+
+    def _get_support_mask(self) -> NDArray[np.bool_]:
+        mask = np.asarray(super()._get_support_mask(), dtype=bool)
+        # half of one feature is none
+        return mask if mask.any() else self.scores_ == self.scores_.max()
 
 
 def anova(X: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -80,7 +96,7 @@ def _grid(**values: Sequence[Any]) -> tuple[Params, ...]:
 ESTIMATORS = {
     one.name: one
     for one in (
-        Estimator("logistic", _grid(C=(0.01, 0.1, 1.0, 10.0), percentile=(100, 50))),
+        Estimator("logistic", _grid(C=(0.1, 1.0, 10.0), percentile=(100, 50))),
         Estimator("linear_svm", _grid(C=(0.001, 0.01, 0.1, 1.0), percentile=(100, 50)), True),
         Estimator("rbf_svm", _grid(C=(0.3, 1.0, 10.0), gamma=(0.01, "scale")), True),
         Estimator("random_forest", _grid(min_samples_leaf=(10, 3, 1))),

@@ -316,7 +316,7 @@ def permutation_test(
     estimator: str,
     permutations: int,
     folds: int = 5,
-    control: Callable[[Ints], Array] | None = None,
+    control: NDArray[np.bool_] | None = None,
     seed: int = 0,
     nprocs: int = 1,
     progress: Callable[[str], None] | None = None,
@@ -337,9 +337,8 @@ def permutation_test(
         Number of shuffles.
     folds : int
         Outer folds.
-    control : callable, optional
-        Gives the controls' flag of every scan from labels, where the controls are one of the
-        classes: it has to move with the labels.
+    control : ndarray of shape (subjects,), optional
+        Who the controls are, where the column that is predicted tells: it moves with the labels.
     seed, nprocs, progress
         As in :func:`nested_cv`.
 
@@ -354,14 +353,14 @@ def permutation_test(
     """
     rng = np.random.default_rng(seed)
     preprocessing = schema.preprocessing()
-    cohorts = [cohort]
-    for _ in range(permutations):
-        label = rng.permutation(cohort.label)
+    everybody = np.arange(len(cohort.ids))
+    cohorts = []
+    for order in [everybody, *(rng.permutation(everybody) for _ in range(permutations))]:
         matrix = cohort.matrix
         if control is not None:
             matrix = matrix.copy()
-            matrix[:, schema.columns.index("(control)")] = control(label)
-        cohorts.append(replace(cohort, label=label, matrix=matrix))
+            matrix[:, schema.columns.index("(control)")] = control[order][cohort.subject]
+        cohorts.append(replace(cohort, label=cohort.label[order], matrix=matrix))
     tasks = [delayed(_cv_auc)(one, preprocessing, estimator, folds, seed) for one in cohorts]
     values = np.array(run_tasks(tasks, nprocs, "shuffles", progress))
     observed, null = values[0], values[1:]

@@ -19,16 +19,21 @@ def headline(rows: pd.DataFrame) -> str:
     Parameters
     ----------
     rows : DataFrame
-        The figures of one estimator: ``figure``, ``value``, ``low``, ``high``.
+        The figures of one estimator: ``figure``, ``value``, and both intervals, of which the
+        wider counts: in small groups a bootstrap alone promises too much.
 
     Examples
     --------
-    >>> rows = pd.DataFrame({"figure": ["auc"], "value": [0.8], "low": [0.7], "high": [0.9]})
+    >>> rows = pd.DataFrame({"figure": ["auc"], "value": [0.8], "low": [0.7], "high": [0.9],
+    ...     "score_low": [0.6], "score_high": [0.88]})
     >>> headline(rows)
-    'AUC 0.80 [0.70-0.90]'
+    'AUC 0.80 [0.60-0.90]'
     """
     names = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
     found = rows.set_index("figure")
+    found = found.assign(
+        low=found[["low", "score_low"]].min(axis=1), high=found[["high", "score_high"]].max(axis=1)
+    )
     return ", ".join(
         f"{text} {found.loc[name, 'value']:.2f} "
         f"[{found.loc[name, 'low']:.2f}-{found.loc[name, 'high']:.2f}]"
@@ -103,8 +108,9 @@ def card_text(card: Mapping[str, Any], figures: pd.DataFrame, comparisons: pd.Da
     sections += [
         "## Figures\n\n"
         "Nested cross-validation, grouped by subject: settings and estimator are chosen, and "
-        "everything is fitted, within the training folds. Intervals are 95 % of a bootstrap over "
-        "subjects. They do not hold for another population. All estimators: `figures.tsv`.\n\n"
+        "everything is fitted, within the training folds. Intervals are 95 %: the wider of a "
+        "bootstrap over subjects and, where there is one, a score interval. They "
+        "do not hold for another population. All estimators: `figures.tsv`.\n\n"
         + _table(
             ("validation", "features", "figures"),
             [
@@ -125,9 +131,10 @@ def card_text(card: Mapping[str, Any], figures: pd.DataFrame, comparisons: pd.Da
         sections.append(
             "## What adds what\n\n"
             + _table(
-                ("AUC of", "minus that of", "difference [95 %]", "p"),
+                ("validation", "AUC of", "minus that of", "difference [95 %]", "p"),
                 [
                     (
+                        row["validation"],
                         row["first"],
                         row["second"],
                         f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",

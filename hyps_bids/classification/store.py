@@ -27,6 +27,7 @@ CARD = "classifier.json"
 
 #: the types that a file may hold beyond those that skops itself trusts; all else is refused
 TRUSTED = (
+    "hyps_bids.classification.estimators.SelectShare",
     "hyps_bids.classification.estimators.anova",
     "hyps_bids.classification.harmonize.IcvAdjuster",
     "hyps_bids.classification.harmonize.SiteHarmonizer",
@@ -91,7 +92,7 @@ def load_classifier(path: Path) -> tuple[Pipeline, dict[str, Any]]:
     BadData
         If model and card do not belong together, or the model holds other types.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.is_file() else path
     for name in (MODEL, CARD):
         if not (folder / name).is_file():
             raise MissingInput(f"{folder / name}: no such file; name a folder models/classifier-…")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,9 @@ from hyps_bids.classification.figures import (
     score_interval,
 )
 from hyps_bids.classification.report import card_text, headline, uncertainty
-from hyps_bids.classification.store import load_classifier, save_classifier
+from hyps_bids.classification.store import CARD, load_classifier, save_classifier
 from hyps_bids.errors import BadData, HypsError, MissingInput, UsageError
+from hyps_bids.group.metadata import listed
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings
 
@@ -59,6 +61,8 @@ _LOG = logging.getLogger("hyps_bids")
 
 _WIDE_SIDECAR = "group_seg-hippocampus_desc-wide_morph.json"
 _SAMPLES = 1000
+#: more levels than this are hardly diagnoses
+_MANY_LEVELS = 10
 #: names that say a column is a site, to warn of confounding even if --site was not given
 _SITE_LIKE = ("site", "center", "centre", "scanner", "manufacturer", "institution")
 _CV, _LOSO, _HELD_OUT = "cross-validation", "leave-one-site-out", "held-out"
@@ -86,6 +90,36 @@ _COLUMNS = {
     "repeats_high": "Upper end of it.",
     "subjects": "Number of subjects predicted.",
 }
+#: columns of the other tables
+_OTHER_COLUMNS = {
+    "participant_id": "Subject.",
+    "first": "Set of features.",
+    "second": "Set of features that it is compared with.",
+    "difference": "Figure of the first minus that of the second, mean over repeats.",
+    "p": "Corrected resampled t test on the differences per fold (Nadeau and Bengio 2003).",
+    "folds": "Folds in which the figure is defined for both.",
+    "repeat": "Which repeat of the cross-validation.",
+    "fold": "Fold in which the subject was tested; 0: never.",
+    "true": "Class of the subject.",
+    "predicted": "Most probable class.",
+    "inner_auc": "AUC of the inner cross-validation that the choice rests on.",
+    "settings": "Settings that the inner cross-validation chose.",
+    "class": "Class that counts as positive.",
+    "threshold": "Subjects of at least this probability are called positive.",
+    "false_positive_rate": "Share of the others that are called positive.",
+    "sensitivity": "Share of the class that is called positive.",
+    "observed": "Share of the bin's subjects that are of the class.",
+    "n": "Subjects in the bin.",
+    "column": "Feature or covariate.",
+    "auc_fall": "Fall of the AUC when the column is shuffled among the tested scans.",
+    "sd": "Its standard deviation over folds.",
+}
+#: columns that mean something else in one table
+_OWN_COLUMNS = {
+    "comparisons": {"figure": "auc, balanced_accuracy or brier, as in figures.tsv."},
+    "calibration": {"predicted": "Mean probability of the bin's subjects."},
+    "chosen": {"estimator": "Classifier that was selected in the fold."},
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +136,7 @@ class _Plan:
     estimators: tuple[str, ...]
     sites: tuple[str, ...] | None
     warnings: list[str]
-    control: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None
+    control: NDArray[np.bool_] | None
 
     @property
     def full(self) -> str:
@@ -128,20 +162,27 @@ def classify(settings: Settings, wide: pd.DataFrame) -> list[str]:
     Raises
     ------
     UsageError
-        If an option names what does not exist.
+        If an option names what does not exist; nothing has been fitted then.
     BadData
-        If no contrast can be done for a reason in the table: scans listed twice, mixed weights.
+        If no contrast can be done: a level without scans, scans listed twice, mixed weights.
     """
     frame = _usable(settings, wide)
     contrasts = _contrasts(settings, frame)
-    failures = []
+    plans, failures = [], []
     for contrast in contrasts:
         try:
-            plan = _plan(settings, frame, contrast)
+            plans.append(_plan(settings, frame, contrast))
+        except BadData as error:
+            failures.append(_failure(settings, contrast, error))
+    if not plans:
+        raise BadData("; ".join(failures))
+    for text in failures:
+        _LOG.error(text)
+    for plan in plans:
+        try:
             _run(settings, plan)
         except HypsError as error:
-            text = str(error)
-            failures.append(text if contrast.text in text else f"contrast {contrast.text}: {text}")
+            failures.append(_failure(settings, plan.contrast, error))
             _LOG.error(failures[-1])
     return failures
 
@@ -208,6 +249,18 @@ def apply_classifier(settings: Settings, wide: pd.DataFrame) -> Path:
     return path
 
 
+def _folder(settings: Settings, contrast: Contrast) -> Path:
+    return settings.output_dir / "models" / f"classifier-{contrast.name}"
+
+
+def _failure(settings: Settings, contrast: Contrast, error: HypsError) -> str:
+    """Say why there is no classifier, and that one in its place is an older one."""
+    text = str(error)
+    text = text if contrast.text in text else f"contrast {contrast.text}: {text}"
+    folder = _folder(settings, contrast)
+    return f"{text} ({folder} is of an earlier run)" if folder.exists() else text
+
+
 def _usable(settings: Settings, wide: pd.DataFrame) -> pd.DataFrame:
     if settings.target is None:
         raise UsageError("--contrast needs --target COLUMN: the column of the diagnosis")
@@ -215,6 +268,8 @@ def _usable(settings: Settings, wide: pd.DataFrame) -> pd.DataFrame:
     unknown = [name for name in settings.estimators if name not in ESTIMATORS]
     if unknown:
         raise UsageError(f"--estimators {unknown[0]}: there are {', '.join(ESTIMATORS)}")
+    if set(settings.estimators) == {"dummy"}:
+        raise UsageError("--estimators dummy: it is what others are compared with; name another")
     if settings.site is None and (settings.harmonize or settings.leave_one_site_out):
         raise UsageError("--harmonize and --leave-one-site-out need --site COLUMN")
     needed(wide, "--site", [settings.site] if settings.site else [])
@@ -254,7 +309,13 @@ def _contrasts(settings: Settings, frame: pd.DataFrame) -> list[Contrast]:
         return contrasts
     levels = levels_of(frame[settings.target])
     if len(levels) < 2:
-        raise BadData(f"--target {settings.target}: fewer than 2 levels: {', '.join(levels)}")
+        there = ", ".join(levels) or "none"
+        raise BadData(f"--target {settings.target}: fewer than 2 levels: {there}")
+    if len(levels) > _MANY_LEVELS:
+        raise UsageError(
+            f"--target {settings.target} has {len(levels)} levels, such as {levels[0]}: name those "
+            "to tell apart with --contrast"
+        )
     _LOG.warning("no --contrast: %s, the first one positive", ":".join(levels))
     return [Contrast({level: (level,) for level in levels})]
 
@@ -312,16 +373,11 @@ def _plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> _Plan:
         names = tuple(name for name in names if name not in left_out)
         warn(f"too few subjects for an inner cross-validation; left out: {', '.join(left_out)}")
     if not [name for name in names if name != "dummy"]:
-        raise UsageError("--estimators: none is left that can be used")
+        raise BadData(f"contrast {contrast.text}: no estimator is left that can be used")
     sites = _sites(settings, rows, development, warn)
-    flags: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None = None
-    if settings.controls and settings.controls.split("=", 1)[0] == target:
-        level = settings.controls.split("=", 1)[1]
-        control_class = [k for k, v in enumerate(contrast.classes.values()) if v == (level,)]
-
-        def flags(shuffled: NDArray[np.int64]) -> NDArray[np.float64]:
-            return np.isin(shuffled[development.subject], control_class).astype(float)
-
+    flags = None
+    if controls is not None and str(settings.controls).split("=", 1)[0] == target:
+        flags = np.isin(development.ids, rows.loc[controls, "participant_id"].astype(str))
     return _Plan(
         contrast=contrast,
         target=target,
@@ -400,7 +456,9 @@ def _run(settings: Settings, plan: _Plan) -> None:
         **common,
     )
     card = _card(settings, plan, final, subjects, tests, doubts)
-    folder = settings.output_dir / "models" / f"classifier-{plan.contrast.name}"
+    folder = _folder(settings, plan.contrast)
+    # written last: without its card, what is left of an interrupted run is no classifier
+    (folder / CARD).unlink(missing_ok=True)
     _write(folder, plan, found, table, comparisons, held_out_predictions, falls, card)
     save_classifier(folder, final.model, card)
     write_text(folder / "README.md", card_text(card, table, comparisons))
@@ -606,7 +664,7 @@ def _write(
                 "fold": one["fold"] + 1,
                 "estimator": one["estimator"],
                 "inner_auc": one["inner_auc"],
-                "settings": json.dumps(one["settings"]),
+                "settings": ", ".join(f"{k} {v}" for k, v in one["settings"].items()) or None,
             }
             for validation, sets in found.items()
             for features, predictions_of in sets.items()
@@ -621,17 +679,23 @@ def _write(
     fallen = pd.DataFrame(
         [{"column": name, "auc_fall": mean, "sd": sd} for name, (mean, sd) in falls.items()]
     )
-    write_table(folder / "figures.tsv", table)
-    write_json(
-        folder / "figures.json", {name: {"Description": text} for name, text in _COLUMNS.items()}
-    )
-    write_table(folder / "comparisons.tsv", comparisons)
-    write_table(folder / "predictions.tsv", pd.concat(predictions, ignore_index=True))
-    write_table(folder / "chosen.tsv", chosen)
-    write_table(folder / "confusion.tsv", counts.rename_axis("true").reset_index())
-    write_table(folder / "roc.tsv", roc)
-    write_table(folder / "calibration.tsv", calibration)
-    write_table(folder / "importance.tsv", fallen)
+    tables = {
+        "figures": table,
+        "comparisons": comparisons,
+        "predictions": pd.concat(predictions, ignore_index=True),
+        "chosen": chosen,
+        "confusion": counts.rename_axis("true").reset_index(),
+        "roc": roc,
+        "calibration": calibration,
+        "importance": fallen,
+    }
+    of_class = {name: f"Subjects called {name}, mean over repeats." for name in cohort.classes}
+    of_class |= {f"p_{name}": f"Probability of {name}." for name in cohort.classes}
+    for name, one in tables.items():
+        write_table(folder / f"{name}.tsv", one)
+        texts = of_class | _COLUMNS | _OTHER_COLUMNS | _OWN_COLUMNS.get(name, {})
+        described = {column: {"Description": texts[column]} for column in one}
+        write_json(folder / f"{name}.json", described)
     sizes = ", ".join(f"{n} {name}" for name, n in card["Cohort"]["Subjects"].items())
     draw(
         folder,
@@ -703,8 +767,13 @@ def _held_out(settings: Settings, rows: pd.DataFrame) -> NDArray[np.bool_]:
     if equals and column in rows:
         subjects = set(ids[text_levels(rows[column]) == level])
     elif Path(text).is_file():
-        lines = Path(text).read_text(encoding="utf-8").split()
-        subjects = {f"sub-{line.removeprefix('sub-')}" for line in lines} & set(ids)
+        named = _listed_subjects(Path(text))
+        subjects = named & set(ids)
+        if others := sorted(named - subjects):
+            _LOG.warning(
+                "--held-out %s: %d of %d are not in this contrast: %s",
+                *(text, len(others), len(named), listed(others)),
+            )
     else:
         raise UsageError(
             f"--held-out {text}: neither COLUMN=LEVEL with a column of the group table, nor a file"
@@ -712,6 +781,16 @@ def _held_out(settings: Settings, rows: pd.DataFrame) -> NDArray[np.bool_]:
     if not subjects:
         raise BadData(f"--held-out {text}: no subject of this contrast")
     return ids.isin(subjects).to_numpy()
+
+
+def _listed_subjects(path: Path) -> set[str]:
+    """Read the first field of every line: a list, or a table such as participants.tsv."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadData(f"--held-out {path}: cannot be read as UTF-8 text ({error})") from error
+    names = [re.split(r"[\t,; ]", line.strip())[0] for line in lines if line.strip()]
+    return {f"sub-{name.removeprefix('sub-')}" for name in names if name != "participant_id"}
 
 
 def _sites(
@@ -745,6 +824,16 @@ def _check_matches(
     missing = [name for name in wanted if name not in frame]
     if missing:
         raise BadData(f"{where}: needs columns that the group table lacks: {', '.join(missing)}")
+    for name in (*schema.features, *schema.numeric, *([schema.icv] if schema.icv else [])):
+        if not pd.api.types.is_numeric_dtype(frame[name]) and frame[name].notna().any():
+            odd = frame[name].dropna().iloc[0]
+            raise BadData(f"{where}: {name} was a number, here it is text such as '{odd}'")
+    for name, levels in (schema.categories or {}).items():
+        here = levels_of(frame[name])
+        if here and not set(here) & set(levels):
+            raise BadData(
+                f"{where}: {name} was one of {', '.join(levels)}; here it is {', '.join(here[:10])}"
+            )
     sidecar = _sidecar(settings)
     for name, facts in (card["Features"] | card["Covariates"]).items():
         units = _units(name, sidecar)

@@ -75,3 +75,14 @@ def test_confounding_is_measured() -> None:
     assert value == pytest.approx(0.8)
     assert not full
     assert site_association(label, ["a"] * 20) == (0, False)
+
+
+def test_the_second_session_comes_before_the_tenth() -> None:
+    frame = pd.DataFrame(
+        {
+            "participant_id": ["sub-1", "sub-1", "sub-2", "sub-3", "sub-4"],
+            "session_id": ["ses-10", "ses-2", "ses-1", "ses-1", "ses-1"],
+            "dx": ["AD", "CN", "AD", "AD", "CN"],
+        }
+    )
+    assert label_scans(frame, "dx", Contrast.parse("AD:CN")).isna().tolist()[:2] == [True, False]

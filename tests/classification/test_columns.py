@@ -92,3 +92,28 @@ def test_giveaways_are_warned_of(frame: pd.DataFrame) -> None:
     circular, *suspicious = warn_of_giveaways(frame, schema, label)
     assert "circular: MMSE" in circular
     assert [text.split()[1] for text in suspicious] == ["score", "code"]
+
+
+@pytest.mark.parametrize("name", ["MMSE", "icv_mm3"])
+def test_what_is_no_feature_is_refused(frame: pd.DataFrame, name: str) -> None:
+    # a test by which diagnoses are made would count as a volume, and be warned of nowhere
+    with pytest.raises(UsageError, match="--covariates"):
+        choose_columns(frame, features=["volume_mm3_L_*", name])
+
+
+def test_features_that_give_the_diagnosis_away_are_warned_of(frame: pd.DataFrame) -> None:
+    label = (frame["diagnosis"] == "CN").astype("Int64")
+    frame["score"] = frame["age"] + 100 * (frame["diagnosis"] == "AD")
+    schema = choose_columns(frame, features=["score", *PARTS])
+    (warning,) = warn_of_giveaways(frame, schema, label)
+    assert "suspicious: score" in warning
+
+
+def test_one_odd_value_that_makes_levels_of_numbers_is_told(
+    frame: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame["age"] = frame["age"].astype(str).where(frame.index > 0, "70y")
+    choose_columns(frame, covariates=["age", "sex"])
+    assert "covariate age is taken as levels, not as numbers" in caplog.text
+    assert "'70y'" in caplog.text
+    assert "covariate sex" not in caplog.text

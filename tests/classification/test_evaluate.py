@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyps_bids.classification import evaluate
 from hyps_bids.classification.cohort import Cohort
 from hyps_bids.classification.estimators import ESTIMATORS, anova
 from hyps_bids.classification.evaluate import (
@@ -158,19 +159,26 @@ def test_permutations_tell_an_effect_from_none() -> None:
         assert p == pytest.approx((1 + (null >= observed).sum()) / 10)
 
 
-def test_shuffled_controls_move_with_the_labels() -> None:
+def test_shuffled_controls_move_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = simulate({"AD": 8, "CN": 8}, scans=2)
     cohort, schema = make_cohort(frame, covariates=())
+    # half of the class CN: which half is no matter of the volumes
+    control = (cohort.label == 1) & (np.arange(16) % 2 == 1)
     seen = []
 
-    def control(label: np.ndarray) -> np.ndarray:
-        seen.append(label.copy())
-        return (label[cohort.subject] == 1).astype(float)
+    def remember(one: Cohort, *_: object) -> float:
+        flags = one.matrix[:, schema.columns.index("(control)")]
+        seen.append((one.label, one.mean_by_subject(flags, np.arange(len(flags)))))
+        return 0.5
 
+    monkeypatch.setattr(evaluate, "_cv_auc", remember)
     permutation_test(cohort, schema, estimator="dummy", permutations=3, folds=2, control=control)
-    assert len(seen) == 3
-    assert all(sorted(label) == sorted(cohort.label) for label in seen)
-    assert any(not np.array_equal(label, cohort.label) for label in seen)
+    assert len(seen) == 4
+    assert np.array_equal(seen[0][1], control)
+    for label, flags in seen:
+        assert flags.sum() == control.sum()
+        assert (label[flags == 1] == 1).all()
+    assert any(not np.array_equal(label, cohort.label) for label, _ in seen)
 
 
 def test_importance_finds_the_column_that_matters() -> None:

@@ -24,8 +24,8 @@ TABLES = (
 )
 DRAWINGS = ("roc", "calibration", "confusion", "importance")
 FILES = [
-    *("README.md", "classifier.json", "model.skops", "figures.json"),
-    *(f"{name}.tsv" for name in TABLES),
+    *("README.md", "classifier.json", "model.skops"),
+    *(f"{name}.{kind}" for name in TABLES for kind in ("tsv", "json")),
     *(f"{name}.{kind}" for name in DRAWINGS for kind in ("svg", "png")),
 ]
 
@@ -124,7 +124,9 @@ def test_everything_on_a_simulated_cohort(
     area = figure(out, "auc", features="volumes")
     assert 0.6 < area["low"] <= area["value"] <= area["high"] <= 1
     assert figure(out, "auc", features="both", estimator="dummy")["value"] == 0.5
-    assert set(figures.columns) == set(json.loads((out / "figures.json").read_text()))
+    for name in TABLES:
+        described = json.loads((out / f"{name}.json").read_text())
+        assert list(read_table(out / f"{name}.tsv")) == list(described)
     comparisons = read_table(out / "comparisons.tsv")
     assert {"both", "volumes", "both_noncircular"} == set(comparisons["first"])
     assert read_table(out / "confusion.tsv")[["AD", "CN"]].to_numpy().sum() == 43
@@ -140,6 +142,7 @@ def test_everything_on_a_simulated_cohort(
     text = (out / "README.md").read_text()
     for expected in ("circular: MMSE", "1 of 94 scans have a quality flag", "What adds what"):
         assert expected in text
+    assert "| leave-one-site-out | both | metadata |" in text
     assert "circular: MMSE" in caplog.text
 
 
@@ -148,9 +151,49 @@ def test_contrasts_that_fail_do_not_stop_the_others(options: Settings) -> None:
     failures = classify(replace(options, contrast=("EMCI:CN", "X:CN", "AD+X:CN")), frame)
     assert len(failures) == 2
     assert "no scan with diagnosis = EMCI" in failures[0]
+    assert "earlier run" not in " ".join(failures)
     assert "only 1 subject with a scan in class X" in failures[1]
     assert (folder(options, "AD+X-vs-CN") / "model.skops").is_file()
     assert not folder(options, "X-vs-CN").exists()
+
+
+def test_an_older_classifier_is_not_taken_for_a_new_one(options: Settings) -> None:
+    frame = simulate({"AD": 8, "CN": 9, "X": 8}, {"AD": -3})
+    assert classify(options, frame) == []
+    again = replace(options, contrast=("AD:CN", "X:CN"))
+    fewer = frame[~((frame["diagnosis"] == "AD") & (frame["participant_id"] > "sub-0001"))]
+    (failure,) = classify(again, fewer)
+    assert "only 1 subject" in failure
+    assert f"{folder(options)} is of an earlier run" in failure
+
+
+def test_one_column_is_enough(options: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = replace(ESTIMATORS["logistic"], grid=({"C": 1.0, "percentile": 50},))
+    monkeypatch.setitem(ESTIMATORS, "logistic", half)
+    frame = simulate({"AD": 12, "CN": 12}, {"AD": -4})
+    chosen = replace(options, covariates=("age",), features=("volume_mm3_L_whole",))
+    assert classify(chosen, frame) == []
+    assert figure(folder(options), "auc", features="volumes")["value"] > 0.7
+    new = replace(options, apply_classifier=folder(options))
+    assert len(read_table(apply_classifier(new, frame))) == 24
+
+
+def test_held_out_table_is_read_by_its_first_column(
+    options: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    # an age of 0002 years is no subject
+    table = options.output_dir / "held_out.tsv"
+    table.parent.mkdir()
+    table.write_text("participant_id\tage\nsub-0001\t0002\nsub-0014\t0003\nsub-99\t0\n")
+    frame = simulate({"AD": 8, "CN": 9}, {"AD": -3})
+    assert classify(replace(options, held_out=str(table)), frame) == []
+    last = read_table(folder(options) / "predictions.tsv")
+    last = last[last["validation"] == "held-out"]
+    assert set(last["participant_id"]) == {"sub-0001", "sub-0014"}
+    assert "1 of 3 are not in this contrast: sub-99" in caplog.text
+    table.write_bytes("sub-Zürich".encode("latin-1"))
+    with pytest.raises(BadData, match="cannot be read as UTF-8"):
+        classify(replace(options, held_out=str(table)), frame)
 
 
 def test_small_unbalanced_groups_say_how_uncertain_they_are(
@@ -205,28 +248,31 @@ def test_two_subjects_a_class_still_work(
         ({"estimators": ("magic",)}, "--estimators magic: there are logistic"),
         ({"contrast": ("AD",)}, "--contrast AD: write levels"),
         ({"contrast": ("AD:CN", "AD:CN")}, "two have the same name"),
+        ({"held_out": "age"}, "--held-out age: neither COLUMN=LEVEL"),
+        ({"controls": "diagnosis"}, "write COLUMN=LEVEL"),
+        ({"features": ("icv_residual_mm3_L_whole",)}, "test folds included"),
+        ({"features": ("nosuch",)}, "--features: no column nosuch"),
+        ({"estimators": ("dummy",)}, "name another"),
+        ({"target": "age", "contrast": ()}, "--target age has .* name those to tell apart"),
     ],
 )
 def test_options_that_cannot_be(options: Settings, change: dict, message: str) -> None:
+    frame = simulate({"AD": 14, "CN": 14}).assign(icv_residual_mm3_L_whole=0.0)
     with pytest.raises(UsageError, match=message):
-        classify(replace(options, **change), simulate({"AD": 4, "CN": 4}))
+        classify(replace(options, **change), frame)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"held_out": "age"}, "--held-out age: neither COLUMN=LEVEL"),
         ({"held_out": "site=Z"}, "no subject of this contrast"),
         ({"held_out": "diagnosis=AD"}, "held-out subjects away, a class has 0"),
-        ({"controls": "diagnosis"}, "write COLUMN=LEVEL"),
-        ({"features": ("icv_residual_mm3_L_whole",)}, "test folds included"),
-        ({"estimators": ("dummy",)}, "none is left"),
+        ({"contrast": ("AD:EMCI", "EMCI:CN")}, "AD:EMCI: no scan .*; contrast EMCI:CN: no scan"),
     ],
 )
 def test_contrasts_that_cannot_be(options: Settings, change: dict, message: str) -> None:
-    frame = simulate({"AD": 4, "CN": 4}).assign(icv_residual_mm3_L_whole=0.0)
-    (failure,) = classify(replace(options, **change), frame)
-    assert message in failure
+    with pytest.raises(BadData, match=message):
+        classify(replace(options, **change), simulate({"AD": 4, "CN": 4}))
 
 
 def test_bad_tables(options: Settings) -> None:
@@ -239,11 +285,11 @@ def test_bad_tables(options: Settings) -> None:
         classify(replace(options, contrast=()), frame.assign(diagnosis="AD"))
     mixed = frame.copy()
     mixed.loc[:2, "models"] = "localizer:0 base:0 adapter-other:1 n4:none"
-    (failure,) = classify(options, mixed)
-    assert "cannot be mixed: 5 scans by 0.1.0 with" in failure or "3 scans by" in failure
+    with pytest.raises(BadData, match=r"cannot be mixed: [35] scans by 0.1.0 with"):
+        classify(options, mixed)
     empty = frame.assign(**dict.fromkeys((*PARTS, "volume_mm3_L_whole"), np.nan))
-    (failure,) = classify(replace(options, features=("volume_mm3_L_*",)), empty)
-    assert "no feature is left" in failure
+    with pytest.raises(BadData, match="no feature is left"):
+        classify(replace(options, features=("volume_mm3_L_*",)), empty)
 
 
 @pytest.fixture
@@ -291,6 +337,10 @@ def test_mismatches_are_refused(options: Settings, trained: Path, tmp_path: Path
     write_json(chosen.output_dir / name, {"age": {"Units": "month"}})
     with pytest.raises(BadData, match="age was in year, here it is in month"):
         apply_classifier(chosen, new)
+    with pytest.raises(BadData, match="age was a number, here it is text such as '70 years'"):
+        apply_classifier(chosen, new.assign(age="70 years"))
+    with pytest.raises(BadData, match="sex was one of F, M; here it is 1, 2"):
+        apply_classifier(chosen, new.assign(sex=[1.0, 2.0] * 3))
     with pytest.raises(MissingInput, match="no scan is done"):
         apply_classifier(chosen, new.assign(status="missing"))
     with pytest.raises(MissingInput, match="no such file"):
