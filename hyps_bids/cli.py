@@ -244,7 +244,7 @@ def _add_classifiers(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--held-out",
         metavar="COLUMN=LEVEL|FILE",
-        help="participants to test on only: a level, or a list or table of them, one a line, ID first",
+        help="participants to test on only: a level, or a file of them, one a line, ID first",
     )
     group.add_argument(
         "--estimators",
