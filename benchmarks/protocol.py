@@ -142,17 +142,17 @@ def summarise(results: Path) -> None:
     shipped = table[table["method"] == "shipped"].set_index(["scan", "hemi"])
     lines = [
         "# Adapting to a protocol",
-        "| method | training subjects | rotations | Dice | minimum | HD95 mm | gain over shipped | "
+        "| method | training subjects | steps | rotations | Dice | minimum | HD95 mm | gain over shipped | "
         "volume ratio | r |",
-        "|" + "---|" * 9,
+        "|" + "---|" * 10,
     ]
-    for (method, groups), rows in table.groupby(["method", "groups"]):
+    for (method, groups, steps), rows in table.groupby(["method", "groups", "steps"]):
         before = shipped.loc[list(zip(rows["scan"], rows["hemi"], strict=True)), "dice"]
         gain = rows["dice"].to_numpy() - before.to_numpy()
         ratio = (rows["volume_mm3"] / rows["reference_mm3"]).mean()
         r = rows["volume_mm3"].corr(rows["reference_mm3"])
         lines.append(
-            f"| {method} | {groups * 3 or ''} | {rows['rotation'].nunique()} "
+            f"| {method} | {groups * 3 or ''} | {steps or ''} | {rows['rotation'].nunique()} "
             f"| {rows['dice'].mean():.4f} | {rows['dice'].min():.3f} "
             f"| {rows['hd95_mm'].mean():.2f} | "
             f"{gain.mean():+.4f} | {ratio:.3f} | {r:.3f} |"

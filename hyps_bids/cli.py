@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ __all__ = ["build_parser", "main", "parse_settings", "settings_to_toml"]
 
 _LEVELS = ("participant", "group")
 _INTERRUPTED = 130
+#: of numpy's random numbers
+_LARGEST_SEED = 2**32 - 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -280,6 +283,24 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--preset", metavar="NAME", help="settings of the adapter: paper")
     group.add_argument("--rank", type=_positive, metavar="R", help="of low-rank parts (8)")
     group.add_argument("--bottleneck", type=_positive, metavar="D", help="of bottlenecks (8)")
+    group.add_argument("--scale", type=_positive_float, metavar="S", help="of bottlenecks (1)")
+    group.add_argument(
+        "--dropout", type=_positive_float, metavar="P", help="of the adapters' inputs (0)"
+    )
+    group.add_argument(
+        "--layers",
+        action="extend",
+        nargs="+",
+        metavar="KIND",
+        help="layers to adapt: attention, mlp, merging, convolutions (the first three)",
+    )
+    group.add_argument(
+        "--trainable",
+        action="extend",
+        nargs="+",
+        metavar="MODULE",
+        help="what else trains, by the start of its name (decoder out)",
+    )
     group.add_argument("--steps", type=_positive, metavar="N", help="optimiser steps (300)")
     group.add_argument("--batch-size", type=_positive, metavar="N", help="crops a step (1)")
     group.add_argument("--learning-rate", type=_positive_float, metavar="X", help="at the start")
@@ -290,7 +311,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
 
 def _add_evaluation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--folds", type=_positive, metavar="K", help="of cross-validation (5)")
-    group.add_argument("--seed", type=int, metavar="N", help="of folds and training")
+    group.add_argument("--seed", type=_seed, metavar="N", help="of folds and training")
 
 
 def _label(prefix: str) -> Callable[[str], str]:
@@ -308,13 +329,19 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {_LARGEST_SEED}")
+    return int(text)
+
+
 def _positive_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is not a number") from error
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
     return value
 
 
@@ -351,12 +378,13 @@ def _convert(path: Path, name: str, value: Any, kind: str) -> Any:
         if isinstance(value, str):
             return Path(value)
     elif kind.startswith("float"):
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and 0 < value < math.inf:
             return float(value)
     elif kind.startswith("int"):
         # as on the command line: one process or thread at least
-        least = 0 if name in ("verbose", "seed") else 1
-        if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        least, most = 0 if name in ("verbose", "seed") else 1, _LARGEST_SEED
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
     elif type(value).__name__ == kind.split(" ")[0]:
         return value

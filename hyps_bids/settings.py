@@ -91,6 +91,10 @@ class Settings:
         Named settings of the adapter, such as ``paper``.
     rank, bottleneck : int or None
         Of the adapter; those of the preset if None.
+    scale, dropout : float or None
+        Of the adapter; those of the preset if None.
+    layers, trainable : tuple of str
+        Kinds of layers to adapt, and prefixes of modules that train beside; the preset's if empty.
     steps, batch_size : int
         Optimiser steps of one fit, and crops per step.
     learning_rate : float or None
@@ -145,6 +149,10 @@ class Settings:
     preset: str | None = None
     rank: int | None = None
     bottleneck: int | None = None
+    scale: float | None = None
+    dropout: float | None = None
+    layers: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()
     steps: int = 300
     batch_size: int = 1
     learning_rate: float | None = None

@@ -62,6 +62,10 @@ OTHER: dict[str, Any] = {
     "preset": "paper",
     "rank": 4,
     "bottleneck": 3,
+    "scale": 0.5,
+    "dropout": 0.1,
+    "layers": ["mlp"],
+    "trainable": ["out"],
     "steps": 7,
     "batch_size": 2,
     "learning_rate": 0.01,
@@ -116,6 +120,7 @@ def test_defaults_are_those_of_the_settings() -> None:
         (["--rank", "2"], "rank", 2),
         (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
         (["--seed", "0"], "seed", 0),
+        (["--layers", "attention", "mlp"], "layers", ("attention", "mlp")),
         (
             ["--participant-label", "01", "--participant-label", "02"],
             "participant_label",
@@ -165,6 +170,9 @@ def test_notrack_does_nothing() -> None:
         [*BASIC, "--mem-gb", "0"],
         [*BASIC, "--mem-gb", "nan"],
         [*BASIC, "--mem-gb", "much"],
+        [*BASIC, "--learning-rate", "inf"],
+        [*BASIC, "--seed", "-1"],
+        [*BASIC, "--seed", "4294967296"],
     ],
 )
 def test_wrong_usage_is_64(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

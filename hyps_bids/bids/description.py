@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import write_json, write_table, write_text
+from hyps_bids.bids.derivatives import read_table, write_json, write_table, write_text
 from hyps_bids.errors import CannotCreateOutput, UsageError
 from hyps_bids.settings import Settings
 
@@ -119,14 +119,26 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
         Where from and where to.
     labels : pandas.DataFrame, optional
         From :func:`hyps_bids.segmentation.labels.label_table`; without, the table stays as it is.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds segmentations whose labels mean something else.
     """
     output = settings.output_dir
+    table = output / "seg-hippocampus_dseg.tsv"
+    if labels is not None and table.is_file():
+        before = read_table(table)["name"].tolist()
+        if before != labels["name"].tolist():
+            raise UsageError(
+                f"{output}: holds segmentations with the labels {', '.join(before)}; those of this "
+                f"adapter are {', '.join(labels['name'])}: use another output folder"
+            )
     write_json(output / "dataset_description.json", _description(settings))
     write_text(output / "README.md", _README.format(version=__version__))
     write_text(output / ".bidsignore", _BIDSIGNORE)
     if labels is None:
         return
-    table = output / "seg-hippocampus_dseg.tsv"
     write_table(table, labels)
     columns = {name: {"Description": text} for name, text in _DSEG_COLUMNS.items()}
     write_json(table.with_suffix(".json"), columns)

@@ -88,13 +88,14 @@ class LabelImage:
     structures : tuple of Structure
         What its values mean; several values may mean the same. In a mask all values above 0 are
         one structure, whose index is 1.
-    exhaustive : bool
-        Whether any other value above 0 shows that the meaning is wrong.
+    listed : frozenset of int or None
+        All values that may occur, others than hippocampi too: another one shows that the meaning
+        is wrong. Any value may occur if None.
     """
 
     path: Path
     structures: tuple[Structure, ...]
-    exhaustive: bool = False
+    listed: frozenset[int] | None = None
 
     @property
     def is_mask(self) -> bool:
@@ -200,13 +201,14 @@ def read_label_map(name: str) -> tuple[Structure, ...]:
     Structure(index=53, hemi='R', part='hippocampus')
     """
     if name in LABEL_MAPS:
-        return _read_table(Path(str(files("hyps_bids") / "data" / "label_maps" / f"{name}.tsv")))
+        shipped = files("hyps_bids") / "data" / "label_maps" / f"{name}.tsv"
+        return _read_table(Path(str(shipped))).structures
     path = Path(name)
     if not path.is_file():
         raise UsageError(
             f"--label-map {name}: neither a file nor one of {', '.join(sorted(LABEL_MAPS))}"
         )
-    structures = _read_table(path)
+    structures = _read_table(path).structures
     if not structures:
         raise BadData(f"{path}: names no left or right hippocampus; {_REMEDY}")
     return structures
@@ -337,7 +339,7 @@ def _scan_of(path: Path, entities: dict[str, str], scans: Sequence[Scan]) -> Sca
 def _choose(
     scan: Scan,
     candidates: Sequence[Path],
-    tables: dict[Path, tuple[Structure, ...]],
+    tables: dict[Path, _Table],
     label_map: str | None,
     preset: tuple[Structure, ...] | None,
 ) -> tuple[LabelImage, ...]:
@@ -349,13 +351,16 @@ def _choose(
     ]
     segmentations = named if label_map and named else segmentations
     meanings: dict[Path, tuple[Structure, ...]] = {}
+    listed: dict[Path, frozenset[int]] = {}
     reasons: list[str] = []
     for path in segmentations:
         table = _table_of(path, tables)
         if preset is not None:
             meanings[path] = preset
-        elif table is not None and tables[table]:
-            meanings[path] = tables[table]
+            if LABEL_MAPS.get(str(label_map), False):
+                listed[path] = frozenset(structure.index for structure in preset)
+        elif table is not None and tables[table].structures:
+            meanings[path], listed[path] = tables[table].structures, tables[table].indices
         elif table is not None:
             reasons.append(f"{path}: {table} names no left or right hippocampus")
         else:
@@ -377,8 +382,7 @@ def _choose(
         )
     chosen = meanings or masks
     _refuse_overlap(scan, chosen)
-    exhaustive = bool(meanings) and label_map is not None and LABEL_MAPS.get(label_map, False)
-    return tuple(LabelImage(path, chosen[path], exhaustive) for path in sorted(chosen))
+    return tuple(LabelImage(path, chosen[path], listed.get(path)) for path in sorted(chosen))
 
 
 def _mask_meaning(path: Path) -> Structure | None:
@@ -437,20 +441,29 @@ def _table_of(path: Path, tables: Iterable[Path]) -> Path | None:
     return max(fitting, key=lambda t: (len(t.parts), len(_entities(t)), t.name), default=None)
 
 
-def _read_table(path: Path) -> tuple[Structure, ...]:
-    """Read the hippocampal rows of a table of labels."""
+@dataclass(frozen=True)
+class _Table:
+    """A table of labels: its hippocampal rows, and the values of all rows."""
+
+    structures: tuple[Structure, ...]
+    indices: frozenset[int]
+
+
+def _read_table(path: Path) -> _Table:
+    """Read a table of labels."""
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise BadData(f"{path}: cannot be read as a tab-separated table ({error})") from error
     if "index" not in table or not {"name", "hemi"} & set(table):
         raise BadData(f"{path}: needs the columns index and name, or index and hemi")
-    structures, sideless = [], []
+    structures, sideless, indices = [], [], set()
     for row in table.to_dict("records"):
         value = row["index"].strip()
         if not re.fullmatch(r"\d+(\.0*)?", value):
             raise BadData(f"{path}: index '{value}' is not a whole number")
         index = int(float(value))
+        indices.add(index)
         meaning = _row_meaning(row) if index else None
         if meaning and meaning[0]:
             structures.append(Structure(index, meaning[0], meaning[1]))
@@ -461,7 +474,7 @@ def _read_table(path: Path) -> tuple[Structure, ...]:
     repeated = {s.index for s in structures if [t.index for t in structures].count(s.index) > 1}
     if repeated:
         raise BadData(f"{path}: index {sorted(repeated)[0]} is there more than once")
-    return tuple(structures)
+    return _Table(tuple(structures), frozenset(indices))
 
 
 def _row_meaning(row: dict[str, str]) -> tuple[str | None, str] | None:

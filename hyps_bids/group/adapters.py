@@ -82,6 +82,8 @@ class _Recipe:
     labels: dict[str, list[str]]
     config: AdapterConfig
     loss: str
+    #: of the weights, in words; goes with them into every output
+    license: str
     settings: Settings
 
     def loop(self, crops: int, *, validated: bool, stop_at: int | None = None) -> LoopSettings:
@@ -188,7 +190,9 @@ def _run(settings: Settings, target: Path, processes: Processes, device: torch.d
     work = (settings.work_dir or settings.output_dir / "work") / target.name
     labelled = find_labelled(settings)
     names = parts(labelled)
-    recipe = _Recipe(base, _starts(names, base_labels), config, _loss(settings), settings)
+    starts = _starts(names, base_labels)
+    licence = _licence_of(labelled, settings.bids_dir, base)
+    recipe = _Recipe(base, starts, config, _loss(settings), licence, settings)
     strata = _strata(settings, labelled)
     # before the crops are cut: too few subjects are known without them
     folds = make_folds(
@@ -246,7 +250,10 @@ def _run(settings: Settings, target: Path, processes: Processes, device: torch.d
         stop_at=stop_at,
     )
     if processes.writes:
-        facts = {"minutes of the last run": round((time.monotonic() - began) / 60, 1)}
+        facts = {
+            "best steps of the folds, whose median the last fit took": ", ".join(map(str, steps)),
+            "minutes of the last run": round((time.monotonic() - began) / 60, 1),
+        }
         _publish(recipe, final, facts, identity, folds, labelled, crops, work, target, device)
         if settings.work_dir is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -257,8 +264,9 @@ def _run(settings: Settings, target: Path, processes: Processes, device: torch.d
 
 
 def _config(settings: Settings) -> AdapterConfig:
-    changes = {"rank": settings.rank, "bottleneck": settings.bottleneck}
-    given = {name: value for name, value in changes.items() if value is not None}
+    names = ("rank", "bottleneck", "scale", "dropout", "layers", "trainable")
+    changes = {name: getattr(settings, name) for name in names}
+    given = {name: value for name, value in changes.items() if value not in (None, ())}
     try:
         return AdapterConfig.preset(settings.preset or "default", settings.peft, **given)
     except ValueError as error:
@@ -436,7 +444,7 @@ def _fit(
         half=True,
         processes=processes,
         title=title,
-        card={"name": str(recipe.settings.train_adapter)},
+        card={"name": str(recipe.settings.train_adapter), "license": recipe.license},
     )
     if processes.writes:
         content = asdict(fitted)
@@ -505,15 +513,17 @@ def _publish(
         ) from error
     whole = summary[WHOLE]
     _LOG.warning(
-        "%s: cross-validated Dice %.3f ± %.3f, HD95 %s mm, on %d scans of %d participants; use it "
-        "with --adapter %s",
+        "%s: cross-validated Dice %.3f ± %.3f, HD95 mean ± SD (max) %s mm, on %d scans of %d "
+        "participants; use it with --adapter %s%s",
         target.name,
         whole["dice"]["mean"],
         whole["dice"]["sd"] or 0,
-        whole["hd95_mm"]["mean"],
+        _spread(whole["hd95_mm"], "max"),
         whole["scans"],
         whole["participants"],
         target,
+        # without it the participant level would refuse the adapter
+        f" --base-model {recipe.base}" if recipe.settings.base_model else "",
     )
 
 
@@ -548,11 +558,12 @@ def _write_card(
     figures["hippocampi not found"] = f"{whole['not_found']} of {whole['hippocampi']}"
     datasets = sorted({item.dataset for item in labelled})
     participants = len(set(crops.subjects))
+    end_to_end = ", end to end" if whole["on_crops"] < whole["hippocampi"] else ""
     data = [
         f"{len(crops)} manually labelled hippocampi in {len(set(crops.scans))} T1w images of "
         f"{participants} participants of {_dataset(recipe.settings.bids_dir)}.",
         "Labels: " + "; ".join(_dataset(root) for root in datasets) + ".",
-        f"Figures are of {len(folds)}-fold cross-validation by participant, end to end, on scans "
+        f"Figures are of {len(folds)}-fold cross-validation by participant{end_to_end}, on scans "
         "that the fold's adapter was not trained on. The weights here come from a last fit on all "
         "participants, which no scan is left to check: they should do about as well, on images "
         "like these.",
@@ -573,18 +584,12 @@ def _write_card(
             f"{participants} participants are few: the figures are uncertain, and the adapter is "
             "fitted to them."
         )
-    licence = (
-        f"follows from the labels, the images and the base, whichever is strictest: labels "
-        f"{', '.join(sorted({_licence(root) for root in datasets}))}; images "
-        f"{_licence(recipe.settings.bids_dir)}; base "
-        f"{read_card(recipe.base).get('license', 'not stated')}"
-    )
     write_model_card(
         path,
         title=f"Adapter {recipe.settings.train_adapter}: {', '.join(recipe.labels)}",
         card=card | {"training": card["training"] | dict(facts), "cross-validation": figures},
         data="\n\n".join(data),
-        license=licence,
+        license=recipe.license,
         hardware=hardware(device),
         notes=" ".join(notes),
     )
@@ -639,6 +644,16 @@ def _dataset(root: Path) -> str:
     "'manual'"
     """
     return f"'{_description(root).get('Name') or root.absolute().name}'"
+
+
+def _licence_of(labelled: Sequence[LabelledScan], images: Path, base: Path) -> str:
+    """Word the licence of what is trained on these labels and images, from this base."""
+    labels = sorted({_licence(item.dataset) for item in labelled})
+    return (
+        "follows from the labels, the images and the base, whichever is strictest: labels "
+        f"{', '.join(labels)}; images {_licence(images)}; base "
+        f"{read_card(base).get('license', 'not stated')}"
+    )
 
 
 def _licence(root: Path) -> str:

@@ -10,6 +10,14 @@ from hyps_bids.bids.derivatives import write_text
 
 __all__ = ["write_model_card"]
 
+_LOW_RANK, _BOTTLENECK = ("rank",), ("bottleneck", "scale")
+#: method of an adapter → those of its settings that matter
+_SETTINGS = {
+    **dict.fromkeys(("lora", "dora", "pissa"), _LOW_RANK),
+    **dict.fromkeys(("parallel", "serial", "cps"), _BOTTLENECK),
+    "hyps": _LOW_RANK + _BOTTLENECK,
+}
+
 
 def write_model_card(
     path: Path,
@@ -58,7 +66,7 @@ def write_model_card(
         "Classes": ", ".join(card["labels"]),
         "Hardware": hardware,
         "Licence": license,
-        "File": f"`{path.name}`, {path.stat().st_size / 1e6:.1f} MB",
+        "File": f"`{path.name}`, {path.stat().st_size / 1e6:.3g} MB",
         "sha256": f"`{digest}`",
     }
     sections = [
@@ -78,11 +86,10 @@ def _network_facts(card: dict[str, Any]) -> dict[str, str]:
     if "adapter" in card:
         adapter, base = card["adapter"], card["base"]
         # the methods that add nothing have nothing to set
-        added = adapter["method"] not in ("full", "decoder", "bitfit")
-        names = ("rank", "bottleneck", "scale") if added else ()
+        names = _SETTINGS.get(adapter["method"], ())
         settings = ", ".join(f"{name} {adapter[name]}" for name in names)
         return {
-            "Adapter": f"{adapter['method']} ({settings})" if added else adapter["method"],
+            "Adapter": adapter["method"] + (f" ({settings})" if settings else ""),
             "Base": f"{base['name']}, sha256 `{base['sha256']}`",
         }
     architecture = card["architecture"]

@@ -13,8 +13,8 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ LOST_REMARK, LOST_ERROR = 0.05, 0.5
 _ORDER = (WHOLE, "anterior", "head", "body", "posterior", "tail")
 _SIDES = {"L": "left", "R": "right"}
 #: changes when crops of the same files would differ
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,12 @@ def _digest(item: LabelledScan, parts: Sequence[str], localizer: Path, n4: bool)
         "version": _VERSION,
         "image": sha256(item.scan.path),
         "labels": [
-            [sha256(image.path), image.is_mask, image.exhaustive, *map(asdict, image.structures)]
+            [
+                sha256(image.path),
+                image.is_mask,
+                sorted(image.listed or ()),
+                *map(asdict, image.structures),
+            ]
             for image in item.labels
         ],
         "parts": list(parts),
@@ -357,10 +362,14 @@ def _make(
         found = localise(data, image.affine, network, device).hippocampi
     _check_sides(item, masks, found)
     made = []
+    # in a whole head, while the label map speaks of both sides
+    bare = {s.hemi for s in item.structures} - {mask.hemi for mask in masks} if is_head else set()
     for hemi in HEMISPHERES:
         mine = [mask for mask in masks if mask.hemi == hemi]
         if mine:
             facts = _check_side(item, hemi, mine, parts, found[hemi], image.affine, is_head=is_head)
+            remarks = tuple(f"no voxel is labelled on the {_SIDES[side]}" for side in bare)
+            facts = replace(facts, remarks=facts.remarks + remarks)
             made.append((facts, _cut(data, image.affine, facts, mine, parts)))
     return made
 
@@ -382,10 +391,12 @@ def _read_label_image(image: LabelImage) -> list[_Mask]:
     # by hashing: numpy would sort the whole volume
     values = {int(value) for value in pd.unique(data.ravel())} - {0}
     known = {structure.index for structure in image.structures}
-    if not values & known or (image.exhaustive and values - known):
+    unknown = set() if image.listed is None else values - image.listed
+    if not values & known or unknown:
         raise BadData(
-            f"{image.path}: has the values {_some(values)}, but the label map is about "
-            f"{_some(known)}; give the map that fits with --label-map"
+            f"{image.path}: has the values {_some(unknown or values)}, but what the labels mean is "
+            f"said of {_some(image.listed or known)} only; correct its dseg.tsv, or give the map "
+            "that fits with --label-map"
         )
     named: dict[tuple[str, str], list[int]] = {}
     for structure in image.structures:
@@ -537,6 +548,6 @@ def _name(mask: _Mask) -> str:
     return " ".join(words)
 
 
-def _some(values: set[int]) -> str:
+def _some(values: Collection[int]) -> str:
     listed = ", ".join(map(str, sorted(values)[:8])) or "none"
     return listed + (" …" if len(values) > 8 else "")

@@ -158,3 +158,16 @@ def test_container(
     monkeypatch.setenv(variable, "/images/hyps-bids_0.1.sif")
     container = description(raw, tmp_path / "out")["GeneratedBy"][0]["Container"]
     assert container == {"Type": "singularity", "Tag": "hyps-bids_0.1.sif"}
+
+
+def test_labels_that_mean_something_else_are_refused(raw: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    description(raw, output)
+    description(raw, output)
+    before = (output / "seg-hippocampus_dseg.tsv").read_text()
+    with pytest.raises(UsageError, match="Right posterior hippocampus; those of this adapter are"):
+        write_dataset_files(settings(raw, output), labels=label_table(["hippocampus"]))
+    assert (output / "seg-hippocampus_dseg.tsv").read_text() == before
+    # the group level knows no adapter
+    write_dataset_files(settings(raw, output))
+    assert (output / "seg-hippocampus_dseg.tsv").read_text() == before

@@ -197,10 +197,12 @@ def test_freesurfer_as_fmriprep_stores_it(derivatives: Path, find: Find) -> None
     (item,) = find(label_map="aseg")
     assert pairs([item]) == [("sub-01", ["sub-01_desc-aseg_dseg.nii.gz"])]
     assert item.structures == ASEG
-    assert not item.labels[0].exhaustive
+    assert item.labels[0].listed is None
     # with one that shows a hippocampus, the tables say it all
     (derivatives / "sub-01/anat/sub-01_desc-aparcaseg_dseg.nii.gz").unlink()
-    assert find()[0].structures == ASEG
+    (own,) = find()
+    assert own.structures == ASEG
+    assert own.labels[0].listed == {2, 17, 53, 193, 1016}
 
 
 def test_table_by_inheritance(derivatives: Path, find: Find) -> None:

@@ -176,6 +176,9 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     _, card = load_adapted(folder / "adapter.safetensors", small_base)
     assert card["labels"] == ["hippocampus"]
     assert card["name"] == "made"
+    # where the participant level looks for it
+    assert card["license"].endswith("labels CC-BY-4.0; images CC0; base CC0-1.0")
+    assert f"--adapter {folder} --base-model {small_base}" in caplog.text
 
     # every scan is assessed once, by the fold that did not train on its participant
     table = read_table(folder / "scans.tsv")
@@ -205,11 +208,12 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
         "4 manually labelled hippocampi in 4 T1w images of 3 participants of 'Made study'",
         "'Made labels'",
         "labels CC-BY-4.0; images CC0; base CC0-1.0",
-        "3-fold cross-validation",
+        "3-fold cross-validation by participant, on scans",
         "no whole heads",
         "3 participants are few",
         "base-made, sha256",
         "| steps | 2 |",
+        "| best steps of the folds, whose median the last fit took | 2, 2, 2 |",
     ):
         assert fact in text
 

@@ -446,6 +446,9 @@ def test_impossible_settings_are_refused() -> None:
         AdapterConfig(layers=("heads",))
     with pytest.raises(ValueError, match="dropout must be in"):
         AdapterConfig(dropout=1.0)
+    # it would not be saved, and come back as zeros
+    with pytest.raises(ValueError, match="trainable must hold 'out'"):
+        AdapterConfig(trainable=("decoder",))
     with pytest.raises(ValueError, match="unknown preset 'mine'"):
         AdapterConfig.preset("mine")
     with pytest.raises(ValueError, match="no attention layer in Sequential"):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
-from hyps_bids.networks.adapters import AdapterConfig, add_adapters
+from hyps_bids.networks.adapters import METHODS, AdapterConfig, add_adapters
 from hyps_bids.networks.checkpoints import (
     ADAPTER,
     BASE,
@@ -145,6 +145,32 @@ def test_untrained_adapter_in_half_precision_is_the_base(
     torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_comes_back_from_every_dtype(
+    base: Path, tmp_path: Path, x: torch.Tensor, method: str, dtype: torch.dtype
+) -> None:
+    config = AdapterConfig(method, rank=2, bottleneck=2)
+    model, card = load_network(base)
+    replace_head(model, card["labels"], {"hippocampus": ["hippocampus"]})
+    add_adapters(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        start = model(x)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=generator) * 0.02)
+        trained = model.eval()(x)
+        path = tmp_path / "adapter.safetensors"
+        save_adapter(path, model, config, base, {"labels": ["hippocampus"]}, dtype=dtype)
+        loaded, _ = load_adapted(path, base)
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+        if dtype == torch.float32:
+            assert torch.equal(loaded(x), trained)
+        # rounding is small beside what training changed
+        assert (loaded(x) - trained).norm() < 0.1 * (trained - start).norm()
+
+
 def test_adapter_is_smaller_than_the_base_and_holds_no_frozen_weight(
     base: Path, adapter: Path
 ) -> None:
@@ -218,7 +244,9 @@ def test_not_safetensors_and_not_ours(tmp_path: Path) -> None:
         read_card(path)
     path = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(1)}, path, {"format": "pt"})
-    with pytest.raises(BadData, match="without a HyPS card; convert it with 'hyps-tools import'"):
+    with pytest.raises(
+        BadData, match="without a HyPS card; convert it with 'hyps-tools import-base'"
+    ):
         read_card(path)
 
 

@@ -293,7 +293,7 @@ def refused(pair: tuple[Path, Path], tmp_path: Path, change: Change, message: st
         (swell, r"1\d,\d{3} mm³ labelled on the right"),
         (shift(0, 500, 0), "100% of the labelled voxels lie outside"),
         (lambda data, affine: (data * 0, affine), "the image is empty"),
-        (lambda data, affine: (data * 7, affine), r"has the values 7, 14, but .* is about 1, 2"),
+        (lambda data, affine: (data * 7, affine), r"has the values 7, 14, but .* is said of 1, 2"),
         (lambda data, affine: (data * np.float32(0.4), affine), "not all whole numbers"),
     ],
 )
@@ -329,6 +329,13 @@ def test_sides_where_the_localiser_found_one_only(head: tuple[Path, Path]) -> No
         _check_sides(item, [replace(right, hemi="L")], {"L": place, "R": None})
 
 
+def test_head_with_one_side_labelled(head: tuple[Path, Path], tmp_path: Path) -> None:
+    path = changed(head[1], tmp_path / "one.nii.gz", lambda d, a: (d * (d == 2), a))
+    found = crop(labelled(head[0], path))
+    assert found.hemis == ("R",)
+    assert found.remarks == ("sub-0001 R: no voxel is labelled on the left",)
+
+
 def test_wrong_label_maps(
     head: tuple[Path, Path], small: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -336,14 +343,14 @@ def test_wrong_label_maps(
     item = labelled(*head, structures=read_label_map("anteriorposterior"))
     with pytest.raises(BadData, match="left posterior hippocampus lies on the other side"):
         crop(item)
-    with pytest.raises(BadData, match="values 1, 2, but the label map is about 17, 53"):
+    with pytest.raises(BadData, match="values 1, 2, but what the labels mean is said of 17, 53"):
         crop(labelled(*small, structures=read_label_map("aseg")))
     # parts taken for wholes
     more = changed(
         small[1], tmp_path / "more.nii.gz", lambda data, affine: (data**2 * np.uint8(1), affine)
     )
-    image = LabelImage(more, read_label_map("whole"), exhaustive=True)
-    with pytest.raises(BadData, match="values 1, 4, but the label map is about 1, 2"):
+    image = LabelImage(more, read_label_map("whole"), frozenset({1, 2}))
+    with pytest.raises(BadData, match="values 4, but what the labels mean is said of 1, 2"):
         crop(replace(labelled(*small), labels=(image,)))
 
 

@@ -156,3 +156,9 @@ def test_card_of_an_adapter(tmp_path: Path) -> None:
         assert part in text
     assert hashlib.sha256(b"weights").hexdigest() in text
     assert card["training"]["validation"], "the card itself stays as it was"
+    card["adapter"]["method"] = "lora"
+    write_model_card(weights, title="T", card=card, data="D", license="L", hardware="H", notes="N")
+    text = out.read_text(encoding="utf-8")
+    # only what LoRA has; and the size of a small file is not 0
+    assert "| Adapter | lora (rank 8) |" in text
+    assert ", 7e-06 MB" in text

@@ -58,7 +58,8 @@ class AdapterConfig:
     layers : tuple of str
         Kinds of layers to adapt, from :data:`LAYERS`.
     trainable : tuple of str
-        Prefixes of the modules that train besides the adapters and the encoder's norms.
+        Prefixes of the modules that train besides the adapters and the encoder's norms; the head
+        ``out`` must be among them, since its classes are new.
 
     Examples
     --------
@@ -84,6 +85,9 @@ class AdapterConfig:
             raise ValueError("rank and bottleneck must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        # a head that does not train is not saved, and would come back as zeros
+        if "out" not in self.trainable:
+            raise ValueError(f"trainable must hold 'out', the head, not {self.trainable}")
         unknown = sorted(set(self.layers) - set(LAYERS))
         if unknown or not self.layers:
             raise ValueError(f"layers {unknown or 'missing'}: choose from {', '.join(LAYERS)}")
