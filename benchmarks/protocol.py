@@ -142,8 +142,8 @@ def summarise(results: Path) -> None:
     shipped = table[table["method"] == "shipped"].set_index(["scan", "hemi"])
     lines = [
         "# Adapting to a protocol",
-        "| method | training subjects | steps | rotations | Dice | minimum | HD95 mm | gain over shipped | "
-        "volume ratio | r |",
+        "| method | training subjects | steps | rotations | Dice | minimum | HD95 mm "
+        "| gain over shipped | volume ratio | r |",
         "|" + "---|" * 10,
     ]
     for (method, groups, steps), rows in table.groupby(["method", "groups", "steps"]):
