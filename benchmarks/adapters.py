@@ -250,17 +250,25 @@ def report(results: Path) -> None:
     test, tuning = runs[runs["split"] == "test"], runs[runs["split"] == "validation"]
     usual = _usual(test)
     sections = ["# Adapter methods on MSD Task04", __doc__.split("\n\n")[-1].strip()]
-    for count, group in test[usual].groupby("crops"):
-        sections.append(f"## {count or 'All'} labelled crops\n\n" + _method_table(group, crops))
+    for (count, steps), group in test[usual].groupby(["crops", "steps"]):
+        title = f"## {count or 'All'} labelled crops, {steps} steps"
+        sections.append(f"{title}\n\n{_method_table(group, crops)}")
     if len(test[~usual]):
         settings = ["rank", "bottleneck", "trainable"]
         rows = test[test["method"] == "hyps"].groupby(["crops", *settings]).agg(**_MEANS)
         sections.append("## Settings of HyPS\n\n" + _markdown(rows.reset_index()))
-    rates = tuning.groupby(["method", "learning_rate"])["dice_parts"].mean().unstack()
+    rates = tuning[_usual(tuning)].groupby(["method", "learning_rate"])
+    rates = rates[["dice_parts", "dice_whole"]].mean().reset_index()
     sections.append(
-        "## Learning rates\n\nMean Dice of the parts on the validation subjects after "
-        f"{tuning['steps'].max()} steps.\n\n" + _markdown(rates.reset_index())
+        "## Learning rates\n\nDice on the validation subjects after "
+        f"{tuning['steps'].max()} steps; the rate with the best mean of the parts is taken.\n\n"
+        + _markdown(rates)
     )
+    others = tuning[~_usual(tuning)]
+    if len(others):
+        names = ["method", "learning_rate", "rank", "bottleneck", "trainable", "dice_parts"]
+        names += ["dice_whole", "adapter_parameters", "trained_parameters", "file_mb"]
+        sections.append("## Other settings, on validation\n\n" + _markdown(others[names]))
     (results / "README.md").write_text("\n\n".join(sections) + "\n")
     if test["crops"].nunique() > 1:
         _figure(test[usual]).savefig(results / "dice_against_crops.png", dpi=120)
@@ -290,9 +298,8 @@ def _method_table(group: pd.DataFrame, crops: pd.DataFrame) -> str:
     table["p"] = {name: p for name, (_, _, p) in compared.items()}
     first = group.iloc[0]
     note = (
-        f"{first['steps']} steps of {first['batch_size']}, seeds {sorted(group['seed'].unique())}, "
-        f"{first['device']}, {first['threads']} threads. Differences are of whole Dice, by subject "
-        "over the seeds that both have; p of the Wilcoxon signed-rank test over subjects."
+        f"{first['batch_size']} crop a step, {first['device']}, {first['threads']} thread. "
+        "Differences are of whole Dice, by subject over the seeds that both have; p of the Wilcoxon signed-rank test over subjects."
     )
     return note + "\n\n" + _markdown(table.sort_values("whole", ascending=False).reset_index())
 
