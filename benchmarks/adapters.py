@@ -299,7 +299,8 @@ def _method_table(group: pd.DataFrame, crops: pd.DataFrame) -> str:
     first = group.iloc[0]
     note = (
         f"{first['batch_size']} crop a step, {first['device']}, {first['threads']} thread. "
-        "Differences are of whole Dice, by subject over the seeds that both have; p of the Wilcoxon signed-rank test over subjects."
+        "Differences are of whole Dice, by subject over the seeds that both have; "
+        "p of the Wilcoxon signed-rank test over subjects."
     )
     return note + "\n\n" + _markdown(table.sort_values("whole", ascending=False).reset_index())
 
