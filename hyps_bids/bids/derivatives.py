@@ -20,6 +20,7 @@ __all__ = [
     "bids_uri",
     "output_path",
     "read_table",
+    "write_bytes",
     "write_json",
     "write_nifti",
     "write_table",
@@ -83,6 +84,11 @@ def bids_uri(dataset: str, relative: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text file at once."""
     _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file of any kind at once."""
+    _write(path, lambda partial: partial.write_bytes(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from hyps_bids.classification.store import write_bytes
+from hyps_bids.bids.derivatives import write_bytes
 
 __all__ = ["calibration_table", "draw", "roc_table"]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import secrets
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import sklearn
 import skops.io
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.bids.derivatives import write_json
-from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput
+from hyps_bids.bids.derivatives import write_bytes, write_json
+from hyps_bids.errors import BadData, MissingInput
 
-__all__ = ["CARD", "MODEL", "TRUSTED", "load_classifier", "save_classifier", "write_bytes"]
+__all__ = ["CARD", "MODEL", "TRUSTED", "load_classifier", "save_classifier"]
 
 _LOG = logging.getLogger("hyps_bids")
 
@@ -115,17 +113,3 @@ def load_classifier(path: Path) -> tuple[Pipeline, dict[str, Any]]:
             sklearn.__version__,
         )
     return skops.io.loads(content, trusted=list(TRUSTED)), card
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file at once, by a hidden name in the same folder."""
-    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise CannotCreateOutput(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -41,6 +41,3 @@ def main(argv: list[str] | None = None) -> int:
     except HypsError as error:
         print(f"hyps-tools: {error}", file=sys.stderr)
         return error.exit_code
-    except FloatingPointError as error:
-        print(f"hyps-tools: {error}", file=sys.stderr)
-        return 1

@@ -226,6 +226,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     assert (folder / "adapter.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_where_it_was(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -247,6 +248,7 @@ def test_killed_run_goes_on_where_it_was(
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_work_of_other_settings_is_started_anew(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,

@@ -76,6 +76,7 @@ def launch(folder: Path, *, count: int) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     launch(tmp_path / "one", count=1)
     launch(tmp_path / "two", count=2)
