@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ __all__ = [
     "bids_uri",
     "output_path",
     "read_table",
+    "remove_stale",
     "write_bytes",
     "write_json",
     "write_nifti",
@@ -29,6 +33,10 @@ __all__ = [
 
 #: order of the entities that derivatives add, from the BIDS schema
 _ORDER = ("space", "seg", "res", "den", "label", "desc")
+#: hidden names of files that are being written
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
+#: seconds after which nobody writes them any more, whatever the clocks of other machines say
+_STALE_S = 24 * 3600
 
 
 def output_path(
@@ -82,8 +90,15 @@ def bids_uri(dataset: str, relative: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file at once."""
-    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write a text file at once; one that has this text already stays as it is.
+
+    Thousands of jobs that share a dataset thus write its common files once.
+    """
+    content = text.encode()
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_bytes(path, content)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -109,6 +124,19 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
     """Write a NIfTI file at once, compressed fast if the name ends with ``.gz``."""
     _write(path, lambda partial: nib.save(image, partial))
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the hidden files that killed writers have left in a folder.
+
+    Those of writers at work stay: only files older than a day go.
+    """
+    # of another user, or removed by another job at this moment: not ours to worry about
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            path = folder / name
+            if _PARTIAL.fullmatch(name) and time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -12,7 +12,13 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import read_table, write_json, write_table, write_text
+from hyps_bids.bids.derivatives import (
+    read_table,
+    remove_stale,
+    write_json,
+    write_table,
+    write_text,
+)
 from hyps_bids.errors import CannotCreateOutput, UsageError
 from hyps_bids.settings import Settings
 
@@ -134,6 +140,7 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
                 f"{output}: holds segmentations with the labels {', '.join(before)}; those of this "
                 f"adapter are {', '.join(labels['name'])}: use another output folder"
             )
+    remove_stale(output)
     write_json(output / "dataset_description.json", _description(settings))
     write_text(output / "README.md", _README.format(version=__version__))
     write_text(output / ".bidsignore", _BIDSIGNORE)
@@ -180,6 +187,8 @@ def _container() -> dict[str, str]:
     for variable in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
         if os.environ.get(variable):
             return {"Type": "singularity", "Tag": Path(os.environ[variable]).name}
-    if Path("/.dockerenv").exists() and os.environ.get("HYPS_BIDS_CONTAINER"):
-        return {"Type": "docker", "Tag": os.environ["HYPS_BIDS_CONTAINER"]}
+    if os.environ.get("HYPS_BIDS_CONTAINER"):
+        # set by our image; podman tells its name, Docker and Kubernetes tell nothing
+        engine = "podman" if os.environ.get("container") == "podman" else "docker"  # noqa: SIM112
+        return {"Type": engine, "Tag": os.environ["HYPS_BIDS_CONTAINER"]}
     return {}

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from hyps_bids.bids.derivatives import remove_stale
 from hyps_bids.bids.index import Scan
 from hyps_bids.workflows.outputs import MORPH_COLUMNS, qc_columns
 
@@ -64,7 +65,7 @@ def table_columns(kind: str) -> dict[str, str]:
 
 
 def outputs_of(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str, Path]]:
-    """Find the tables of the scans.
+    """Find the tables of the scans; what killed writers left beside them goes.
 
     Parameters
     ----------
@@ -80,6 +81,7 @@ def outputs_of(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str
     """
     found: dict[str, dict[str, Path]] = {"morph": {}, "qc": {}}
     for folder in _anat_folders(output):
+        remove_stale(folder)
         for name in sorted(os.listdir(folder)):
             for kind, paths in found.items():
                 ending = _ENDING.format(kind)

@@ -16,6 +16,7 @@ import pandas as pd
 from hyps_bids.bids.derivatives import (
     bids_uri,
     output_path,
+    remove_stale,
     write_json,
     write_nifti,
     write_table,
@@ -133,17 +134,15 @@ def fingerprint(scan: Scan, provenance: Mapping[str, Any]) -> str:
 def is_done(scan: Scan, output_dir: Path, digest: str) -> bool:
     """Tell whether the outputs of a scan are all there and made from the same content."""
     paths = _paths(scan, output_dir)
-    try:
-        recorded = json.loads(_sidecar(paths["qc"]).read_text())
-    except (OSError, json.JSONDecodeError):
-        return False
-    return recorded.get("Fingerprint") == digest and all(path.is_file() for path in paths.values())
+    return _recorded(paths) == digest and all(path.is_file() for path in paths.values())
 
 
 def write_result(
     scan: Scan, output_dir: Path, result: ScanResult, provenance: dict[str, Any]
 ) -> Path:
     """Write a scan's derivatives, the QC sidecar that marks it as done last.
+
+    Several jobs may write the same scan from the same content: they write the same files.
 
     Parameters
     ----------
@@ -163,8 +162,11 @@ def write_result(
     """
     paths = _paths(scan, output_dir)
     digest = fingerprint(scan, provenance)
-    # killed half-way, a scan whose old outputs are partly replaced must not look done
-    _sidecar(paths["qc"]).unlink(missing_ok=True)
+    if _recorded(paths) != digest:
+        # killed half-way, a scan whose old outputs are partly replaced must not look done; the mark
+        # of another job that has just made the same outputs stays
+        _sidecar(paths["qc"]).unlink(missing_ok=True)
+    remove_stale(paths["qc"].parent)
     header = nib.load(scan.path)
     table = label_table(result.measures["labels"])
     labels = np.zeros(result.shape, dtype=np.uint8)
@@ -221,11 +223,14 @@ def write_result(
 def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
     """Record why a scan failed; what an earlier content of the scan gave is removed."""
     paths = _paths(scan, output_dir)
+    # in this order, another job that succeeds at the same time is either done or to be done again
+    _sidecar(paths["qc"]).unlink(missing_ok=True)
+    write_table(paths["qc"], _qc({"status": "failed", "reason": " ".join(reason.split())}))
     for name, path in paths.items():
         _sidecar(path).unlink(missing_ok=True)
         if name != "qc":
             path.unlink(missing_ok=True)
-    write_table(paths["qc"], _qc({"status": "failed", "reason": " ".join(reason.split())}))
+    remove_stale(paths["qc"].parent)
 
 
 def _paths(scan: Scan, output_dir: Path) -> dict[str, Path]:
@@ -237,6 +242,15 @@ def _paths(scan: Scan, output_dir: Path) -> dict[str, Path]:
         "qc": {"seg": _SEG, "suffix": "qc", "extension": ".tsv"},
     }
     return {name: output_path(output_dir, scan, **kind) for name, kind in kinds.items()}
+
+
+def _recorded(paths: Mapping[str, Path]) -> str | None:
+    """Read from which content the outputs were made; None unless they are complete."""
+    try:
+        recorded: dict[str, Any] = json.loads(_sidecar(paths["qc"]).read_text())
+    except (OSError, ValueError):
+        return None
+    return recorded.get("Fingerprint")
 
 
 def _sidecar(path: Path) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +17,7 @@ from hyps_bids.bids.derivatives import (
     bids_uri,
     output_path,
     read_table,
+    remove_stale,
     write_json,
     write_nifti,
     write_table,
@@ -175,3 +178,32 @@ def test_labels_stay_text(tmp_path: Path) -> None:
     assert back["reason"].tolist() == ['he said "no"', "NaN"]
     assert back["value"][0] == 1.5
     assert np.isnan(back["value"][1])
+
+
+def test_same_text_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "ä\n")
+    before = path.stat().st_ino
+    write_text(path, "ä\n")
+    assert path.stat().st_ino == before
+    write_text(path, "b\n")
+    assert path.stat().st_ino != before
+    assert path.read_text() == "b\n"
+
+
+def test_only_old_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    names = {
+        ".0123abcd.sub-01_dseg.nii.gz": 25,
+        ".0123abce.sub-01_dseg.nii.gz": 23,
+        ".bidsignore": 25,
+        ".0123abcd": 25,
+        ".0123ABCD.txt": 25,
+        "0123abcd.txt": 25,
+    }
+    for name, hours in names.items():
+        (tmp_path / name).touch()
+        then = time.time() - hours * 3600
+        os.utime(tmp_path / name, (then, then))
+    remove_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(list(names)[1:])
+    remove_stale(tmp_path / "nowhere")

@@ -148,16 +148,53 @@ def test_source_without_description(
     assert description(Path("."), tmp_path / "out")["Name"].endswith("segmentations of raw")
 
 
+_CONTAINER_VARIABLES = (
+    "APPTAINER_CONTAINER",
+    "SINGULARITY_CONTAINER",
+    "HYPS_BIDS_CONTAINER",
+    "container",
+)
+
+
+def container(
+    raw: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **variables: str
+) -> dict[str, str] | None:
+    for name in _CONTAINER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return description(raw, output)["GeneratedBy"][0].get("Container")
+
+
+def test_without_container(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert container(raw, tmp_path / "out", monkeypatch) is None
+
+
 @pytest.mark.parametrize("variable", ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"])
-def test_container(
+def test_singularity(
     raw: Path, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
-        monkeypatch.delenv(name, raising=False)
-    assert "Container" not in description(raw, tmp_path / "out")["GeneratedBy"][0]
-    monkeypatch.setenv(variable, "/images/hyps-bids_0.1.sif")
-    container = description(raw, tmp_path / "out")["GeneratedBy"][0]["Container"]
-    assert container == {"Type": "singularity", "Tag": "hyps-bids_0.1.sif"}
+    # the variable of the Docker image that the file was made of is there, too
+    variables = {variable: "/images/hyps-bids_0.1.sif", "HYPS_BIDS_CONTAINER": "hyps-bids:0.1.0"}
+    named = container(raw, tmp_path / "out", monkeypatch, **variables)
+    assert named == {"Type": "singularity", "Tag": "hyps-bids_0.1.sif"}
+
+
+@pytest.mark.parametrize("variables", [{}, {"container": "oci"}, {"container": "podman"}])
+def test_image(
+    raw: Path, tmp_path: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = variables | {"HYPS_BIDS_CONTAINER": "hyps-bids:0.1.0"}
+    engine = (
+        "podman"
+        if variables.get(
+            "container",
+        )
+        == "podman"
+        else "docker"
+    )
+    named = container(raw, tmp_path / "out", monkeypatch, **variables)
+    assert named == {"Type": engine, "Tag": "hyps-bids:0.1.0"}
 
 
 def test_labels_that_mean_something_else_are_refused(raw: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def test_all_scans_are_found_once(study: Any) -> None:
     assert found.morph["scan"].tolist() == [stem for stem in stems for _ in range(6)]
     assert found.morph["volume_mm3"].dtype == "float64"
     assert list(found.qc.columns) == list(table_columns("qc"))
+
+
+def test_what_killed_writers_left_goes(study: Any) -> None:
+    study.scan("sub-02")
+    left = study.path("sub-02", "qc").with_name(".0123abcd.sub-02_seg-hippocampus_qc.tsv")
+    left.touch()
+    gather(study.output)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    gather(study.output)
+    assert not left.exists()
 
 
 def test_selection_is_by_name(study: Any) -> None:

@@ -15,6 +15,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from hyps_bids.bids.derivatives import read_table
 from hyps_bids.bids.index import Scan
+from hyps_bids.errors import CannotCreateOutput
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.workflows.outputs import (
@@ -393,3 +394,45 @@ def test_failure_without_earlier_outputs(tmp_path: Path) -> None:
     scan = save(native_image("RAS"), tmp_path)
     write_failure(scan, tmp_path / "out", "no brain")
     assert read_table(output(tmp_path, "qc.tsv"))["reason"].tolist() == ["no brain"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_mark_of_another_job_stays_if_it_made_the_same(same: bool, tmp_path: Path) -> None:
+    scan = save(native_image("RAS"), tmp_path)
+    result = make_result(scan)
+    other = write_result(scan, tmp_path / "out", result, PROVENANCE)
+    # where this job cannot replace anything
+    path = output(tmp_path, "dseg")
+    path.unlink()
+    (path / "in the way").mkdir(parents=True)
+    now = PROVENANCE if same else PROVENANCE | {"SoftwareVersion": "2"}
+    with pytest.raises(CannotCreateOutput):
+        write_result(scan, tmp_path / "out", result, now)
+    assert other.exists() == same
+
+
+def test_failure_is_never_done_whatever_stays(tmp_path: Path) -> None:
+    scan = save(native_image("RAS"), tmp_path)
+    mark = write(scan, tmp_path)
+    path = output(tmp_path, "dseg")
+    path.unlink()
+    path.mkdir()
+    # interrupted where it removes the first output: the record is there by then
+    with pytest.raises(OSError, match="dseg"):
+        write_failure(scan, tmp_path / "out", "no memory")
+    assert not mark.exists()
+    assert read_table(mark.with_suffix(".tsv"))["status"].tolist() == ["failed"]
+
+
+def test_what_killed_writers_left_goes_with_the_next_result(tmp_path: Path) -> None:
+    scan = save(native_image("RAS"), tmp_path)
+    folder = write(scan, tmp_path).parent
+    old, new = (folder / f".{digits}.sub-01_x.nii.gz" for digits in ("0123abcd", "4567cdef"))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    write(scan, tmp_path)
+    assert (old.exists(), new.exists()) == (False, True)
+    os.utime(new, (0, 0))
+    write_failure(scan, tmp_path / "out", "no memory")
+    assert not new.exists()

@@ -1,0 +1,52 @@
+#!/bin/bash
+# One Slurm array task per participant, then one job for the group level.
+#   submit.sh BIDS_DIR OUT_DIR [options of 'hyps-bids … participant']
+# Run it again to redo what is missing. README.md beside it explains the variables.
+set -eo pipefail
+
+if [ $# -lt 2 ]; then
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 64
+fi
+mkdir -p "$2/logs/slurm"
+bids_dir=$(cd "$1" && pwd)
+out_dir=$(cd "$2" && pwd)
+shift 2
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+logs=$out_dir/logs/slurm
+list=$(mktemp "$logs/participants-XXXXXXXX.txt")
+
+# done scans have a QC sidecar, failed ones do not
+for folder in "$bids_dir"/sub-*/; do
+    subject=$(basename "$folder")
+    images=$(find "$folder" -path '*/anat/*_T1w.nii*' | wc -l)
+    finished=0
+    if [ -d "$out_dir/$subject" ]; then
+        finished=$(find "$out_dir/$subject" -name 'sub-*_seg-hippocampus_qc.json' | wc -l)
+    fi
+    if [ "$images" -gt "$finished" ] || { [ -n "${HYPS_ALL:-}" ] && [ "$images" -gt 0 ]; }; then
+        echo "$subject" >> "$list"
+    fi
+done
+
+read -ra site <<< "${HYPS_SBATCH:-}"
+total=$(wc -l < "$list")
+echo "participants to do: $total ($list)"
+# arrays are no longer than the cluster allows: several, if there are more participants
+longest=$(scontrol show config | awk '$1 == "MaxArraySize" {print $3 - 1}')
+after=
+for ((offset = 0; offset < total; offset += longest)); do
+    count=$((total - offset < longest ? total - offset : longest))
+    job=$(sbatch --parsable --job-name=hyps-participant \
+        --array="1-$count%${HYPS_MAX_TASKS:-50}" --output="$logs/%x_%A_%a.out" \
+        "${site[@]}" "$here/job.sbatch" "$bids_dir" "$out_dir" participant "$list" "$offset" "$@")
+    echo "participant level: job ${job%%;*}, tasks 1-$count"
+    after+=:${job%%;*}
+done
+
+# afterany: scans that failed are listed in the group's tables
+read -ra options <<< "${HYPS_GROUP_OPTIONS:-}"
+job=$(sbatch --parsable --job-name=hyps-group --output="$logs/%x_%j.out" \
+    ${after:+--dependency="afterany$after"} \
+    "${site[@]}" "$here/job.sbatch" "$bids_dir" "$out_dir" group "${options[@]}")
+echo "group level: job ${job%%;*}"

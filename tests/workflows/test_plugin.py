@@ -1,0 +1,172 @@
+"""Workers killed from outside, as the kernel does when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline import engine as pe
+
+from hyps_bids.workflows.crashes import crash_reasons
+from hyps_bids.workflows.plugin import MultiProcPlugin
+
+
+def killed_once(folder: str, name: str) -> None:
+    """Die by SIGKILL the first time, leave a file the second."""
+    import os
+    import signal
+    from pathlib import Path
+
+    tried = Path(folder) / f"{name}.tried"
+    if not tried.exists():
+        tried.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (Path(folder) / f"{name}.done").touch()
+
+
+def killed_always(folder: str, name: str) -> None:
+    """Count the attempts."""
+    import os
+    import signal
+    from pathlib import Path
+
+    with (Path(folder) / f"{name}.tried").open("a") as file:
+        file.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waits(folder: str, name: str) -> None:
+    """Be in flight while another worker dies."""
+    import time
+    from pathlib import Path
+
+    time.sleep(0.5)
+    with (Path(folder) / f"{name}.done").open("a") as file:
+        file.write("x")
+
+
+def fails(folder: str, name: str) -> None:
+    raise ValueError("an ordinary failure")
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("hyps_bids")
+    propagate, logger.propagate = logger.propagate, True
+    yield caplog
+    logger.propagate = propagate
+
+
+def run(tmp_path: Path, functions: dict[str, Any], n_procs: int = 2) -> dict[str, str]:
+    """Run one node per function; return the reasons of those that failed."""
+    crashes = tmp_path / "crashes"
+    workflow = pe.Workflow(name="participant_wf", base_dir=str(tmp_path / "work"))
+    for name, function in functions.items():
+        interface = Function(function=function, input_names=["folder", "name"])
+        interface.inputs.trait_set(folder=str(tmp_path), name=name)
+        inner = pe.Workflow(name=name)
+        inner.add_nodes([pe.Node(interface, name="segment")])
+        workflow.add_nodes([inner])
+    workflow.config["execution"] = {
+        "crashdump_dir": str(crashes),
+        "crashfile_format": "txt",
+        "stop_on_first_crash": "false",
+        "poll_sleep_duration": "0.05",
+    }
+    # as after the handler that the app sets for itself
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        plugin = MultiProcPlugin(
+            {"n_procs": n_procs, "memory_gb": 4, "n_gpu_procs": 0, "mp_context": "fork"}
+        )
+        # nipype raises at the end what failed
+        with suppress(RuntimeError):
+            workflow.run(plugin=plugin)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return crash_reasons(crashes)
+
+
+def test_node_whose_worker_was_killed_runs_again(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    # alone in flight: nipype's own plugin waits for ever
+    assert run(tmp_path, {"a": killed_once}) == {}
+    assert (tmp_path / "a.done").exists()
+    assert "a process was killed" in log.text
+    # it was alone: fewer processes would not help
+    assert "--nprocs" not in log.text
+
+
+def test_nodes_beside_it_run_again_and_those_after_it_run(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    names = ["a", "b", "c", "d"]
+    functions = {"a": waits, "b": killed_once, "c": waits, "d": killed_once}
+    assert run(tmp_path, functions) == {}
+    assert "from now on with --nprocs 1" in log.text
+    assert all((tmp_path / f"{name}.done").exists() for name in names)
+
+
+def test_node_that_kills_its_worker_alone_fails_and_the_others_go_on(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    reasons = run(tmp_path, {"a": killed_always, "b": waits, "c": waits, "d": fails})
+    assert set(reasons) == {"a", "d"}
+    assert reasons["a"].startswith("the process was killed twice")
+    assert (tmp_path / "a.tried").read_text() == "xx"
+    # in flight the first time, or not even that
+    assert (tmp_path / "b.done").read_text() == "x"
+    assert "an ordinary failure" in reasons["d"]
+    assert [(tmp_path / f"{name}.done").exists() for name in "bc"] == [True, True]
+    # it was the node's own fault, not that of too many processes
+    assert "--nprocs" not in log.text
+
+
+def test_result_that_cannot_be_sent_back_is_a_failure_too(tmp_path: Path) -> None:
+    # nipype's own plugin waits for ever for any error outside the node
+    plugin = MultiProcPlugin({"n_procs": 1, "memory_gb": 1, "mp_context": "fork"})
+    plugin._submit_job(lambda: None)
+    while (result := plugin._get_result(1)) is None:
+        pass
+    assert "pickle" in result["traceback"][-1]
+    plugin._postrun_check()
+
+
+def test_worker_can_be_ended(tmp_path: Path) -> None:
+    plugin = MultiProcPlugin({"n_procs": 1, "memory_gb": 1, "mp_context": "fork"})
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        future = plugin.pool.submit(signal.getsignal, signal.SIGTERM)
+        assert future.result() == signal.SIG_DFL
+        assert plugin.pool.submit(os.getcwd).result() == os.getcwd()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        plugin._postrun_check()
+
+
+def test_workers_end_with_a_run_that_is_killed() -> None:
+    code = """
+import os, signal, time
+from hyps_bids.workflows.plugin import MultiProcPlugin
+plugin = MultiProcPlugin({"n_procs": 1, "memory_gb": 1, "mp_context": "fork"})
+print(plugin.pool.submit(os.getpid).result(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL
+    end = time.monotonic() + 10
+    # a worker that lived on would also have kept the pipe open, and us waiting for its end
+    while Path(f"/proc/{run.stdout.strip()}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
