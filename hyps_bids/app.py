@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -18,13 +19,19 @@ from hyps_bids import __version__
 from hyps_bids.bids.derivatives import write_text
 from hyps_bids.bids.description import check_output, write_dataset_files
 from hyps_bids.bids.index import Scan, find_scans
-from hyps_bids.errors import CannotCreateOutput, MissingInput, UsageError
+from hyps_bids.cli import settings_to_toml
+from hyps_bids.errors import CannotCreateOutput, MissingInput, NotEnoughMemory, UsageError
+from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings
 
 __all__ = ["run"]
 
 _LOG = logging.getLogger("hyps_bids")
+#: GB in which one scan of 256³ voxels can be processed
+_LEAST_MEMORY_GB = 1.4
+#: seconds that a worker has to stop
+_PATIENCE_S = 2
 _CACHE_VARIABLES = ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
@@ -39,7 +46,7 @@ def run(settings: Settings) -> int:
     Returns
     -------
     int
-        0, or 1 if a scan or a classifier failed.
+        0, or 1 if a scan, a classifier or a report failed.
 
     Raises
     ------
@@ -51,28 +58,64 @@ def run(settings: Settings) -> int:
 
 def _participant(settings: Settings) -> int:
     check_output(settings)
-    scans = find_scans(settings)
+    scans = find_scans(settings, need_content=not settings.reports_only)
     if settings.dry_run:
         return _list(scans)
+    if not settings.reports_only:
+        _check_memory(settings)
     run_name = _run_name()
+    folder = settings.output_dir / "logs" / run_name
     with _work_folder(settings, run_name) as work_dir:
-        return _process(settings, scans, settings.output_dir / "logs" / run_name, work_dir)
+        if settings.reports_only:
+            _start_log(folder, settings)
+            failed: list[Scan] = []
+        else:
+            failed = _process(settings, scans, folder, work_dir)
+        unreported = _report(settings, scans, folder, work_dir)
+    return 1 if failed or unreported else 0
 
 
 def _group(settings: Settings) -> int:
     _check_group(settings)
     check_output(settings)
+    if settings.dry_run and settings.train_adapter is None:
+        return _list(find_scans(settings, need_content=False))
+    if settings.dry_run:
+        return _analyse(settings)
+    run_name = _run_name()
+    work_dir = settings.output_dir / "work" / run_name
     # of the processes that torchrun starts, the first one writes
-    if not settings.dry_run and os.environ.get("RANK", "0") == "0":
+    writes = os.environ.get("RANK", "0") == "0"
+    if writes:
         write_dataset_files(settings)
-        _start_log(settings.output_dir / "logs" / _run_name(), settings)
+        _start_log(settings.output_dir / "logs" / run_name, settings)
+    try:
+        with _caches(work_dir):
+            try:
+                return 0 if settings.reports_only else _analyse(settings)
+            finally:
+                # also of what was done before something else could not be
+                if writes:
+                    _report_group(settings)
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+        _remove_if_empty(work_dir.parent)
+
+
+def _report_group(settings: Settings) -> None:
+    from hyps_bids.reports.group import write_group_report
+
+    output = settings.output_dir
+    if settings.reports_only or any(output.glob("group_*")) or any(output.glob("models/*")):
+        _LOG.warning("report: %s", write_group_report(output))
+
+
+def _analyse(settings: Settings) -> int:
     if settings.train_adapter is not None:
         from hyps_bids.group.adapters import train_adapter
 
         train_adapter(settings)
         return 0
-    if settings.dry_run:
-        return _list(find_scans(settings, need_content=False))
     from hyps_bids.group.tables import write_group_tables
 
     table = write_group_tables(settings)
@@ -115,7 +158,23 @@ def _check_group(settings: Settings) -> None:
         raise UsageError("--harmonize and --leave-one-site-out need --site, the column of sites")
 
 
-def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path) -> int:
+def _check_memory(settings: Settings) -> None:
+    """End before the kernel would: a process that it kills cannot say why."""
+    available = available_memory_gb()
+    for limit, where in (
+        (available, "this machine, job or container has"),
+        (settings.mem_gb or available, "--mem-gb gives"),
+    ):
+        if limit < _LEAST_MEMORY_GB:
+            raise NotEnoughMemory(
+                f"{where} {limit:.1f} GB of memory; a scan needs {_LEAST_MEMORY_GB} GB"
+            )
+
+
+def _process(
+    settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path
+) -> Sequence[Scan]:
+    """Do what is to do; return the scans that failed."""
     # imported late: nipype reads its configuration folder from the environment
     from hyps_bids.networks.checkpoints import LOCALIZER, sha256, shipped_weights
     from hyps_bids.segmentation.devices import choose_device, prepare_process
@@ -149,6 +208,8 @@ def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: 
     }
     table = label_table(card["labels"])
     write_dataset_files(settings, labels=table)
+    write_text(settings.output_dir / "logs" / "CITATION.md", methods_markdown(provenance))
+    write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
     _start_log(folder, settings)
     todo = [s for s in scans if not is_done(s, settings.output_dir, fingerprint(s, provenance))]
     _LOG.warning(
@@ -172,7 +233,37 @@ def _process(settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: 
             time.monotonic() - began,
             settings.output_dir,
         )
-    return 1 if failed else 0
+    return list(failed)
+
+
+def _report(
+    settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path
+) -> Sequence[str]:
+    """Build the reports that are older than the outputs; return the subjects without one."""
+    from hyps_bids.workflows.crashes import crash_reasons
+    from hyps_bids.workflows.reports import init_reports_wf, is_current, report_name
+
+    subjects = sorted({scan.subject for scan in scans})
+    if not settings.reports_only:
+        subjects = [s for s in subjects if not is_current(settings.output_dir, s)]
+    if not subjects:
+        return []
+    workflow = init_reports_wf(
+        subjects=subjects,
+        bids_dir=settings.bids_dir.absolute(),
+        output_dir=settings.output_dir.absolute(),
+        work_dir=work_dir.absolute(),
+        settings_text=settings_to_toml(settings),
+    )
+    error = _run_nipype(settings, workflow, folder, device="cpu")
+    reasons = crash_reasons(folder)
+    failed = [s for s in subjects if report_name(s) in reasons]
+    _LOG.warning("reports: %s", settings.output_dir / "sub-*.html")
+    for subject in failed:
+        _LOG.error("sub-%s: no report: %s", subject, reasons[report_name(subject)])
+    if error is not None and not failed:
+        raise error
+    return failed
 
 
 def _run_workflow(
@@ -185,9 +276,6 @@ def _run_workflow(
     work_dir: Path,
 ) -> dict[Scan, str]:
     """Run the workflow and return the scans that failed, each with its reason."""
-    from nipype import config
-    from nipype import logging as nipype_logging
-
     from hyps_bids.workflows.crashes import crash_reasons
     from hyps_bids.workflows.outputs import fingerprint, is_done, write_failure
     from hyps_bids.workflows.participant import init_participant_wf
@@ -195,7 +283,40 @@ def _run_workflow(
     nprocs = settings.nprocs or available_cpus()
     # few scans: let each use more cores
     threads = settings.omp_nthreads or max(1, min(8, nprocs // len(scans)))
-    plugin = _plugin(settings, nprocs, device)
+    workflow = init_participant_wf(
+        scans=scans,
+        models=models,
+        output_dir=settings.output_dir.absolute(),
+        work_dir=work_dir.absolute(),
+        provenance=provenance,
+        device=device,
+        n4=settings.n4,
+        omp_nthreads=threads,
+    )
+    error = _run_nipype(settings, workflow, folder, device)
+    reasons = crash_reasons(folder)
+    failed = {}
+    for scan in scans:
+        if is_done(scan, settings.output_dir, fingerprint(scan, provenance)):
+            continue
+        reason = reasons.get(scan.workflow_name) or (
+            f"not processed: {error}" if error else "not processed; see the log"
+        )
+        failed[scan] = reason
+        write_failure(scan, settings.output_dir, reason)
+    if error is not None and not reasons:
+        raise error
+    return failed
+
+
+def _run_nipype(settings: Settings, workflow: Any, folder: Path, device: str) -> Exception | None:
+    """Run a workflow to its end; return what nipype raised for the nodes that failed."""
+    from nipype import config
+    from nipype import logging as nipype_logging
+
+    from hyps_bids.workflows.plugin import engine
+
+    plugin = _plugin(settings, device)
     config.update_config(
         {
             "execution": {
@@ -215,44 +336,31 @@ def _run_workflow(
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         level = logging.INFO if settings.verbose > 1 else logging.CRITICAL
         logging.getLogger(name).setLevel(level)
-    workflow = init_participant_wf(
-        scans=scans,
-        models=models,
-        output_dir=settings.output_dir.absolute(),
-        work_dir=work_dir.absolute(),
-        provenance=provenance,
-        device=device,
-        n4=settings.n4,
-        omp_nthreads=threads,
-    )
-    error: Exception | None = None
+    arguments = engine(**plugin)
     try:
-        workflow.run(**plugin)
-    except Exception as caught:
+        workflow.run(**arguments)
+    except KeyboardInterrupt:
+        # before their work folder goes; what is under way is discarded
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(_PATIENCE_S)
+            worker.kill()
+        raise
+    except Exception as error:
         # nipype raises after the other scans have run; what failed is in the crash files
-        error = caught
-    reasons = crash_reasons(folder)
-    failed = {}
-    for scan in scans:
-        if is_done(scan, settings.output_dir, fingerprint(scan, provenance)):
-            continue
-        reason = reasons.get(scan.workflow_name) or (
-            f"not processed: {error}" if error else "not processed; see the log"
-        )
-        failed[scan] = reason
-        write_failure(scan, settings.output_dir, reason)
-    if error is not None and not reasons:
-        raise error
-    return failed
+        return error
+    return None
 
 
-def _plugin(settings: Settings, nprocs: int, device: str) -> dict[str, Any]:
+def _plugin(settings: Settings, device: str) -> dict[str, Any]:
     if settings.use_plugin is not None:
         return _read_plugin(settings.use_plugin)
     return {
         "plugin": "MultiProc",
         "plugin_args": {
-            "n_procs": nprocs,
+            "n_procs": settings.nprocs or available_cpus(),
             "memory_gb": settings.mem_gb or available_memory_gb() * 0.9,
             "raise_insufficient": False,
             "n_gpu_procs": 1,
@@ -310,30 +418,39 @@ def _work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
     work_dir = settings.work_dir or settings.output_dir / "work" / run_name
     if settings.clean_workdir:
         shutil.rmtree(work_dir, ignore_errors=True)
-    caches = work_dir / "caches"
     try:
-        caches.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotCreateOutput(f"{work_dir}: cannot be made ({error.strerror})") from error
-    # the home may be missing or read-only
-    unset = [name for name in _CACHE_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(unset, str(caches.absolute())))
-    # no telemetry
-    os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
-    try:
-        yield work_dir
+        with _caches(work_dir):
+            yield work_dir
     finally:
-        # whatever runs later in this process must not bring the folder back
-        for name in unset:
-            os.environ.pop(name, None)
         if settings.work_dir is None:
             shutil.rmtree(work_dir, ignore_errors=True)
             _remove_if_empty(work_dir.parent)
 
 
-def _start_log(folder: Path, settings: Settings) -> None:
-    from hyps_bids.cli import settings_to_toml
+@contextmanager
+def _caches(work_dir: Path) -> Iterator[None]:
+    """Let libraries write their caches to the work folder: the home may be missing or read-only."""
+    caches = work_dir / "caches"
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateOutput(f"{work_dir}: cannot be made ({error.strerror})") from error
+    unset = [name for name in _CACHE_VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, str(caches.absolute())))
+    # no telemetry
+    os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
+    # MONAI asks for the user's name, and in a container there may be none
+    os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+    try:
+        yield
+    finally:
+        # whatever runs later in this process must not bring the folder back
+        for name in unset:
+            os.environ.pop(name, None)
+        shutil.rmtree(caches, ignore_errors=True)
 
+
+def _start_log(folder: Path, settings: Settings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "settings.toml", settings_to_toml(settings))
     handler = logging.FileHandler(folder / "hyps-bids.log")

@@ -6,15 +6,18 @@ import argparse
 import json
 import logging
 import math
+import signal
 import sys
+import threading
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hyps_bids import __version__
-from hyps_bids.errors import HypsError, MissingInput, UsageError
+from hyps_bids.errors import HypsError, MissingInput, Terminated, UsageError
 from hyps_bids.settings import Settings
 
 __all__ = ["build_parser", "main", "parse_settings", "settings_to_toml"]
@@ -42,15 +45,34 @@ def main(argv: list[str] | None = None) -> int:
         settings = parse_settings(argv)
         _start_logging(settings.verbose)
         # imported late, so that --help and wrong usage answer at once
-        from hyps_bids.app import run
+        with _terminable():
+            from hyps_bids.app import run
 
-        return run(settings)
+            return run(settings)
     except HypsError as error:
         print(f"hyps-bids: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         print("hyps-bids: interrupted; what is done is kept, run again to go on", file=sys.stderr)
-        return _INTERRUPTED
+        return end.exit_code if isinstance(end, Terminated) else _INTERRUPTED
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the run as control-C does: cleanly."""
+    # process 1 of a container would even ignore it; only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -193,6 +215,11 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--dry-run", action="store_true", help="list the scans that would be processed"
+    )
+    group.add_argument(
+        "--reports-only",
+        action="store_true",
+        help="build the HTML reports of what is there, compute nothing else",
     )
     group.add_argument("--notrack", action="store_true", help="accepted; there is no telemetry")
 

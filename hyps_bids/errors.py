@@ -8,8 +8,11 @@ __all__ = [
     "HypsError",
     "InvalidBids",
     "MissingInput",
+    "NotEnoughMemory",
     "NothingMatches",
+    "Terminated",
     "UsageError",
+    "WriteFailed",
 ]
 
 
@@ -53,3 +56,21 @@ class CannotCreateOutput(HypsError):
     """The output or work folder cannot be written."""
 
     exit_code = 73
+
+
+class WriteFailed(CannotCreateOutput):
+    """The disk is full, or does not work."""
+
+    exit_code = 74
+
+
+class NotEnoughMemory(HypsError):
+    """The job has too little memory; with more it would succeed."""
+
+    exit_code = 75
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): by a scheduler, ``docker stop`` or a shutdown."""
+
+    exit_code = 143

@@ -49,6 +49,8 @@ class Settings:
         End the run at the first scan that fails.
     dry_run : bool
         List what would be done and stop.
+    reports_only : bool
+        Build the HTML reports of what is there and compute nothing else.
     verbose : int
         0 warnings and progress, 1 information, 2 debugging.
     model : tuple of str
@@ -126,6 +128,7 @@ class Settings:
     use_plugin: Path | None = None
     stop_on_first_crash: bool = False
     dry_run: bool = False
+    reports_only: bool = False
     verbose: int = 0
     model: tuple[str, ...] = ()
     controls: str | None = None

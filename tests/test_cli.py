@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "use_plugin": "slurm.yml",
     "stop_on_first_crash": True,
     "dry_run": True,
+    "reports_only": True,
     "verbose": 2,
     "model": ["volume ~ age"],
     "controls": "diagnosis=CN",

@@ -71,11 +71,7 @@ def test_weights_are_small_and_have_a_licence() -> None:
 
 
 def test_ci_runs_the_test_command_of_the_readme(root: Path) -> None:
-    commands = [
-        line
-        for line in (root / ".ci" / "run").read_text().splitlines()
-        if line and not line.startswith(("#", "set ", "cd "))
-    ]
+    last = (root / ".ci" / "run").read_text().splitlines()[-1]
 
-    assert len(commands) == 1
-    assert commands[0] in (root / "README.md").read_text().splitlines()
+    assert "pytest" in last
+    assert last in (root / "README.md").read_text().splitlines()

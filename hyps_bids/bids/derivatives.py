@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -17,10 +18,11 @@ import nibabel as nib
 import pandas as pd
 
 from hyps_bids.bids.index import Scan
-from hyps_bids.errors import CannotCreateOutput
+from hyps_bids.errors import CannotCreateOutput, WriteFailed
 
 __all__ = [
     "bids_uri",
+    "discard_partials",
     "output_path",
     "read_table",
     "remove_stale",
@@ -35,8 +37,12 @@ __all__ = [
 _ORDER = ("space", "seg", "res", "den", "label", "desc")
 #: hidden names of files that are being written
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
+#: those of this process
+_UNDER_WAY: set[Path] = set()
 #: seconds after which nobody writes them any more, whatever the clocks of other machines say
 _STALE_S = 24 * 3600
+#: the disk is full or broken, whatever the folder
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def output_path(
@@ -126,6 +132,13 @@ def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
     _write(path, lambda partial: nib.save(image, partial))
 
 
+def discard_partials() -> None:
+    """Remove what this process has not written to its end; for handlers of signals."""
+    for partial in list(_UNDER_WAY):
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def remove_stale(folder: Path) -> None:
     """Remove the hidden files that killed writers have left in a folder.
 
@@ -156,13 +169,16 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a hidden name in the same folder, then rename: readers never see half a file."""
     # random: jobs in containers or on other nodes may have the same process number
     partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    _UNDER_WAY.add(partial)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(path)
     except OSError as error:
-        raise CannotCreateOutput(f"{path}: cannot be written ({error.strerror})") from error
+        kind = WriteFailed if error.errno in _DISK else CannotCreateOutput
+        raise kind(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         # an interruption leaves nothing either; after the rename there is nothing to remove
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        _UNDER_WAY.discard(partial)

@@ -20,6 +20,7 @@ from typing import Any
 from nipype import config
 from nipype.pipeline.plugins import multiproc, slurmgraph
 
+from hyps_bids.bids.derivatives import discard_partials
 from hyps_bids.errors import HypsError, UsageError
 
 __all__ = ["MultiProcPlugin", "SLURMGraphPlugin", "engine"]
@@ -217,6 +218,12 @@ def _start_worker(folder: str) -> None:
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         # Linux: end with the run, should that be killed; workers would wait for ever
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # the rest of a broken pool is ended by this signal: what a fork inherits must not handle it
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # ends workers of a run that is terminated, and the rest of a broken pool: the handler that a
+    # fork inherits would raise, and the pool would take that for an error of the node
+    signal.signal(signal.SIGTERM, _end_worker)
     multiproc.process_initializer(folder)
+
+
+def _end_worker(number: int, frame: object) -> None:
+    discard_partials()
+    os._exit(128 + number)

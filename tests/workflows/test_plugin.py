@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,12 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
+from hyps_bids.bids.derivatives import write_nifti
 from hyps_bids.workflows.crashes import crash_reasons
-from hyps_bids.workflows.plugin import MultiProcPlugin
+from hyps_bids.workflows.plugin import MultiProcPlugin, _start_worker
 
 
 def killed_once(folder: str, name: str) -> None:
@@ -147,9 +151,13 @@ def test_worker_can_be_ended(tmp_path: Path) -> None:
     plugin = MultiProcPlugin({"n_procs": 1, "memory_gb": 1, "mp_context": "fork"})
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        future = plugin.pool.submit(signal.getsignal, signal.SIGTERM)
-        assert future.result() == signal.SIG_DFL
         assert plugin.pool.submit(os.getcwd).result() == os.getcwd()
+        pid = plugin.pool.submit(os.getpid).result()
+        os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
     finally:
         signal.signal(signal.SIGTERM, before)
         plugin._postrun_check()
@@ -170,3 +178,22 @@ os.kill(os.getpid(), signal.SIGKILL)
     while Path(f"/proc/{run.stdout.strip()}").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
+    def write_for_ever() -> None:
+        _start_worker(str(tmp_path))
+        image = nib.Nifti1Image(np.zeros((200, 200, 200), np.uint8), np.eye(4))
+        while True:
+            write_nifti(tmp_path / "x.nii.gz", image)
+
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=write_for_ever)
+    worker.start()
+    # in the middle of writing
+    while not list(tmp_path.glob(".*.x.nii.gz")):
+        assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 143
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,1 @@
+"""HTML reports: one file each, made from the derivatives alone, that opens anywhere."""

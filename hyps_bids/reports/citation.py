@@ -1,0 +1,131 @@
+"""The methods text of a paper that uses these results, and the works it cites."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from markupsafe import Markup, escape
+
+__all__ = ["bibtex", "methods_html", "methods_markdown", "references"]
+
+_KEY = r"@(\w+)"
+_GROUP = re.compile(rf"\[{_KEY}(?:; {_KEY})*\]")
+
+_TEXT = """\
+Hippocampi were segmented with HyPS-BIDS {version}, a BIDS App [@bids; @bids_apps] built with \
+Nipype [@nipype]. {bias}A 3-D U-Net at 2.5 mm ({localizer}) localised the hippocampi and the \
+intracranial space in each T1-weighted image. A Swin UNETR [@swin_unetr] of MONAI [@monai] \
+segmented each hippocampus in a box at 1 mm: {network}. Probabilities were brought to the grid of \
+the image; a voxel belongs to the hippocampus where the parts together reach one half, and to the \
+likeliest part; the largest component of each side was kept. Volumes are voxel counts in native \
+space; soft volumes are sums of probabilities. Intracranial volume is the sum of the U-Net's \
+intracranial probability.
+"""
+_SHIPPED = (
+    "{base}, pre-trained on synthetic images in the way of SynthSeg [@synthseg], adapted with HyPS "
+    "[@hyps] to the manual labels of the Medical Segmentation Decathlon [@msd_data; @msd] "
+    "({adapter})"
+)
+_OTHER = "{base}, adapted with {adapter}, an adapter in the way of HyPS [@hyps]"
+_N4 = "Bias fields were corrected with N4 [@n4]. "
+_SHIPPED_NAMES = {"Base": "base-synthetic", "Adapter": "adapter-anteriorposterior"}
+
+
+def methods_markdown(provenance: Mapping[str, Any]) -> str:
+    """Write the methods text with pandoc's citation keys, which :func:`bibtex` resolves.
+
+    Parameters
+    ----------
+    provenance : mapping
+        ``SoftwareVersion``, ``Models`` and ``BiasFieldCorrection``, as in the sidecars.
+
+    Returns
+    -------
+    str
+        One paragraph of Markdown.
+
+    Raises
+    ------
+    KeyError
+        If a sidecar lacks one of them.
+    """
+    models = {
+        role: f"{model['Name']}, SHA-256 {model['SHA256'][:8]}"
+        for role, model in provenance["Models"].items()
+    }
+    shipped = all(provenance["Models"][r]["Name"] == name for r, name in _SHIPPED_NAMES.items())
+    network = (_SHIPPED if shipped else _OTHER).format(
+        base=models["Base"], adapter=models["Adapter"]
+    )
+    return _TEXT.format(
+        version=provenance["SoftwareVersion"],
+        bias=_N4 if provenance["BiasFieldCorrection"] == "N4" else "",
+        localizer=models["Localizer"],
+        network=network,
+    )
+
+
+def methods_html(provenance: Mapping[str, Any]) -> Markup:
+    """Write the methods text and the list of the works it cites.
+
+    The parameter is that of :func:`methods_markdown`.
+    """
+    text = methods_markdown(provenance)
+    cited: dict[str, None] = {}
+
+    def link(group: re.Match[str]) -> str:
+        keys = re.findall(_KEY, group[0])
+        if not references().keys() >= set(keys):
+            # of a file's name
+            return group[0]
+        cited.update(dict.fromkeys(keys))
+        return "({})".format("; ".join(f'<a href="#ref-{k}">{_short(k)}</a>' for k in keys))
+
+    paragraph = _GROUP.sub(link, str(escape(text)))
+    items = "\n".join(f'<li id="ref-{key}">{_full(key)}</li>' for key in cited)
+    return Markup(f"<p>{paragraph}</p>\n<ol>\n{items}\n</ol>")
+
+
+def bibtex() -> str:
+    """Write all works as BibTeX."""
+    entries = []
+    for key, work in references().items():
+        kind = "article" if "journal" in work else "misc"
+        fields = dict(work)
+        if "eprint" in work:
+            fields["archiveprefix"] = "arXiv"
+        # braces keep the capitals
+        lines = [f"  {name} = {{{value}}}" for name, value in fields.items() if name != "title"]
+        lines.insert(1, f"  title = {{{{{work['title']}}}}}")
+        entries.append(f"@{kind}{{{key},\n" + ",\n".join(lines) + "\n}\n")
+    return "\n".join(entries)
+
+
+@cache
+def references() -> dict[str, dict[str, Any]]:
+    """Read the works: key → BibTeX fields, sorted by key."""
+    text = (files("hyps_bids") / "data" / "references.toml").read_text(encoding="utf-8")
+    return dict(sorted(tomllib.loads(text).items()))
+
+
+def _short(key: str) -> Markup:
+    work = references()[key]
+    authors = work["author"].split(" and ")
+    more = " et al." if len(authors) > 1 else ""
+    return escape(f"{authors[0].split(',')[0]}{more} {work['year']}")
+
+
+def _full(key: str) -> Markup:
+    work = references()[key]
+    authors = work["author"].replace(" and others", " et al.").split(" and ")
+    place = ""
+    if "journal" in work:
+        pages = work["pages"].replace("--", "–")
+        place = f" {work['journal']} {work['volume']}: {pages}."
+    where = f"doi:{work['doi']}" if "doi" in work else f"arXiv:{work['eprint']}"
+    return escape(f"{'; '.join(authors)} ({work['year']}). {work['title']}.{place} {where}")

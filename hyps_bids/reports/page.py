@@ -1,0 +1,124 @@
+"""What all reports share: templates, libraries and data within one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from hyps_bids import __version__
+
+__all__ = ["data_uri", "embedded_json", "packed", "render"]
+
+_FOLDER = files("hyps_bids") / "reports"
+
+
+def render(template: str, /, **context: Any) -> str:
+    """Fill a template.
+
+    Parameters
+    ----------
+    template : str
+        Name of a file in ``templates``.
+    **context : object
+        What the template shows; all text is escaped.
+
+    Returns
+    -------
+    str
+        A whole HTML document.
+
+    Raises
+    ------
+    jinja2.UndefinedError
+        If the template needs what is not given.
+    """
+    return _environment().get_template(template).render(**context)
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """Put a file into an address.
+
+    Examples
+    --------
+    >>> data_uri(b"GIF", "image/gif")
+    'data:image/gif;base64,R0lG'
+    """
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def packed(content: bytes, identifier: str) -> Markup:
+    """Put a file into a page, compressed; ``unpack(identifier)`` of ``base.js`` gives it back.
+
+    Parameters
+    ----------
+    content : bytes
+        Any content.
+    identifier : str
+        ``id`` of the element, unique in the page.
+
+    Examples
+    --------
+    >>> packed(b"", "nothing")[:48]
+    Markup('<script type="application/gzip" id="nothing">H4s')
+    """
+    # without a time: the same content gives the same page
+    text = base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
+    return Markup('<script type="application/gzip" id="{}">{}</script>').format(identifier, text)
+
+
+def embedded_json(content: Any, identifier: str) -> Markup:
+    r"""Put data into a page; ``data(identifier)`` of ``base.js`` gives them back.
+
+    Examples
+    --------
+    >>> embedded_json({"name": "</script>"}, "x")
+    Markup('<script type="application/json" id="x">{"name": "\\u003c/script>"}</script>')
+    """
+    # no "<": nothing in the data can end the element or begin a comment
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return Markup('<script type="application/json" id="{}">{}</script>').format(
+        identifier, Markup(text)
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hyps_bids.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "version": __version__,
+        "asset": _asset,
+        "library": _library,
+        "packed": packed,
+        "embedded_json": embedded_json,
+        "data_uri": data_uri,
+    }
+    return environment
+
+
+@cache
+def _asset(name: str) -> Markup:
+    """Read a style sheet or script of ours, as it stands."""
+    return Markup((_FOLDER / "templates" / name).read_text(encoding="utf-8"))
+
+
+@cache
+def _library(name: str) -> Markup:
+    """Pack a library of ``vendor``; ``library(name)`` of ``base.js`` runs it."""
+    text = (_FOLDER / "vendor" / f"{name}.js").read_text(encoding="utf-8")
+    # developer tools would ask for the map
+    text = re.sub(r"(?m)^//# sourceMappingURL=.*$", "", text)
+    return packed(text.encode("utf-8"), f"library-{name}")

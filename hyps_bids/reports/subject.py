@@ -1,0 +1,438 @@
+"""The subject report: all scans of one subject in one HTML file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from hyps_bids.bids.derivatives import write_text
+from hyps_bids.bids.index import Scan
+from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.reports import figures, viewer
+from hyps_bids.reports.citation import methods_html
+from hyps_bids.reports.page import data_uri, embedded_json, packed, render
+from hyps_bids.reports.scan import (
+    HEMISPHERES,
+    Images,
+    ScanFacts,
+    Structure,
+    facts_files,
+    find_scans_of,
+    read_facts,
+    read_images,
+    read_raw,
+)
+
+__all__ = ["LIMIT", "write_subject_report"]
+
+_LOG = logging.getLogger("hyps_bids")
+#: bytes that a report does not exceed
+LIMIT = 6_000_000
+#: bytes of the page itself: viewer library, style, scripts, methods
+_PAGE = 1_250_000
+#: bytes of a scan: at most; below which there is only an overview; below which there is no picture
+_SHARE, _OVERVIEW_ONLY, _NO_PICTURE = 1_500_000, 170_000, 40_000
+#: bytes of a scan's tables
+_TABLES = 16_000
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture in the page."""
+
+    title: str
+    caption: str
+    alt: str
+    image: str
+    picture: figures.Picture
+
+
+@dataclass
+class _Section:
+    """What the page shows of a scan."""
+
+    facts: ScanFacts
+    anchor: str
+    title: str
+    pictures: list[_Shown] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    #: a picture could not be drawn
+    unseen: bool = False
+    viewer: dict[str, Any] | None = None
+    files: str = ""
+
+    @property
+    def state(self) -> tuple[str, str, str]:
+        """Class, symbol and words."""
+        count = len(self.facts.flags)
+        if self.facts.status == "failed":
+            return "bad", "✗", "failed"
+        if self.facts.status == "incomplete":
+            return "bad", "✗", "incomplete"
+        if count:
+            return "warn", "!", f"look at it: {count} flag{'s' if count > 1 else ''}"
+        if self.unseen:
+            return "warn", "!", "no flags, but pictures are missing"
+        return "good", "✓", "no flags"
+
+
+def write_subject_report(
+    bids_dir: Path, output_dir: Path, subject: str, *, settings_text: str = ""
+) -> Path:
+    """Write the report of a subject from its derivatives.
+
+    Nothing is computed anew. What is not there or damaged is said in the report and logged. Several
+    jobs may finish scans of a subject at once: the last of them to write sees what all have made.
+
+    Parameters
+    ----------
+    bids_dir : Path
+        The raw dataset.
+    output_dir : Path
+        The derivatives dataset.
+    subject : str
+        Label, without ``sub-``.
+    settings_text : str
+        Settings of the run, shown as they are.
+
+    Returns
+    -------
+    Path
+        ``OUT_DIR/sub-<subject>.html``; the same derivatives give the same file.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If it cannot be written.
+    """
+    path = output_dir / f"sub-{subject}.html"
+    state = None
+    while state != (now := _state(output_dir, subject)):
+        state = now
+        write_text(path, _build(bids_dir, output_dir, subject, settings_text))
+    return path
+
+
+def _state(output: Path, subject: str) -> str:
+    """Digest of what the report shows: it changes when another job finishes a scan."""
+    digest = hashlib.sha256()
+    for scan in find_scans_of(output, subject):
+        for path in facts_files(output, scan).values():
+            try:
+                content = path.read_bytes()
+            except OSError:
+                content = b""
+            digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _build(bids_dir: Path, output: Path, subject: str, settings_text: str) -> str:
+    scans = find_scans_of(output, subject)
+    share = min(_SHARE, (LIMIT - _PAGE - len(settings_text.encode())) // max(1, len(scans)))
+    sections = [_section(bids_dir, output, scan, share) for scan in scans]
+    methods: dict[str, tuple[Markup, list[str]]] = {}
+    for section in sections:
+        if section.facts.provenance is not None:
+            text = methods_html(section.facts.provenance)
+            methods.setdefault(str(text), (text, []))[1].append(section.title)
+    viewers = {s.anchor: s.viewer for s in sections if s.viewer is not None}
+    return render(
+        "subject.html.j2",
+        subject=subject,
+        sections=sections,
+        verdict=_verdict(sections),
+        columns=_columns(sections),
+        # the list of references would have the same anchors
+        methods=[
+            (Markup(str(text).replace("ref-", f"ref-{i}-")) if i else text, titles)
+            for i, (text, titles) in enumerate(methods.values())
+        ],
+        errors=[(s, _errors(s)) for s in sections if _errors(s)],
+        viewers=embedded_json(viewers, "viewer-data") if viewers else None,
+        settings_text=settings_text,
+        hemispheres=HEMISPHERES,
+        box=" × ".join(map(str, figures.BOX)),
+    )
+
+
+def _section(bids_dir: Path, output: Path, scan: Scan, share: int) -> _Section:
+    facts = read_facts(output, scan)
+    names = [f"{key}-{value}" for key, value in scan.entities if key != "sub"]
+    section = _Section(
+        facts=facts,
+        anchor="scan-" + re.sub(r"[^\w-]", "-", scan.stem),
+        title=", ".join(names) or "T1w image",
+    )
+    if share < _NO_PICTURE:
+        section.messages.append("No pictures: there are too many scans for one report.")
+        return section
+
+    def attempt(what: str, draw: Callable[[], None]) -> None:
+        try:
+            draw()
+        except (BadData, MissingInput) as error:
+            section.messages.append(f"{what}: {error}")
+            section.unseen = True
+            _LOG.warning("report of sub-%s, %s: %s: %s", scan.subject, scan.stem, what, error)
+
+    def draw() -> None:
+        raw = read_raw(bids_dir, scan)
+        if facts.status == "failed":
+            picture = figures.overview(raw.data, raw.affine)
+            _show(section, share // 2, [_raw_picture(picture)])
+            return
+        try:
+            images = read_images(output, scan, raw)
+        except (BadData, MissingInput):
+            # the image itself can be shown
+            _show(section, share // 2, [_raw_picture(figures.overview(raw.data, raw.affine))])
+            raise
+        del raw
+        _illustrate(section, images, share)
+
+    for problem in facts.problems:
+        _LOG.warning("report of sub-%s, %s: %s", scan.subject, scan.stem, problem)
+    attempt("Pictures are missing", draw)
+    return section
+
+
+def _raw_picture(picture: figures.Picture) -> tuple[str, str, str, figures.Picture]:
+    return (
+        "The image",
+        "Slices through the middle of the image. Radiological convention: left is on the right.",
+        "One sagittal, one coronal and one axial slice through the middle of the T1w image.",
+        picture,
+    )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The part of a scan's images that holds the hippocampi."""
+
+    region: tuple[slice, slice, slice]
+    affine: np.ndarray
+    labels: np.ndarray
+    #: by label, ``(labels, x, y, z)``
+    probabilities: np.ndarray
+
+
+def _cut(images: Images, count: int) -> _Cut | None:
+    """Read the part that holds the hippocampi; None if there are none."""
+    region = viewer.region_around(images.labels, images.affine)
+    if region is None:
+        return None
+    probabilities = images.probabilities(region)
+    if len(probabilities) < count:
+        raise BadData(
+            f"{images.probseg.get_filename()}: has {len(probabilities)} volumes and the volume "
+            f"table {count} parts; run the participant level again"
+        )
+    affine = images.affine.copy()
+    affine[:3, 3] += images.affine[:3, :3] @ [part.start for part in region]
+    return _Cut(region, affine, images.labels[region], probabilities)
+
+
+def _illustrate(section: _Section, images: Images, share: int) -> None:
+    """Draw all pictures of a scan and pack its volumes and surfaces."""
+    parts = {
+        hemi: {s.index: s for s in section.facts.structures if s.hemi == hemi and s.index}
+        for hemi in HEMISPHERES
+    }
+    colors = {index: s.color for side in parts.values() for index, s in side.items()}
+    cut = _cut(images, max(colors, default=0))
+    drawn: list[tuple[str, str, str, figures.Picture]] = []
+    centres: dict[str, list[float]] = {}
+    if cut is not None:
+        for hemi, side in parts.items():
+            mask = np.isin(cut.labels, list(side))
+            if not mask.any():
+                continue
+            low, high = figures.bounds(mask, cut.affine)
+            middle = np.mean(np.argwhere(mask), axis=0)
+            centres[hemi] = (cut.affine[:3, :3] @ middle + cut.affine[:3, 3]).tolist()
+            if share >= _OVERVIEW_ONLY:
+                rows = figures.side_tiles(low.tolist(), high.tolist())
+                drawn += _of_side(images, cut, HEMISPHERES[hemi], side, rows)
+    picture = figures.overview(
+        images.t1w,
+        images.affine,
+        intracranial=images.intracranial,
+        labels=None if cut is None else (cut.labels, cut.affine),
+        colors=colors,
+        centres=centres,
+    )
+    drawn.append(_overview_words(picture, section.facts))
+    # mosaics first, then the head, then what the network was unsure of
+    drawn.sort(key=lambda item: item[0].startswith("Uncertainty"))
+    vectors = sum(len(item[3].outline) + len(item[3].marks) for item in drawn)
+    left = share - vectors - _TABLES
+    _show(section, int(0.4 * left), drawn)
+    left -= sum(len(shown.image) for shown in section.pictures)
+    if share >= _OVERVIEW_ONLY:
+        _pack(section, images, cut, parts, left)
+        if section.viewer is not None:
+            section.viewer["start"] = next(iter(centres.values()), None)
+    else:
+        section.messages.append(
+            "Only an overview: there are too many scans for one report of 6 MB."
+        )
+
+
+def _of_side(
+    images: Images,
+    cut: _Cut,
+    side: str,
+    parts: dict[int, Structure],
+    rows: Sequence[Sequence[figures.Tile]],
+) -> list[tuple[str, str, str, figures.Picture]]:
+    """Draw one hippocampus: outlines, and uncertainty."""
+    colors = {index: part.color for index, part in parts.items()}
+    said = ", ".join(f"{p.part} {p.volume_mm3:,.0f} mm³" for p in parts.values() if p.volume_mm3)
+    whole = cut.probabilities[[index - 1 for index in parts]].sum(axis=0)
+    low, high = figures.ENTROPY_RANGE
+    return [
+        (
+            f"{side.capitalize()} hippocampus",
+            "Contours of the segmentation over the T1w image: coronal slices from anterior to "
+            "posterior, sagittal ones from right to left, axial ones from top to bottom; world "
+            "coordinates in mm. Radiological convention: the patient’s left is on the right.",
+            f"{side.capitalize()} hippocampus in six coronal, four sagittal and six axial slices "
+            f"of the T1w image with contours of its parts: {said}.",
+            figures.mosaic(images.t1w, images.affine, cut.labels, cut.affine, colors, rows),
+        ),
+        (
+            f"Uncertainty, {side}",
+            f"Entropy of hippocampus against background where its probability is between {low} and "
+            f"{high}; white: probability one half. A thin band along the border is normal; broad "
+            "patches are not.",
+            f"{side.capitalize()} hippocampus in six coronal and four sagittal slices, coloured "
+            "where the network is uncertain, by entropy in bits.",
+            figures.uncertainty(images.t1w, images.affine, whole, cut.affine, rows[:2]),
+        ),
+    ]
+
+
+def _overview_words(
+    picture: figures.Picture, facts: ScanFacts
+) -> tuple[str, str, str, figures.Picture]:
+    box = " × ".join(map(str, figures.BOX))
+    icv = "" if facts.icv_mm3 is None else f" of {facts.icv_mm3 / 1000:,.0f} ml"
+    return (
+        "Whole head",
+        f"Yellow: intracranial volume. Dashed: a box of {box} mm, as much as the network sees, "
+        "around the centre of each segmentation (the localiser’s own box is not kept; it may be "
+        "some mm off). Radiological convention: the patient’s left is on the right.",
+        f"Whole head in sagittal, coronal and axial slices with the contour of the intracranial "
+        f"volume{icv}, the hippocampi and the boxes around them.",
+        picture,
+    )
+
+
+def _show(
+    section: _Section, limit: int, drawn: Sequence[tuple[str, str, str, figures.Picture]]
+) -> None:
+    """Compress pictures; each gets its part of the bytes by its area."""
+    area = sum(item[3].pixels.size for item in drawn)
+    for title, caption, alt, picture in drawn:
+        # base64 makes four bytes of three
+        content = figures.compress(picture.pixels, limit * 3 // 4 * picture.pixels.size // area)
+        section.pictures.append(
+            _Shown(title, caption, alt, data_uri(content, "image/webp"), picture)
+        )
+
+
+def _pack(
+    section: _Section,
+    images: Images,
+    cut: _Cut | None,
+    parts: dict[str, dict[int, Structure]],
+    limit: int,
+) -> None:
+    """Pack what the viewer shows, with as much detail as the limit allows."""
+    anchor = section.anchor
+    colors = {index: s.color for side in parts.values() for index, s in side.items()}
+    fixed: dict[str, bytes] = {}
+    if cut is not None:
+        fixed["labels"] = viewer.nifti(cut.labels, cut.affine)
+        whole = np.round(255 * np.clip(cut.probabilities.sum(axis=0), 0, 1)).astype(np.uint8)
+        fixed["probability"] = viewer.nifti(whole, cut.affine, slope=1 / 255)
+        for hemi, side in parts.items():
+            if not side:
+                continue
+            own = cut.probabilities[[index - 1 for index in side]]
+            surface = viewer.surface(own, cut.labels, cut.affine, list(side), colors)
+            if surface is not None:
+                fixed[f"surface-{hemi}"] = surface
+    always = Markup("\n").join(packed(c, f"{anchor}-{name}") for name, c in fixed.items())
+    for level in viewer.LEVELS:
+        volumes = {}
+        if cut is not None:
+            volumes["close"] = viewer.nifti(
+                *viewer.close_up(images.t1w, images.affine, cut.region, level)
+            )
+        if level.head_spacing:
+            volumes["head"] = viewer.nifti(*viewer.head(images.t1w, images.affine, level))
+        files = Markup("\n").join(packed(c, f"{anchor}-{name}") for name, c in volumes.items())
+        if volumes and len(always) + len(files) <= limit:
+            section.files = always + files
+            section.viewer = {
+                "title": section.title,
+                "files": [*fixed, *volumes],
+                "labels": [
+                    {"index": index, "name": s.name, "color": s.color}
+                    for side in parts.values()
+                    for index, s in side.items()
+                ],
+            }
+            return
+    section.messages.append(
+        "No interactive viewer: there are too many scans for one report of 6 MB."
+    )
+
+
+def _verdict(sections: Sequence[_Section]) -> tuple[str, str, str]:
+    """Sum up all scans: class, symbol and words."""
+    count = len(sections)
+    if not count:
+        return "bad", "✗", "No scan of this subject has been processed."
+    bad = sum(s.state[0] == "bad" for s in sections)
+    flagged = sum(s.state[0] == "warn" and bool(s.facts.flags) for s in sections)
+    unseen = sum(s.state[0] == "warn" and not s.facts.flags for s in sections)
+    words = [
+        f"{n} of {count} {'scan' if count == 1 else 'scans'} {what}"
+        for n, what in (
+            (bad, "failed or incomplete"),
+            (flagged, "flagged: look at the pictures"),
+            (unseen, "without pictures"),
+        )
+        if n
+    ]
+    if words:
+        return ("bad", "✗", "; ".join(words)) if bad else ("warn", "!", "; ".join(words))
+    return "good", "✓", "No flags" if count == 1 else f"No flags in any of {count} scans"
+
+
+def _columns(sections: Sequence[_Section]) -> list[tuple[str, str]]:
+    """Parts of the hippocampi of all scans: hemisphere and part, whole last on each side."""
+    parts = [part for s in sections for part in s.facts.structures]
+    return [
+        (hemi, part)
+        for hemi in HEMISPHERES
+        for part in [
+            *dict.fromkeys(s.part for s in parts if s.hemi == hemi and s.part != "whole"),
+            *dict.fromkeys(s.part for s in parts if s.hemi == hemi and s.part == "whole"),
+        ]
+    ]
+
+
+def _errors(section: _Section) -> list[str]:
+    reason = [section.facts.reason] if section.facts.status == "failed" else []
+    return [*reason, *section.facts.problems, *section.messages]

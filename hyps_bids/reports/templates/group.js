@@ -1,0 +1,374 @@
+"use strict";
+(async () => {
+  const read = async (id) => JSON.parse(new TextDecoder().decode(await unpack(id)));
+  const byId = (id) => document.getElementById(id);
+  const make = (tag, properties = {}, ...children) => {
+    const element = Object.assign(document.createElement(tag), properties);
+    element.append(...children);
+    return element;
+  };
+  const specs = await read("charts");
+  const cohort = byId("cohort") ? await read("cohort") : null;
+  const STATES = ["failed", "missing", "flagged", "outlier", "done"];
+  const SIDES = { L: "left", R: "right" };
+  const shown = (value) => value === null ? "n/a" : value.toLocaleString("en",
+    Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 });
+
+  // ---- table of scans: one page of rows at a time, so that 10,000 scans cost no more than 100
+  function scanTable() {
+    const PAGE = 25;
+    const number = (label, values, digits) => ({
+      label, number: true, sort: values,
+      text: (i) => (digits === undefined || values[i] === null ? shown(values[i]) : values[i].toFixed(digits)),
+    });
+    const states = cohort.state.map((s) => STATES[s]);
+    const columns = [
+      { label: "Scan", sort: cohort.scan, text: (i) => cohort.scan[i], link: true, kind: "name" },
+      { label: "State", kind: "state-of", sort: cohort.state, text: (i) => states[i] },
+      { label: "Why", kind: "why", sort: cohort.notes.map((n) => -n.length), text: (i) => cohort.notes[i].map((n) => n[0]).join(" ") },
+      number("Left, mm³", cohort.left),
+      number("Right, mm³", cohort.right),
+      number("ICV, ml", cohort.icv),
+      number("Asymmetry, %", cohort.asymmetry, 1),
+      ...[...new Set([cohort.defaults.group, cohort.defaults.colour])].filter((k) => k >= 0).map((k) => cohort.categories[k]).map((c) => ({
+        label: c.label, sort: c.codes.map((k) => (k < 0 ? null : k)), text: (i) => c.levels[c.codes[i]] ?? "n/a",
+      })),
+      ...(cohort.defaults.age >= 0 ? [cohort.numbers[cohort.defaults.age]] : []).map((n) => number(n.label, n.values)),
+    ];
+    const order = new Intl.Collator("en", { numeric: true });
+    const haystack = cohort.scan.map((_, i) =>
+      [...columns.filter((c) => !c.number).map((c) => c.text(i)), cohort.remarks[i] ?? ""].join(" ").toLowerCase());
+    let rows = [], page = 0, column = null, ascending = true;
+    const headings = columns.map((c) => {
+      const button = make("button", { type: "button", textContent: c.label });
+      const heading = make("th", { scope: "col", className: c.number ? "number" : "" }, button);
+      button.addEventListener("click", () => {
+        ascending = column === c ? !ascending : true;
+        column = c;
+        headings.forEach((h) => h.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+        update();
+      });
+      return heading;
+    });
+    byId("table").tHead.append(make("tr", {}, ...headings));
+    const compare = (a, b) => {
+      const [x, y] = [column.sort[a], column.sort[b]];
+      // what is not known comes last, whatever the direction
+      if (x === null || y === null) return (x === null) - (y === null);
+      return (typeof x === "string" ? order.compare(x, y) : x - y) * (ascending ? 1 : -1);
+    };
+    function update() {
+      const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
+      const state = byId("state").value;
+      rows = cohort.scan.map((_, i) => i).filter((i) =>
+        (!state || (state === "look" ? states[i] !== "done" : states[i] === state)) &&
+        words.every((word) => haystack[i].includes(word)));
+      if (column) rows.sort(compare);
+      page = 0;
+      draw();
+    }
+    function cell(c, i) {
+      const element = make(c.link ? "th" : "td", { className: c.number ? "number" : c.kind ?? "" });
+      if (c.link) {
+        element.scope = "row";
+        element.append(cohort.href[i] ? make("a", { href: cohort.href[i], textContent: c.text(i) }) : c.text(i));
+      } else if (c.kind === "state-of") {
+        element.append(make("span", { className: `state ${states[i]}`, textContent: states[i] }));
+      } else if (c.kind === "why") {
+        for (const [short, got, meaning] of cohort.notes[i]) {
+          const note = make("span", { className: "note", textContent: short });
+          if (got) {
+            note.tabIndex = 0;
+            note.append(make("span", { className: "words", textContent: `${got} ${meaning}` }));
+          }
+          element.append(note);
+        }
+      } else element.textContent = c.text(i);
+      return element;
+    }
+    function draw() {
+      const pages = Math.max(1, Math.ceil(rows.length / PAGE));
+      const visible = rows.slice(page * PAGE, (page + 1) * PAGE);
+      byId("table").tBodies[0].replaceChildren(
+        ...visible.map((i) => make("tr", {}, ...columns.map((c) => cell(c, i)))));
+      byId("found").textContent =
+        `${rows.length.toLocaleString("en")} of ${cohort.scan.length.toLocaleString("en")} scans`;
+      byId("page").textContent = `Page ${page + 1} of ${pages}`;
+      byId("previous").disabled = page === 0;
+      byId("next").disabled = page >= pages - 1;
+    }
+    byId("find").addEventListener("input", update);
+    byId("state").addEventListener("change", update);
+    byId("previous").addEventListener("click", () => { page -= 1; draw(); });
+    byId("next").addEventListener("click", () => { page += 1; draw(); });
+    document.querySelectorAll("a[data-state]").forEach((link) => link.addEventListener("click", () => {
+      byId("state").value = link.dataset.state;
+      byId("find").value = "";
+      update();
+    }));
+    update();
+  }
+
+  // ---- what the reader chooses
+  const chosen = (id) => Number(byId(id).value);
+  const everybody = { label: "all scans", levels: ["all scans"], codes: null };
+  const category = (id) => cohort.categories[chosen(id)] ?? everybody;
+  const levelOf = (c, i) => (c.codes ? c.levels[c.codes[i]] ?? "n/a" : c.levels[0]);
+  const levelsOf = (c) => (c.codes?.includes(-1) ? [...c.levels, "n/a"] : c.levels);
+  // the same place for a point whenever it is drawn
+  const jitter = (i) => (((i + 1) * 2654435761) % 4294967296) / 2147483648 - 1;
+
+  function fillChoices() {
+    const fill = (id, labels, value, affects) => {
+      const select = byId(id);
+      select.append(...labels.map(([number, label]) => make("option", { value: number, textContent: label })));
+      select.value = value;
+      select.addEventListener("change", () => redraw((name) => affects.test(name)));
+    };
+    const labels = (list) => list.map((one, i) => [i, one.label]);
+    const groups = [[-1, "nothing"], ...labels(cohort.categories)];
+    const volume = cohort.measures.findIndex((m) => m.kind === "icv_residual_mm3");
+    fill("measure", labels(cohort.measures), Math.max(0, volume >= 0 && cohort.measures[0]?.kind === "volume_mm3" ? 0 : volume), /^(distribution|relation|change)-/);
+    fill("group", groups, cohort.defaults.group, /^(distribution-|asymmetry)/);
+    fill("colour", groups, cohort.defaults.colour, /^(distribution|relation|change)-|^asymmetry/);
+    fill("number", labels(cohort.numbers), cohort.defaults.number, /^relation-/);
+    const at = (name) => Math.max(0, cohort.quality.findIndex((q) => q.name === name));
+    [["x0", "confidence"], ["y0", "agreement"], ["x1", "volume_mm3"], ["y1", "entropy"]].forEach(([id, name]) =>
+      fill(id, labels(cohort.quality), at(name), new RegExp(`^quality-${id[1]}$`)));
+  }
+
+  const range = (values) => {
+    let low = Infinity, high = -Infinity;
+    for (const v of values) if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); }
+    const margin = (high - low || Math.abs(high) || 1) * 0.04;
+    return [low - margin, high + margin];
+  };
+
+  /** Rows and placeholders of a chart of the cohort; null if there is nothing to show. */
+  function filled(name) {
+    const [kind, which] = name.split("-");
+    const colour = category("colour");
+    const base = (i) => ({ i, colour: levelOf(colour, i), flagged: STATES[cohort.state[i]] === "flagged" });
+    const style = (n) => ({
+      size: n > 3000 ? 12 : n > 500 ? 25 : 55, opacity: n > 3000 ? 0.45 : n > 500 ? 0.65 : 0.85,
+      ring: n > 3000 ? 25 : n > 500 ? 80 : 160,
+    });
+    const result = (rows, title, values, description) => rows.length && {
+      rows,
+      values: {
+        description, value_title: title, domain: range(values), ...style(rows.length),
+        colour_title: colour === everybody ? null : colour.label, colours: levelsOf(colour),
+        legend: colour === everybody ? null : {}, ...placeholders,
+      },
+    };
+    let placeholders = {};
+    if (kind === "quality") {
+      const [x, y] = [cohort.quality[chosen(`x${which}`)], cohort.quality[chosen(`y${which}`)]];
+      if (!x || !y) return null;
+      const rows = cohort.scan.flatMap((_, i) => (x.R || y.R ? ["L", "R"] : ["L"]).map((side) => ({
+        i, side: x.R || y.R ? side : null, x: (x[side] ?? x.L)[i], value: (y[side] ?? y.L)[i],
+        state: STATES[cohort.state[i]] === "flagged" ? "flagged" : "no flag",
+      }))).filter((row) => row.x !== null && row.value !== null);
+      const bounds = (figure) => figure.bounds.map((bound) => ({ bound }));
+      placeholders = {
+        name: `${y.label} against ${x.label}`, x_title: x.label, x_bounds: bounds(x), y_bounds: bounds(y), x_domain: range([...rows.map((r) => r.x), ...x.bounds]),
+      };
+      return result(rows, y.label, [...rows.map((r) => r.value), ...y.bounds],
+        `${y.label} against ${x.label}, ${rows.length} points, of flagged scans ${rows.filter((r) => r.state === "flagged").length}.`);
+    }
+    const measure = kind === "asymmetry" ? null : cohort.measures[chosen("measure")];
+    if (kind !== "asymmetry" && !measure) return null;
+    const values = measure ? measure[which] : cohort.asymmetry;
+    const title = measure ? `${measure.label}, ${measure.unit}` : "asymmetry, %";
+    const both = measure ? [...measure.L, ...measure.R] : [...values, -25, 25];
+    const Side = { L: "Left", R: "Right" }[which];
+    const known = cohort.scan.map((_, i) => i).filter((i) => values[i] !== null);
+    if (kind === "relation") {
+      const x = cohort.numbers[chosen("number")];
+      if (!x) return null;
+      const rows = known.filter((i) => x.values[i] !== null).map((i) => ({ ...base(i), x: x.values[i], value: values[i] }));
+      // a line through a few points says more about chance
+      placeholders = { name: `${Side}, against ${x.label}`, x_title: x.label, x_domain: range(rows.map((r) => r.x)), lines: rows.length >= 20 ? "true" : "false" };
+      return result(rows, title, both, `${title}, ${SIDES[which]}, against ${x.label}: ${rows.length} scans.`);
+    }
+    if (kind === "change") {
+      if (!cohort.years) return null;
+      const rows = known.filter((i) => cohort.years[i] !== null).map((i) => ({
+        ...base(i), x: cohort.years[i], value: values[i], subject: cohort.subject[i] }));
+      const often = new Map();
+      rows.forEach((r) => often.set(r.subject, (often.get(r.subject) ?? 0) + 1));
+      placeholders = { x_title: "years since the first scan" };
+      const several = rows.filter((r) => often.get(r.subject) > 1);
+      return result(several, title, both, `${title}, ${SIDES[which]}, over years: ${several.length} scans.`);
+    }
+    const group = category("group");
+    const present = new Set(known.map((i) => levelOf(group, i)));
+    const groups = levelsOf(group).filter((g) => present.has(g));
+    const place = new Map(groups.map((g, k) => [g, k]));
+    const rows = known.map((i) => {
+      const level = levelOf(group, i);
+      return { ...base(i), value: values[i], group: level, x: place.get(level) + 0.3 * jitter(i) };
+    });
+    const boxes = groups.map((g, k) => {
+      const v = sorted(rows, g);
+      return { from: k - 0.4, to: k + 0.4, low: quantile(v, 0.25), middle: quantile(v, 0.5), high: quantile(v, 0.75) };
+    });
+    placeholders = {
+      name: `${measure ? Side : "Asymmetry"}, by ${group.label}`, group_title: group === everybody ? null : group.label, groups, boxes, places: groups.map((_, k) => k),
+      sides: [-0.5, groups.length - 0.5], angle: groups.length > 5 ? -40 : 0,
+    };
+    return result(rows, title, both, `${title}${which ? `, ${SIDES[which]}` : ""}, by ${group.label}: ` +
+      summary(rows, groups).map((s) => `${s[0]} n ${s[1]}, median ${s[2]}`).join("; "));
+  }
+
+  // ---- the same in numbers
+  const quantile = (v, q) => {
+    const at = (v.length - 1) * q, low = Math.floor(at);
+    return v[low] + (at - low) * ((v[low + 1] ?? v[low]) - v[low]);
+  };
+  const sorted = (rows, group) => Float64Array.from(rows.filter((r) => r.group === group), (r) => r.value).sort();
+  const summary = (rows, groups) => groups.map((group) => {
+    const v = sorted(rows, group);
+    const [low, middle, high] = [0.25, 0.5, 0.75].map((q) => quantile(v, q));
+    return [group, v.length, shown(middle), `${shown(low)} to ${shown(high)}`];
+  });
+  function summaries() {
+    document.querySelectorAll("[data-summary]").forEach((table) => {
+      const name = table.dataset.summary;
+      const sides = name === "asymmetry" ? [""] : ["L", "R"];
+      const found = sides.map((s) => [s, filled(s ? `${name}-${s}` : name)]).filter(([, f]) => f);
+      const caption = found.length ? `${found[0][1].values.value_title}: numbers behind the points` : "";
+      const names = [category("group").label, ...(sides[0] ? ["Side"] : []), "Scans", "Median", "Middle half"];
+      table.replaceChildren(
+        make("caption", { textContent: caption }),
+        make("thead", {}, make("tr", {}, ...names.map((n) => make("th", { scope: "col", textContent: n })))),
+        make("tbody", {}, ...found.flatMap(([side, { rows, values }]) => summary(rows, values.groups).map(([group, ...cells]) =>
+          make("tr", {}, make("th", { scope: "row", textContent: group }),
+            ...[...(side ? [SIDES[side]] : []), ...cells].map((c) => make("td", { textContent: c })))))));
+    });
+  }
+
+  // ---- charts
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  function theme() {
+    const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+    const [text, muted, line, bad] = ["text", "muted", "line", "bad"].map(css);
+    const font = getComputedStyle(document.body).fontFamily;
+    // Okabe and Ito, lighter or darker where the ground would swallow them
+    const colours = dark.matches
+      ? ["#56B4E9", "#E69F00", "#2fc79b", "#e58ebf", "#F0E442", "#f0793a", "#a9b2bb", "#4f9fe0"]
+      : ["#0072B2", "#D55E00", "#009E73", "#b8568f", "#9a6a00", "#2b8cc4", "#555555", "#7a7000"];
+    return {
+      background: null, font, view: { stroke: line },
+      axis: { labelColor: text, titleColor: text, domainColor: muted, tickColor: muted, gridColor: line, gridOpacity: 0.45, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: 150 },
+      legend: { orient: "top", labelColor: text, titleColor: text, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", symbolOpacity: 1, columns: 3, labelLimit: 160 },
+      range: { category: colours },
+      mark: { color: colours[0] },
+      style: {
+        bound: { color: bad, strokeDash: [5, 4], strokeWidth: 1.3 },
+        middle: { color: text, strokeWidth: 2 },
+        reference: { color: muted, strokeDash: [2, 3] },
+        whisker: { color: text, strokeWidth: 1.3 },
+        box: { color: muted, opacity: 0.25 },
+        ring: { color: bad, opacity: 0.9, strokeWidth: 1.6 },
+      },
+    };
+  }
+
+  const tip = make("div", { className: "tip", hidden: true });
+  tip.setAttribute("aria-hidden", "true");
+  document.body.append(tip);
+  function words(datum, titles) {
+    if (datum.i === undefined) return datum.tip ?? "";
+    const i = datum.i;
+    const lines = [cohort.scan[i] + (datum.side ? `, ${SIDES[datum.side]}` : "")];
+    lines.push(`${titles.value_title}: ${shown(datum.value)}`);
+    if (datum.group === undefined) lines.push(`${titles.x_title}: ${shown(datum.x)}`);
+    lines.push(...cohort.categories.slice(0, 3).map((c) => `${c.label}: ${levelOf(c, i)}`));
+    lines.push(...cohort.notes[i].map(([short, got]) => (got ? `${short}: ${got}` : short)));
+    return lines.join("\n");
+  }
+  function tooltip(event, item, titles) {
+    const text = item?.datum ? words(item.datum, titles) : "";
+    tip.hidden = !text || event.type === "mouseout";
+    if (tip.hidden) return;
+    tip.textContent = text;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 8))}px`;
+    tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 8))}px`;
+  }
+
+  const libraries = ["vega", "vega-lite", "vega-embed"].reduce((done, name) => done.then(() => library(name)), Promise.resolve());
+  const views = new Map();
+  async function draw(plot) {
+    if (views.has(plot)) return;
+    views.set(plot, null);
+    await libraries;
+    const name = plot.dataset.chart;
+    const template = specs[name] ?? specs[name.split("-")[0]];
+    const found = specs[name] && name !== "asymmetry" ? { values: {} } : filled(name);
+    plot.replaceChildren();
+    if (!found) {
+      plot.append(make("p", { className: "muted", textContent: "Nothing to show." }));
+      return;
+    }
+    const spec = JSON.parse(JSON.stringify(template), (_, v) => (v && typeof v === "object" && "$" in v ? found.values[v.$] : v));
+    if (found.rows) spec.datasets = { rows: found.rows };
+    if (found.values.name) plot.previousElementSibling.firstElementChild.textContent = found.values.name;
+    const canvas = make("div");
+    canvas.style.width = "100%";
+    plot.append(canvas);
+    plot.toggleAttribute("data-dark", dark.matches);
+    const { view, finalize } = await vegaEmbed(canvas, spec, {
+      // without eval: the page's policy forbids it
+      ast: true, mode: "vega-lite", actions: false, renderer: "canvas", config: theme(), defaultStyle: false,
+      tooltip: (_, event, item) => tooltip(event, item, found.values),
+    });
+    view.addEventListener("click", (_, item) => {
+      const href = cohort?.href[item?.datum?.i];
+      if (href) location.href = href;
+    });
+    const save = make("button", { type: "button", className: "save interactive", textContent: "Save as SVG" });
+    save.setAttribute("aria-label", `Save as SVG: ${plot.previousElementSibling.textContent.trim()}`);
+    save.addEventListener("click", async () => {
+      const blob = new Blob([await view.toSVG()], { type: "image/svg+xml" });
+      const link = make("a", { href: URL.createObjectURL(blob), download: `${name}.svg` });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+    plot.append(save);
+    plot.dataset.drawn = "";
+    views.set(plot, finalize);
+  }
+  function redraw(concerns) {
+    if (cohort) summaries();
+    document.querySelectorAll(".plot").forEach((plot) => {
+      if (!concerns(plot.dataset.chart) || !views.has(plot)) return;
+      views.get(plot)?.();
+      views.delete(plot);
+      plot.style.minHeight = `${plot.offsetHeight}px`;
+      draw(plot);
+    });
+  }
+
+  if (cohort) {
+    fillChoices();
+    scanTable();
+    summaries();
+  }
+  const plots = [...document.querySelectorAll(".plot")];
+  const watch = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => {
+    watch.unobserve(e.target);
+    draw(e.target);
+  }), { rootMargin: "300px" });
+  plots.forEach((plot) => watch.observe(plot));
+  // those out of sight when there is nothing else to do, so that a print has all
+  const later = () => {
+    const next = plots.find((plot) => !views.has(plot));
+    if (next) draw(next).then(() => (window.requestIdleCallback ?? setTimeout)(later));
+  };
+  setTimeout(later, 1500);
+  addEventListener("beforeprint", () => plots.forEach(draw));
+  dark.addEventListener("change", () => redraw(() => true));
+})();

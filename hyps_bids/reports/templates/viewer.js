@@ -1,0 +1,175 @@
+// One viewer for all scans: it moves to the scan for which it is opened.
+const viewer = {
+  element: document.getElementById("viewer"),
+  scans: data("viewer-data"),
+  slices: null,
+  surface: null,
+  scan: null,
+  layers: {},
+};
+const control = (name) => document.getElementById(`viewer-${name}`);
+const say = (text) => { control("message").textContent = text; };
+
+for (const button of document.querySelectorAll(".open-viewer")) {
+  button.addEventListener("click", () => openViewer(button));
+}
+
+async function openViewer(button) {
+  button.closest("div").querySelector(".viewer-place").append(viewer.element);
+  viewer.element.hidden = false;
+  if (!document.createElement("canvas").getContext("webgl2")) {
+    say("This browser has no WebGL 2, which the viewer needs. The pictures of this page show the same.");
+    return;
+  }
+  say("Loading …");
+  viewer.scan = button.dataset.scan;
+  await library("niivue");
+  control("body").hidden = false;
+  try {
+    viewer.slices ??= await newSlices();
+    viewer.surface ??= await newSurface();
+    const { files } = viewer.scans[viewer.scan];
+    const choices = { close: "hippocampi, close-up", head: "whole head" };
+    control("volume").replaceChildren(
+      ...Object.keys(choices).filter((name) => files.includes(name))
+        .map((name) => new Option(choices[name], name)),
+    );
+    await loadVolumes();
+    await loadSurfaces();
+    say("");
+  } catch (error) {
+    control("body").hidden = true;
+    say(`The viewer could not be started (${error.message}). The pictures of this page show the same.`);
+  }
+}
+
+async function newSlices() {
+  const nv = new niivue.Niivue({
+    backColor: [0, 0, 0, 1],
+    crosshairColor: [0.94, 0.89, 0.26, 0.8],
+    crosshairWidth: 0.4,
+    dragAndDropEnabled: false,
+    isColorbar: false,
+    isRadiologicalConvention: true,
+    isCornerOrientationText: false,
+    sagittalNoseLeft: true,
+    showAllOrientationMarkers: true,
+    fontColor: [1, 1, 1, 1],
+    tileMargin: 2,
+    isSliceMM: true,
+    multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+    logLevel: "error",
+  });
+  nv.onLocationChange = showLocation;
+  await nv.attachToCanvas(control("slices"));
+  nv.setSliceType(niivue.SLICE_TYPE.MULTIPLANAR);
+  return nv;
+}
+
+async function newSurface() {
+  const nv = new niivue.Niivue({
+    backColor: [0, 0, 0, 1],
+    dragAndDropEnabled: false,
+    isOrientCube: true,
+    show3Dcrosshair: false,
+    crosshairWidth: 0,
+    logLevel: "error",
+  });
+  await nv.attachToCanvas(control("surface"));
+  nv.setSliceType(niivue.SLICE_TYPE.RENDER);
+  return nv;
+}
+
+/** Address of a packed file of the scan, for as long as it takes to load it. */
+async function withFiles(names, extension, load) {
+  const { files } = viewer.scans[viewer.scan];
+  const found = names.filter((name) => files.includes(name));
+  const urls = [];
+  for (const name of found) {
+    urls.push(URL.createObjectURL(new Blob([await unpack(`${viewer.scan}-${name}`)])));
+  }
+  await load(found.map((name, i) => ({ url: urls[i], name: `${name}.${extension}` })));
+  urls.forEach((url) => URL.revokeObjectURL(url));
+  return found;
+}
+
+async function loadVolumes() {
+  const nv = viewer.slices;
+  const shown = { labels: { opacity: 0 }, probability: { opacity: 0, colormap: "plasma", cal_min: 0.05, cal_max: 1 } };
+  const found = await withFiles([control("volume").value, "labels", "probability"], "nii", (list) =>
+    nv.loadVolumes(list.map((item) => ({ ...item, ...shown[item.name.split(".")[0]] }))));
+  viewer.layers = Object.fromEntries(found.map((name, i) => [name, i]));
+  if ("labels" in viewer.layers) {
+    nv.volumes[viewer.layers.labels].setColormapLabel(colours());
+  }
+  nv.updateGLVolume();
+  for (const layer of ["labels", "probability"]) setOpacity(layer);
+  setRanges();
+}
+
+async function loadSurfaces() {
+  const nv = viewer.surface;
+  for (const mesh of [...nv.meshes]) nv.removeMesh(mesh);
+  await withFiles(["surface-L", "surface-R"], "mz3", (list) => nv.loadMeshes(list));
+  nv.setRenderAzimuthElevation(160, 20);
+  nv.setScale(0.75);
+}
+
+/** Label table: background is transparent. */
+function colours() {
+  const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: ["background"] };
+  for (const { index, name, color } of viewer.scans[viewer.scan].labels) {
+    [1, 3, 5].forEach((at, i) => table["RGB"[i]].push(parseInt(color.slice(at, at + 2), 16)));
+    table.A.push(255);
+    table.I.push(index);
+    table.labels.push(name);
+  }
+  return table;
+}
+
+function setOpacity(layer) {
+  if (layer in viewer.layers) {
+    viewer.slices.setOpacity(viewer.layers[layer], Number(control(layer).value));
+  }
+}
+
+/** Sliders reach as far as the volume does, and begin in a hippocampus. */
+function setRanges() {
+  const [low, high] = viewer.slices.sceneExtentsMinMax(true);
+  ["x", "y", "z"].forEach((axis, i) => {
+    const slider = control(axis);
+    slider.min = Math.ceil(low[i]);
+    slider.max = Math.floor(high[i]);
+  });
+  moveTo(viewer.scans[viewer.scan].start ?? viewer.slices.frac2mm([0.5, 0.5, 0.5]).slice(0, 3));
+}
+
+function moveTo(mm) {
+  const nv = viewer.slices;
+  nv.scene.crosshairPos = nv.mm2frac(mm);
+  nv.drawScene();
+  nv.createOnLocationChange();
+}
+
+function showLocation({ mm, values }) {
+  ["x", "y", "z"].forEach((axis, i) => { control(axis).value = mm[i]; });
+  const names = Object.fromEntries(viewer.scans[viewer.scan].labels.map((l) => [l.index, l.name]));
+  const at = [...mm].slice(0, 3).map((v) => v.toFixed(1).replace("-", "−")).join(", ");
+  const value = (layer) => values[viewer.layers[layer]]?.value;
+  const label = names[Math.round(value("labels") ?? 0)] ?? "not hippocampus";
+  const p = value("probability");
+  control("location").textContent =
+    `x, y, z = ${at} mm: ${label}${p === undefined ? "" : `, probability ${p.toFixed(2)}`}`;
+}
+
+for (const axis of ["x", "y", "z"]) {
+  control(axis).addEventListener("input", () =>
+    moveTo(["x", "y", "z"].map((name) => Number(control(name).value))));
+}
+for (const layer of ["labels", "probability"]) {
+  control(layer).addEventListener("input", () => setOpacity(layer));
+}
+control("volume").addEventListener("change", loadVolumes);
+control("planes").addEventListener("change", (event) => viewer.slices.setSliceType(Number(event.target.value)));
+control("outline").addEventListener("change", (event) => viewer.slices.setAtlasOutline(event.target.checked ? 1 : 0));
+control("cross").addEventListener("change", (event) => viewer.slices.setCrosshairWidth(event.target.checked ? 0.4 : 0));

@@ -1,0 +1,158 @@
+"""A real browser without a network, and real scans, for the reports."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from hyps_bids import cli
+from hyps_bids.bids.index import Scan
+from hyps_bids.workflows.outputs import write_failure
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+OpenReport = Callable[..., "Page"]
+
+#: WebGL2 without a graphics card
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--enable-unsafe-swiftshader",
+    "--use-angle=swiftshader",
+    "--ignore-gpu-blocklist",
+]
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_LOCAL = ("file:", "data:", "blob:")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("browser tests skipped: playwright is not installed")
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        pytest.skip("browser tests skipped: no Chromium on the search path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_report(chromium: Browser) -> Iterator[OpenReport]:
+    """Open a report from its file, ``open_report(path, **context_options)``, without a network.
+
+    At the end of the test, any message of the console, any error of the page and any request
+    other than for the file itself fails it.
+    """
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def open_(path: Path, **options: Any) -> Page:
+        context = chromium.new_context(offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on(
+            "console",
+            lambda m: (
+                complaints.append(f"console {m.type}: {m.text}")
+                if m.type in ("error", "warning")
+                else None
+            ),
+        )
+        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith(_LOCAL) else complaints.append(f"request: {r.url[:200]}")
+            ),
+        )
+        page.on("requestfailed", lambda r: complaints.append(f"failed request: {r.url[:200]}"))
+        page.goto(path.resolve().as_uri(), wait_until="load")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def _write(path: Path, image: nib.Nifti1Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A raw dataset and its derivatives."""
+
+    raw: Path
+    output: Path
+
+
+#: odd but legal labels; a head, half a head, and one that fails with a reason to be escaped
+GOOD = "sub-001A_ses-2020x_acq-2mmIso_run-01"
+HALF = "sub-001A_ses-2021_run-1"
+FAILED = "sub-001A_ses-W3"
+REASON = "it broke: <script>document.title = 'broken'</script> & <b>so on</b>"
+#: the same head in another order and direction of the axes
+TURNED = "sub-02"
+
+
+@pytest.fixture(scope="session")
+def processed(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Image) -> Study:
+    """A subject with three sessions, and one without; not to be changed."""
+    folder = tmp_path_factory.mktemp("reports")
+    raw, output = folder / "raw", folder / "out"
+    raw.mkdir()
+    (raw / "dataset_description.json").write_text('{"Name": "Made", "BIDSVersion": "1.10.0"}')
+    data, affine = np.asarray(coarse_head.dataobj), coarse_head.affine
+    # what is right of the midline is beyond the field of view
+    middle = round(-affine[0, 3] / affine[0, 0])
+    half = nib.Nifti1Image(data[: middle + 2], affine)
+    _write(raw / f"sub-001A/ses-2020x/anat/{GOOD}_T1w.nii.gz", coarse_head)
+    _write(raw / f"sub-001A/ses-2021/anat/{HALF}_T1w.nii.gz", half)
+    assert cli.main([str(raw), str(output), "participant", "--skip-bids-validation"]) == 0
+    _write(raw / f"sub-001A/ses-W3/anat/{FAILED}_T1w.nii.gz", coarse_head)
+    failed = Path(f"{FAILED}_T1w.nii.gz")
+    write_failure(Scan.from_path(raw / "sub-001A/ses-W3/anat" / failed), output, REASON)
+    _turn(raw / "sub-001A/ses-2020x/anat", raw / "sub-02/anat")
+    _turn(output / "sub-001A/ses-2020x/anat", output / "sub-02/anat")
+    return Study(raw, output)
+
+
+def _turn(source: Path, target: Path) -> None:
+    """Copy files of the good scan, images with their axes in another order and direction."""
+    target.mkdir(parents=True)
+    axes = nib.orientations.axcodes2ornt("PIL")
+    for path in source.iterdir():
+        copy = target / path.name.replace(GOOD, TURNED)
+        if path.name.endswith(".nii.gz"):
+            image = nib.load(path)
+            turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), axes)
+            stored = nib.Nifti1Image(image.dataobj.get_unscaled(), image.affine, image.header)
+            turned = stored.as_reoriented(turn)
+            turned.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)
+            turned.to_filename(copy)
+        else:
+            shutil.copy(path, copy)
+
+
+@pytest.fixture
+def study(processed: Study, tmp_path: Path) -> Study:
+    """A copy to change."""
+    shutil.copytree(processed.raw, tmp_path / "raw")
+    shutil.copytree(processed.output, tmp_path / "out")
+    return Study(tmp_path / "raw", tmp_path / "out")

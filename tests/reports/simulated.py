@@ -1,0 +1,173 @@
+"""Simulated derivatives for the group report; none of these numbers belongs to a person."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.bids.derivatives import write_json, write_table
+from hyps_bids.group.derived import derive, icv_residuals
+from tests.cohorts import simulate
+
+START = "group_seg-hippocampus_"
+#: a value that would be dangerous anywhere it is not escaped
+NASTY = "</script><img src=x onerror=alert(1)> \"quoted' {{ 7 * 7 }} 日本"
+#: column of the simulated metadata that Vega would take for a path, were it a field
+ODD_COLUMN = "a.b[0]'\"<i>"
+
+
+def wide_table(n: int, *, sessions: int = 1, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Wide and QC table of `n` subjects: a failed, a missing, flagged scans and an outlier."""
+    frame = simulate(
+        {"CN": n - n // 2, "AD": n // 2}, {"AD": -2}, scans=sessions, sites=("A", "B"), seed=seed
+    )
+    for part in ("anterior", "posterior", "whole"):
+        frame[f"volume_mm3_bilateral_{part}"] = (
+            frame[f"volume_mm3_L_{part}"] + frame[f"volume_mm3_R_{part}"]
+        )
+    rng = np.random.default_rng(seed)
+    frame["flags"] = frame["flags"].astype(object)
+    frame["reason"] = frame["reason"].astype(object)
+    qc = frame[["participant_id", "session_id", "scan"]].copy()
+    for figure, middle, spread in (
+        ("confidence", 0.94, 0.02),
+        ("entropy", 0.13, 0.03),
+        ("agreement", 0.8, 0.04),
+        ("component_fraction", 0.995, 0.002),
+    ):
+        for side in "LR":
+            qc[f"{figure}_{side}"] = rng.normal(middle, spread, len(frame))
+    for side in "LR":
+        qc[f"border_voxels_{side}"] = 0.0
+        qc[f"volume_mm3_{side}"] = frame[f"volume_mm3_{side}_whole"]
+    qc["icv_mm3"] = frame["icv_mm3"]
+    frame["remarks"] = None
+    frame[ODD_COLUMN] = np.where(np.arange(len(frame)) % 2, NASTY, "plain")
+    for row in range(4, len(frame), 25):
+        frame.loc[row, "flags"] = "low_confidence_L high_entropy_L"
+        qc.loc[row, ["confidence_L", "entropy_L"]] = 0.61, 0.52
+    frame.loc[3, [c for c in frame if c.startswith("volume_mm3_L")]] *= 0.35
+    frame = pd.concat([frame, derive(frame)], axis=1)
+    residuals, _ = icv_residuals(frame, frame["status"] == "done", "all")
+    frame = pd.concat([frame, residuals], axis=1)
+    measures = frame.filter(regex="^(volume|icv|asymmetry|anterior)").columns
+    for row, status, reason in (
+        (0, "failed", f"not an image: {NASTY}"),
+        (1, "missing", "no outputs yet"),
+    ):
+        frame.loc[row, "status"], frame.loc[row, "reason"] = status, reason
+        frame.loc[row, measures] = np.nan
+        qc.loc[row, qc.columns[3:]] = np.nan
+        frame.loc[row, ["software_version", "models", "adapter"]] = None
+    qc.insert(3, "status", frame["status"])
+    return frame, qc
+
+
+def write_derivatives(
+    output: Path, n: int = 60, *, sessions: int = 1, mixed: bool = False
+) -> pd.DataFrame:
+    """Write the tables that the group level leaves; returns the wide one."""
+    wide, qc = wide_table(n, sessions=sessions)
+    if mixed:
+        wide.loc[5:9, "models"] = "another:1"
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = set(wide.select_dtypes("number"))
+    sidecar = {
+        name: {"Description": "Simulated.", "Format": "number" if name in numbers else "string"}
+        for name in wide
+    }
+    sidecar["diagnosis"]["Levels"] = {"CN": "control", "AD": "patient"}
+    sidecar["icv_residual_mm3_L_whole"]["ICVAdjustment"] = {"FittedOn": "all", "N": n}
+    write_table(output / f"{START}desc-wide_morph.tsv", wide)
+    write_json(output / f"{START}desc-wide_morph.json", sidecar)
+    write_table(output / f"{START}qc.tsv", qc)
+    (output / "dataset_description.json").write_text(json.dumps({"Name": "Simulated <b>"}))
+    return wide
+
+
+def write_models(output: Path) -> None:
+    """Write the table of linear models of the simulated scans."""
+    from hyps_bids.group.statistics import fit_models
+    from hyps_bids.reports.group import _wide
+
+    path = output / f"{START}desc-wide_morph.tsv"
+    wide = _wide(path, json.loads(path.with_suffix(".json").read_text()))
+    table = fit_models(wide, ["volume ~ diagnosis + age + sex"], ("diagnosis", "CN"))
+    write_table(output / f"{START}desc-models_morph.tsv", table)
+
+
+def write_change(output: Path) -> None:
+    """Write the table of change over time; the scans get dates a year apart."""
+    from hyps_bids.group.longitudinal import annual_change
+
+    path = output / f"{START}desc-wide_morph.tsv"
+    wide = pd.read_csv(path, sep="\t", na_values=["n/a"], dtype={"session_id": str})
+    wide["acq_time"] = wide["session_id"].map(lambda s: f"{2000 + int(s[4:])}-06-15T10:00:00")
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    write_table(path, wide)
+    write_json(path.with_suffix(".json"), sidecar | {"acq_time": {"Format": "string"}})
+    table = annual_change(wide[wide["status"] == "done"])
+    write_table(output / f"{START}desc-longitudinal_morph.tsv", table)
+
+
+def write_classifier(output: Path) -> str:
+    """Train a real, small classifier on the simulated scans; returns the folder's name."""
+    from hyps_bids.group.classify import classify
+    from hyps_bids.reports.group import _wide
+    from hyps_bids.settings import Settings
+
+    path = output / f"{START}desc-wide_morph.tsv"
+    settings = Settings(
+        bids_dir=output,
+        output_dir=output,
+        analysis_level="group",
+        target="diagnosis",
+        contrast=("AD:CN",),
+        covariates=("age",),
+        estimators=("logistic",),
+        folds=2,
+        repeats=2,
+        permutations=0,
+        nprocs=1,
+    )
+    wide = _wide(path, json.loads(path.with_suffix(".json").read_text()))
+    assert classify(settings, wide) == []
+    return "classifier-AD-vs-CN"
+
+
+def write_adapter(output: Path, scans: int = 6) -> str:
+    """Write what training an adapter leaves, figures simulated; returns the folder's name."""
+    from hyps_bids.training.assess import summarise_assessment
+
+    name = "adapter-my protocol"
+    folder = output / "models" / name
+    rng = np.random.default_rng(0)
+    rows = pd.MultiIndex.from_product(
+        [[f"sub-{i:02d}" for i in range(scans)], ["L", "R"], ["head", "whole"]],
+        names=["scan", "hemi", "part"],
+    ).to_frame(index=False)
+    rows = rows.assign(
+        participant_id=rows["scan"],
+        fold=1,
+        space="native",
+        status="ok",
+        dice=rng.uniform(0.8, 0.9, len(rows)),
+        hd95_mm=1.5,
+        asd_mm=0.5,
+        volume_mm3=rng.normal(3000, 200, len(rows)),
+        reference_mm3=rng.normal(2900, 200, len(rows)),
+    )
+    write_table(folder / "scans.tsv", rows)
+    write_json(folder / "summary.json", summarise_assessment(rows))
+    log = "step,seconds,loss,learning_rate,metric,value\n"
+    (folder / "logs").mkdir()
+    for fit in ("fold-1", "final"):
+        lines = [f"{k},1,{1 / k},1e-3,dice_whole,{0.9 - 0.1 / k}\n" for k in range(1, 20)]
+        (folder / "logs" / f"{fit}.csv").write_text(log + "".join(lines))
+    (folder / "adapter.md").write_text(
+        "# Adapter\n\n## Data\n\nSimulated.\n\n## Use and limits\n\nNone.\n"
+    )
+    return name

@@ -1,0 +1,190 @@
+"""Subject reports in a real browser."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hyps_bids.reports.subject import write_subject_report
+from tests.reports.conftest import GOOD, HALF, OpenReport, Study
+
+pytest.importorskip("playwright")
+from playwright.sync_api import Locator, Page, expect
+
+#: loading takes long without a graphics card
+_LOADED_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def pages(processed: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports of both subjects."""
+    output = tmp_path_factory.mktemp("pages") / "out"
+    shutil.copytree(processed.output, output)
+    return {
+        subject: write_subject_report(processed.raw, output, subject, settings_text="a = 1")
+        for subject in ("001A", "02")
+    }
+
+
+def pixels(place: Locator) -> np.ndarray:
+    """A screenshot, colours in 0 … 255."""
+    return np.asarray(Image.open(io.BytesIO(place.screenshot())).convert("RGB")).astype(int)
+
+
+def coloured(image: np.ndarray, color: str) -> np.ndarray:
+    """Where an image has the hue of a colour."""
+    wanted = np.array(list(bytes.fromhex(color[1:])), dtype=float)
+    wanted -= wanted.mean()
+    vivid = image - image.mean(axis=-1, keepdims=True)
+    norm = np.linalg.norm(vivid, axis=-1)
+    cosine = vivid @ wanted / np.maximum(norm, 1e-9) / np.linalg.norm(wanted)
+    return (norm > 30) & (cosine > 0.97)
+
+
+def open_viewer(page: Page, stem: str) -> None:
+    page.locator(f'button[data-scan="scan-{stem}"]').click()
+    expect(page.locator("#viewer-location")).to_contain_text("mm:", timeout=_LOADED_MS)
+    expect(page.locator("#viewer-message")).to_have_text("", timeout=_LOADED_MS)
+    expect(page.locator("#viewer-body")).to_be_visible()
+
+
+def test_report_opens_and_its_links_lead_somewhere(
+    pages: dict[str, Path], open_report: OpenReport
+) -> None:
+    page = open_report(pages["001A"])
+    expect(page).to_have_title("Hippocampus of sub-001A")
+    links = page.locator("nav a, td a, th a").all()
+    assert len(links) >= 9
+    for link in links:
+        link.click()
+        target = page.evaluate("decodeURIComponent(location.hash).slice(1)")
+        expect(page.locator(f'[id="{target}"]')).to_be_in_viewport()
+    # every picture is decoded
+    for image in page.locator(".picture svg image").all():
+        assert image.evaluate(
+            "async e => { const i = new Image(); i.src = e.href.baseVal; await i.decode();"
+            " return i.naturalWidth; }"
+        )
+
+
+@pytest.mark.parametrize(("subject", "stem"), [("001A", GOOD), ("02", "sub-02")])
+def test_viewer_draws_left_on_the_right(
+    pages: dict[str, Path], open_report: OpenReport, subject: str, stem: str
+) -> None:
+    page = open_report(pages[subject])
+    open_viewer(page, stem)
+    expect(page.locator("#viewer-location")).to_contain_text("Left")
+    page.locator("#viewer-cross").uncheck()
+    page.locator("#viewer-planes").select_option("coronal")
+    page.locator("#viewer-labels").fill("1")
+    page.wait_for_timeout(500)
+    slices, surface = (
+        pixels(page.locator("#viewer-slices")),
+        pixels(page.locator("#viewer-surface")),
+    )
+    assert slices.std() > 20
+    for image in (slices, surface):
+        # posterior parts: of left and right hippocampus
+        left, right = (np.argwhere(coloured(image, c)) for c in ("#0072B2", "#56B4E9"))
+        assert min(len(left), len(right)) > 50
+        assert left[:, 1].min() > right[:, 1].max()
+
+
+def test_viewer_controls_work_by_keyboard(pages: dict[str, Path], open_report: OpenReport) -> None:
+    page = open_report(pages["02"])
+    open_viewer(page, "sub-02")
+    location = page.locator("#viewer-location")
+    before = location.text_content()
+    page.locator("#viewer-x").focus()
+    page.keyboard.press("ArrowRight")
+    expect(location).not_to_have_text(str(before))
+    page.locator("#viewer-x").fill(page.locator("#viewer-x").get_attribute("max") or "")
+    expect(location).to_contain_text("not hippocampus")
+    view = page.locator("#viewer-slices")
+    page.locator("#viewer-probability").focus()
+    plain = pixels(view)
+    page.keyboard.press("End")
+    page.wait_for_timeout(300)
+    assert (pixels(view) != plain).any()
+    page.locator("#viewer-volume").select_option("whole head")
+    expect(page.locator("#viewer-x")).not_to_have_attribute("max", "55")
+    page.locator("#viewer-outline").check()
+    page.wait_for_timeout(300)
+    assert pixels(view).std() > 20
+
+
+def test_viewer_moves_to_another_scan(pages: dict[str, Path], open_report: OpenReport) -> None:
+    page = open_report(pages["001A"])
+    open_viewer(page, GOOD)
+    open_viewer(page, HALF)
+    inside = page.locator(f'section[id="scan-{HALF}"] #viewer')
+    expect(inside).to_be_visible()
+    page.wait_for_timeout(300)
+    surface = pixels(page.locator("#viewer-surface"))
+    assert coloured(surface, "#0072B2").sum() > 50
+    # the other scan's right hippocampus is gone
+    assert coloured(surface, "#56B4E9").sum() == 0
+
+
+def test_without_webgl_there_are_words(pages: dict[str, Path], open_report: OpenReport) -> None:
+    page = open_report(pages["02"])
+    page.evaluate("() => { HTMLCanvasElement.prototype.getContext = () => null; }")
+    page.locator(".open-viewer").click()
+    expect(page.locator("#viewer-message")).to_contain_text("no WebGL 2")
+    expect(page.locator("#viewer-body")).to_be_hidden()
+
+
+def test_outline_flickers_and_hides(pages: dict[str, Path], open_report: OpenReport) -> None:
+    page = open_report(pages["02"])
+    figure = page.locator(".picture").first
+    outline, flicker = figure.locator(".outline"), figure.locator("button.flicker")
+    hide = figure.locator("button.hide")
+    expect(outline).to_have_css("animation-name", "none")
+    flicker.press("Enter")
+    expect(flicker).to_have_attribute("aria-pressed", "true")
+    expect(outline).to_have_css("animation-name", "flicker")
+    hide.click()
+    expect(flicker).to_have_attribute("aria-pressed", "false")
+    expect(outline).to_have_css("visibility", "hidden")
+    page.emulate_media(media="print")
+    expect(outline).to_have_css("visibility", "visible")
+    expect(hide).to_be_hidden()
+
+
+def test_nothing_flickers_for_who_wants_no_motion(
+    pages: dict[str, Path], open_report: OpenReport
+) -> None:
+    page = open_report(pages["02"], reduced_motion="reduce")
+    expect(page.locator("button.flicker").first).to_be_hidden()
+    expect(page.locator("button.hide").first).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("subject", ["001A", "02"])
+def test_accessibility(
+    pages: dict[str, Path], open_report: OpenReport, scheme: str, subject: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    # the checker is a script of its own, which the page rightly refuses
+    page = open_report(pages[subject], color_scheme=scheme, bypass_csp=True)
+    if subject == "02":
+        open_viewer(page, "sub-02")
+    found = axe.Axe().run(page).response["violations"]
+    grave = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], [n["html"][:150] for n in v["nodes"]]) for v in grave] == []
+
+
+@pytest.mark.parametrize("subject", ["001A", "02"])
+def test_phone(pages: dict[str, Path], open_report: OpenReport, subject: str) -> None:
+    page = open_report(
+        pages[subject], viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    if subject == "02":
+        open_viewer(page, "sub-02")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -1,0 +1,75 @@
+"""The methods text: what was used, and every work it cites is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hyps_bids.reports.citation import bibtex, methods_html, methods_markdown, references
+
+
+@pytest.fixture
+def provenance() -> dict[str, Any]:
+    names = {
+        "Localizer": "localizer-synthetic",
+        "Base": "base-synthetic",
+        "Adapter": "adapter-anteriorposterior",
+    }
+    return {
+        "SoftwareVersion": "1.2.3",
+        "Models": {role: {"Name": name, "SHA256": "ab" * 32} for role, name in names.items()},
+        "BiasFieldCorrection": "none",
+    }
+
+
+def test_text_names_version_and_weights(provenance: dict[str, Any]) -> None:
+    text = methods_markdown(provenance)
+    assert "HyPS-BIDS 1.2.3" in text
+    assert "adapter-anteriorposterior, SHA-256 abababab" in text
+    assert "Decathlon" in text
+    assert "N4" not in text
+
+
+def test_n4_and_other_adapters_change_the_text(provenance: dict[str, Any]) -> None:
+    provenance["BiasFieldCorrection"] = "N4"
+    provenance["Models"]["Adapter"]["Name"] = "adapter-mine"
+    text = methods_markdown(provenance)
+    assert "N4 [@n4]" in text
+    assert "adapter-mine" in text
+    # not trained on it
+    assert "Decathlon" not in text
+
+
+def test_every_key_is_in_the_bibliography(provenance: dict[str, Any]) -> None:
+    provenance["BiasFieldCorrection"] = "N4"
+    keys = set(re.findall(r"@(\w+)", methods_markdown(provenance)))
+    entries = re.findall(r"^@\w+\{(\w+),$", bibtex(), re.MULTILINE)
+    assert keys
+    assert keys <= set(entries)
+    assert len(entries) == len(set(entries)) == len(references())
+    assert bibtex().count("{") == bibtex().count("}")
+
+
+def test_html_links_to_its_list(provenance: dict[str, Any]) -> None:
+    html = str(methods_html(provenance))
+    targets = set(re.findall(r'href="#([\w-]+)"', html))
+    assert targets == set(re.findall(r'id="([\w-]+)"', html))
+    assert "@" not in html
+
+
+def test_odd_names_are_escaped_and_no_citations(provenance: dict[str, Any]) -> None:
+    provenance["Models"]["Adapter"]["Name"] = "<b>[@nobody]</b>"
+    html = str(methods_html(provenance))
+    assert "&lt;b&gt;[@nobody]&lt;/b&gt;" in html
+
+
+def test_works_are_those_of_the_citation_file(root: Path) -> None:
+    cited = yaml.safe_load((root / "CITATION.cff").read_text())["references"]
+    in_file = {work.get("doi") or work["identifiers"][0]["value"] for work in cited}
+    ours = {w.get("doi") or f"arXiv:{w['eprint']}" for w in references().values()}
+    # N4 is off by default
+    assert in_file == ours - {references()["n4"]["doi"]}

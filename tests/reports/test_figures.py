@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from hyps_bids.reports import figures
+from hyps_bids.reports.figures import Tile, compress, mosaic, overview, side_tiles, uncertainty
+from hyps_bids.segmentation import segment
+
+COLORS = {1: "#D55E00"}
+ROWS = side_tiles((-35, -20, -15), (-15, 20, 5))
+
+
+def volume(axes: str = "RAS", zoom: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A made image of 120 mm: grey, a bright ball at left and one label there, any axes."""
+    side = round(120 / zoom)
+    affine = np.diag([zoom, zoom, zoom, 1.0])
+    affine[:3, 3] = -60
+    grid = np.stack(np.meshgrid(*[np.arange(side) * zoom - 60] * 3, indexing="ij"))
+    ball = np.linalg.norm(grid - np.array([-25, 0, -5])[:, None, None, None], axis=0) <= 8
+    data = (100 + 100 * ball).astype(np.float32)
+    image = nib.Nifti1Image(data, affine)
+    turn = nib.orientations.axcodes2ornt(axes)
+    turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), turn))
+    t1w = np.asarray(turned.dataobj)
+    return t1w, turned.affine, (t1w > 150).astype(np.uint8)
+
+
+def points(outline: str) -> np.ndarray:
+    """All points of the contours, mm in the picture."""
+    out = []
+    for path in re.findall(r'd="([^"]+)"', outline):
+        for start, steps in re.findall(r"M(-?\d+ -?\d+)l([-\d ]+)", path):
+            first = np.array(start.split(), dtype=float)
+            moves = np.array(steps.split(), dtype=float).reshape(-1, 2)
+            out.append(first + np.cumsum(moves, axis=0))
+    return np.concatenate(out) / 20
+
+
+def test_the_box_is_that_of_the_network() -> None:
+    assert figures.BOX == segment.BOX
+
+
+def test_left_is_on_the_right() -> None:
+    for plane in (1, 2):
+        tile = Tile(plane, (0, 0, 0), 40, 40)
+        assert tile.place((-10, 0, 0))[0] > tile.place((10, 0, 0))[0]
+    # the nose to the left, up is up
+    tile = Tile(0, (0, 0, 0), 40, 40)
+    assert tile.place((0, 10, 0))[0] < tile.place((0, -10, 0))[0]
+    assert tile.place((0, 0, 10))[1] < tile.place((0, 0, -10))[1]
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_points_and_place_are_inverse(plane: int) -> None:
+    tile = Tile(plane, (3, -4, 5), 20, 10, left=7, top=2)
+    world = tile.points(0.5)
+    assert world.shape == (3, 20, 40)
+    x, y = tile.place(world[:, 4, 30].tolist())
+    assert (x, y) == pytest.approx((7 + 30.5 * 0.5, 2 + 4.5 * 0.5))
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA"])
+def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
+    t1w, affine, labels = volume(axes)
+    row = [[Tile(plane, (-25.0, 0.0, -5.0), 60, 60) for plane in (0, 1, 2)]]
+    off = [[Tile(plane, (-21.0, 4.0, -1.0), 60, 60) for plane in (0, 1, 2)]]
+    found = 0
+    for rows in (row, off):
+        picture = mosaic(t1w, affine, labels, affine, COLORS, rows)
+        contour = points(picture.outline)
+        pixels = picture.pixels / picture.pixels.max()
+        scale = picture.pixels.shape[1] / (picture.width / 20)
+        for tile in figures._placed(rows)[0]:
+            inside = (contour[:, 0] > tile.left) & (contour[:, 0] < tile.left + tile.width)
+            x, y = tile.place((-25, 0, -5))
+            # contours close at the cut, so their middle is the ball's
+            low, high = contour[inside].min(axis=0), contour[inside].max(axis=0)
+            assert (low + high) / 2 == pytest.approx((x, y), abs=0.6)
+            if rows is row:
+                assert pixels[int(y * scale), int(x * scale)] > 0.9
+                assert pixels[int(y * scale), int((x + 15) * scale)] < 0.1
+            found += 1
+    assert found == 6
+
+
+def test_an_outline_on_a_part_of_the_grid() -> None:
+    t1w, affine, labels = volume()
+    moved = affine.copy()
+    moved[:3, 3] += 20
+    whole = mosaic(t1w, affine, labels, affine, COLORS, ROWS)
+    part = mosaic(t1w, affine, labels[20:, 20:, 20:], moved, COLORS, ROWS)
+    assert whole.outline == part.outline != ""
+    assert mosaic(t1w, affine, labels, affine, {7: "#000000"}, ROWS).outline == ""
+
+
+def test_marks_say_sides_coordinates_and_scale() -> None:
+    t1w, affine, labels = volume()
+    marks = mosaic(t1w, affine, labels, affine, COLORS, ROWS).marks
+    texts = re.findall(r">([^<>]+)</text>", marks)
+    assert texts.count("L") == texts.count("R") == 12
+    assert texts.count("A") == texts.count("P") == 4
+    assert "x = −18" in texts
+    assert texts[-1] == "10 mm"
+
+
+def test_a_large_segmentation_is_shown_whole() -> None:
+    (coronal, *_), (sagittal, *_), _ = side_tiles((-80, -60, -50), (0, 60, 30))
+    assert min(coronal.width, coronal.height) >= 92
+    assert sagittal.width >= 132
+
+
+def test_uncertainty_is_in_colour_where_the_network_hesitates() -> None:
+    t1w, affine, labels = volume()
+    tile = [[Tile(1, (-25.0, 0.0, -5.0), 40, 40)]]
+    certain = uncertainty(t1w, affine, labels.astype(np.float32), affine, tile)
+    doubtful = uncertainty(t1w, affine, labels * np.float32(0.6), affine, tile)
+    middle = np.array(doubtful.pixels.shape[:2]) // 2
+    assert np.ptp(certain.pixels[tuple(middle)]) == 0
+    red, green, blue = doubtful.pixels[tuple(middle)].astype(int)
+    assert red > green > blue
+
+
+def test_uncertainty_is_ordered_by_lightness() -> None:
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(figures._heat(np.linspace(0, 1, 20)) @ weights) > 0).all()
+
+
+def test_overview_with_and_without_masks() -> None:
+    t1w, affine, labels = volume("PIR", 2.0)
+    bare = overview(t1w, affine)
+    assert bare.outline == ""
+    assert len(re.findall("<text", bare.marks)) == 3 * 3 + 1
+    full = overview(
+        t1w,
+        affine,
+        intracranial=(t1w > 0).astype(np.uint8),
+        labels=(labels, affine),
+        colors=COLORS,
+        centres={"L": (-25, 0, -5), "R": (25, 0, -5)},
+    )
+    # its own sagittal slice, and the coronal and axial ones
+    assert full.outline.count("<rect") == 6
+    assert full.outline.count('stroke="#D55E00"') == 1
+
+
+def test_compression_keeps_to_its_limit() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400), dtype=np.uint8)
+    best = compress(noise, 10**9)
+    assert Image.open(io.BytesIO(best)).size == (400, 300)
+    small = compress(noise, len(best) // 4)
+    assert len(small) <= len(best) // 4
+    assert Image.open(io.BytesIO(small)).format == "WEBP"

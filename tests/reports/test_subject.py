@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import html5lib
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyps_bids.bids.derivatives import write_json, write_nifti, write_table
+from hyps_bids.bids.index import Scan
+from hyps_bids.reports import subject as module
+from hyps_bids.reports.scan import facts_files
+from hyps_bids.reports.subject import LIMIT, write_subject_report
+from hyps_bids.segmentation.labels import label_table
+from hyps_bids.workflows.outputs import write_failure
+from tests.reports.conftest import FAILED, GOOD, HALF, TURNED, Study
+
+
+def report(study: Study, subject: str = "02", **options: str) -> str:
+    path = write_subject_report(study.raw, study.output, subject, **options)
+    assert path == study.output / f"sub-{subject}.html"
+    assert path.stat().st_size <= LIMIT
+    return path.read_text()
+
+
+def check(html: str) -> str:
+    """Check a page as a browser would not; return what it says."""
+    html5lib.HTMLParser(strict=True).parse(html)
+    tree = html5lib.parse(html, namespaceHTMLElements=False)
+    identifiers = [e.get("id") for e in tree.iter() if e.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+    for link in tree.iter("a"):
+        target = str(link.get("href"))
+        assert target[1:] in identifiers if target.startswith("#") else "://" in target
+    for element in tree.iter():
+        labels = element.get("aria-labelledby")
+        assert labels is None or labels in identifiers
+    main = tree.find(".//main")
+    for script in [*main.iter("script"), *main.iter("style")]:
+        script.text = ""
+    return " ".join(" ".join(main.itertext()).split())
+
+
+def test_a_subject_with_three_sessions(processed: Study, tmp_path: Path) -> None:
+    study = Study(processed.raw, tmp_path / "out")
+    shutil.copytree(processed.output, study.output)
+    html = report(study, "001A", settings_text="nprocs = 1 # <&>")
+    text = check(html)
+    assert "<title>Hippocampus of sub-001A</title>" in html
+    assert "1 of 3 scans failed or incomplete; 1 of 3 scans flagged: look at the pictures" in text
+    for stem in (GOOD, HALF, FAILED):
+        assert f'id="scan-{stem}"' in html
+    assert "ses-2020x, acq-2mmIso, run-01" in text
+    assert "missing: not found in the field of view" in text
+    assert not re.search(r">\s*0\s*</td>\s*<td[^>]*>\s*0\s*</td>\s*<td", html)
+    # two done scans: both sides, whole head, uncertainty; one side; the failed scan's image
+    titles = re.findall(r'<figure class="picture">\s*<h3>([^<]+)</h3>', html)
+    assert titles == [
+        "Left hippocampus",
+        "Right hippocampus",
+        "Whole head",
+        "Uncertainty, left",
+        "Uncertainty, right",
+        "Left hippocampus",
+        "Whole head",
+        "Uncertainty, left",
+        "The image",
+    ]
+    assert html.count('class="open-viewer"') == 2
+    assert "it broke: &lt;script&gt;document.title" in html
+    assert "<script>document.title" not in html
+    assert "nprocs = 1 # &lt;&amp;&gt;" in html
+    assert "adapter-anteriorposterior SHA-256" in text
+    assert "et al. (2022)" in text
+
+
+def test_every_picture_has_a_description(study: Study) -> None:
+    labels = re.findall(r'<svg [^>]*role="img" aria-label="([^"]+)"', report(study))
+    assert len(labels) == 5
+    assert re.match(
+        r"Left hippocampus in six coronal, four sagittal and six axial slices of the T1w image "
+        r"with contours of its parts: anterior 2,008 mm³, posterior 1,648 mm³\.",
+        labels[0],
+    )
+
+
+def test_the_same_derivatives_give_the_same_file(processed: Study, tmp_path: Path) -> None:
+    pages = []
+    for name in ("a", "b"):
+        study = Study(processed.raw, tmp_path / name)
+        shutil.copytree(processed.output, study.output)
+        pages.append(report(study))
+    assert pages[0] == pages[1]
+
+
+def test_a_subject_without_scans(study: Study) -> None:
+    assert "No scan of this subject has been processed." in check(report(study, "none"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "content", "said"),
+    [
+        ("raw/sub-02/anat/*_T1w.nii.gz", None, "no such file"),
+        ("raw/sub-02/anat/*_T1w.nii.gz", b"no image", "cannot be read as NIfTI"),
+        ("out/sub-02/anat/*_dseg.nii.gz", None, "no such file; run the participant level again"),
+        ("out/sub-02/anat/*_probseg.nii.gz", b"no image", "damaged"),
+        ("out/sub-02/anat/*_mask.nii.gz", b"", "damaged"),
+        ("out/sub-02/anat/*_qc.json", None, "is not there: the scan was interrupted"),
+        ("out/sub-02/anat/*_qc.json", b"{", "cannot be read"),
+        ("out/sub-02/anat/*_qc.tsv", b"", "is damaged"),
+        ("out/sub-02/anat/*_morph.tsv", b"a\n1\n", "is damaged"),
+        ("out/seg-hippocampus_dseg.tsv", None, "is not there"),
+    ],
+)
+def test_what_is_damaged_is_said_in_the_report_and_logged(
+    study: Study,
+    caplog: pytest.LogCaptureFixture,
+    pattern: str,
+    content: bytes | None,
+    said: str,
+) -> None:
+    (path,) = study.raw.parent.glob(pattern)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "hyps_bids"):
+        text = check(report(study))
+    assert path.name in caplog.text
+    assert said in caplog.text
+    # in the scan's section and in that of errors
+    assert text.count(f"{path.name}: {said}") + text.count(f"{path.name} {said}") == 2
+    assert "✓" not in text
+    assert path.name in text.split("Errors")[-1]
+
+
+def test_an_error_of_ours_is_not_swallowed(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.figures, "mosaic", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report(study)
+
+
+def test_a_dangling_link_is_said(study: Study) -> None:
+    path = study.raw / "sub-02/anat/sub-02_T1w.nii.gz"
+    path.unlink()
+    path.symlink_to("nowhere.nii.gz")
+    assert "datalad get" in check(report(study))
+
+
+def test_a_scan_that_ends_while_the_report_is_built(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, calls = module._build, []
+
+    def slow(*arguments: object) -> str:
+        html = build(*arguments)
+        if not calls:
+            scan = Scan.from_path(study.raw / "sub-02/ses-9/anat/sub-02_ses-9_T1w.nii.gz")
+            write_failure(scan, study.output, "no such file")
+        calls.append(html)
+        return html
+
+    monkeypatch.setattr(module, "_build", slow)
+    html = report(study)
+    assert len(calls) == 2
+    assert "ses-9" in html
+
+
+@pytest.mark.parametrize(
+    ("share", "pictures", "viewers"), [(400_000, 15, 3), (160_000, 3, 0), (39_000, 0, 0)]
+)
+def test_many_scans_share_the_bytes(
+    study: Study, monkeypatch: pytest.MonkeyPatch, share: int, pictures: int, viewers: int
+) -> None:
+    for run in (1, 2):
+        for path in (study.output / "sub-02/anat").glob("sub-02_[sl]*"):
+            shutil.copy(path, path.with_name(path.name.replace("sub-02_", f"sub-02_run-{run}_")))
+        raw = study.raw / "sub-02/anat/sub-02_T1w.nii.gz"
+        shutil.copy(raw, raw.with_name(f"sub-02_run-{run}_T1w.nii.gz"))
+    limit = module._PAGE + 3 * share
+    monkeypatch.setattr(module, "LIMIT", limit)
+    html = report(study)
+    assert len(html.encode()) <= limit
+    assert html.count('<figure class="picture">') == pictures
+    assert html.count('class="open-viewer"') == viewers
+    if not viewers:
+        assert "too many scans" in check(html)
+
+
+@pytest.mark.parametrize("parts", [["hippocampus"], ["head", "body", "tail", "subiculum"]])
+def test_adapters_with_other_parts(study: Study, parts: list[str]) -> None:
+    """Made labels: the real hippocampus cut into slabs."""
+    anat = study.output / "sub-02/anat"
+    table = label_table(parts)
+    write_table(study.output / "seg-hippocampus_dseg.tsv", table)
+    image = nib.load(anat / f"{TURNED}_seg-hippocampus_dseg.nii.gz")
+    old = np.asarray(image.dataobj)
+    new = np.zeros_like(old)
+    for hemi, sides in (("L", (1, 2)), ("R", (3, 4))):
+        where = np.argwhere(np.isin(old, sides))
+        own = table.loc[table["hemi"] == hemi, "index"].to_numpy()
+        order = np.argsort(np.argsort(where[:, 0]))
+        new[tuple(where.T)] = own[order * len(parts) // len(where)]
+    write_nifti(
+        anat / f"{TURNED}_seg-hippocampus_dseg.nii.gz",
+        nib.Nifti1Image(new, image.affine, image.header),
+    )
+    probabilities = np.stack([new == i for i in table["index"]], axis=-1).astype(np.uint8)
+    write_nifti(
+        anat / f"{TURNED}_seg-hippocampus_probseg.nii.gz",
+        nib.Nifti1Image(probabilities, image.affine),
+    )
+    rows = [
+        [row.index, row.name, row.hemi, row.part, n := int((new == row.index).sum()), 8 * n, 8 * n]
+        for row in table.rename(columns={"index": "number"})
+        .assign(index=lambda t: t["number"])
+        .itertuples(index=False)
+    ]
+    columns = ["index", "name", "hemi", "part", "voxels", "volume_mm3", "volume_soft_mm3"]
+    frame = pd.DataFrame(rows, columns=columns)
+    for hemi in ("L", "R"):
+        total = frame.loc[frame["hemi"] == hemi, "voxels"].sum()
+        frame.loc[len(frame)] = [None, "all", hemi, "whole", total, 8 * total, 8 * total]
+    frame["index"] = frame["index"].astype("Int64")
+    write_table(anat / f"{TURNED}_seg-hippocampus_morph.tsv", frame.assign(icv_mm3=1.5e6))
+    html = report(study)
+    text = check(html)
+    for part in parts:
+        assert f"Left {part}" in text
+    assert html.count('class="open-viewer"') == 1
+    for color in table["color"]:
+        assert f'<path stroke="{color}"' in html
+
+
+def test_scans_of_several_adapters_have_their_own_methods(study: Study) -> None:
+    sidecar = facts_files(study.output, Scan.from_path(Path(f"{HALF}_T1w.nii.gz")))["sidecar"]
+    content = json.loads(sidecar.read_text())
+    content["Models"]["Adapter"]["Name"] = "adapter-<b>mine"
+    write_json(sidecar, content)
+    text = check(report(study, "001A"))
+    assert "adapted with adapter-<b>mine" in text
+
+
+def test_a_report_needs_no_network_library_and_little_memory(study: Study) -> None:
+    code = (
+        "import re, sys; from pathlib import Path\n"
+        "from hyps_bids.reports.subject import write_subject_report\n"
+        "write_subject_report(Path(sys.argv[1]), Path(sys.argv[2]), '02')\n"
+        "heavy = {'torch', 'monai', 'nipype', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]\n"
+        "print(sorted(heavy), int(peak) // 1024)\n"
+    )
+    # ru_maxrss would begin with what this process has
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(study.raw), str(study.output)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heavy, megabytes = done.stdout.split()
+    assert heavy == "[]"
+    assert int(megabytes) < 500

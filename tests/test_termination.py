@@ -1,0 +1,54 @@
+"""How a run ends when it must not go on: signals, memory, full disks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hyps_bids.cli import main
+
+_PATIENCE_S = 120
+
+
+def test_too_little_memory_is_said_before_anything_is_computed(
+    demo_bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(demo_bids), str(out), "participant", "--mem-gb", "1"]) == 75
+    assert "--mem-gb gives 1.0 GB of memory; a scan needs" in capsys.readouterr().err
+    assert not list(out.glob("sub-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_a_run_cleanly(
+    demo_bids: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hyps_bids", str(demo_bids), str(out), "participant"]
+    # nothing shared with this test's own signals
+    run = subprocess.Popen(
+        [*command, "--nprocs", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until = time.monotonic() + _PATIENCE_S
+    while not list(out.glob("work/*/participant_wf/*/localise")):
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    run.send_signal(number)
+    _, message = run.communicate(timeout=_PATIENCE_S)
+    assert run.returncode == code
+    assert "interrupted; what is done is kept" in message
+    assert "Traceback" not in message
+    assert not (out / "work").exists()
+    hidden = [path for path in out.rglob(".*") if path.name != ".bidsignore"]
+    assert not hidden
+    # no worker has stayed behind
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
