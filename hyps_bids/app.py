@@ -68,7 +68,7 @@ def _participant(settings: Settings) -> int:
     with _work_folder(settings, run_name) as work_dir:
         if settings.reports_only:
             _start_log(folder, settings)
-            failed: list[Scan] = []
+            failed: Sequence[Scan] = []
         else:
             failed = _process(settings, scans, folder, work_dir)
         unreported = _report(settings, scans, folder, work_dir)

@@ -727,7 +727,9 @@ def _points() -> Spec:
 
 
 def _ring() -> Spec:
-    return {"type": "point", "style": "ring", "filled": False, "size": {"$": "ring"}}
+    # thin where they are many
+    thin = {name: {"$": f"ring_{name}"} for name in ("size", "opacity", "strokeWidth")}
+    return {"type": "point", "style": "ring", "filled": False, **thin}
 
 
 def _bounds(axis: str, bounds: Iterable[float]) -> list[Spec]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids.bids.derivatives import read_table, write_text
+from hyps_bids.errors import MissingInput
 from hyps_bids.reports import charts
 from hyps_bids.reports.cohort import OUTLIER_Z, STATES, Cohort, bounds, describe_cohort
 from hyps_bids.reports.models import describe_formulas, read_adapters, read_classifiers
@@ -40,6 +41,8 @@ def write_group_report(output_dir: Path) -> Path:
 
     Raises
     ------
+    MissingInput
+        If there is a wide table, but not its sidecar or the QC table.
     CannotCreateOutput
         If it cannot be written.
     """
@@ -88,8 +91,13 @@ def _cohort(output_dir: Path) -> Cohort | None:
     path = output_dir / _TABLES.format("desc-wide_morph")
     if not path.is_file():
         return None
-    sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    qc = read_table(output_dir / _TABLES.format("qc"))
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        qc = read_table(output_dir / _TABLES.format("qc"))
+    except (OSError, ValueError) as error:
+        raise MissingInput(
+            f"{path}: its sidecar or the QC table cannot be read; run the group level again"
+        ) from error
     reports = {one.name for one in output_dir.glob("sub-*.html")}
     return describe_cohort(_wide(path, sidecar), qc, sidecar, reports)
 

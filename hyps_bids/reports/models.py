@@ -391,6 +391,9 @@ def _formula_row(row: dict[str, Any]) -> dict[str, str]:
 
 def _coefficient(row: dict[str, Any]) -> str:
     """Say which coefficient it is: ``group[T.AD]`` against CN is ``group: AD against CN``."""
+    if pd.isna(row["coefficient"]):
+        # a model that could not be fitted
+        return ""
     level = re.sub(r"^(.*)\[T\.(.*)\]$", r"\1: \2", str(row["coefficient"]))
     return f"{level} against {row['reference']}" if pd.notna(row["reference"]) else level
 

@@ -485,7 +485,7 @@ def _structure(row: Mapping[str, str], colors: Mapping[str, str]) -> Structure:
     index, volume, icv = row["index"], _float(row["volume_mm3"]), _float(row.get("icv_mm3"))
     color = colors.get(index, "")
     return Structure(
-        index=int(index) if index.isdigit() else None,
+        index=int(index) if index.isdecimal() else None,
         name=row["name"],
         hemi=row["hemi"],
         part=row["part"],
@@ -544,7 +544,11 @@ def _sentence(flag: str, qc: Mapping[str, str]) -> str:
     # flagged by a version with other bounds
     than = {"low": "below", "high": "above"}[end]
     limit = f"{than} {_value(figure, bound)}" if beyond else f"{than} the bound of its version"
-    return f"{title}{where} is {_value(figure, value)}, {limit}: {advice[end]}"
+    shown = _value(figure, value)
+    if shown == _value(figure, bound):
+        # so near that rounding would hide it
+        shown = f"{value:g}"
+    return f"{title}{where} is {shown}, {limit}: {advice[end]}"
 
 
 def _figures(qc: Mapping[str, str], flags: Iterable[str]) -> Iterable[Figure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from hyps_bids.bids.derivatives import write_text
 from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.reports import figures, viewer
 from hyps_bids.reports.citation import methods_html
 from hyps_bids.reports.page import data_uri, embedded_json, packed, render
@@ -150,17 +151,23 @@ def _build(bids_dir: Path, output: Path, subject: str, settings_text: str) -> st
         sections=sections,
         verdict=_verdict(sections),
         columns=_columns(sections),
-        # the list of references would have the same anchors
         methods=[
-            (Markup(str(text).replace("ref-", f"ref-{i}-")) if i else text, titles)
+            (_with_own_anchors(text, i), titles)
             for i, (text, titles) in enumerate(methods.values())
         ],
         errors=[(s, _errors(s)) for s in sections if _errors(s)],
         viewers=embedded_json(viewers, "viewer-data") if viewers else None,
         settings_text=settings_text,
         hemispheres=HEMISPHERES,
-        box=" × ".join(map(str, figures.BOX)),
     )
+
+
+def _with_own_anchors(methods: Markup, number: int) -> Markup:
+    """Number the anchors of a list of references: there may be several in the page."""
+    text = str(methods)
+    for start in ('id="ref-', 'href="#ref-'):
+        text = text.replace(start, f"{start}{number}-")
+    return Markup(text)
 
 
 def _section(bids_dir: Path, output: Path, scan: Scan, share: int) -> _Section:
@@ -171,45 +178,40 @@ def _section(bids_dir: Path, output: Path, scan: Scan, share: int) -> _Section:
         anchor="scan-" + re.sub(r"[^\w-]", "-", scan.stem),
         title=", ".join(names) or "T1w image",
     )
-    if share < _NO_PICTURE:
-        section.messages.append("No pictures: there are too many scans for one report.")
-        return section
-
-    def attempt(what: str, draw: Callable[[], None]) -> None:
-        try:
-            draw()
-        except (BadData, MissingInput) as error:
-            section.messages.append(f"{what}: {error}")
-            section.unseen = True
-            _LOG.warning("report of sub-%s, %s: %s: %s", scan.subject, scan.stem, what, error)
-
-    def draw() -> None:
-        raw = read_raw(bids_dir, scan)
-        if facts.status == "failed":
-            picture = figures.overview(raw.data, raw.affine)
-            _show(section, share // 2, [_raw_picture(picture)])
-            return
-        try:
-            images = read_images(output, scan, raw)
-        except (BadData, MissingInput):
-            # the image itself can be shown
-            _show(section, share // 2, [_raw_picture(figures.overview(raw.data, raw.affine))])
-            raise
-        del raw
-        _illustrate(section, images, share)
-
     for problem in facts.problems:
         _LOG.warning("report of sub-%s, %s: %s", scan.subject, scan.stem, problem)
-    attempt("Pictures are missing", draw)
+    if share < _NO_PICTURE:
+        section.messages.append("No pictures: there are too many scans for one report of 6 MB.")
+        return section
+    try:
+        _draw(section, bids_dir, output, share)
+    except (BadData, MissingInput) as error:
+        section.messages.append(f"Pictures are missing: {error}")
+        section.unseen = True
+        _LOG.warning("report of sub-%s, %s: no pictures: %s", scan.subject, scan.stem, error)
     return section
 
 
-def _raw_picture(picture: figures.Picture) -> tuple[str, str, str, figures.Picture]:
+def _draw(section: _Section, bids_dir: Path, output: Path, share: int) -> None:
+    """Draw what can be: all, or the image alone if there is nothing else."""
+    scan = section.facts.scan
+    raw = read_raw(bids_dir, scan)
+    if section.facts.status == "failed":
+        _show(section, share // 2, [_raw_picture(raw)])
+        return
+    try:
+        _illustrate(section, read_images(output, scan, raw), share)
+    except (BadData, MissingInput):
+        _show(section, share // 2, [_raw_picture(raw)])
+        raise
+
+
+def _raw_picture(raw: ConformedImage) -> tuple[str, str, str, figures.Picture]:
     return (
         "The image",
         "Slices through the middle of the image. Radiological convention: left is on the right.",
         "One sagittal, one coronal and one axial slice through the middle of the T1w image.",
-        picture,
+        figures.overview(raw.data, raw.affine),
     )
 
 

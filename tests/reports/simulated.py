@@ -88,14 +88,14 @@ def write_derivatives(
     return wide
 
 
-def write_models(output: Path) -> None:
+def write_models(output: Path, formula: str = "volume ~ diagnosis + age + sex") -> None:
     """Write the table of linear models of the simulated scans."""
     from hyps_bids.group.statistics import fit_models
     from hyps_bids.reports.group import _wide
 
     path = output / f"{START}desc-wide_morph.tsv"
     wide = _wide(path, json.loads(path.with_suffix(".json").read_text()))
-    table = fit_models(wide, ["volume ~ diagnosis + age + sex"], ("diagnosis", "CN"))
+    table = fit_models(wide.assign(noise=1.0), [formula], ("diagnosis", "CN"))
     write_table(output / f"{START}desc-models_morph.tsv", table)
 
 

@@ -66,6 +66,12 @@ def wait_until_drawn(page: Page) -> None:
     raise AssertionError(f"not drawn: {page.evaluate(_LEFT)}")
 
 
+def ready(page: Page) -> Page:
+    """Wait until the script has filled the table."""
+    page.wait_for_selector("#table tbody tr")
+    return page
+
+
 def first_column(page: Page) -> list[str]:
     return page.locator("#table tbody th").all_inner_texts()
 
@@ -83,7 +89,7 @@ def test_all_charts_are_drawn(open_report, everything: Path) -> None:
 
 
 def test_the_table_sorts_by_mouse_and_keyboard(open_report, thousand: Path) -> None:
-    page = open_report(thousand)
+    page = ready(open_report(thousand))
     left = page.get_by_role("button", name="Left, mm³")
     left.click()
     heading = page.locator("th", has=left)
@@ -99,14 +105,14 @@ def test_the_table_sorts_by_mouse_and_keyboard(open_report, thousand: Path) -> N
 
 
 def test_what_is_not_known_is_sorted_last(open_report, thousand: Path) -> None:
-    page = open_report(thousand)
+    page = ready(open_report(thousand))
     for _ in range(2):
         page.get_by_role("button", name="Left, mm³").click()
         assert "sub-0001" not in first_column(page)
 
 
 def test_the_table_filters(open_report, thousand: Path) -> None:
-    page = open_report(thousand)
+    page = ready(open_report(thousand))
     assert found(page) == "1,000 of 1,000 scans"
     page.get_by_label("State").first.select_option("flagged")
     assert found(page) == "40 of 1,000 scans"
@@ -122,7 +128,7 @@ def test_the_table_filters(open_report, thousand: Path) -> None:
 
 
 def test_flags_are_explained_on_focus(open_report, thousand: Path) -> None:
-    page = open_report(thousand)
+    page = ready(open_report(thousand))
     note = page.locator("#first .note", has_text="low confidence, left").first
     assert not note.locator(".words").is_visible()
     note.focus()
@@ -130,7 +136,7 @@ def test_flags_are_explained_on_focus(open_report, thousand: Path) -> None:
 
 
 def test_links_resolve(open_report, thousand: Path) -> None:
-    page = open_report(thousand)
+    page = ready(open_report(thousand))
     hrefs = page.evaluate("[...document.querySelectorAll('main a, nav a')].map(a => a.href)")
     files = {href for href in hrefs if "#" not in href}
     assert files == {(thousand.parent / f"sub-{k:04d}.html").as_uri() for k in (5, 6)}

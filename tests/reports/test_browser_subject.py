@@ -37,13 +37,11 @@ def pixels(place: Locator) -> np.ndarray:
 
 
 def coloured(image: np.ndarray, color: str) -> np.ndarray:
-    """Where an image has the hue of a colour."""
+    """Where an image has a colour, in any shade."""
     wanted = np.array(list(bytes.fromhex(color[1:])), dtype=float)
-    wanted -= wanted.mean()
-    vivid = image - image.mean(axis=-1, keepdims=True)
-    norm = np.linalg.norm(vivid, axis=-1)
-    cosine = vivid @ wanted / np.maximum(norm, 1e-9) / np.linalg.norm(wanted)
-    return (norm > 30) & (cosine > 0.97)
+    norm = np.linalg.norm(image, axis=-1)
+    cosine = image @ wanted / np.maximum(norm, 1e-9) / np.linalg.norm(wanted)
+    return (norm > 60) & (cosine > 0.99)
 
 
 def open_viewer(page: Page, stem: str) -> None:
@@ -56,7 +54,8 @@ def open_viewer(page: Page, stem: str) -> None:
 def test_report_opens_and_its_links_lead_somewhere(
     pages: dict[str, Path], open_report: OpenReport
 ) -> None:
-    page = open_report(pages["001A"])
+    # without motion: scrolling takes no time
+    page = open_report(pages["001A"], reduced_motion="reduce")
     expect(page).to_have_title("Hippocampus of sub-001A")
     links = page.locator("nav a, td a, th a").all()
     assert len(links) >= 9
@@ -92,7 +91,8 @@ def test_viewer_draws_left_on_the_right(
         # posterior parts: of left and right hippocampus
         left, right = (np.argwhere(coloured(image, c)) for c in ("#0072B2", "#56B4E9"))
         assert min(len(left), len(right)) > 50
-        assert left[:, 1].min() > right[:, 1].max()
+        # highlights of the one may have the colour of the other
+        assert np.median(left[:, 1]) > np.median(right[:, 1]) + 50
 
 
 def test_viewer_controls_work_by_keyboard(pages: dict[str, Path], open_report: OpenReport) -> None:
@@ -125,10 +125,9 @@ def test_viewer_moves_to_another_scan(pages: dict[str, Path], open_report: OpenR
     inside = page.locator(f'section[id="scan-{HALF}"] #viewer')
     expect(inside).to_be_visible()
     page.wait_for_timeout(300)
-    surface = pixels(page.locator("#viewer-surface"))
-    assert coloured(surface, "#0072B2").sum() > 50
+    assert coloured(pixels(page.locator("#viewer-surface")), "#0072B2").sum() > 50
     # the other scan's right hippocampus is gone
-    assert coloured(surface, "#56B4E9").sum() == 0
+    assert page.evaluate("viewer.surface.meshes.length") == 1
 
 
 def test_without_webgl_there_are_words(pages: dict[str, Path], open_report: OpenReport) -> None:

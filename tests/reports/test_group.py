@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from hyps_bids.bids.derivatives import write_table
+from hyps_bids.errors import MissingInput
 from hyps_bids.reports.cohort import describe_cohort, robust_z
 from hyps_bids.reports.group import write_group_report
 from tests.reports.simulated import (
@@ -75,6 +76,15 @@ def test_a_side_that_was_not_found_is_said() -> None:
     wide.loc[5, "flags"] = "missing_R something_new"
     notes = {one["scan"]: one["notes"] for one in describe_cohort(wide, qc, {}, ()).conspicuous}
     assert [short for short, *_ in notes["sub-0006"]] == ["no right hippocampus", "something_new"]
+
+
+def test_participants_without_a_scan_are_missing() -> None:
+    wide, qc = wide_table(12)
+    for name in ("sub-x", "sub-y"):
+        wide.loc[len(wide)] = {"participant_id": name, "status": "missing", "reason": "no T1w"}
+    cohort = describe_cohort(wide, qc, {}, ())
+    assert cohort.counts["missing"] == 3
+    assert [one["scan"] for one in cohort.conspicuous if one["state"] == "missing"][1] == "sub-x"
 
 
 def test_few_scans_have_no_outliers() -> None:
@@ -162,6 +172,21 @@ def test_mixed_weights_are_warned_of(tmp_path: Path) -> None:
     assert "Mixed versions or weights" in write_group_report(tmp_path).read_text()
     write_derivatives(tmp_path, 12)
     assert "Mixed versions or weights" not in write_group_report(tmp_path).read_text()
+
+
+def test_models_that_could_not_be_fitted_say_why(tmp_path: Path) -> None:
+    write_derivatives(tmp_path, 12)
+    write_models(tmp_path, "volume ~ C(noise)")
+    text = write_group_report(tmp_path).read_text()
+    assert "volume ~ C(noise)" in text
+    assert "nan" not in text.split('id="models"')[1].split("</section>")[0]
+
+
+def test_a_table_without_its_sidecar_is_an_error_with_advice(tmp_path: Path) -> None:
+    write_derivatives(tmp_path, 12)
+    (tmp_path / f"{START}desc-wide_morph.json").unlink()
+    with pytest.raises(MissingInput, match="run the group level again"):
+        write_group_report(tmp_path)
 
 
 def test_nothing_done_and_no_metadata(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@
           }
           element.append(note);
         }
+        if (cohort.remarks[i]) element.append(make("span", { className: "muted", textContent: cohort.remarks[i] }));
       } else element.textContent = c.text(i);
       return element;
     }
@@ -152,7 +153,7 @@
     const base = (i) => ({ i, colour: levelOf(colour, i), flagged: STATES[cohort.state[i]] === "flagged" });
     const style = (n) => ({
       size: n > 3000 ? 12 : n > 500 ? 25 : 55, opacity: n > 3000 ? 0.45 : n > 500 ? 0.65 : 0.85,
-      ring: n > 3000 ? 25 : n > 500 ? 80 : 160,
+      ring_size: n > 3000 ? 25 : n > 500 ? 80 : 160, ring_opacity: n > 3000 ? 0.4 : 0.9, ring_strokeWidth: n > 3000 ? 0.8 : 1.6,
     });
     const result = (rows, title, values, description) => rows.length && {
       rows,
@@ -271,7 +272,7 @@
         reference: { color: muted, strokeDash: [2, 3] },
         whisker: { color: text, strokeWidth: 1.3 },
         box: { color: muted, opacity: 0.25 },
-        ring: { color: bad, opacity: 0.9, strokeWidth: 1.6 },
+        ring: { color: bad },
       },
     };
   }
@@ -303,8 +304,11 @@
   const views = new Map();
   async function draw(plot) {
     if (views.has(plot)) return;
-    views.set(plot, null);
+    // whoever draws a plot again takes the turn away
+    const turn = { finalize() {} };
+    views.set(plot, turn);
     await libraries;
+    if (views.get(plot) !== turn) return;
     const name = plot.dataset.chart;
     const template = specs[name] ?? specs[name.split("-")[0]];
     const found = specs[name] && name !== "asymmetry" ? { values: {} } : filled(name);
@@ -325,6 +329,12 @@
       ast: true, mode: "vega-lite", actions: false, renderer: "canvas", config: theme(), defaultStyle: false,
       tooltip: (_, event, item) => tooltip(event, item, found.values),
     });
+    if (views.get(plot) !== turn) {
+      finalize();
+      canvas.remove();
+      return;
+    }
+    turn.finalize = finalize;
     view.addEventListener("click", (_, item) => {
       const href = cohort?.href[item?.datum?.i];
       if (href) location.href = href;
@@ -339,14 +349,14 @@
     });
     plot.append(save);
     plot.dataset.drawn = "";
-    views.set(plot, finalize);
   }
   function redraw(concerns) {
     if (cohort) summaries();
     document.querySelectorAll(".plot").forEach((plot) => {
       if (!concerns(plot.dataset.chart) || !views.has(plot)) return;
-      views.get(plot)?.();
+      views.get(plot).finalize();
       views.delete(plot);
+      delete plot.dataset.drawn;
       plot.style.minHeight = `${plot.offsetHeight}px`;
       draw(plot);
     });
@@ -368,7 +378,7 @@
     const next = plots.find((plot) => !views.has(plot));
     if (next) draw(next).then(() => (window.requestIdleCallback ?? setTimeout)(later));
   };
-  setTimeout(later, 1500);
+  setTimeout(later, 500);
   addEventListener("beforeprint", () => plots.forEach(draw));
   dark.addEventListener("change", () => redraw(() => true));
 })();

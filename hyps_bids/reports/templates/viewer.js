@@ -48,6 +48,7 @@ async function newSlices() {
     backColor: [0, 0, 0, 1],
     crosshairColor: [0.94, 0.89, 0.26, 0.8],
     crosshairWidth: 0.4,
+    crosshairWidthUnit: "mm",
     dragAndDropEnabled: false,
     isColorbar: false,
     isRadiologicalConvention: true,
