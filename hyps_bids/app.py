@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -16,11 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import write_text
+from hyps_bids.bids.derivatives import DISK_ERRORS, write_text
 from hyps_bids.bids.description import check_output, write_dataset_files
 from hyps_bids.bids.index import Scan, find_scans
 from hyps_bids.cli import settings_to_toml
-from hyps_bids.errors import CannotCreateOutput, MissingInput, NotEnoughMemory, UsageError
+from hyps_bids.errors import (
+    CannotCreateOutput,
+    HypsError,
+    MissingInput,
+    NotEnoughMemory,
+    UsageError,
+    WriteFailed,
+)
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings
@@ -30,6 +38,11 @@ __all__ = ["run"]
 _LOG = logging.getLogger("hyps_bids")
 #: GB in which one scan of 256³ voxels can be processed
 _LEAST_MEMORY_GB = 1.4
+#: bytes with which nothing can be written
+_NO_ROOM = 1_000_000
+_GO_ON = "what is done is kept, run again to go on"
+#: how often a folder is made that others remove
+_TRIES = 20
 #: seconds that a worker has to stop
 _PATIENCE_S = 2
 _CACHE_VARIABLES = ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")
@@ -83,7 +96,7 @@ def _group(settings: Settings) -> int:
     if settings.dry_run:
         return _analyse(settings)
     run_name = _run_name()
-    work_dir = settings.output_dir / "work" / run_name
+    work_dir = (settings.work_dir or settings.output_dir / "work") / run_name
     # of the processes that torchrun starts, the first one writes
     writes = os.environ.get("RANK", "0") == "0"
     if writes:
@@ -91,23 +104,30 @@ def _group(settings: Settings) -> int:
         _start_log(settings.output_dir / "logs" / run_name, settings)
     try:
         with _caches(work_dir):
-            try:
-                return 0 if settings.reports_only else _analyse(settings)
-            finally:
-                # also of what was done before something else could not be
-                if writes:
-                    _report_group(settings)
+            return _analyse_and_report(settings, report=writes)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-        _remove_if_empty(work_dir.parent)
+        if settings.work_dir is None:
+            _remove_if_empty(work_dir.parent)
 
 
-def _report_group(settings: Settings) -> None:
+def _analyse_and_report(settings: Settings, *, report: bool) -> int:
     from hyps_bids.reports.group import write_group_report
 
     output = settings.output_dir
-    if settings.reports_only or any(output.glob("group_*")) or any(output.glob("models/*")):
+    failure, code = None, 0
+    if not settings.reports_only:
+        try:
+            code = _analyse(settings)
+        except HypsError as error:
+            # what was done before it is reported all the same
+            failure = error
+    made = any(output.glob("group_*")) or any(output.glob("models/*"))
+    if report and (made or settings.reports_only):
         _LOG.warning("report: %s", write_group_report(output))
+    if failure is not None:
+        raise failure
+    return code
 
 
 def _analyse(settings: Settings) -> int:
@@ -240,30 +260,50 @@ def _report(
     settings: Settings, scans: Sequence[Scan], folder: Path, work_dir: Path
 ) -> Sequence[str]:
     """Build the reports that are older than the outputs; return the subjects without one."""
+    from hyps_bids.reports.subject import is_current
     from hyps_bids.workflows.crashes import crash_reasons
-    from hyps_bids.workflows.reports import init_reports_wf, is_current, report_name
+    from hyps_bids.workflows.reports import init_reports_wf, report_name
 
     subjects = sorted({scan.subject for scan in scans})
     if not settings.reports_only:
         subjects = [s for s in subjects if not is_current(settings.output_dir, s)]
     if not subjects:
         return []
+    engine = _engine(settings, folder, device="cpu")
     workflow = init_reports_wf(
         subjects=subjects,
         bids_dir=settings.bids_dir.absolute(),
         output_dir=settings.output_dir.absolute(),
         work_dir=work_dir.absolute(),
-        settings_text=settings_to_toml(settings),
+        settings_text=_shown(settings),
     )
-    error = _run_nipype(settings, workflow, folder, device="cpu")
+    error = _run_nipype(workflow, engine)
     reasons = crash_reasons(folder)
     failed = [s for s in subjects if report_name(s) in reasons]
+    problems = [_disk_error(settings, reasons[report_name(s)]) for s in failed]
+    if problems and problems[0] is not None and all(problems):
+        raise problems[0]
     _LOG.warning("reports: %s", settings.output_dir / "sub-*.html")
     for subject in failed:
         _LOG.error("sub-%s: no report: %s", subject, reasons[report_name(subject)])
     if error is not None and not failed:
-        raise error
+        raise _disk_error(settings, str(error)) or error
     return failed
+
+
+def _shown(settings: Settings) -> str:
+    """Write the settings that decide the results, for reports: those of all jobs are the same."""
+    chosen = Settings(
+        bids_dir=settings.bids_dir,
+        output_dir=settings.output_dir,
+        analysis_level=settings.analysis_level,
+        adapter=settings.adapter,
+        base_model=settings.base_model,
+        device=settings.device,
+        n4=settings.n4,
+    )
+    _, _, text = settings_to_toml(chosen).partition("\n")
+    return text or "# all are the defaults\n"
 
 
 def _run_workflow(
@@ -283,6 +323,7 @@ def _run_workflow(
     nprocs = settings.nprocs or available_cpus()
     # few scans: let each use more cores
     threads = settings.omp_nthreads or max(1, min(8, nprocs // len(scans)))
+    engine = _engine(settings, folder, device)
     workflow = init_participant_wf(
         scans=scans,
         models=models,
@@ -293,7 +334,7 @@ def _run_workflow(
         n4=settings.n4,
         omp_nthreads=threads,
     )
-    error = _run_nipype(settings, workflow, folder, device)
+    error = _run_nipype(workflow, engine)
     reasons = crash_reasons(folder)
     failed = {}
     for scan in scans:
@@ -305,12 +346,28 @@ def _run_workflow(
         failed[scan] = reason
         write_failure(scan, settings.output_dir, reason)
     if error is not None and not reasons:
-        raise error
+        raise _disk_error(settings, str(error)) or error
+    problems = [_disk_error(settings, reason) for reason in failed.values()]
+    if problems and problems[0] is not None and all(problems):
+        # not the scans' fault
+        raise problems[0]
     return failed
 
 
-def _run_nipype(settings: Settings, workflow: Any, folder: Path, device: str) -> Exception | None:
-    """Run a workflow to its end; return what nipype raised for the nodes that failed."""
+def _disk_error(settings: Settings, text: str) -> WriteFailed | None:
+    """Recognise a full or broken disk by what a worker has left: a text, or no room."""
+    told = [os.strerror(number) for number in DISK_ERRORS if os.strerror(number) in text]
+    for folder in (settings.output_dir, settings.work_dir or settings.output_dir):
+        # nipype says nothing when the result of a node does not fit
+        if shutil.disk_usage(folder).free < _NO_ROOM:
+            return WriteFailed(f"{folder}: {os.strerror(errno.ENOSPC)}; {_GO_ON}")
+    if told:
+        return WriteFailed(f"{settings.output_dir} or the work folder: {told[0]}; {_GO_ON}")
+    return None
+
+
+def _engine(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
+    """Configure nipype, which workflows remember when they are made, and choose its engine."""
     from nipype import config
     from nipype import logging as nipype_logging
 
@@ -336,9 +393,13 @@ def _run_nipype(settings: Settings, workflow: Any, folder: Path, device: str) ->
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         level = logging.INFO if settings.verbose > 1 else logging.CRITICAL
         logging.getLogger(name).setLevel(level)
-    arguments = engine(**plugin)
+    return engine(**plugin)
+
+
+def _run_nipype(workflow: Any, engine: dict[str, Any]) -> Exception | None:
+    """Run a workflow to its end; return what nipype raised for the nodes that failed."""
     try:
-        workflow.run(**arguments)
+        workflow.run(**engine)
     except KeyboardInterrupt:
         # before their work folder goes; what is under way is discarded
         workers = multiprocessing.active_children()
@@ -432,7 +493,7 @@ def _caches(work_dir: Path) -> Iterator[None]:
     """Let libraries write their caches to the work folder: the home may be missing or read-only."""
     caches = work_dir / "caches"
     try:
-        caches.mkdir(parents=True, exist_ok=True)
+        _make(caches)
     except OSError as error:
         raise CannotCreateOutput(f"{work_dir}: cannot be made ({error.strerror})") from error
     unset = [name for name in _CACHE_VARIABLES if name not in os.environ]
@@ -450,8 +511,17 @@ def _caches(work_dir: Path) -> Iterator[None]:
         shutil.rmtree(caches, ignore_errors=True)
 
 
-def _start_log(folder: Path, settings: Settings) -> None:
+def _make(folder: Path) -> None:
+    """Make a folder and its parents, one of which another job may remove when it is empty."""
+    for _ in range(_TRIES):
+        try:
+            return folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            continue
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _start_log(folder: Path, settings: Settings) -> None:
     write_text(folder / "settings.toml", settings_to_toml(settings))
     handler = logging.FileHandler(folder / "hyps-bids.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

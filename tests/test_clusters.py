@@ -71,7 +71,7 @@ class TestJob:
         # offset 1 and task 2: the third line
         assert " ".join(given) == (
             f"/bids /out participant -w {work} --participant-label sub-03 "
-            "--nprocs 3 --omp-nthreads 3 --mem-gb 6 --session-label a b"
+            "--nprocs 3 --omp-nthreads 3 --mem-gb 6.00 --session-label a b"
         )
         assert not Path(work).exists()
 
@@ -91,9 +91,10 @@ class TestJob:
             (66, 0, False),
             (137, 0, False),
             (143, 0, False),
-            (75, 0, True),
-            (75, 2, True),
-            (75, 3, False),
+            (74, 0, True),
+            (74, 2, True),
+            (74, 3, False),
+            (75, 0, False),
         ],
     )
     def test_only_what_may_succeed_is_requeued(
@@ -147,7 +148,10 @@ class TestSubmit:
         """Submit five participants; return the calls of sbatch."""
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
-        executable(tmp_path / "bin/sbatch", f'echo "$@" >> {calls}; echo "1$(wc -l < {calls})"')
+        executable(
+            tmp_path / "bin/sbatch",
+            f'echo "$@" >> {calls}; echo "${{!#}}" > {tmp_path}/last; echo "1$(wc -l < {calls})"',
+        )
         executable(tmp_path / "bin/scontrol", 'echo "MaxArraySize            = 3"')
         for name in ("sub-01", "sub-02", "sub-03/ses-A", "sub-04", "sub-05"):
             folder = tmp_path / "raw" / name / "anat"
@@ -164,7 +168,7 @@ class TestSubmit:
         return calls.read_text().splitlines()
 
     def test_array_per_chunk_and_group_after_all(self, root: Path, tmp_path: Path) -> None:
-        *arrays, group = self.submit(root, tmp_path, HYPS_GROUP_OPTIONS="--site scanner")
+        *arrays, group = self.submit(root, tmp_path, HYPS_GROUP_OPTIONS='--model "volume ~ age"')
         # MaxArraySize is one more than the largest index
         assert [call.split("--array=")[1].split()[0] for call in arrays] == [
             "1-2%50",
@@ -176,7 +180,9 @@ class TestSubmit:
         for call, offset in zip(arrays, (0, 2, 4), strict=True):
             assert call.endswith(f"{tmp_path}/raw {tmp_path}/out participant {path} {offset} --n4")
         assert "--dependency=afterany:11:12:13 " in group
-        assert group.endswith(f"{tmp_path}/raw {tmp_path}/out group --site scanner")
+        assert group.endswith(f"{tmp_path}/raw {tmp_path}/out group --model volume ~ age")
+        # one argument, quoted as for a shell
+        assert (tmp_path / "last").read_text() == "volume ~ age\n"
 
     def test_only_what_is_missing(self, root: Path, tmp_path: Path) -> None:
         done = ["sub-01/anat/sub-01", "sub-03/ses-A/anat/sub-03_ses-A"]
@@ -187,9 +193,17 @@ class TestSubmit:
             # a failed scan has no sidecar
             if name in done:
                 path.with_suffix(".json").touch()
+        for subject in ("sub-01", "sub-02", "sub-03"):
+            (tmp_path / "out" / f"{subject}.html").write_text("report")
         self.submit(root, tmp_path, HYPS_SBATCH="--partition=long")
         (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
         assert path.read_text().split() == ["sub-02", "sub-04", "sub-05"]
+        path.unlink()
+        # killed before its report
+        (tmp_path / "out/sub-01.html").unlink()
+        self.submit(root, tmp_path)
+        (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
+        assert path.read_text().split() == ["sub-01", "sub-02", "sub-04", "sub-05"]
         path.unlink()
         calls = self.submit(root, tmp_path, HYPS_ALL="1", HYPS_SBATCH="--partition=long")
         (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
@@ -201,6 +215,7 @@ class TestSubmit:
             path = tmp_path / "out" / name / "anat" / f"{name}_seg-hippocampus_qc.json"
             path.parent.mkdir(parents=True)
             path.touch()
+            (tmp_path / "out" / f"{name}.html").write_text("report")
         (group,) = self.submit(root, tmp_path)
         assert "--dependency" not in group
         assert group.endswith("group")

@@ -26,6 +26,29 @@ def test_too_little_memory_is_said_before_anything_is_computed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("full", ["work", "out"])
+def test_full_disk_is_74(demo_bids: Path, tmp_path: Path, full: str) -> None:
+    # a real one, in a namespace of its own
+    space = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*space, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespace for a small disk to be had here")
+    for name in ("work", "out"):
+        (tmp_path / name).mkdir()
+    size = {"work": "9m", "out": "400k"}[full]
+    command = (
+        f"mount -t tmpfs -o size={size} tmpfs {tmp_path / full} && "
+        f"{sys.executable} -m hyps_bids {demo_bids} {tmp_path / 'out'} participant "
+        f"-w {tmp_path / 'work'} --participant-label 05 --nprocs 1"
+    )
+    done = subprocess.run(
+        [*space, "bash", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 74, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_ends_a_run_cleanly(
     demo_bids: Path, tmp_path: Path, number: signal.Signals, code: int

@@ -16,7 +16,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 logs=$out_dir/logs/slurm
 list=$(mktemp "$logs/participants-XXXXXXXX.txt")
 
-# done scans have a QC sidecar, failed ones do not
+# done scans have a QC sidecar, failed ones do not; the report comes last
 for folder in "$bids_dir"/sub-*/; do
     subject=$(basename "$folder")
     images=$(find "$folder" -path '*/anat/*_T1w.nii*' | wc -l)
@@ -24,6 +24,7 @@ for folder in "$bids_dir"/sub-*/; do
     if [ -d "$out_dir/$subject" ]; then
         finished=$(find "$out_dir/$subject" -name 'sub-*_seg-hippocampus_qc.json' | wc -l)
     fi
+    if [ "$images" -gt 0 ] && [ ! -s "$out_dir/$subject.html" ]; then finished=-1; fi
     if [ "$images" -gt "$finished" ] || { [ -n "${HYPS_ALL:-}" ] && [ "$images" -gt 0 ]; }; then
         echo "$subject" >> "$list"
     fi
@@ -45,7 +46,8 @@ for ((offset = 0; offset < total; offset += longest)); do
 done
 
 # afterany: scans that failed are listed in the group's tables
-read -ra options <<< "${HYPS_GROUP_OPTIONS:-}"
+# as the shell would read them: formulas have quotes
+eval "options=(${HYPS_GROUP_OPTIONS:-})"
 job=$(sbatch --parsable --job-name=hyps-group --output="$logs/%x_%j.out" \
     ${after:+--dependency="afterany$after"} \
     "${site[@]}" "$here/job.sbatch" "$bids_dir" "$out_dir" group "${options[@]}")

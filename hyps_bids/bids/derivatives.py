@@ -21,6 +21,7 @@ from hyps_bids.bids.index import Scan
 from hyps_bids.errors import CannotCreateOutput, WriteFailed
 
 __all__ = [
+    "DISK_ERRORS",
     "bids_uri",
     "discard_partials",
     "output_path",
@@ -42,7 +43,7 @@ _UNDER_WAY: set[Path] = set()
 #: seconds after which nobody writes them any more, whatever the clocks of other machines say
 _STALE_S = 24 * 3600
 #: the disk is full or broken, whatever the folder
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def output_path(
@@ -175,7 +176,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        kind = WriteFailed if error.errno in _DISK else CannotCreateOutput
+        kind = WriteFailed if error.errno in DISK_ERRORS else CannotCreateOutput
         raise kind(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         # an interruption leaves nothing either; after the rename there is nothing to remove

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from hyps_bids import __version__
 from hyps_bids.bids.derivatives import write_text
 from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
@@ -32,7 +33,7 @@ from hyps_bids.reports.scan import (
     read_raw,
 )
 
-__all__ = ["LIMIT", "write_subject_report"]
+__all__ = ["LIMIT", "is_current", "write_subject_report"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: bytes that a report does not exceed
@@ -41,6 +42,8 @@ LIMIT = 6_000_000
 _PAGE = 1_250_000
 #: bytes of a scan: at most; below which there is only an overview; below which there is no picture
 _SHARE, _OVERVIEW_ONLY, _NO_PICTURE = 1_500_000, 170_000, 40_000
+#: characters in which the state of a report is
+_HEAD = 2_000
 #: bytes of a scan's tables
 _TABLES = 16_000
 
@@ -118,13 +121,38 @@ def write_subject_report(
     state = None
     while state != (now := _state(output_dir, subject)):
         state = now
-        write_text(path, _build(bids_dir, output_dir, subject, settings_text))
+        write_text(path, _build(bids_dir, output_dir, subject, settings_text, state))
     return path
+
+
+def is_current(output_dir: Path, subject: str) -> bool:
+    """Tell whether a subject's report shows its outputs as they are.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives dataset.
+    subject : str
+        Label, without ``sub-``.
+
+    Returns
+    -------
+    bool
+        Also true if there are no outputs, and so nothing to report.
+    """
+    if not find_scans_of(output_dir, subject):
+        return True
+    try:
+        with (output_dir / f"sub-{subject}.html").open(encoding="utf-8") as report:
+            head = report.read(_HEAD)
+    except OSError:
+        return False
+    return f'content="{_state(output_dir, subject)}"' in head
 
 
 def _state(output: Path, subject: str) -> str:
     """Digest of what the report shows: it changes when another job finishes a scan."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(__version__.encode())
     for scan in find_scans_of(output, subject):
         for path in facts_files(output, scan).values():
             try:
@@ -135,7 +163,7 @@ def _state(output: Path, subject: str) -> str:
     return digest.hexdigest()
 
 
-def _build(bids_dir: Path, output: Path, subject: str, settings_text: str) -> str:
+def _build(bids_dir: Path, output: Path, subject: str, settings_text: str, state: str) -> str:
     scans = find_scans_of(output, subject)
     share = min(_SHARE, (LIMIT - _PAGE - len(settings_text.encode())) // max(1, len(scans)))
     sections = [_section(bids_dir, output, scan, share) for scan in scans]
@@ -147,6 +175,7 @@ def _build(bids_dir: Path, output: Path, subject: str, settings_text: str) -> st
     viewers = {s.anchor: s.viewer for s in sections if s.viewer is not None}
     return render(
         "subject.html.j2",
+        outputs_state=state,
         subject=subject,
         sections=sections,
         verdict=_verdict(sections),
@@ -163,7 +192,9 @@ def _build(bids_dir: Path, output: Path, subject: str, settings_text: str) -> st
 
 
 def _with_own_anchors(methods: Markup, number: int) -> Markup:
-    """Number the anchors of a list of references: there may be several in the page."""
+    """Tell the anchors of several lists of references apart."""
+    if number == 0:
+        return methods
     text = str(methods)
     for start in ('id="ref-', 'href="#ref-'):
         text = text.replace(start, f"{start}{number}-")

@@ -16,7 +16,7 @@ from nipype.interfaces.base import (
 )
 from nipype.pipeline import engine as pe
 
-__all__ = ["SubjectReport", "init_reports_wf", "is_current", "report_name"]
+__all__ = ["SubjectReport", "init_reports_wf", "report_name"]
 
 #: GB that a node needs beyond its interpreter, seen on 256³ voxels
 _MEM = 0.5
@@ -71,16 +71,6 @@ def report_name(subject: str) -> str:
     'report_of_sub_01'
     """
     return re.sub(r"\W", "_", f"report_of_sub_{subject}")
-
-
-def is_current(output_dir: Path, subject: str) -> bool:
-    """Tell whether a subject's report is newer than its outputs, or there is nothing to report."""
-    folder = output_dir / f"sub-{subject}"
-    tables = [*folder.glob("anat/*_qc.*"), *folder.glob("ses-*/anat/*_qc.*")]
-    report = output_dir / f"sub-{subject}.html"
-    if not tables or not report.is_file():
-        return not tables
-    return report.stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in tables)
 
 
 class _ReportInput(BaseInterfaceInputSpec):

@@ -23,9 +23,9 @@ async function openViewer(button) {
   }
   say("Loading …");
   viewer.scan = button.dataset.scan;
-  await library("niivue");
-  control("body").hidden = false;
   try {
+    await library("niivue");
+    control("body").hidden = false;
     viewer.slices ??= await newSlices();
     viewer.surface ??= await newSurface();
     const { files } = viewer.scans[viewer.scan];
