@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,12 @@ def _analyse_and_report(settings: Settings, *, report: bool) -> int:
             failure = error
     made = any(output.glob("group_*")) or any(output.glob("models/*"))
     if report and (made or settings.reports_only):
-        _LOG.warning("report: %s", write_group_report(output))
+        try:
+            _LOG.warning("report: %s", write_group_report(output))
+        except HypsError as error:
+            if failure is None:
+                raise
+            _LOG.error("no report: %s", error)
     if failure is not None:
         raise failure
     return code
@@ -266,16 +272,20 @@ def _report(
 
     subjects = sorted({scan.subject for scan in scans})
     if not settings.reports_only:
-        subjects = [s for s in subjects if not is_current(settings.output_dir, s)]
+        subjects = [
+            s for s in subjects if not is_current(settings.bids_dir, settings.output_dir, s)
+        ]
     if not subjects:
         return []
-    engine = _engine(settings, folder, device="cpu")
+    # one that fails is no reason to leave out others
+    engine = _engine(replace(settings, stop_on_first_crash=False), folder, device="cpu")
     workflow = init_reports_wf(
         subjects=subjects,
         bids_dir=settings.bids_dir.absolute(),
         output_dir=settings.output_dir.absolute(),
         work_dir=work_dir.absolute(),
-        settings_text=_shown(settings),
+        # not those that made the results
+        settings_text="" if settings.reports_only else _shown(settings),
     )
     error = _run_nipype(workflow, engine)
     reasons = crash_reasons(folder)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hyps_bids.reports.flags import HEMISPHERES
+
 __all__ = [
     "agreement_chart",
     "calibration_chart",
@@ -133,7 +135,7 @@ def relation_chart() -> Spec:
                 "encoding": {"x": x, "y": y, "tooltip": _ROW},
             },
             {
-                "transform": [{"filter": {"$": "lines"}}, line],
+                "transform": [{"filter": {"field": "colour", "oneOf": {"$": "lines"}}}, line],
                 "mark": {"type": "line", "strokeWidth": 2.5, "clip": True, "tooltip": False},
                 "encoding": {"x": x, "y": y, "color": _colours()["color"]},
             },
@@ -592,9 +594,9 @@ def dice_chart(table: pd.DataFrame, part: str) -> Spec:
         {
             "scan": str(row["scan"]),
             "rank": rank + 1,
-            "side": _SIDES.get(row["hemi"], str(row["hemi"])),
+            "side": HEMISPHERES.get(row["hemi"], str(row["hemi"])),
             "dice": _finite(row["dice"]),
-            "tip": f"{row['scan']}, {_SIDES.get(row['hemi'], row['hemi'])}: Dice "
+            "tip": f"{row['scan']}, {HEMISPHERES.get(row['hemi'], row['hemi'])}: Dice "
             f"{row['dice']:.3f}" + ("" if row["status"] == "ok" else f" ({row['status']})"),
         }
         for rank, row in enumerate(rows.to_dict("records"))
@@ -645,7 +647,7 @@ def agreement_chart(table: pd.DataFrame, part: str, limits: Mapping[str, float |
     values: list[Spec] = []
     for row in rows.to_dict("records"):
         ours, theirs = row["volume_mm3"], row["reference_mm3"]
-        side = _SIDES.get(row["hemi"], str(row["hemi"]))
+        side = HEMISPHERES.get(row["hemi"], str(row["hemi"]))
         values.append(
             {
                 "x": _round((ours + theirs) / 2, 1),
@@ -690,9 +692,6 @@ def agreement_chart(table: pd.DataFrame, part: str, limits: Mapping[str, float |
         ],
         height=280,
     )
-
-
-_SIDES = {"L": "left", "R": "right"}
 
 
 def _chart(description: str | Spec, layers: list[Spec], *, height: int, **more: Any) -> Spec:

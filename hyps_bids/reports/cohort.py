@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
@@ -16,8 +13,9 @@ import pandas as pd
 
 from hyps_bids.group.derived import split_column
 from hyps_bids.group.longitudinal import scan_times
+from hyps_bids.reports.flags import HEMISPHERES, bounds, describe_flag
 
-__all__ = ["OUTLIER_Z", "STATES", "Cohort", "bounds", "describe_cohort", "robust_z"]
+__all__ = ["OUTLIER_Z", "STATES", "Cohort", "describe_cohort", "robust_z"]
 
 #: beyond this robust z a volume is an outlier (Iglewicz and Hoaglin 1993)
 OUTLIER_Z = 3.5
@@ -46,7 +44,6 @@ _GROUP = re.compile(r"(?i)^(diagnos|dx|group|condition|cohort|patient|arm|status
 _SEX = re.compile(r"(?i)^(sex|gender)")
 _AGE = re.compile(r"(?i)^age")
 _MOST_LEVELS, _MOST_CODES = 12, 6
-_SIDES = {"L": "left", "R": "right"}
 
 #: in short, what was found, what it means
 Note = tuple[str, str, str]
@@ -70,6 +67,8 @@ class Cohort:
         ``FittedOn`` and ``N`` of the adjustment for intracranial volume.
     n_outlier_scans : int
         Scans that outliers were searched among; 0 if there are too few.
+    not_offered : list of str
+        Columns of text whose levels are not compared, with their number of levels.
     """
 
     counts: dict[str, int]
@@ -78,6 +77,7 @@ class Cohort:
     data: dict[str, Any]
     adjustment: dict[str, Any] | None
     n_outlier_scans: int
+    not_offered: list[str]
 
 
 def describe_cohort(
@@ -128,6 +128,7 @@ def describe_cohort(
         {"scan": names[r], "href": hrefs[r], "state": state[r], "notes": notes[r]} for r in rows
     ]
     counts = {name: state.count(name) for name in STATES}
+    categories, not_offered = _categories(wide)
     adjusted = sidecar.get("icv_residual_mm3_L_whole", {}).get("ICVAdjustment")
     data = {
         "scan": names,
@@ -141,13 +142,13 @@ def describe_cohort(
         "left": _numbers(wide.get("volume_mm3_L_whole"), 1, len(wide)),
         "right": _numbers(wide.get("volume_mm3_R_whole"), 1, len(wide)),
         "measures": _measures(wide),
-        "categories": _categories(wide),
+        "categories": categories,
         "numbers": _metadata_numbers(wide),
         "quality": _quality(qc),
         "years": _years(wide),
     }
     data["defaults"] = _defaults(data)
-    return Cohort(counts, conspicuous, _versions(wide), data, adjusted, searched)
+    return Cohort(counts, conspicuous, _versions(wide), data, adjusted, searched, not_offered)
 
 
 def robust_z(values: pd.Series) -> pd.Series:
@@ -173,37 +174,16 @@ def robust_z(values: pd.Series) -> pd.Series:
     return 0.6745 * centred / (mad if mad > 0 else np.nan)
 
 
-@cache
-def bounds() -> dict[str, dict[str, Any]]:
-    """Bounds of the figures of quality, as :func:`hyps_bids.imaging.quality.thresholds`."""
-    # that one is of a module that needs torch
-    return json.loads((files("hyps_bids") / "data" / "qc.json").read_text(encoding="utf-8"))
-
-
 def _flag_notes(wide: pd.DataFrame, qc: pd.DataFrame) -> list[list[Note]]:
     """Say each flag in words: short, and with the value and the bounds."""
     notes: list[list[Note]] = [[] for _ in range(len(wide))]
+    figures = qc.select_dtypes("number").to_dict("records")
     for row, text in wide["flags"].dropna().items():
         for flag in str(text).split():
-            figure = re.sub("^(low|high)_", "", flag)
-            value = qc[figure].iloc[row] if figure in qc else np.nan
-            notes[row].append(_flag_in_words(flag, value))
+            words = describe_flag(flag, figures[row])
+            advice = f"{words.advice[0].upper()}{words.advice[1:]}."
+            notes[row].append((words.short, f"{words.finding or words.title}.", advice))
     return notes
-
-
-def _flag_in_words(flag: str, value: float) -> Note:
-    kind, _, figure = flag.partition("_")
-    name = re.sub("_[LR]$", "", figure)
-    side = _SIDES.get(figure.removeprefix(name).removeprefix("_"), "")
-    if kind == "missing" and figure in _SIDES:
-        return f"no {_SIDES[figure]} hippocampus", "It was not found in the field of view.", ""
-    if kind not in ("low", "high") or name not in bounds():
-        return flag, "", ""
-    bound = bounds()[name]
-    where = f", {side}" if side else ""
-    limit = f"{'below' if kind == 'low' else 'above'} {float(bound[kind]):,g}"
-    got = f"{value:,.4g} is {limit}" if pd.notna(value) else limit.capitalize()
-    return f"{kind} {_figure_name(name)}{where}", f"{got}.", str(bound["description"])
 
 
 def _figure_name(name: str) -> str:
@@ -217,7 +197,7 @@ def _outlier_notes(wide: pd.DataFrame) -> tuple[list[tuple[int, Note]], int]:
     if len(done) < _FEWEST:
         return [], 0
     found: list[tuple[int, Note]] = []
-    for side, words in _SIDES.items():
+    for side, words in HEMISPHERES.items():
         adjusted, raw = f"icv_residual_mm3_{side}_whole", f"volume_mm3_{side}_whole"
         name = adjusted if adjusted in done else raw
         if name in done:
@@ -287,9 +267,9 @@ def _is_ours(name: str) -> bool:
     return True
 
 
-def _categories(wide: pd.DataFrame) -> list[dict[str, Any]]:
-    """Columns with few levels, those of text with more than one."""
-    found = []
+def _categories(wide: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
+    """Columns with few levels of some scans each; and those of text with too many."""
+    found, others = [], []
     for name in filter(lambda n: not _is_ours(str(n)), wide):
         values = wide[name]
         number = pd.api.types.is_numeric_dtype(values)
@@ -298,11 +278,13 @@ def _categories(wide: pd.DataFrame) -> list[dict[str, Any]]:
         most = _MOST_CODES if number else _MOST_LEVELS
         # a level of a group has several members; a code of a group, many
         if not 2 <= len(present) <= min(most, values.notna().sum() // (8 if number else 2)):
+            if len(present) > 1 and not number:
+                others.append(f"{name} ({len(present)} levels)")
             continue
         kind = kind.cat.set_categories(present)
         levels = [f"{level:g}" if number else str(level) for level in present]
         found.append({"label": str(name), "levels": levels, "codes": kind.cat.codes.tolist()})
-    return found
+    return found, others
 
 
 def _metadata_numbers(wide: pd.DataFrame) -> list[dict[str, Any]]:

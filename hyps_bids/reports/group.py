@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,25 @@ import pandas as pd
 from hyps_bids.bids.derivatives import read_table, write_text
 from hyps_bids.errors import MissingInput
 from hyps_bids.reports import charts
-from hyps_bids.reports.cohort import OUTLIER_Z, STATES, Cohort, bounds, describe_cohort
+from hyps_bids.reports.cohort import OUTLIER_Z, STATES, Cohort, describe_cohort
+from hyps_bids.reports.flags import bounds
 from hyps_bids.reports.models import describe_formulas, read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
 
 __all__ = ["write_group_report"]
 
+_LOG = logging.getLogger("hyps_bids")
 _TABLES = "group_seg-hippocampus_{}.tsv"
 #: rows of tables that are there without JavaScript and in print
 _MOST_ROWS = 500
 _CHANGES = ("volume_mm3_L_whole", "volume_mm3_R_whole")
+#: columns that the report needs of tables that may be there
+_OF_MODELS = (
+    *("model", "method", "measure", "side", "part", "coefficient", "reference"),
+    *("estimate", "ci_low", "ci_high", "p", "p_fdr", "effect", "effect_low", "effect_high"),
+    *("effect_kind", "n_scans", "n_subjects", "warnings"),
+)
+_OF_CHANGE = ("measure", "percent_per_year", "remarks")
 
 
 def write_group_report(output_dir: Path) -> Path:
@@ -47,7 +57,7 @@ def write_group_report(output_dir: Path) -> Path:
         If it cannot be written.
     """
     cohort = _cohort(output_dir)
-    formulas = describe_formulas(_optional(output_dir, "desc-models_morph"))
+    formulas = describe_formulas(_optional(output_dir, "desc-models_morph", _OF_MODELS))
     classifiers, adapters = read_classifiers(output_dir), read_adapters(output_dir)
     specs: dict[str, Any] = {}
     if cohort:
@@ -76,7 +86,7 @@ def write_group_report(output_dir: Path) -> Path:
         outlier_z=OUTLIER_Z,
         most_rows=_MOST_ROWS,
         formulas=formulas,
-        change=_change(_optional(output_dir, "desc-longitudinal_morph")),
+        change=_change(_optional(output_dir, "desc-longitudinal_morph", _OF_CHANGE)),
         classifiers=classifiers,
         adapters=adapters,
         charts=_packed_json(specs, "charts"),
@@ -118,10 +128,22 @@ def _wide(path: Path, sidecar: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _optional(output_dir: Path, kind: str) -> pd.DataFrame:
+def _optional(output_dir: Path, kind: str, needed: tuple[str, ...]) -> pd.DataFrame:
+    """Read a table that may be missing; one that is damaged is left out, with a warning."""
     path = output_dir / _TABLES.format(kind)
-    columns = ["model", "measure"]
-    return read_table(path) if path.is_file() else pd.DataFrame(columns=columns)
+    nothing = pd.DataFrame(columns=list(needed))
+    if not path.is_file():
+        return nothing
+    try:
+        table = read_table(path)
+    except (OSError, ValueError) as error:
+        _LOG.warning("group report: %s cannot be read (%s)", path, error)
+        return nothing
+    lacking = sorted(set(needed) - set(table.columns))
+    if lacking:
+        _LOG.warning("group report: %s has no column %s", path, ", ".join(lacking))
+        return nothing
+    return table
 
 
 def _change(table: pd.DataFrame) -> list[dict[str, Any]]:

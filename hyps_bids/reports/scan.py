@@ -13,8 +13,6 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,15 @@ from hyps_bids.bids.derivatives import output_path
 from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.reports.flags import (
+    FIGURES,
+    bounds,
+    describe_flag,
+    format_figure,
+    split_figure,
+)
 
 __all__ = [
-    "HEMISPHERES",
     "Figure",
     "Flag",
     "Images",
@@ -41,61 +45,12 @@ __all__ = [
     "read_facts",
     "read_images",
     "read_raw",
+    "unprocessed",
 ]
 
-#: BIDS values of ``hemi`` → words
-HEMISPHERES = {"L": "left", "R": "right"}
 _ENDING = "_seg-hippocampus_qc.tsv"
 _SEG = "hippocampus"
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
-#: figure → its name in a sentence, and what to think of when it is too low or too high
-_WORDS: dict[str, tuple[str, dict[str, str]]] = {
-    "confidence": (
-        "Confidence of the segmentation",
-        {"low": "the network was unsure of many voxels; look at the outline and the uncertainty"},
-    ),
-    "entropy": (
-        "Uncertainty around the border",
-        {"high": "the border is ill defined; look for motion, low contrast or pathology"},
-    ),
-    "component_fraction": (
-        "Share of the largest component",
-        {"low": "the segmentation fell into pieces and only the largest was kept"},
-    ),
-    "border_voxels": (
-        "Number of voxels on the edge",
-        {"high": "the hippocampus may be cut off by the image or by the network's box"},
-    ),
-    "agreement": (
-        "Agreement with the localiser",
-        {"low": "two independent networks see different structures; one of them is wrong"},
-    ),
-    "volume_mm3": (
-        "Volume of the whole hippocampus",
-        {
-            "low": "severe atrophy, or a segmentation that missed a part",
-            "high": "unusually large, or a segmentation that took in its neighbours",
-        },
-    ),
-    "localiser_confidence": (
-        "Confidence of the localiser",
-        {"low": "the hippocampus was hard to find; check that the right structure is outlined"},
-    ),
-    "asymmetry": (
-        "Asymmetry",
-        {
-            "low": "left is much smaller than right: atrophy of one side, or an error on one side",
-            "high": "right is much smaller than left: atrophy of one side, or an error on one side",
-        },
-    ),
-    "icv_mm3": (
-        "Intracranial volume",
-        {
-            "low": "the field of view may cut the head; fractions of it are then too large",
-            "high": "the mask may take in the skull; look at its contour",
-        },
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -283,6 +238,27 @@ def find_scans_of(output: Path, subject: str) -> list[Scan]:
     return [Scan.from_path(Path(f"{stem}_T1w.nii.gz")) for stem in sorted(stems)]
 
 
+def unprocessed(bids_dir: Path, output: Path, subject: str) -> list[str]:
+    """Name a subject's T1w images that have no outputs: left out by filters, or not done yet.
+
+    Parameters
+    ----------
+    bids_dir, output : Path
+        The raw and the derivatives dataset.
+    subject : str
+        Label, without ``sub-``.
+
+    Returns
+    -------
+    list of str
+        Names without suffix, sorted.
+    """
+    folder = bids_dir / f"sub-{subject}"
+    images = [*folder.glob("anat/*_T1w.nii*"), *folder.glob("ses-*/anat/*_T1w.nii*")]
+    names = {path.name.split("_T1w.nii")[0] for path in images if not path.name.startswith(".")}
+    return sorted(names - {scan.stem for scan in find_scans_of(output, subject)})
+
+
 def facts_files(output: Path, scan: Scan) -> dict[str, Path]:
     """Name the files that the facts of a scan come from: ``qc``, ``sidecar`` and ``morph``."""
     qc = output_path(output, scan, seg=_SEG, suffix="qc", extension=".tsv")
@@ -322,13 +298,14 @@ def read_facts(output: Path, scan: Scan) -> ScanFacts:
     morph = _rows(paths["morph"], ("index", "name", "hemi", "part", "volume_mm3"), problems)
     structures = tuple(_structure(row, colors) for row in morph)
     flags = tuple((qc.get("flags") or "").split())
+    values = {name: _float(text) for name, text in qc.items()}
     if problems and status == "done":
         status = "incomplete"
     return ScanFacts(
         scan=scan,
         status=status,
         reason="",
-        flags=tuple(Flag(name, _sentence(name, qc)) for name in flags),
+        flags=tuple(Flag(name, describe_flag(name, values).sentence) for name in flags),
         remarks=tuple(part for part in (qc.get("remarks") or "").split("; ") if part),
         problems=tuple(problems),
         structures=structures,
@@ -513,81 +490,21 @@ def _float(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-@cache
-def _thresholds() -> dict[str, dict[str, Any]]:
-    # as hyps_bids.imaging.quality.thresholds(), which would bring the whole of torch with it
-    return json.loads((files("hyps_bids") / "data" / "qc.json").read_text(encoding="utf-8"))
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Split ``agreement_L`` into the figure and ``, left``."""
-    figure, _, hemi = name.rpartition("_")
-    return (figure, HEMISPHERES[hemi]) if hemi in HEMISPHERES and figure else (name, "")
-
-
-def _sentence(flag: str, qc: Mapping[str, str]) -> str:
-    """Say a flag in words, with figure and bound."""
-    end, _, name = flag.partition("_")
-    if end == "missing" and name in HEMISPHERES:
-        return (
-            f"No {HEMISPHERES[name]} hippocampus was found in the field of view: it has no volume, "
-            "which is not the same as a volume of 0"
-        )
-    figure, side = _split(name)
-    value = _float(qc.get(name))
-    bound = _thresholds().get(figure, {}).get(end)
-    if end not in ("low", "high") or figure not in _WORDS or value is None or bound is None:
-        return f"{flag}: a flag that this version of the report does not know"
-    title, advice = _WORDS[figure]
-    where = f", {side}," if side else ""
-    beyond = value < bound if end == "low" else value > bound
-    # flagged by a version with other bounds
-    than = {"low": "below", "high": "above"}[end]
-    limit = f"{than} {_value(figure, bound)}" if beyond else f"{than} the bound of its version"
-    shown = _value(figure, value)
-    if shown == _value(figure, bound):
-        # so near that rounding would hide it
-        shown = f"{value:g}"
-    return f"{title}{where} is {shown}, {limit}: {advice[end]}"
-
-
 def _figures(qc: Mapping[str, str], flags: Iterable[str]) -> Iterable[Figure]:
     flagged = {flag.partition("_")[2] for flag in flags}
-    for figure, known in _thresholds().items():
+    for figure, known in bounds().items():
         names = [figure, f"{figure}_L", f"{figure}_R"]
         sided = any(name in qc for name in names[1:])
+        ends = {"low": "at least", "high": "at most"}
+        limits = {known[end]: word for end, word in ends.items() if end in known}
         for name in names[1:] if sided else names[:1]:
             value = _float(qc.get(name))
-            bounds = [
-                f"{word} {_value(figure, known[end])}"
-                for end, word in (("low", "at least"), ("high", "at most"))
-                if end in known
-            ]
             yield Figure(
                 name=name,
-                title=_WORDS[figure][0] if figure in _WORDS else figure,
-                side=_split(name)[1],
-                value="n/a" if value is None else _value(figure, value),
-                bounds=", ".join(bounds),
+                title=FIGURES[figure][0],
+                side=split_figure(name)[1],
+                value="n/a" if value is None else format_figure(figure, value, limits),
+                bounds=", ".join(f"{w} {format_figure(figure, b)}" for b, w in limits.items()),
                 description=str(known["description"]),
                 flagged=name in flagged,
             )
-
-
-def _value(figure: str, value: float) -> str:
-    """Write a figure as people read it.
-
-    Examples
-    --------
-    >>> _value("volume_mm3", 4041.13), _value("asymmetry", -0.0289), _value("agreement", 0.519)
-    ('4,041 mm³', '−2.9 %', '0.519')
-    >>> _value("icv_mm3", 1508386.66), _value("border_voxels", 12.0)
-    ('1,508 ml', '12')
-    """
-    if figure == "icv_mm3":
-        return f"{value / 1000:,.0f} ml"
-    if figure == "volume_mm3":
-        return f"{value:,.0f} mm³"
-    if figure == "asymmetry":
-        return f"{100 * value:.1f} %".replace("-", "−")
-    return f"{value:.0f}" if figure == "border_voxels" else f"{value:.3g}"

@@ -20,9 +20,9 @@ from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.reports import figures, viewer
 from hyps_bids.reports.citation import methods_html
+from hyps_bids.reports.flags import HEMISPHERES
 from hyps_bids.reports.page import data_uri, embedded_json, packed, render
 from hyps_bids.reports.scan import (
-    HEMISPHERES,
     Images,
     ScanFacts,
     Structure,
@@ -31,6 +31,7 @@ from hyps_bids.reports.scan import (
     read_facts,
     read_images,
     read_raw,
+    unprocessed,
 )
 
 __all__ = ["LIMIT", "is_current", "write_subject_report"]
@@ -119,17 +120,19 @@ def write_subject_report(
     """
     path = output_dir / f"sub-{subject}.html"
     state = None
-    while state != (now := _state(output_dir, subject)):
+    while state != (now := _state(bids_dir, output_dir, subject)):
         state = now
         write_text(path, _build(bids_dir, output_dir, subject, settings_text, state))
     return path
 
 
-def is_current(output_dir: Path, subject: str) -> bool:
-    """Tell whether a subject's report shows its outputs as they are.
+def is_current(bids_dir: Path, output_dir: Path, subject: str) -> bool:
+    """Tell whether a subject's report shows its outputs as they are, with nothing left out.
 
     Parameters
     ----------
+    bids_dir : Path
+        The raw dataset.
     output_dir : Path
         The derivatives dataset.
     subject : str
@@ -147,12 +150,13 @@ def is_current(output_dir: Path, subject: str) -> bool:
             head = report.read(_HEAD)
     except OSError:
         return False
-    return f'content="{_state(output_dir, subject)}"' in head
+    return f'content="{_state(bids_dir, output_dir, subject)}"' in head
 
 
-def _state(output: Path, subject: str) -> str:
+def _state(bids_dir: Path, output: Path, subject: str) -> str:
     """Digest of what the report shows: it changes when another job finishes a scan."""
     digest = hashlib.sha256(__version__.encode())
+    digest.update(" ".join(unprocessed(bids_dir, output, subject)).encode())
     for scan in find_scans_of(output, subject):
         for path in facts_files(output, scan).values():
             try:
@@ -175,7 +179,9 @@ def _build(bids_dir: Path, output: Path, subject: str, settings_text: str, state
     viewers = {s.anchor: s.viewer for s in sections if s.viewer is not None}
     return render(
         "subject.html.j2",
-        outputs_state=state,
+        # without one it is made again: what was missing may be there by then
+        outputs_state="" if any(s.unseen for s in sections) else state,
+        unprocessed=unprocessed(bids_dir, output, subject),
         subject=subject,
         sections=sections,
         verdict=_verdict(sections),

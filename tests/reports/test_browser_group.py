@@ -132,7 +132,7 @@ def test_flags_are_explained_on_focus(open_report, thousand: Path) -> None:
     note = page.locator("#first .note", has_text="low confidence, left").first
     assert not note.locator(".words").is_visible()
     note.focus()
-    assert "0.61 is below 0.8." in note.locator(".words").inner_text()
+    assert "0.61, below 0.8." in note.locator(".words").inner_text()
 
 
 def test_links_resolve(open_report, thousand: Path) -> None:

@@ -64,8 +64,8 @@ def test_every_state_is_counted_and_reasons_are_words() -> None:
     assert by_scan["sub-0001"]["notes"][0][0] == f"not an image: {NASTY}"
     short, got, meaning = by_scan["sub-0005"]["notes"][0]
     assert short == "low confidence, left"
-    assert got == "0.61 is below 0.8."
-    assert meaning.startswith("Mean probability")
+    assert got == "0.61, below 0.8."
+    assert meaning.startswith("The network was unsure")
     outlier = by_scan["sub-0004"]["notes"]
     assert outlier[0][0] == "outlier: small left hippocampus"
     assert "robust z -" in outlier[0][1]
@@ -73,9 +73,11 @@ def test_every_state_is_counted_and_reasons_are_words() -> None:
 
 def test_a_side_that_was_not_found_is_said() -> None:
     wide, qc = wide_table(12)
-    wide.loc[5, "flags"] = "missing_R something_new"
+    wide.loc[5, "flags"] = "missing_R low_asymmetry something_new"
     notes = {one["scan"]: one["notes"] for one in describe_cohort(wide, qc, {}, ()).conspicuous}
-    assert [short for short, *_ in notes["sub-0006"]] == ["no right hippocampus", "something_new"]
+    assert [short for short, *_ in notes["sub-0006"]] == [
+        *("no right hippocampus", "left much smaller than right", "something_new")
+    ]
 
 
 def test_participants_without_a_scan_are_missing() -> None:
@@ -113,6 +115,11 @@ def test_columns_to_compare_are_found() -> None:
     assert data["numbers"][data["defaults"]["number"]]["label"] == "age"
     assert ODD_COLUMN in labels
     assert "education" not in labels
+    wide, qc = wide_table(40)
+    wide["street"] = [f"street {i % 13}" for i in range(40)]
+    cohort = describe_cohort(wide, qc, {}, ())
+    assert cohort.not_offered == ["street (13 levels)"]
+    assert "street" not in [c["label"] for c in cohort.data["categories"]]
 
 
 def test_the_report_is_valid_html_and_escapes(everything: Path) -> None:
@@ -187,6 +194,23 @@ def test_a_table_without_its_sidecar_is_an_error_with_advice(tmp_path: Path) -> 
     (tmp_path / f"{START}desc-wide_morph.json").unlink()
     with pytest.raises(MissingInput, match="run the group level again"):
         write_group_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [("models", b"model\tmeasure\n"), ("models", b"\xff\xfe"), ("longitudinal", b"")],
+)
+def test_a_damaged_optional_table_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, content: bytes
+) -> None:
+    write_derivatives(tmp_path, 12)
+    path = tmp_path / f"{START}desc-{kind}_morph.tsv"
+    path.write_bytes(content)
+    text = write_group_report(tmp_path).read_text()
+    assert path.name in caplog.text
+    assert 'id="scans"' in text
+    assert 'id="models"' not in text
+    assert 'id="change"' not in text
 
 
 def test_nothing_done_and_no_metadata(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ from nibabel.affines import apply_affine
 
 from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
-from hyps_bids.imaging import quality
-from hyps_bids.reports import scan as module
 from hyps_bids.reports.scan import (
     facts_files,
     find_scans_of,
@@ -95,10 +93,15 @@ def test_flags_are_said_with_figure_and_bound(study: Study) -> None:
     assert texts[3] == "low_news: a flag that this version of the report does not know"
 
 
-def test_every_figure_has_words_for_each_of_its_bounds() -> None:
-    for name, known in quality.thresholds().items():
-        assert set(module._WORDS[name][1]) == {"low", "high"} & set(known)
-    assert module._thresholds() == quality.thresholds()
+def test_a_figure_and_its_bound_are_never_said_to_be_the_same(study: Study) -> None:
+    qc = facts_files(study.output, named(GOOD))["qc"]
+    change(qc, flags="low_icv_mm3 low_component_fraction_L", icv_mm3="899999.0")
+    change(qc, component_fraction_L="0.9499996")
+    facts = read_facts(study.output, named(GOOD))
+    assert "899.999 ml, below 900 ml" in facts.flags[0].text
+    assert "0.9499996, below 0.95" in facts.flags[1].text
+    shown = {figure.name: (figure.value, figure.bounds) for figure in facts.figures}
+    assert shown["component_fraction_L"] == ("0.9499996", "at least 0.95")
 
 
 @pytest.mark.parametrize("kind", ["qc", "morph", "sidecar"])

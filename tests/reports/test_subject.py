@@ -18,7 +18,7 @@ from hyps_bids.bids.derivatives import write_json, write_nifti, write_table
 from hyps_bids.bids.index import Scan
 from hyps_bids.reports import subject as module
 from hyps_bids.reports.scan import facts_files
-from hyps_bids.reports.subject import LIMIT, write_subject_report
+from hyps_bids.reports.subject import LIMIT, is_current, write_subject_report
 from hyps_bids.segmentation.labels import label_table
 from hyps_bids.workflows.outputs import write_failure
 from tests.reports.conftest import FAILED, GOOD, HALF, TURNED, Study
@@ -99,6 +99,29 @@ def test_the_same_derivatives_give_the_same_file(processed: Study, tmp_path: Pat
         shutil.copytree(processed.output, study.output)
         pages.append(report(study))
     assert pages[0] == pages[1]
+
+
+def test_images_without_outputs_are_named(study: Study) -> None:
+    assert "Not in this report" not in check(report(study))
+    folder = study.raw / "sub-02/ses-late/anat"
+    folder.mkdir(parents=True)
+    (folder / "sub-02_ses-late_T1w.nii.gz").touch()
+    assert not is_current(study.raw, study.output, "02")
+    assert "Not in this report: sub-02_ses-late." in check(report(study))
+    assert is_current(study.raw, study.output, "02")
+
+
+def test_a_report_without_pictures_is_made_again(study: Study) -> None:
+    raw = study.raw / "sub-02/anat/sub-02_T1w.nii.gz"
+    content = raw.read_bytes()
+    raw.unlink()
+    raw.symlink_to("nowhere.nii.gz")
+    report(study)
+    assert not is_current(study.raw, study.output, "02")
+    raw.unlink()
+    raw.write_bytes(content)
+    report(study)
+    assert is_current(study.raw, study.output, "02")
 
 
 def test_a_subject_without_scans(study: Study) -> None:

@@ -139,6 +139,11 @@
       fill(id, labels(cohort.quality), at(name), new RegExp(`^quality-${id[1]}$`)));
   }
 
+  const counted = (values) => {
+    const often = new Map();
+    values.forEach((v) => often.set(v, (often.get(v) ?? 0) + 1));
+    return often;
+  };
   const range = (values) => {
     let low = Infinity, high = -Infinity;
     for (const v of values) if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); }
@@ -189,16 +194,17 @@
       const x = cohort.numbers[chosen("number")];
       if (!x) return null;
       const rows = known.filter((i) => x.values[i] !== null).map((i) => ({ ...base(i), x: x.values[i], value: values[i] }));
+      const often = counted(rows.map((r) => r.colour));
       // a line through a few points says more about chance
-      placeholders = { name: `${Side}, against ${x.label}`, x_title: x.label, x_domain: range(rows.map((r) => r.x)), lines: rows.length >= 20 ? "true" : "false" };
+      const lines = [...often.keys()].filter((level) => often.get(level) >= 20);
+      placeholders = { name: `${Side}, against ${x.label}`, x_title: x.label, x_domain: range(rows.map((r) => r.x)), lines };
       return result(rows, title, both, `${title}, ${SIDES[which]}, against ${x.label}: ${rows.length} scans.`);
     }
     if (kind === "change") {
       if (!cohort.years) return null;
       const rows = known.filter((i) => cohort.years[i] !== null).map((i) => ({
         ...base(i), x: cohort.years[i], value: values[i], subject: cohort.subject[i] }));
-      const often = new Map();
-      rows.forEach((r) => often.set(r.subject, (often.get(r.subject) ?? 0) + 1));
+      const often = counted(rows.map((r) => r.subject));
       placeholders = { x_title: "years since the first scan" };
       const several = rows.filter((r) => often.get(r.subject) > 1);
       return result(several, title, both, `${title}, ${SIDES[which]}, over years: ${several.length} scans.`);
