@@ -120,6 +120,10 @@ def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Ga
     reasons = {stem: reason for stem, reason in problems["morph"].items() if stem in done}
     for stem in sorted(done - with_volumes - set(reasons)):
         reasons[stem] = "no volume table; run the participant level again"
+    for stem in done - set(reasons):
+        if not paths["qc"][stem].with_suffix(".json").is_file():
+            # written last: the tables may be of different runs
+            reasons[stem] = "no QC sidecar, interrupted; run the participant level again"
     for stem in sorted(set(paths["morph"]) - set(paths["qc"])):
         reasons[stem] = "no QC table, interrupted; run the participant level again"
     reasons |= problems["qc"]
@@ -229,7 +233,7 @@ def _made_by(sidecar: Path) -> tuple[str | None, str | None, str | None]:
         words.append(f"n4:{content['BiasFieldCorrection']}")
         return str(content["SoftwareVersion"]), models["Adapter"][0], " ".join(words)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # reported by whoever needs to know: what made these volumes is not known
+        # damaged; reported by whoever needs to know: what made these volumes is not known
         return None, None, None
 
 

@@ -330,7 +330,7 @@ def _warn_of_mixture(provenance: pd.DataFrame) -> None:
     unknown = provenance.loc[provenance["models"].isna(), "scan"]
     if len(unknown):
         _LOG.warning(
-            "what made the volumes is not known, because the QC sidecar is missing or damaged "
+            "what made the volumes is not known, because the QC sidecar is damaged "
             "(run the participant level again): %s",
             listed(unknown),
         )

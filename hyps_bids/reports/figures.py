@@ -256,7 +256,8 @@ def overview(
     intracranial: np.ndarray | None = None,
     labels: tuple[np.ndarray, np.ndarray] | None = None,
     colors: Mapping[int, str] | None = None,
-    centres: Mapping[str, Sequence[float]] | None = None,
+    centres: Sequence[Sequence[float]] = (),
+    boxes: Sequence[Sequence[float]] = (),
 ) -> Picture:
     """Draw the whole head: intracranial contour, boxes, segmentation.
 
@@ -270,9 +271,10 @@ def overview(
         Segmentation, or a part of it, and its own transform.
     colors : mapping of int to str, optional
         Label → colour.
-    centres : mapping of str to sequence of float, optional
-        Hemisphere → centre of its hippocampus; the slices and the boxes are there. Without any,
-        slices go through the middle of the image.
+    centres : sequence of points
+        Where the slices are; without any, they go through the middle of the image.
+    boxes : sequence of points
+        Centres of the network's boxes.
 
     Returns
     -------
@@ -289,7 +291,7 @@ def overview(
     # no more than the image has: a part of a head fills the picture too
     field = np.ceil(np.minimum(wanted, high - low + 2))
     middle = np.clip(middle, low + field / 2 - 1, high - field / 2 + 1)
-    points = [np.asarray(c, dtype=float) for c in (centres or {}).values()] or [middle]
+    points = [np.asarray(c, dtype=float) for c in centres] or [middle]
     slices = [(0, point[0]) for point in points]
     mean = np.mean(points, axis=0)
     slices += [(1, mean[1]), (2, mean[2])]
@@ -307,8 +309,8 @@ def overview(
     if labels is not None:
         for index, color in (colors or {}).items():
             outline += _contours(labels[0] == index, labels[1], tiles, 1.0, color)
-    for centre in (centres or {}).values():
-        outline += _boxes(np.asarray(centre, dtype=float), tiles)
+    for centre in boxes:
+        outline += _box(np.asarray(centre, dtype=float), tiles)
     return Picture(grey, *_size(width, height), outline, _marks(tiles, width, bar=50))
 
 
@@ -453,7 +455,7 @@ def _cut(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(cut, 1).view(np.uint8), moved
 
 
-def _boxes(centre: np.ndarray, tiles: Sequence[Tile]) -> Markup:
+def _box(centre: np.ndarray, tiles: Sequence[Tile]) -> Markup:
     """Draw the network's box in the slices that cut it."""
     half = np.array(BOX) / 2
     out = Markup("")

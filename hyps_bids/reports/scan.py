@@ -28,6 +28,7 @@ from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.reports.flags import (
     FIGURES,
+    HEMISPHERES,
     bounds,
     describe_flag,
     format_figure,
@@ -152,6 +153,12 @@ class ScanFacts:
     icv_mm3: float | None
     asymmetry: float | None
     provenance: dict[str, Any] | None
+
+    @property
+    def box_centres(self) -> dict[str, list[float]]:
+        """Centres of the network's boxes by hemisphere, world coordinates, mm."""
+        boxes = (self.provenance or {}).get("BoxCentres", {})
+        return {hemi: boxes[hemi] for hemi in HEMISPHERES if hemi in boxes}
 
     @property
     def wholes(self) -> dict[str, Structure]:
@@ -454,7 +461,18 @@ def _is_provenance(content: Any) -> bool:
             for model in models.values()
         )
         and isinstance(content.get("Devices", {}), dict)
+        and _are_centres(content.get("BoxCentres", {}))
         and {"SoftwareVersion", "BiasFieldCorrection"} <= set(content)
+    )
+
+
+def _are_centres(boxes: Any) -> bool:
+    return isinstance(boxes, dict) and all(
+        isinstance(boxes[hemi], list)
+        and len(boxes[hemi]) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in boxes[hemi])
+        for hemi in HEMISPHERES
+        if hemi in boxes
     )
 
 

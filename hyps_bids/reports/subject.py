@@ -288,6 +288,7 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
     colors = {index: s.color for side in parts.values() for index, s in side.items()}
     cut = _cut(images, max(colors, default=0))
     drawn: list[tuple[str, str, str, figures.Picture]] = []
+    boxes = section.facts.box_centres
     centres: dict[str, list[float]] = {}
     if cut is not None:
         for hemi, side in parts.items():
@@ -306,7 +307,9 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
         intracranial=images.intracranial,
         labels=None if cut is None else (cut.labels, cut.affine),
         colors=colors,
-        centres=centres,
+        # where nothing was segmented, what the localiser had found
+        centres=list((boxes | centres).values()),
+        boxes=list(boxes.values()),
     )
     drawn.append(_overview_words(picture, section.facts))
     # mosaics first, then the head, then what the network was unsure of
@@ -366,9 +369,9 @@ def _overview_words(
     icv = "" if facts.icv_mm3 is None else f" of {facts.icv_mm3 / 1000:,.0f} ml"
     return (
         "Whole head",
-        f"Yellow: intracranial volume. Dashed: a box of {box} mm, as much as the network sees, "
-        "around the centre of each segmentation (the localiser’s own box is not kept; it may be "
-        "some mm off). Radiological convention: the patient’s left is on the right.",
+        f"Yellow: intracranial volume. Dashed: what the network sees, a box of {box} mm around "
+        "where the localiser found each hippocampus. Radiological convention: the patient’s left "
+        "is on the right.",
         f"Whole head in sagittal, coronal and axial slices with the contour of the intracranial "
         f"volume{icv}, the hippocampi and the boxes around them.",
         picture,

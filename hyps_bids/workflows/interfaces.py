@@ -225,6 +225,9 @@ class Measure(_Interface):
             "figures": figures,
             "flags": flags + quality.flags(figures),
             "remarks": image_facts["remarks"],
+            "box_centres": {
+                hemi: place[0] for hemi, place in where["locations"].items() if place is not None
+            },
             "devices": {"localise": where["device"], "segment": segmented["device"]},
         }
 

@@ -85,7 +85,7 @@ class ScanResult:
     intracranial, intracranial_affine : numpy.ndarray
         Intracranial probability on the localiser's grid.
     measures : dict
-        Volumes, figures, flags, remarks, labels and devices.
+        Volumes, figures, flags, remarks, labels, centres of the boxes and devices.
     """
 
     orientation: np.ndarray
@@ -215,8 +215,18 @@ def write_result(
         "remarks": "; ".join(result.measures["remarks"]) or None,
     }
     write_table(paths["qc"], _qc(row | result.measures["figures"]))
+    boxes: dict[str, Any] = {
+        "Description": "Where the localiser found each hippocampus: centre of the network's box, "
+        "world coordinates (RAS).",
+        "Units": "mm",
+    }
+    for hemi, centre in result.measures["box_centres"].items():
+        boxes[hemi] = [round(float(value), 2) for value in centre]
     sidecar = _sidecar(paths["qc"])
-    write_json(sidecar, sources | _described(qc_columns()) | made | {"Fingerprint": digest})
+    write_json(
+        sidecar,
+        sources | _described(qc_columns()) | made | {"BoxCentres": boxes, "Fingerprint": digest},
+    )
     return sidecar
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.bids.derivatives import output_path, read_table, write_table
+from hyps_bids.bids.derivatives import output_path, read_table, write_json, write_table
 from hyps_bids.bids.description import write_dataset_files
 from hyps_bids.bids.index import Scan
 from hyps_bids.errors import HypsError, MissingInput, NothingMatches, UsageError
@@ -71,6 +71,7 @@ def write_scan(settings: Settings, scan: Scan, voxels: int | None) -> None:
     else:
         row["border_voxels_L"] = 1012
     write_table(path("qc"), pd.DataFrame([row], columns=list(qc_columns())))
+    write_json(path("qc").with_suffix(".json"), {})
 
 
 def group(settings: Settings, kind: str) -> pd.DataFrame:

@@ -142,7 +142,8 @@ def test_overview_with_and_without_masks() -> None:
         intracranial=(t1w > 0).astype(np.uint8),
         labels=(labels, affine),
         colors=COLORS,
-        centres={"L": (-25, 0, -5), "R": (25, 0, -5)},
+        centres=[(-25, 0, -5), (25, 0, -5)],
+        boxes=[(-25, 0, -5), (25, 0, -5)],
     )
     # its own sagittal slice, and the coronal and axial ones
     assert full.outline.count("<rect") == 6

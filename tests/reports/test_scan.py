@@ -56,6 +56,8 @@ def test_facts_of_a_good_scan(processed: Study) -> None:
     assert facts.provenance is not None
     assert facts.provenance["Models"]["Adapter"]["Name"] == "adapter-anteriorposterior"
     assert len(facts.figures) == 16
+    # where the localiser found them, in the world's left and right
+    assert facts.box_centres["L"][0] < 0 < facts.box_centres["R"][0]
 
 
 def test_facts_of_half_a_head(processed: Study) -> None:
@@ -125,7 +127,13 @@ def test_damaged_files_are_problems_not_errors(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"Models": None}, {"Models": {"Adapter": "x"}}, {"Devices": "cpu"}]
+    "wrong",
+    [
+        {"Models": None},
+        {"Models": {"Adapter": "x"}},
+        {"Devices": "cpu"},
+        {"BoxCentres": {"L": [1, 2]}},
+    ],
 )
 def test_a_sidecar_that_does_not_say_what_was_run(study: Study, wrong: dict[str, object]) -> None:
     path = facts_files(study.output, named(GOOD))["sidecar"]

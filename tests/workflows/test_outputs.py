@@ -108,6 +108,7 @@ def make_result(scan: Scan, hemispheres: str = "LR") -> ScanResult:
         "flags": [f"missing_{hemi}" for hemi in "LR" if hemi not in restored],
         "remarks": list(image.remarks),
         "devices": {"localise": "cpu", "segment": "cpu"},
+        "box_centres": {"L": [-25.004, -20.0, -15.0]},
     }
     return ScanResult(
         orientation=image.orientation,
@@ -288,6 +289,8 @@ def test_sidecars_and_tables(tmp_path: Path) -> None:
     assert list(qc.columns) == list(qc_columns())
     assert qc["status"].tolist() == ["done"]
     assert qc[["reason", "flags", "asymmetry"]].isna().all(axis=None)
+    sidecar = json.loads(output(tmp_path, "qc.json").read_text())
+    assert sidecar["BoxCentres"]["L"] == [-25.0, -20.0, -15.0]
 
 
 def test_missing_side_is_not_zero(tmp_path: Path) -> None:
