@@ -44,6 +44,8 @@ _NO_ROOM = 1_000_000
 _GO_ON = "what is done is kept, run again to go on"
 #: how often a folder is made that others remove
 _TRIES = 20
+#: scans of one workflow: what nipype does at each step takes as long as there are steps
+_MOST_SCANS = 1000
 #: seconds that a worker has to stop
 _PATIENCE_S = 2
 _CACHE_VARIABLES = ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")
@@ -246,9 +248,13 @@ def _process(
         device,
     )
     began = time.monotonic()
-    failed = (
-        _run_workflow(settings, todo, models, provenance, device, folder, work_dir) if todo else {}
-    )
+    failed: dict[Scan, str] = {}
+    for first in range(0, len(todo), _MOST_SCANS):
+        batch = todo[first : first + _MOST_SCANS]
+        failed |= _run_workflow(settings, batch, models, provenance, device, folder, work_dir)
+        if failed and settings.stop_on_first_crash:
+            failed |= dict.fromkeys(todo[first + _MOST_SCANS :], "not processed; the run stopped")
+            break
     for scan, reason in failed.items():
         _LOG.error("%s: failed: %s", scan.stem, reason)
     if todo:
@@ -343,6 +349,7 @@ def _run_workflow(
         device=device,
         n4=settings.n4,
         omp_nthreads=threads,
+        keep_intermediates=settings.work_dir is not None,
     )
     error = _run_nipype(workflow, engine)
     reasons = crash_reasons(folder)

@@ -26,7 +26,16 @@ from hyps_bids.segmentation.segment import segment
 from hyps_bids.workflows import exchange
 from hyps_bids.workflows.outputs import ScanResult, write_result
 
-__all__ = ["BiasCorrect", "Conform", "Localise", "Measure", "Restore", "Segment", "Write"]
+__all__ = [
+    "BiasCorrect",
+    "Conform",
+    "Discard",
+    "Localise",
+    "Measure",
+    "Restore",
+    "Segment",
+    "Write",
+]
 
 
 class _ImageInput(BaseInterfaceInputSpec):
@@ -268,6 +277,31 @@ class Write(SimpleInterface):
             scan, Path(self.inputs.output_dir), result, dict(self.inputs.provenance)
         )
         self._results["out_file"] = str(done)
+        return runtime
+
+
+class _DiscardInput(BaseInterfaceInputSpec):
+    written = File(exists=True, mandatory=True, desc="from Write")
+    conformed = File(exists=True, mandatory=True, desc="from Conform")
+    image = File(exists=True, mandatory=True, desc="what the networks saw")
+    localisation = File(exists=True, mandatory=True, desc="from Localise")
+    segmentation = File(exists=True, mandatory=True, desc="from Segment")
+    restored = File(exists=True, mandatory=True, desc="from Restore")
+
+
+class Discard(SimpleInterface):
+    """Remove the intermediate files of a scan that is written."""
+
+    input_spec = _DiscardInput
+    output_spec = TraitedSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        given = self.inputs
+        for path in (
+            *(given.conformed, given.image, given.localisation),
+            *(given.segmentation, given.restored),
+        ):
+            Path(path).unlink(missing_ok=True)
         return runtime
 
 

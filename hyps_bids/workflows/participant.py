@@ -13,6 +13,7 @@ from hyps_bids.bids.index import Scan
 from hyps_bids.workflows.interfaces import (
     BiasCorrect,
     Conform,
+    Discard,
     Localise,
     Measure,
     Restore,
@@ -46,6 +47,7 @@ def init_participant_wf(
     device: str,
     n4: bool,
     omp_nthreads: int,
+    keep_intermediates: bool,
     name: str = "participant_wf",
 ) -> pe.Workflow:
     """Join the workflows of all scans.
@@ -66,6 +68,8 @@ def init_participant_wf(
         Correct the bias field.
     omp_nthreads : int
         Threads per node.
+    keep_intermediates : bool
+        Whether a later run is to find what this one computed; tens of MB per scan.
 
     Returns
     -------
@@ -73,20 +77,22 @@ def init_participant_wf(
         To be run with any plugin.
     """
     workflow = pe.Workflow(name=name, base_dir=str(work_dir))
-    for scan in scans:
-        workflow.add_nodes(
-            [
-                init_scan_wf(
-                    scan=scan,
-                    models=models,
-                    output_dir=output_dir,
-                    provenance=provenance,
-                    device=device,
-                    n4=n4,
-                    omp_nthreads=omp_nthreads,
-                )
-            ]
-        )
+    # all at once: nipype compares each call's nodes with those that are there
+    workflow.add_nodes(
+        [
+            init_scan_wf(
+                scan=scan,
+                models=models,
+                output_dir=output_dir,
+                provenance=provenance,
+                device=device,
+                n4=n4,
+                omp_nthreads=omp_nthreads,
+                keep_intermediates=keep_intermediates,
+            )
+            for scan in scans
+        ]
+    )
     return workflow
 
 
@@ -99,8 +105,9 @@ def init_scan_wf(
     device: str,
     n4: bool,
     omp_nthreads: int,
+    keep_intermediates: bool,
 ) -> pe.Workflow:
-    """Conform, correct, localise, segment, restore, measure and write one scan.
+    """Conform, correct, localise, segment, restore, measure and write one scan; tidy up.
 
     The parameters are those of :func:`init_participant_wf`.
     """
@@ -150,4 +157,15 @@ def init_scan_wf(
     for node in (measure, write):
         workflow.connect(restore, "out_file", node, "restored")
     workflow.connect(measure, "out_file", write, "measures")
+    if not keep_intermediates:
+        discard = pe.Node(Discard(), name="discard", run_without_submitting=True)
+        for node, name in (
+            (conform, "conformed"),
+            (image, "image"),
+            (localise, "localisation"),
+            (segment, "segmentation"),
+            (restore, "restored"),
+            (write, "written"),
+        ):
+            workflow.connect(node, "out_file", discard, name)
     return workflow

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from traceback import format_exception
 from typing import Any
 
+import numpy as np
 from nipype import config
 from nipype.pipeline.plugins import multiproc, slurmgraph
 
@@ -84,6 +85,9 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
     killed again, although it had all the memory, has failed, as if it had raised an error. If none
     is, too many ran at a time: half as many go on.
 
+    Chains of nodes that are begun are finished before others begin, and few are under way: the
+    intermediate files of a thousand scans need no more room than those of some.
+
     Parameters
     ----------
     plugin_args : mapping
@@ -107,6 +111,18 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
             super().run(graph, config, updatehash=updatehash)
         finally:
             gc.unfreeze()
+
+    def _generate_dependency_list(self, graph: Any) -> None:
+        super()._generate_dependency_list(graph)
+        self._firsts = np.flatnonzero(self.depidx.sum(axis=0) == 0)
+        self._lasts = np.flatnonzero(self.depidx.sum(axis=1) == 0)
+
+    def _sort_jobs(self, jobids: np.ndarray, scheduler: str | None = None) -> np.ndarray:
+        new = np.isin(jobids, self._firsts)
+        ended = self.proc_done & ~self.proc_pending
+        under_way = self.proc_done[self._firsts].sum() - ended[self._lasts].sum()
+        room = max(0, 2 * self.processors - under_way)
+        return np.concatenate([jobids[~new], jobids[new][:room]])
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hyps_bids import app
 from hyps_bids.bids.derivatives import read_table
 from hyps_bids.cli import main
 
@@ -45,9 +46,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Ima
 
 @pytest.fixture(scope="module")
 def derivatives(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outputs of one participant run and one group run."""
+    """Outputs of one participant run, in two batches, and one group run."""
     out = tmp_path_factory.mktemp("out") / "derivatives"
-    assert main([str(dataset), str(out), "participant", "--nprocs", "2"]) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "_MOST_SCANS", 3)
+        assert main([str(dataset), str(out), "participant", "--nprocs", "2"]) == 1
     assert main([str(dataset), str(out), "group"]) == 0
     return out
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def fails(folder: str, name: str) -> None:
     raise ValueError("an ordinary failure")
 
 
+def writes(folder: str, name: str, after: str = "") -> str:
+    """Note when it runs."""
+    import time
+    from pathlib import Path
+
+    (Path(folder) / name).write_text(str(time.monotonic()))
+    return name
+
+
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     logger = logging.getLogger("hyps_bids")
@@ -99,6 +109,22 @@ def run(tmp_path: Path, functions: dict[str, Any], n_procs: int = 2) -> dict[str
     finally:
         signal.signal(signal.SIGTERM, before)
     return crash_reasons(crashes)
+
+
+def test_chains_that_are_begun_are_finished_before_others_begin(tmp_path: Path) -> None:
+    workflow = pe.Workflow(name="chains", base_dir=str(tmp_path / "work"))
+    for k in range(12):
+        steps = [pe.Node(Function(function=writes), name=f"{step}{k}") for step in "abc"]
+        for node in steps:
+            node.inputs.trait_set(folder=str(tmp_path), name=node.name)
+        workflow.connect([(a, b, [("out", "after")]) for a, b in pairwise(steps)])
+    workflow.run(plugin=MultiProcPlugin({"n_procs": 2, "memory_gb": 4, "mp_context": "fork"}))
+    times = {path.name: float(path.read_text()) for path in tmp_path.glob("[abc]*")}
+    assert len(times) == 36
+    under_way = [
+        sum(times[f"a{k}"] <= now < times[f"c{k}"] for k in range(12)) for now in times.values()
+    ]
+    assert max(under_way) <= 4
 
 
 def test_node_whose_worker_was_killed_runs_again(

@@ -1,14 +1,39 @@
-"""The graph of one scan, without running it."""
+"""The graph of one scan."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import pytest
+from nipype.pipeline import engine as pe
 
 from hyps_bids.bids.index import Scan
 from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
 from hyps_bids.workflows.participant import Models, init_scan_wf
+
+
+def scan_wf(scan: Scan, output: Path, **options: Any) -> pe.Workflow:
+    models = Models(
+        localizer=shipped_weights(LOCALIZER),
+        base=shipped_weights(BASE),
+        adapter=shipped_weights("adapter-anteriorposterior"),
+    )
+    settings = {"n4": False, "keep_intermediates": True} | options
+    return init_scan_wf(
+        scan=scan,
+        models=models,
+        output_dir=output,
+        provenance={
+            "SoftwareVersion": "0",
+            "Models": {},
+            "BiasFieldCorrection": "none",
+        },
+        device="cpu",
+        omp_nthreads=1,
+        **settings,
+    )
 
 
 def test_relative_names_reach_the_nodes_as_absolute_ones(
@@ -20,19 +45,23 @@ def test_relative_names_reach_the_nodes_as_absolute_ones(
     (tmp_path / "content").touch()
     path.symlink_to(tmp_path / "content")
     monkeypatch.chdir(tmp_path)
-    models = Models(
-        localizer=shipped_weights(LOCALIZER),
-        base=shipped_weights(BASE),
-        adapter=shipped_weights("adapter-anteriorposterior"),
-    )
-    workflow = init_scan_wf(
-        scan=Scan.from_path(path.relative_to(tmp_path)),
-        models=models,
-        output_dir=tmp_path / "out",
-        provenance={},
-        device="cpu",
-        n4=False,
-        omp_nthreads=1,
-    )
+    workflow = scan_wf(Scan.from_path(path.relative_to(tmp_path)), tmp_path / "out")
     assert workflow.get_node("conform").inputs.in_file == str(path)
     assert workflow.get_node("write").inputs.scan == Scan.from_path(path)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_intermediate_files_go_unless_they_are_to_be_kept(
+    tmp_path: Path, coarse_head: nib.Nifti1Image, keep: bool
+) -> None:
+    path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    nib.save(coarse_head, path)
+    workflow = scan_wf(Scan.from_path(path), tmp_path / "out", n4=not keep, keep_intermediates=keep)
+    workflow.base_dir = str(tmp_path / "work")
+    workflow.run(plugin="Linear")
+    assert (tmp_path / "out/sub-01/anat/sub-01_seg-hippocampus_qc.json").is_file()
+    left = {path.name for path in (tmp_path / "work").rglob("*.npz")}
+    everything = {f"{name}.npz" for name in ("conform", "localise", "segment", "restore")}
+    # what is measured are a few numbers
+    assert left - {"measure.npz"} == (everything if keep else set())
