@@ -118,6 +118,7 @@ def test_chains_that_are_begun_are_finished_before_others_begin(tmp_path: Path) 
         for node in steps:
             node.inputs.trait_set(folder=str(tmp_path), name=node.name)
         workflow.connect([(a, b, [("out", "after")]) for a, b in pairwise(steps)])
+    workflow.config["execution"] = {"poll_sleep_duration": "0.05"}
     workflow.run(plugin=MultiProcPlugin({"n_procs": 2, "memory_gb": 4, "mp_context": "fork"}))
     times = {path.name: float(path.read_text()) for path in tmp_path.glob("[abc]*")}
     assert len(times) == 36
