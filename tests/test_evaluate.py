@@ -47,6 +47,7 @@ def test_coarse_head_agrees_with_freesurfer(pipeline: evaluate.Pipeline, coarse_
     assert (table["volume_mm3"] / table["reference_mm3"]).between(0.7, 0.95).all()
 
 
+@pytest.mark.slow
 def test_moved_head_gives_the_same_hippocampi(
     pipeline: evaluate.Pipeline, coarse_pair: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_bias_correction_runs_in_the_chain(pipeline: evaluate.Pipeline, coarse_p
     assert (table["dice"] > 0.75).all()
 
 
+@pytest.mark.slow
 def test_parts_on_the_image_and_on_another_grid(
     pipeline: evaluate.Pipeline, coarse_pair: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_sites_without_which_a_class_is_gone_are_not_left_out() -> None:
     assert alone[0].tolist() == [-1] * 8
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_processes_or_other_sets() -> None:
     cohort, schema = make_cohort(simulate({"AD": 12, "CN": 9}, {"AD": -2}, sites=("A", "B")))
     folds = make_folds(cohort.label, 3, 1, 0)
@@ -112,6 +113,7 @@ def test_subjects_are_the_mean_of_their_scans() -> None:
     assert np.allclose(probability, expected)
 
 
+@pytest.mark.slow
 def test_three_classes_with_every_estimator() -> None:
     frame = simulate({"AD": 14, "MCI": 14, "CN": 14}, {"AD": -4, "MCI": -2})
     cohort, schema = make_cohort(frame, "AD:MCI:CN")
@@ -148,6 +150,7 @@ def test_two_subjects_a_class_train_without_a_search() -> None:
     assert np.isnan(found.chosen[0]["inner_auc"])
 
 
+@pytest.mark.slow
 def test_permutations_tell_an_effect_from_none() -> None:
     for effect, low, high in ((-3.0, 0.0, 0.1), (0.0, 0.1, 1.0)):
         frame = simulate({"AD": 20, "CN": 20}, {"AD": effect}, seed=4)

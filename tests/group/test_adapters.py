@@ -148,6 +148,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Callable[[], int]:
     return lambda: calls
 
 
+@pytest.mark.slow
 def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = train_adapter(settings)
     assert folder == settings.output_dir / "models/adapter-made"
@@ -286,6 +287,7 @@ def test_diverged_run_ends_with_a_message(
     assert not (settings.output_dir / "models").exists()
 
 
+@pytest.mark.slow
 def test_paper_preset_and_stratification(settings: Settings, small_base: Path) -> None:
     settings = replace(
         settings, preset="paper", rank=None, bottleneck=None, steps=1, folds=2, stratify="group"
@@ -339,6 +341,7 @@ def test_something_else_has_the_name(settings: Settings) -> None:
     assert (folder / "mine.txt").is_file()
 
 
+@pytest.mark.slow
 def test_model_that_cannot_be_written_is_kept_in_the_work_folder(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

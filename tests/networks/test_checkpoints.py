@@ -145,6 +145,7 @@ def test_untrained_adapter_in_half_precision_is_the_base(
     torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_comes_back_from_every_dtype(

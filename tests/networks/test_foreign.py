@@ -218,7 +218,7 @@ def test_the_size_of_the_paper_works_all_the_way(tmp_path: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[1] < losses[0] == pytest.approx(np.log(2), abs=1e-4)
 
     adapter = tmp_path / "adapter.safetensors"

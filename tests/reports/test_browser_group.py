@@ -104,6 +104,7 @@ def test_the_table_sorts_by_mouse_and_keyboard(open_report, thousand: Path) -> N
     assert "Page 2 of 40" in page.locator("#page").inner_text()
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_sorted_last(open_report, thousand: Path) -> None:
     page = ready(open_report(thousand))
     for _ in range(2):
@@ -127,6 +128,7 @@ def test_the_table_filters(open_report, thousand: Path) -> None:
     assert first_column(page) == ["sub-0002"]
 
 
+@pytest.mark.slow
 def test_flags_are_explained_on_focus(open_report, thousand: Path) -> None:
     page = ready(open_report(thousand))
     note = page.locator("#first .note", has_text="low confidence, left").first
@@ -135,6 +137,7 @@ def test_flags_are_explained_on_focus(open_report, thousand: Path) -> None:
     assert "0.61, below 0.8." in note.locator(".words").inner_text()
 
 
+@pytest.mark.slow
 def test_links_resolve(open_report, thousand: Path) -> None:
     page = ready(open_report(thousand))
     hrefs = page.evaluate("[...document.querySelectorAll('main a, nav a')].map(a => a.href)")
@@ -146,6 +149,7 @@ def test_links_resolve(open_report, thousand: Path) -> None:
     assert page.title() == "Subject"
 
 
+@pytest.mark.slow
 def test_links_of_models_resolve(open_report, everything: Path) -> None:
     page = open_report(everything)
     hrefs = page.locator(".model a").evaluate_all("all => all.map(a => decodeURI(a.pathname))")
@@ -153,6 +157,7 @@ def test_links_of_models_resolve(open_report, everything: Path) -> None:
     assert all(Path(href).exists() for href in hrefs)
 
 
+@pytest.mark.slow
 def test_points_say_who_they_are_and_lead_to_the_subject(open_report, tmp_path: Path) -> None:
     write_derivatives(tmp_path, 60)
     for k in range(60):
@@ -175,6 +180,7 @@ def test_points_say_who_they_are_and_lead_to_the_subject(open_report, tmp_path: 
     page.wait_for_url("**/sub-00*.html")
 
 
+@pytest.mark.slow
 def test_choices_change_charts_and_numbers(open_report, thousand: Path) -> None:
     page = open_report(thousand)
     wait_until_drawn(page)
@@ -193,6 +199,7 @@ def test_choices_change_charts_and_numbers(open_report, thousand: Path) -> None:
     assert page.evaluate(_INK)["distribution-L"] > 0.005
 
 
+@pytest.mark.slow
 def test_dark_mode_follows_the_system(open_report, everything: Path) -> None:
     page = open_report(everything, color_scheme="light")
     wait_until_drawn(page)
@@ -205,6 +212,7 @@ def test_dark_mode_follows_the_system(open_report, everything: Path) -> None:
     assert ground == "rgb(20, 23, 27)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_keeps_people_out(open_report, everything: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -219,12 +227,14 @@ def test_nothing_keeps_people_out(open_report, everything: Path, scheme: str) ->
     assert grave == {}
 
 
+@pytest.mark.slow
 def test_a_phone_scrolls_down_only(open_report, everything: Path) -> None:
     page = open_report(everything, viewport={"width": 360, "height": 640})
     wait_until_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.slow
 def test_without_javascript_the_conspicuous_scans_are_there(open_report, thousand: Path) -> None:
     page = open_report(thousand, java_script_enabled=False)
     assert page.locator("#first tbody tr").count() == 44
@@ -232,6 +242,7 @@ def test_without_javascript_the_conspicuous_scans_are_there(open_report, thousan
     assert not page.locator("#find").is_visible()
 
 
+@pytest.mark.slow
 def test_a_print_has_all_charts_and_words(open_report, everything: Path) -> None:
     page = open_report(everything)
     wait_until_drawn(page)
@@ -242,6 +253,7 @@ def test_a_print_has_all_charts_and_words(open_report, everything: Path) -> None
     assert len(page.pdf()) > 20_000
 
 
+@pytest.mark.slow
 def test_adapters_alone(open_report, tmp_path: Path) -> None:
     write_adapter(tmp_path)
     page = open_report(write_group_report(tmp_path))

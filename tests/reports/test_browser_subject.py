@@ -73,6 +73,7 @@ def test_report_opens_and_its_links_lead_somewhere(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("subject", "stem"), [("001A", GOOD), ("02", "sub-02")])
 def test_viewer_draws_left_on_the_right(
     pages: dict[str, Path], open_report: OpenReport, subject: str, stem: str
@@ -97,6 +98,7 @@ def test_viewer_draws_left_on_the_right(
         assert np.median(left[:, 1]) > np.median(right[:, 1]) + 50
 
 
+@pytest.mark.slow
 def test_viewer_controls_work_by_keyboard(pages: dict[str, Path], open_report: OpenReport) -> None:
     page = open_report(pages["02"], viewport=_SMALL)
     open_viewer(page, "sub-02")
@@ -133,6 +135,7 @@ def test_viewer_moves_to_another_scan(pages: dict[str, Path], open_report: OpenR
     assert page.evaluate("viewer.surface.meshes.length") == 1
 
 
+@pytest.mark.slow
 def test_without_webgl_there_are_words(pages: dict[str, Path], open_report: OpenReport) -> None:
     page = open_report(pages["02"])
     page.evaluate("() => { HTMLCanvasElement.prototype.getContext = () => null; }")
@@ -141,6 +144,7 @@ def test_without_webgl_there_are_words(pages: dict[str, Path], open_report: Open
     expect(page.locator("#viewer-body")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_outline_flickers_and_hides(pages: dict[str, Path], open_report: OpenReport) -> None:
     page = open_report(pages["02"])
     figure = page.locator(".picture").first
@@ -158,6 +162,7 @@ def test_outline_flickers_and_hides(pages: dict[str, Path], open_report: OpenRep
     expect(hide).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_nothing_flickers_for_who_wants_no_motion(
     pages: dict[str, Path], open_report: OpenReport
 ) -> None:
@@ -166,6 +171,7 @@ def test_nothing_flickers_for_who_wants_no_motion(
     expect(page.locator("button.hide").first).to_be_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("subject", ["001A", "02"])
 def test_accessibility(
@@ -181,6 +187,7 @@ def test_accessibility(
     assert [(v["id"], [n["html"][:150] for n in v["nodes"]]) for v in grave] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["001A", "02"])
 def test_phone(pages: dict[str, Path], open_report: OpenReport, subject: str) -> None:
     page = open_report(

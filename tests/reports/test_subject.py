@@ -196,6 +196,7 @@ def test_a_scan_that_ends_while_the_report_is_built(
     assert "ses-9" in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "pictures", "viewers"), [(400_000, 15, 3), (160_000, 3, 0), (39_000, 0, 0)]
 )

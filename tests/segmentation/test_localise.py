@@ -91,6 +91,7 @@ def test_intracranial_volume_is_plausible(found: Localisation) -> None:
     assert 1.0e6 < found.icv_mm3 < 2.0e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [7, 20])
 def test_padding_changes_nothing(
     before: int, head: ConformedImage, found: Localisation, model: nn.Module
@@ -103,6 +104,7 @@ def test_padding_changes_nothing(
     assert max(distances(padded, found)) < 1.5
 
 
+@pytest.mark.slow
 def test_scale_of_intensities_does_not_matter(
     head: ConformedImage, found: Localisation, model: nn.Module
 ) -> None:
@@ -111,6 +113,7 @@ def test_scale_of_intensities_does_not_matter(
     assert max(distances(other, found)) < 0.1
 
 
+@pytest.mark.slow
 def test_mirrored_head_swaps_sides(
     head: ConformedImage, found: Localisation, model: nn.Module
 ) -> None:

@@ -93,6 +93,7 @@ def test_own_labels_agree_entirely(
     assert left["whole"] == pytest.approx(8 * ((voxels == 1) | (voxels == 2)).sum(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_head_in_which_nothing_is_found(
     pipeline: Pipeline, segmented: LabelledScan, crops: LabelledCrops, tmp_path: Path
 ) -> None:

@@ -303,6 +303,7 @@ def test_labels_that_cannot_be_right(
     refused(small, tmp_path, change, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -364,6 +365,7 @@ def test_all_bad_scans_in_one_message(small: tuple[Path, Path], tmp_path: Path) 
     assert "b.nii.gz" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_label_partly_outside_the_box(
     head: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 
 from hyps_bids import app
@@ -188,13 +187,3 @@ def test_plugin_file_and_missing_side(tmp_path: Path, coarse_head: nib.Nifti1Ima
     assert right["volume_mm3"].gt(500).all()
     qc = read_table(out / "sub-01/anat/sub-01_seg-hippocampus_qc.tsv").iloc[0]
     assert "missing_L" in qc["flags"].split()
-
-
-@pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    from hyps_bids.demo import run_demo
-
-    assert run_demo(tmp_path) == 0
-    qc = pd.read_csv(tmp_path / "derivatives/group_seg-hippocampus_qc.tsv", sep="\t")
-    assert (qc["status"] == "done").all()
-    assert len(qc) == 3
