@@ -172,7 +172,8 @@ def icv_residuals(
     """Adjust volumes for the intracranial volume by the residual method.
 
     A line is fitted to the reference's subjects, each with the mean of its scans; every scan's
-    volume is moved along it to the mean intracranial volume of the reference.
+    volume is moved along it to the mean intracranial volume of the reference. All volumes are
+    adjusted with the same subjects: those of whom no volume is missing.
 
     Parameters
     ----------
@@ -188,20 +189,22 @@ def icv_residuals(
     pandas.DataFrame
         Same index: icv_residual_mm3_SIDE_PART and icv_residual_soft_mm3_SIDE_PART.
     dict of str to Adjustment
-        By column. A column whose line cannot be fitted (fewer than three subjects, or all of one
-        intracranial volume) is in neither.
+        By column. Nothing is adjusted if no line can be fitted (fewer than three subjects, or all
+        of one intracranial volume), and no column that the reference has no values of.
     """
     columns, adjustments = {}, {}
-    for name in _volume_names(frame):
+    # some have values of other scans only, such as the parts of another adapter
+    names = [name for name in _volume_names(frame) if frame.loc[reference, name].notna().any()]
+    known = frame.loc[reference, ["participant_id", "icv_mm3", *names]].dropna()
+    subjects = known.groupby("participant_id").mean()
+    icv = subjects["icv_mm3"]
+    if len(subjects) < _FEWEST or np.ptp(icv) == 0:
+        return pd.DataFrame(index=frame.index), {}
+    centred = icv - icv.mean()
+    for name in names:
         kind, side, part = split_column(name)
-        known = frame.loc[reference, ["participant_id", "icv_mm3", name]].dropna()
-        subjects = known.groupby("participant_id")[["icv_mm3", name]].mean()
-        icv, volume = subjects["icv_mm3"], subjects[name]
-        centred = icv - icv.mean()
-        spread = float((centred**2).sum())
-        if len(subjects) < _FEWEST or spread == 0:
-            continue
-        slope = float((centred * volume).sum()) / spread
+        volume = subjects[name]
+        slope = float((centred * volume).sum() / (centred**2).sum())
         column = f"icv_residual{_KINDS[kind]}_mm3_{side}_{part}"
         columns[column] = frame[name] - slope * (frame["icv_mm3"] - icv.mean())
         adjustments[column] = Adjustment(fitted_on, slope, float(icv.mean()), len(subjects))

@@ -37,6 +37,8 @@ _ALIASES = {"icv": "icv_mm3"}
 _LEVEL = 0.95
 #: noncentrality from which on scipy gives up (F) or takes ever longer (t); the fit is perfect then
 _FARTHEST = 1e4
+#: degrees of freedom below which a fit warns
+_FEW_DF = 10
 _NO_BETWEEN = "no variance between subjects was found: scans fitted by least squares instead"
 
 #: column of the table → description
@@ -55,9 +57,10 @@ COLUMNS = {
     "se": "Its standard error.",
     "ci_low": "95 % confidence interval of the coefficient, lower end.",
     "ci_high": "Upper end.",
-    "statistic": "t (ols) or z (mixed) of a coefficient; F (ols) or chi2 (mixed) of a joint test.",
-    "df": "Degrees of freedom: of t; of F 'numerator, denominator'; of chi2.",
-    "p": "Two-sided p-value. Of mixed models it assumes many subjects.",
+    "statistic": "t of a coefficient; F of a joint test.",
+    "df": "Degrees of freedom of t; of F 'numerator, denominator'. Of mixed models: subjects minus "
+    "coefficients, on the safe side for terms that vary within subjects.",
+    "p": "Two-sided p-value.",
     "p_fdr": "p adjusted over all measures of the model for this coefficient (Benjamini-Hochberg).",
     "effect": "Effect size. Of a coefficient: d, estimate / residual SD, for a column of zeros "
     "and ones (Cohen's d, adjusted for the other terms), or the same per SD of any other column. "
@@ -119,7 +122,7 @@ class _Fit:
     sd : float
         Residual standard deviation, that between subjects included.
     df : float
-        Residual degrees of freedom; infinite for a mixed model.
+        Degrees of freedom of t; of a mixed model, subjects minus coefficients.
     method : str
         ``ols`` or ``mixed``.
     converged : bool
@@ -275,6 +278,10 @@ def _fit_measure(
             "n_left_out": scans - used_scans,
         }
         fit = _least_squares(design) if used_scans == subjects else _mixed(design)
+        if fit.df < _FEW_DF:
+            count = design.matrix.shape[1]
+            few = f"few subjects ({subjects}) for {count} coefficients"
+            fit = replace(fit, warnings=(few, *fit.warnings))
     except _CannotFit as why:
         counts = counts or {
             "n_scans": len(used),
@@ -401,7 +408,8 @@ def _mixed(design: _Design) -> _Fit:
         error=error,
         covariance=covariance,
         sd=float(np.sqrt(between + result.scale)) * unit,
-        df=np.inf,
+        # as if each subject were one observation: z-tests find too much in few subjects
+        df=float(subjects - count),
         method="mixed",
         converged=bool(result.converged) and bool(np.isfinite(error).all()),
         warnings=tuple(texts),
@@ -426,7 +434,7 @@ def _coefficients(design: _Design, fit: _Fit) -> list[Row]:
                 "ci_low": estimate - wide * error,
                 "ci_high": estimate + wide * error,
                 "statistic": statistic,
-                "df": f"{fit.df:g}" if np.isfinite(fit.df) else None,
+                "df": f"{fit.df:g}",
                 "p": 2 * stats.t.sf(abs(statistic), fit.df),
             }
             if term != "Intercept":
@@ -444,7 +452,7 @@ def _effect(column: np.ndarray, row: Row, fit: _Fit) -> Row:
     indicator = set(np.unique(column)) <= {0.0, 1.0}
     scale = (1.0 if indicator else float(column.std(ddof=1))) / fit.sd
     low, high = row["ci_low"] * scale, row["ci_high"] * scale
-    if np.isfinite(fit.df):
+    if fit.method == "ols":
         # the estimate and the SD are both uncertain
         known = abs(row["statistic"]) < _FARTHEST
         levels = [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2]
@@ -465,16 +473,14 @@ def _joint(where: slice, fit: _Fit) -> Row:
 
     estimate, count = fit.estimate[where], where.stop - where.start
     wald = float(estimate @ np.linalg.solve(fit.covariance[where, where], estimate))
-    if not np.isfinite(fit.df):
-        return {"statistic": wald, "df": f"{count}", "p": stats.chi2.sf(wald, count)}
     f = wald / count
+    test = {"statistic": f, "df": f"{count}, {fit.df:g}", "p": stats.f.sf(f, count, fit.df)}
+    if fit.method != "ols":
+        return test
     ends = ncfdtrinc(count, fit.df, [(1 + _LEVEL) / 2, (1 - _LEVEL) / 2], f)
     ends = np.where(ends < _FARTHEST, ends, np.nan)
     low, high = ends / (ends + count + fit.df + 1)
-    return {
-        "statistic": f,
-        "df": f"{count}, {fit.df:g}",
-        "p": stats.f.sf(f, count, fit.df),
+    return test | {
         "effect": wald / (wald + fit.df),
         "effect_low": low,
         "effect_high": high,

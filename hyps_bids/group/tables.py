@@ -83,6 +83,8 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
         _wanted(settings),
     )
     wide, columns = _wide(gathered, qc, metadata, settings)
+    # a formula may be wrong: models of an older table must not stay beside this one
+    _write_or_remove(output, _MODELS, pd.DataFrame(), statistics.COLUMNS)
     _write(output, _WIDE, wide, columns)
     done = wide[wide["status"] == "done"]
     change = longitudinal.annual_change(done)
@@ -90,11 +92,10 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
     counts = qc["status"].value_counts().to_dict()
     _LOG.warning("group tables of %d scans: %s", len(qc), counts)
     # last, because a formula may be wrong: the tables are there all the same
-    models = pd.DataFrame()
     if settings.model:
         reference = _controls(settings.controls) if settings.controls else None
         models = statistics.fit_models(wide, settings.model, reference)
-    _write_or_remove(output, _MODELS, models, statistics.COLUMNS)
+        _write_or_remove(output, _MODELS, models, statistics.COLUMNS)
     return read_wide(output)
 
 
@@ -265,6 +266,13 @@ def _compare_participants(
 def _reference(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Series, str]:
     """Select the scans to fit the adjustment for intracranial volume on."""
     done = frame["status"] == "done"
+    odd = done & frame["flags"].str.contains("_icv_mm3", na=False)
+    if odd.any():
+        _LOG.warning(
+            "left out when the adjustment for ICV is fitted, because their ICV is flagged: %s",
+            listed(frame.loc[odd, "scan"]),
+        )
+        done &= ~odd
     if controls is None:
         return done, "all"
     column, level = _controls(controls)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
+from scipy import stats
 from scipy.stats import false_discovery_control
 
 from hyps_bids.errors import UsageError
@@ -80,10 +81,32 @@ def test_mixed_models_agree_with_statsmodels() -> None:
         row = one(table, "volume_mm3_L_whole", name)
         assert row["estimate"] == pytest.approx(100 * expected.params[name], rel=1e-3)
         assert row["se"] == pytest.approx(100 * expected.bse[name], rel=1e-2)
+        # with the subjects, not the scans, as what there is of evidence
+        assert row["p"] == pytest.approx(2 * stats.t.sf(abs(row["statistic"]), 90 - 5))
+        assert row["df"] == "85"
     assert one(table, "volume_mm3_L_whole", "visit")["estimate"] == pytest.approx(-50, abs=30)
     # d is in SDs between and within subjects
     d = one(table, "volume_mm3_L_whole", "group[T.AD]")
     assert d["effect"] == pytest.approx(d["estimate"] / np.hypot(250, 150), rel=0.2)
+
+
+def test_few_subjects_are_warned_of() -> None:
+    for scans in (1, 2):
+        table = fit_models(simulated(n=4, scans=scans), ["volume ~ age"])
+        assert table["warnings"].str.contains(r"few subjects \(4\) for 2 coefficients").all()
+        enough = fit_models(simulated(n=12, scans=scans), ["volume_mm3_L_whole ~ age"])
+        assert enough["warnings"].isna().all()
+
+
+def test_p_values_of_few_subjects_hold_under_the_null() -> None:
+    found = []
+    for seed in range(60):
+        frame = simulated(n=6, scans=2, seed=seed)
+        frame["noise"] = np.repeat(np.random.default_rng(1000 + seed).normal(size=6), 2)
+        row = one(fit_models(frame, ["volume_mm3_L_whole ~ noise"]), "volume_mm3_L_whole", "noise")
+        found.append(row["p"] < 0.05)
+    # binomial: 3 of 60 are expected, more than 8 in one of 200 studies
+    assert sum(found) <= 8
 
 
 def test_what_a_mixed_model_warns_of_is_in_the_table() -> None:

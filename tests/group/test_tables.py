@@ -375,3 +375,28 @@ def test_the_validator_accepts_the_tables(study: Any, validator: str) -> None:
 def test_errors_are_ours(study: Any) -> None:
     with pytest.raises(HypsError):
         write_group_tables(study.settings())
+
+
+def test_heads_that_are_cut_off_do_not_decide_the_adjustment(
+    study: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in range(6):
+        study.scan(f"sub-0{k}", 3000 + 10 * k, 3100 + 11 * k, icv=1.4e6 + 1e4 * k)
+    study.scan("sub-10", None, 1000.0, icv=1.5e6)
+    study.scan("sub-11", 2000.0, 2000.0, icv=0.7e6, flags="low_icv_mm3")
+    write_group_tables(study.settings())
+    sidecar = json.loads((study.output / WIDE).with_suffix(".json").read_text())
+    made = [about["ICVAdjustment"] for about in sidecar.values() if "ICVAdjustment" in about]
+    assert {(one["N"], one["MeanICV"]) for one in made} == {(6, 1.425e6)}
+    assert "ICV is flagged: sub-11" in caplog.text
+
+
+def test_models_of_an_older_table_do_not_stay(study: Any) -> None:
+    for k in range(6):
+        study.scan(f"sub-0{k}", 3000 + 10 * k, 3100 + 11 * k, icv=1.4e6 + 1e4 * k)
+    write_group_tables(study.settings(model=("volume ~ icv",)))
+    assert (study.output / MODELS).exists()
+    with pytest.raises(UsageError):
+        write_group_tables(study.settings(model=("volume ~ nonsense",)))
+    assert (study.output / WIDE).exists()
+    assert not (study.output / MODELS).exists()
