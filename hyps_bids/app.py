@@ -32,7 +32,8 @@ from hyps_bids.errors import (
 )
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_cpus, available_memory_gb
-from hyps_bids.settings import Settings
+from hyps_bids.settings import Settings, of_group_level
+from hyps_bids.wording import counted, listed
 
 __all__ = ["run"]
 
@@ -48,6 +49,7 @@ _TRIES = 20
 _MOST_SCANS = 1000
 #: seconds that a worker has to stop
 _PATIENCE_S = 2
+_NOT_REACHED = "not reached: the run stopped at the first failure"
 _CACHE_VARIABLES = ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")
 
 
@@ -73,22 +75,43 @@ def run(settings: Settings) -> int:
 
 
 def _participant(settings: Settings) -> int:
+    if unused := of_group_level(settings):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        _LOG.warning("not used at the participant level: %s", options)
     check_output(settings)
     scans = find_scans(settings, need_content=not settings.reports_only)
     if settings.dry_run:
         return _list(scans)
-    if not settings.reports_only:
+    if settings.reports_only:
+        scans = _with_outputs(settings, scans)
+    else:
         _check_memory(settings)
     run_name = _run_name()
     folder = settings.output_dir / "logs" / run_name
+    failed: Sequence[Scan] = []
     with _work_folder(settings, run_name) as work_dir:
         if settings.reports_only:
             _start_log(folder, settings)
-            failed: Sequence[Scan] = []
         else:
             failed = _process(settings, scans, folder, work_dir)
         unreported = _report(settings, scans, folder, work_dir)
     return 1 if failed or unreported else 0
+
+
+def _with_outputs(settings: Settings, scans: Sequence[Scan]) -> list[Scan]:
+    """Leave out the scans of subjects of whom there is nothing to report."""
+    from hyps_bids.reports.scan import find_scans_of
+
+    subjects = sorted({scan.subject for scan in scans})
+    without = [s for s in subjects if not find_scans_of(settings.output_dir, s)]
+    if len(without) == len(subjects):
+        raise MissingInput(
+            f"{settings.output_dir}: no outputs of participant {listed(subjects)}; run the "
+            "participant level without --reports-only"
+        )
+    if without:
+        _LOG.warning("no outputs yet, and so no report, of participant %s", listed(without))
+    return [scan for scan in scans if scan.subject not in without]
 
 
 def _group(settings: Settings) -> int:
@@ -241,8 +264,8 @@ def _process(
     _start_log(folder, settings)
     todo = [s for s in scans if not is_done(s, settings.output_dir, fingerprint(s, provenance))]
     _LOG.warning(
-        "%d scans: %d done before, %d to do, on %s",
-        len(scans),
+        "%s: %d done before, %d to do, on %s",
+        counted(len(scans), "scan"),
         len(scans) - len(todo),
         len(todo),
         device,
@@ -251,17 +274,21 @@ def _process(
     failed: dict[Scan, str] = {}
     for first in range(0, len(todo), _MOST_SCANS):
         batch = todo[first : first + _MOST_SCANS]
-        failed |= _run_workflow(settings, batch, models, provenance, device, folder, work_dir)
+        lost = _run_workflow(settings, batch, models, provenance, device, folder, work_dir)
+        for scan, reason in lost.items():
+            _LOG.error("%s: %s", scan.stem, reason)
+        failed |= lost
         if failed and settings.stop_on_first_crash:
-            failed |= dict.fromkeys(todo[first + _MOST_SCANS :], "not processed; the run stopped")
+            rest = todo[first + _MOST_SCANS :]
+            failed |= dict.fromkeys(rest, _NOT_REACHED)
+            if rest:
+                _LOG.error("%s more: %s", counted(len(rest), "scan"), _NOT_REACHED)
             break
-    for scan, reason in failed.items():
-        _LOG.error("%s: failed: %s", scan.stem, reason)
     if todo:
         _LOG.warning(
-            "%d of %d scans done in %.0f s; outputs in %s",
+            "%d of %s done now, in %.0f s; outputs in %s",
             len(todo) - len(failed),
-            len(todo),
+            counted(len(todo), "scan"),
             time.monotonic() - began,
             settings.output_dir,
         )
@@ -331,7 +358,7 @@ def _run_workflow(
     folder: Path,
     work_dir: Path,
 ) -> dict[Scan, str]:
-    """Run the workflow and return the scans that failed, each with its reason."""
+    """Run the workflow and return the scans that are not done, each with its reason."""
     from hyps_bids.workflows.crashes import crash_reasons
     from hyps_bids.workflows.outputs import fingerprint, is_done, write_failure
     from hyps_bids.workflows.participant import init_participant_wf
@@ -349,22 +376,29 @@ def _run_workflow(
         device=device,
         n4=settings.n4,
         omp_nthreads=threads,
-        keep_intermediates=settings.work_dir is not None,
+        # on a cluster each removal would be a job
+        keep_intermediates=settings.work_dir is not None or settings.use_plugin is not None,
     )
     error = _run_nipype(workflow, engine)
-    reasons = crash_reasons(folder)
+    if settings.work_dir is None:
+        # those of scans that failed; the next batch may need the room
+        shutil.rmtree(work_dir / workflow.name, ignore_errors=True)
+    crashes = crash_reasons(folder)
+    reasons = {scan: crashes.get(scan.workflow_name) for scan in scans}
     failed = {}
-    for scan in scans:
+    for scan, reason in reasons.items():
         if is_done(scan, settings.output_dir, fingerprint(scan, provenance)):
             continue
-        reason = reasons.get(scan.workflow_name) or (
-            f"not processed: {error}" if error else "not processed; see the log"
-        )
-        failed[scan] = reason
+        if reason is None and settings.stop_on_first_crash and any(reasons.values()):
+            # what it had before stays
+            failed[scan] = _NOT_REACHED
+            continue
+        reason = reason or (f"not processed: {error}" if error else "not processed; see the log")
+        failed[scan] = f"failed: {reason}"
         write_failure(scan, settings.output_dir, reason)
-    if error is not None and not reasons:
+    if error is not None and not any(reasons.values()):
         raise _disk_error(settings, str(error)) or error
-    problems = [_disk_error(settings, reason) for reason in failed.values()]
+    problems = [_disk_error(settings, text) for text in failed.values() if text != _NOT_REACHED]
     if problems and problems[0] is not None and all(problems):
         # not the scans' fault
         raise problems[0]
@@ -494,6 +528,7 @@ def _adapter(settings: Settings) -> Path:
 def _work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
     """Make the folder of intermediate files; a default one goes at the end, whatever happens."""
     work_dir = settings.work_dir or settings.output_dir / "work" / run_name
+    is_new = not settings.output_dir.exists()
     if settings.clean_workdir:
         shutil.rmtree(work_dir, ignore_errors=True)
     try:
@@ -503,6 +538,8 @@ def _work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
         if settings.work_dir is None:
             shutil.rmtree(work_dir, ignore_errors=True)
             _remove_if_empty(work_dir.parent)
+        if is_new:
+            _remove_if_empty(settings.output_dir)
 
 
 @contextmanager

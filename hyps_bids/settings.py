@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "of_group_level"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +130,7 @@ class Settings:
     dry_run: bool = False
     reports_only: bool = False
     verbose: int = 0
+    # from here on, of the group level
     model: tuple[str, ...] = ()
     controls: str | None = None
     target: str | None = None
@@ -161,3 +162,17 @@ class Settings:
     learning_rate: float | None = None
     stratify: str | None = None
     seed: int = 0
+
+
+def of_group_level(settings: Settings) -> list[str]:
+    """Name the settings that differ from their defaults and that only the group level uses.
+
+    Examples
+    --------
+    >>> out = {"bids_dir": Path("in"), "output_dir": Path("out"), "analysis_level": "participant"}
+    >>> of_group_level(Settings(**out, n4=True, target="diagnosis", seed=1))
+    ['target', 'seed']
+    """
+    every = fields(Settings)
+    first = next(i for i, field in enumerate(every) if field.name == "model")
+    return [f.name for f in every[first:] if getattr(settings, f.name) != f.default]

@@ -72,7 +72,7 @@ _DSEG_COLUMNS = {
 
 
 def check_output(settings: Settings) -> None:
-    """Make the output folder and check that it can be written and is in a safe place.
+    """Check that the output folder can be made and written and is in a safe place.
 
     Raises
     ------
@@ -96,9 +96,10 @@ def check_output(settings: Settings) -> None:
                 f"use {source / 'derivatives' / 'hyps'}"
             )
     _check_work(settings, real_source, real_output)
+    # made by whoever has something to write: a run that fails at once leaves no empty folder
+    there = next(folder for folder in (output, *output.parents) if folder.exists())
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".{secrets.token_hex(4)}.probe"
+        probe = there / f".{secrets.token_hex(4)}.probe"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -24,6 +24,7 @@ from hyps_bids.errors import (
     UsageError,
 )
 from hyps_bids.settings import Settings
+from hyps_bids.wording import counted, listed
 
 __all__ = ["Scan", "check_dataset", "find_scans", "index_files", "not_here"]
 
@@ -144,6 +145,7 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
         for path in (Path(file.relpath) for file in layout.get(**_FIXED))
         if _is_asked(path, asked, settings.session_label)
     ]
+    _refuse_unknown_sessions(settings, available, candidates)
     candidates = _well_named(root, candidates, leave_out=settings.skip_bids_validation)
     scans = sorted(candidates)
     if filters:
@@ -156,9 +158,9 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
     if need_content:
         _refuse_dangling(scans)
     _LOG.warning(
-        "%d T1w images of %d participants selected from %s%s",
-        len(scans),
-        len({scan.subject for scan in scans}),
+        "%s of %s selected from %s%s",
+        counted(len(scans), "T1w image"),
+        counted(len({scan.subject for scan in scans}), "participant"),
         root,
         f"; {settings.bids_filter_file} passed {len(scans)} of {len(candidates)}"
         if filters
@@ -218,14 +220,29 @@ def _select(settings: Settings, available: Sequence[str]) -> set[str]:
         raise NothingMatches(f"{settings.bids_dir}: no sub-* folders, so no T1w images")
     unknown = sorted(set(settings.participant_label) - set(available))
     if unknown:
-        some = ", ".join(available[:10]) + (" …" if len(available) > 10 else "")
         raise NothingMatches(
-            f"{settings.bids_dir}: no participant {', '.join(unknown)}; there are {some}"
+            f"{settings.bids_dir}: no participant {listed(unknown)}; there are {listed(available)}"
         )
     asked = set(settings.participant_label or available) - set(settings.exclude_participant_label)
     if not asked:
         raise NothingMatches("--exclude-participant-label leaves no participant")
     return asked
+
+
+def _refuse_unknown_sessions(
+    settings: Settings, available: Sequence[str], found: Iterable[Scan]
+) -> None:
+    """Refuse labels that no participant has; those asked for need not have all sessions."""
+    unknown = set(settings.session_label) - {scan.session for scan in found}
+    if not unknown:
+        return
+    folders = [settings.bids_dir / f"sub-{label}" for label in available]
+    known = {path.name[4:] for folder in folders for path in folder.glob("ses-*")}
+    if unknown - known:
+        there = listed(sorted(known)) or "none"
+        raise NothingMatches(
+            f"{settings.bids_dir}: no session {listed(sorted(unknown - known))}; there are {there}"
+        )
 
 
 def _read_filters(path: Path | None) -> dict[str, Any]:
@@ -375,7 +392,7 @@ def _nothing(settings: Settings, asked: set[str], candidates: int) -> str:
     if candidates:
         return f"{settings.bids_filter_file}: passes none of {candidates} T1w images"
     sessions = f", session {', '.join(settings.session_label)}" if settings.session_label else ""
-    people = ", ".join(sorted(asked)[:10]) + (" …" if len(asked) > 10 else "")
+    people = listed(sorted(asked))
     return f"{settings.bids_dir}: no T1w image of participant {people}{sessions}"
 
 

@@ -51,9 +51,9 @@ from hyps_bids.classification.figures import (
 from hyps_bids.classification.report import card_text, headline, uncertainty
 from hyps_bids.classification.store import CARD, load_classifier, save_classifier
 from hyps_bids.errors import BadData, HypsError, MissingInput, UsageError
-from hyps_bids.group.metadata import listed
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings
+from hyps_bids.wording import listed
 
 __all__ = ["apply_classifier", "classify"]
 

@@ -50,8 +50,8 @@ class Gathered:
         or ``failed``; a scan whose tables are incomplete or damaged has failed, and ``reason``
         says how.
     provenance : pandas.DataFrame
-        One row per scan that is done: scan, software_version, adapter, models; missing where there
-        is no sidecar.
+        One row per scan that is done: scan, software_version, adapter, models; missing where the
+        sidecar is damaged.
     """
 
     morph: pd.DataFrame
@@ -120,8 +120,11 @@ def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Ga
     reasons = {stem: reason for stem, reason in problems["morph"].items() if stem in done}
     for stem in sorted(done - with_volumes - set(reasons)):
         reasons[stem] = "no volume table; run the participant level again"
+    sidecars = {stem: paths["qc"][stem].with_suffix(".json") for stem in sorted(done)}
+    with ThreadPoolExecutor(_READERS) as pool:
+        there = dict(zip(sidecars, pool.map(Path.is_file, sidecars.values()), strict=True))
     for stem in done - set(reasons):
-        if not paths["qc"][stem].with_suffix(".json").is_file():
+        if not there[stem]:
             # written last: the tables may be of different runs
             reasons[stem] = "no QC sidecar, interrupted; run the participant level again"
     for stem in sorted(set(paths["morph"]) - set(paths["qc"])):
@@ -136,7 +139,7 @@ def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Ga
     done -= set(reasons)
     # volumes count only with a QC row that says done
     morph = morph[morph["scan"].isin(done)].reset_index(drop=True)
-    made = _provenance({stem: paths["qc"][stem].with_suffix(".json") for stem in sorted(done)})
+    made = _provenance({stem: path for stem, path in sidecars.items() if stem in done})
     return Gathered(morph, qc, made)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids.errors import UsageError
+from hyps_bids.wording import listed
 
-__all__ = ["Metadata", "join", "listed", "read_metadata", "typed"]
+__all__ = ["Metadata", "join", "read_metadata", "typed"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: what people write for n/a
@@ -24,8 +25,6 @@ _MISSING = {"N/A", "NA", "NaN", "nan", "NULL", "null", "None", "none"}
 _NUMBER = r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 _READERS = 8
-#: names to show of a longer list
-_SHOWN = 20
 
 Notes = list[tuple[Path, str]]
 
@@ -400,10 +399,3 @@ def _report(notes: Notes) -> None:
     for text, paths in kinds.items():
         more = f" and {len(paths) - 1} more such files" if len(paths) > 1 else ""
         _LOG.warning("%s%s: %s", paths[0], more, text)
-
-
-def listed(names: Iterable[str]) -> str:
-    """List names, or the first of many."""
-    every = list(names)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(every[:_SHOWN]) + more

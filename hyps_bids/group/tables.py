@@ -17,8 +17,9 @@ from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.group import longitudinal, statistics
 from hyps_bids.group.derived import Adjustment, derive, describe, icv_residuals, volumes
 from hyps_bids.group.gather import Gathered, gather, table_columns
-from hyps_bids.group.metadata import Metadata, join, listed, read_metadata, typed
+from hyps_bids.group.metadata import Metadata, join, read_metadata, typed
 from hyps_bids.settings import Settings
+from hyps_bids.wording import counted, listed
 
 __all__ = ["read_wide", "write_group_tables"]
 
@@ -90,7 +91,7 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
     change = longitudinal.annual_change(done)
     _write_or_remove(output, _LONGITUDINAL, change, longitudinal.COLUMNS)
     counts = qc["status"].value_counts().to_dict()
-    _LOG.warning("group tables of %d scans: %s", len(qc), counts)
+    _LOG.warning("group tables of %s: %s", counted(len(qc), "scan"), counts)
     # last, because a formula may be wrong: the tables are there all the same
     if settings.model:
         reference = _controls(settings.controls) if settings.controls else None
@@ -166,11 +167,11 @@ def _with_missing(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
     ]
     failed = qc.loc[qc["status"] != "done", "scan"]
     if len(failed):
-        _LOG.warning("%d scans failed: %s", len(failed), listed(failed))
+        _LOG.warning("%s failed: %s", counted(len(failed), "scan"), listed(failed))
     if not rows:
         return qc
     missing = pd.DataFrame(rows, columns=qc.columns)
-    _LOG.warning("no outputs yet of %d scans: %s", len(rows), listed(missing["scan"]))
+    _LOG.warning("no outputs yet of %s: %s", counted(len(rows), "scan"), listed(missing["scan"]))
     return pd.concat([qc, missing]).sort_values("scan", kind="stable", ignore_index=True)
 
 

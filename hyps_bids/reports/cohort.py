@@ -13,7 +13,8 @@ import pandas as pd
 
 from hyps_bids.group.derived import split_column
 from hyps_bids.group.longitudinal import scan_times
-from hyps_bids.reports.flags import HEMISPHERES, bounds, describe_flag
+from hyps_bids.reports.flags import HEMISPHERES, bounds, describe_bounds, describe_flag
+from hyps_bids.reports.page import anchor
 
 __all__ = ["OUTLIER_Z", "STATES", "Cohort", "describe_cohort", "robust_z"]
 
@@ -24,7 +25,7 @@ _FEWEST = 10
 #: state of a scan → what it means, those to look at first in front
 STATES = {
     "failed": "no result; the reason is given",
-    "missing": "no outputs of this scan, or no T1w image of this participant",
+    "absent": "no outputs of this scan, or no T1w image of this participant",
     "flagged": "a figure of quality is outside its bounds, or a hippocampus was not found",
     "outlier": "no flag, but a volume or asymmetry far from those of the other scans",
     "done": "nothing conspicuous",
@@ -65,10 +66,12 @@ class Cohort:
         The page's one copy of the data, plain values.
     adjustment : dict or None
         ``FittedOn`` and ``N`` of the adjustment for intracranial volume.
+    n_without_side : int
+        Scans with a result that lack one or both hippocampi.
     n_outlier_scans : int
         Scans that outliers were searched among; 0 if there are too few.
     not_offered : list of str
-        Columns of text whose levels are not compared, with their number of levels.
+        Columns of text whose levels are not compared, with the reason.
     """
 
     counts: dict[str, int]
@@ -76,6 +79,7 @@ class Cohort:
     versions: list[dict[str, Any]]
     data: dict[str, Any]
     adjustment: dict[str, Any] | None
+    n_without_side: int
     n_outlier_scans: int
     not_offered: list[str]
 
@@ -109,17 +113,17 @@ def describe_cohort(
     noted = np.array([len(n) > 0 for n in notes], dtype=bool)
     state = np.select(
         [wide["status"] == "failed", wide["status"] == "missing", flagged, noted],
-        ["failed", "missing", "flagged", "outlier"],
+        ["failed", "absent", "flagged", "outlier"],
         "done",
     ).tolist()
     names = wide["scan"].fillna(wide["participant_id"]).astype(str).tolist()
     hrefs = [
-        quote(f"{subject}.html") if f"{subject}.html" in reports else None
-        for subject in wide["participant_id"]
+        f"{quote(subject)}.html#{anchor(name)}" if f"{subject}.html" in reports else None
+        for subject, name in zip(wide["participant_id"], names, strict=True)
     ]
     reasons = _texts(wide["reason"])
     for row, reason in enumerate(reasons):
-        if reason and state[row] in ("failed", "missing"):
+        if reason and state[row] in ("failed", "absent"):
             notes[row].insert(0, (reason, "", ""))
     order = {name: rank for rank, name in enumerate(STATES)}
     rows = [row for row in range(len(wide)) if state[row] != "done"]
@@ -148,7 +152,16 @@ def describe_cohort(
         "years": _years(wide),
     }
     data["defaults"] = _defaults(data)
-    return Cohort(counts, conspicuous, _versions(wide), data, adjusted, searched, not_offered)
+    return Cohort(
+        counts=counts,
+        conspicuous=conspicuous,
+        versions=_versions(wide),
+        data=data,
+        adjustment=adjusted,
+        n_without_side=int(wide["flags"].str.contains(r"\bmissing_", na=False).sum()),
+        n_outlier_scans=searched,
+        not_offered=not_offered,
+    )
 
 
 def robust_z(values: pd.Series) -> pd.Series:
@@ -222,7 +235,7 @@ def _far(
         got = (
             f"{what} {values[row]:{digits}} {unit}, median {values.median():{digits}} {unit}: "
             f"robust z {z[row]:+.1f}."
-        )
+        ).replace("-", "−")
         yield int(row), (f"outlier: {short}", got, "")
 
 
@@ -279,7 +292,8 @@ def _categories(wide: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
         # a level of a group has several members; a code of a group, many
         if not 2 <= len(present) <= min(most, values.notna().sum() // (8 if number else 2)):
             if len(present) > 1 and not number:
-                others.append(f"{name} ({len(present)} levels)")
+                why = "too many" if len(present) > most else "too few scans each"
+                others.append(f"{name} ({len(present)} levels: {why})")
             continue
         kind = kind.cat.set_categories(present)
         levels = [f"{level:g}" if number else str(level) for level in present]
@@ -312,6 +326,7 @@ def _quality(qc: pd.DataFrame) -> list[dict[str, Any]]:
                 "name": name,
                 "label": _figure_name(name) + (", mm³" if name.endswith("_mm3") else ""),
                 "description": bound["description"],
+                "inconspicuous": describe_bounds(name),
                 "bounds": [float(bound[end]) for end in ("low", "high") if end in bound],
                 "L": left,
                 # one figure for the whole scan is one point
@@ -356,7 +371,7 @@ def _texts(column: pd.Series) -> list[str | None]:
 
 
 def _numbers(column: pd.Series | None, scale: float, n: int) -> list[float | None]:
-    """Plain numbers of five digits: more is not seen, and costs space."""
+    """Plain numbers of seven digits: more is not seen, and costs space."""
     if column is None:
         return [None] * n
-    return [float(f"{v * scale:.5g}") if np.isfinite(v) else None for v in column.astype(float)]
+    return [float(f"{v * scale:.7g}") if np.isfinite(v) else None for v in column.astype(float)]

@@ -24,6 +24,7 @@ __all__ = [
     "Tile",
     "bounds",
     "compress",
+    "middle_of_head",
     "mosaic",
     "overview",
     "side_tiles",
@@ -272,7 +273,7 @@ def overview(
     colors : mapping of int to str, optional
         Label → colour.
     centres : sequence of points
-        Where the slices are; without any, they go through the middle of the image.
+        Where the slices are; without any, they go through the middle of the head.
     boxes : sequence of points
         Centres of the network's boxes.
 
@@ -284,10 +285,10 @@ def overview(
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     edges = affine[:3, :3] @ (corners * (np.array(t1w.shape) - 1)).T + affine[:3, 3:]
     low, high = edges.min(axis=1), edges.max(axis=1)
-    middle, wanted = (low + high) / 2, _HEAD
+    middle, wanted = middle_of_head(t1w, affine, intracranial), _HEAD
     if intracranial is not None and intracranial.any():
         first, last = bounds(intracranial > 0, affine)
-        middle, wanted = (first + last) / 2, last - first + 2 * _SCALP
+        wanted = last - first + 2 * _SCALP
     # no more than the image has: a part of a head fills the picture too
     field = np.ceil(np.minimum(wanted, high - low + 2))
     middle = np.clip(middle, low + field / 2 - 1, high - field / 2 + 1)
@@ -312,6 +313,40 @@ def overview(
     for centre in boxes:
         outline += _box(np.asarray(centre, dtype=float), tiles)
     return Picture(grey, *_size(width, height), outline, _marks(tiles, width, bar=50))
+
+
+def middle_of_head(
+    t1w: np.ndarray, affine: np.ndarray, intracranial: np.ndarray | None = None
+) -> np.ndarray:
+    """Find the middle of the intracranial volume, or without it of what is bright.
+
+    Parameters
+    ----------
+    t1w, affine : numpy.ndarray
+        Image, and voxel to world.
+    intracranial : numpy.ndarray, optional
+        Mask on the same grid.
+
+    Returns
+    -------
+    numpy.ndarray
+        World coordinates, mm.
+
+    Examples
+    --------
+    >>> image = np.zeros((40, 40, 40))
+    >>> image[20:, :8, 8:24] = 1
+    >>> middle_of_head(image, np.eye(4)).tolist()
+    [28.0, 2.0, 14.0]
+    """
+    if intracranial is not None and intracranial.any():
+        first, last = bounds(intracranial > 0, affine)
+        return (first + last) / 2
+    step = 4
+    coarse = t1w[::step, ::step, ::step]
+    bright = np.argwhere(coarse > coarse.mean())
+    middle = step * bright.mean(axis=0) if len(bright) else (np.array(t1w.shape) - 1) / 2
+    return affine[:3, :3] @ middle + affine[:3, 3]
 
 
 def compress(pixels: np.ndarray, limit: int) -> bytes:

@@ -13,8 +13,10 @@ from typing import Any
 __all__ = [
     "FIGURES",
     "HEMISPHERES",
+    "SCAN_FIGURES",
     "FlagWords",
     "bounds",
+    "describe_bounds",
     "describe_flag",
     "format_figure",
     "split_figure",
@@ -70,6 +72,8 @@ FIGURES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
+#: figures that are not one per side
+SCAN_FIGURES = ("asymmetry", "icv_mm3")
 #: figure → factor to its unit, unit, decimals; the others have three decimals and no unit
 _UNITS = {
     "icv_mm3": (1e-3, " ml", 0),
@@ -171,6 +175,21 @@ def format_figure(figure: str, value: float, unlike: Iterable[float] = ()) -> st
     return text + unit
 
 
+def describe_bounds(figure: str) -> str:
+    """Say between which values a QC figure is inconspicuous.
+
+    Examples
+    --------
+    >>> describe_bounds("agreement"), describe_bounds("asymmetry")
+    ('at least 0.65', 'at least −25.0 %, at most 25.0 %')
+    """
+    ends = {"low": "at least", "high": "at most"}
+    known = bounds()[figure]
+    return ", ".join(
+        f"{word} {format_figure(figure, known[end])}" for end, word in ends.items() if end in known
+    )
+
+
 def describe_flag(flag: str, values: Mapping[str, float | None]) -> FlagWords:
     """Say a flag in words.
 
@@ -205,7 +224,10 @@ def _finding(figure: str, end: str, bound: float, value: float | None) -> str:
     if value is None:
         return "out of bounds; the QC table does not have its value"
     than = "below" if end == "low" else "above"
-    if (value < bound) == (end == "low") and value != bound:
+    if value == bound:
+        # rounded in the table
+        return f"{format_figure(figure, value)}, just {than} the bound"
+    if (value < bound) == (end == "low"):
         return f"{format_figure(figure, value, [bound])}, {than} {format_figure(figure, bound)}"
     # flagged by a version with other bounds
     return f"{format_figure(figure, value, [bound])}, {than} the bound of its version"

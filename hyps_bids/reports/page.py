@@ -14,8 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from hyps_bids import __version__
+from hyps_bids.wording import counted
 
-__all__ = ["data_uri", "embedded_json", "packed", "render"]
+__all__ = ["anchor", "data_uri", "embedded_json", "packed", "render"]
 
 _FOLDER = files("hyps_bids") / "reports"
 
@@ -41,6 +42,17 @@ def render(template: str, /, **context: Any) -> str:
         If the template needs what is not given.
     """
     return _environment().get_template(template).render(**context)
+
+
+def anchor(scan: str) -> str:
+    """Name the part of a subject report that shows a scan.
+
+    Examples
+    --------
+    >>> anchor("sub-01_acq-x+y")
+    'scan-sub-01_acq-x-y'
+    """
+    return "scan-" + re.sub(r"[^\w-]", "-", scan)
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -100,6 +112,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "version": __version__,
+        "counted": counted,
         "asset": _asset,
         "library": _library,
         "packed": packed,

@@ -10,8 +10,9 @@ import csv
 import io
 import json
 import math
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.reports.flags import (
     FIGURES,
     HEMISPHERES,
+    SCAN_FIGURES,
     bounds,
+    describe_bounds,
     describe_flag,
     format_figure,
     split_figure,
@@ -51,6 +54,7 @@ __all__ = [
 
 _ENDING = "_seg-hippocampus_qc.tsv"
 _SEG = "hippocampus"
+_T1W = re.compile(r"(?P<stem>sub-.*)_T1w\.nii(\.gz)?")
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
 
 
@@ -261,8 +265,9 @@ def unprocessed(bids_dir: Path, output: Path, subject: str) -> list[str]:
         Names without suffix, sorted.
     """
     folder = bids_dir / f"sub-{subject}"
-    images = [*folder.glob("anat/*_T1w.nii*"), *folder.glob("ses-*/anat/*_T1w.nii*")]
-    names = {path.name.split("_T1w.nii")[0] for path in images if not path.name.startswith(".")}
+    files = [*folder.glob("anat/*"), *folder.glob("ses-*/anat/*")]
+    found = [_T1W.fullmatch(path.name) for path in files]
+    names = {match["stem"] for match in found if match}
     return sorted(names - {scan.stem for scan in find_scans_of(output, subject)})
 
 
@@ -508,21 +513,21 @@ def _float(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _figures(qc: Mapping[str, str], flags: Iterable[str]) -> Iterable[Figure]:
+def _figures(qc: Mapping[str, str], flags: Collection[str]) -> Iterable[Figure]:
     flagged = {flag.partition("_")[2] for flag in flags}
     for figure, known in bounds().items():
         names = [figure, f"{figure}_L", f"{figure}_R"]
-        sided = any(name in qc for name in names[1:])
-        ends = {"low": "at least", "high": "at most"}
-        limits = {known[end]: word for end, word in ends.items() if end in known}
+        sided = figure not in SCAN_FIGURES
+        limits = [known[end] for end in ("low", "high") if end in known]
         for name in names[1:] if sided else names[:1]:
             value = _float(qc.get(name))
+            unknown = "missing" if f"missing_{name[-1]}" in flags and sided else "n/a"
             yield Figure(
                 name=name,
                 title=FIGURES[figure][0],
                 side=split_figure(name)[1],
-                value="n/a" if value is None else format_figure(figure, value, limits),
-                bounds=", ".join(f"{w} {format_figure(figure, b)}" for b, w in limits.items()),
+                value=unknown if value is None else format_figure(figure, value, limits),
+                bounds=describe_bounds(figure),
                 description=str(known["description"]),
                 flagged=name in flagged,
             )

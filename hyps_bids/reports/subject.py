@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.reports import figures, viewer
 from hyps_bids.reports.citation import methods_html
 from hyps_bids.reports.flags import HEMISPHERES
-from hyps_bids.reports.page import data_uri, embedded_json, packed, render
+from hyps_bids.reports.page import anchor, data_uri, embedded_json, packed, render
 from hyps_bids.reports.scan import (
     Images,
     ScanFacts,
@@ -119,15 +118,15 @@ def write_subject_report(
         If it cannot be written.
     """
     path = output_dir / f"sub-{subject}.html"
-    state = None
-    while state != (now := _state(bids_dir, output_dir, subject)):
+    state, complete = None, bool(settings_text)
+    while state != (now := _state(bids_dir, output_dir, subject, with_settings=complete)):
         state = now
         write_text(path, _build(bids_dir, output_dir, subject, settings_text, state))
     return path
 
 
 def is_current(bids_dir: Path, output_dir: Path, subject: str) -> bool:
-    """Tell whether a subject's report shows its outputs as they are, with nothing left out.
+    """Tell whether a report shows the outputs as they are and the settings, nothing left out.
 
     Parameters
     ----------
@@ -150,12 +149,12 @@ def is_current(bids_dir: Path, output_dir: Path, subject: str) -> bool:
             head = report.read(_HEAD)
     except OSError:
         return False
-    return f'content="{_state(bids_dir, output_dir, subject)}"' in head
+    return f'content="{_state(bids_dir, output_dir, subject, with_settings=True)}"' in head
 
 
-def _state(bids_dir: Path, output: Path, subject: str) -> str:
+def _state(bids_dir: Path, output: Path, subject: str, *, with_settings: bool) -> str:
     """Digest of what the report shows: it changes when another job finishes a scan."""
-    digest = hashlib.sha256(__version__.encode())
+    digest = hashlib.sha256(f"{__version__} {with_settings} ".encode())
     digest.update(" ".join(unprocessed(bids_dir, output, subject)).encode())
     for scan in find_scans_of(output, subject):
         for path in facts_files(output, scan).values():
@@ -212,7 +211,7 @@ def _section(bids_dir: Path, output: Path, scan: Scan, share: int) -> _Section:
     names = [f"{key}-{value}" for key, value in scan.entities if key != "sub"]
     section = _Section(
         facts=facts,
-        anchor="scan-" + re.sub(r"[^\w-]", "-", scan.stem),
+        anchor=anchor(scan.stem),
         title=", ".join(names) or "T1w image",
     )
     for problem in facts.problems:
@@ -246,7 +245,7 @@ def _draw(section: _Section, bids_dir: Path, output: Path, share: int) -> None:
 def _raw_picture(raw: ConformedImage) -> tuple[str, str, str, figures.Picture]:
     return (
         "The image",
-        "Slices through the middle of the image. Radiological convention: left is on the right.",
+        "Slices through the middle of the head. Radiological convention: left is on the right.",
         "One sagittal, one coronal and one axial slice through the middle of the T1w image.",
         figures.overview(raw.data, raw.affine),
     )
@@ -296,7 +295,9 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
             if not mask.any():
                 continue
             low, high = figures.bounds(mask, cut.affine)
-            middle = np.mean(np.argwhere(mask), axis=0)
+            voxels = np.argwhere(mask)
+            # within it, although it is curved
+            middle = voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]
             centres[hemi] = (cut.affine[:3, :3] @ middle + cut.affine[:3, 3]).tolist()
             if share >= _OVERVIEW_ONLY:
                 rows = figures.side_tiles(low.tolist(), high.tolist())
@@ -321,7 +322,8 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
     if share >= _OVERVIEW_ONLY:
         _pack(section, images, cut, parts, left)
         if section.viewer is not None:
-            section.viewer["start"] = next(iter(centres.values()), None)
+            middle = figures.middle_of_head(images.t1w, images.affine, images.intracranial)
+            section.viewer["start"] = [*(centres | boxes).values(), middle.tolist()][0]
     else:
         section.messages.append(
             "Only an overview: there are too many scans for one report of 6 MB."
@@ -365,15 +367,21 @@ def _of_side(
 def _overview_words(
     picture: figures.Picture, facts: ScanFacts
 ) -> tuple[str, str, str, figures.Picture]:
-    box = " × ".join(map(str, figures.BOX))
+    box, seen, boxes = " × ".join(map(str, figures.BOX)), "", ""
+    if facts.box_centres:
+        seen = (
+            f" Dashed: what the network sees, a box of {box} mm around where the localiser found "
+            "each hippocampus."
+        )
+        boxes = " and the boxes around them"
+    hippocampi = ", the hippocampi" if len(facts.missing) < len(HEMISPHERES) else ""
     icv = "" if facts.icv_mm3 is None else f" of {facts.icv_mm3 / 1000:,.0f} ml"
     return (
         "Whole head",
-        f"Yellow: intracranial volume. Dashed: what the network sees, a box of {box} mm around "
-        "where the localiser found each hippocampus. Radiological convention: the patient’s left "
-        "is on the right.",
+        f"Yellow: intracranial volume.{seen} Radiological convention: the patient’s left is on the "
+        "right.",
         f"Whole head in sagittal, coronal and axial slices with the contour of the intracranial "
-        f"volume{icv}, the hippocampi and the boxes around them.",
+        f"volume{icv}{hippocampi}{boxes}.",
         picture,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +251,16 @@ class _WriteInput(_ImageInput):
     measures = File(exists=True, mandatory=True, desc="from Measure")
 
 
+class _WriteOutput(TraitedSpec):
+    # a plain string: another job may be about to write the same file anew
+    out_file = traits.Str(desc="QC sidecar")
+
+
 class Write(SimpleInterface):
     """Write the derivatives (:func:`hyps_bids.workflows.outputs.write_result`)."""
 
     input_spec = _WriteInput
-    output_spec = _Output
+    output_spec = _WriteOutput
     # the outputs lie outside the work folder: they may be gone although the inputs are the same
     _always_run = True
 
@@ -281,7 +287,7 @@ class Write(SimpleInterface):
 
 
 class _DiscardInput(BaseInterfaceInputSpec):
-    written = File(exists=True, mandatory=True, desc="from Write")
+    written = traits.Str(mandatory=True, desc="from Write")
     conformed = File(exists=True, mandatory=True, desc="from Conform")
     image = File(exists=True, mandatory=True, desc="what the networks saw")
     localisation = File(exists=True, mandatory=True, desc="from Localise")
@@ -301,7 +307,9 @@ class Discard(SimpleInterface):
             *(given.conformed, given.image, given.localisation),
             *(given.segmentation, given.restored),
         ):
-            Path(path).unlink(missing_ok=True)
+            # what cannot be removed goes with the work folder
+            with suppress(OSError):
+                Path(path).unlink()
         return runtime
 
 

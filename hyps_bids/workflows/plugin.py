@@ -109,6 +109,10 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
         gc.freeze()
         try:
             super().run(graph, config, updatehash=updatehash)
+        except Exception:
+            # the run stops at a failure: what is under way ends before anybody looks what is there
+            self.pool.shutdown(cancel_futures=True)
+            raise
         finally:
             gc.unfreeze()
 

@@ -48,6 +48,7 @@ def init_reports_wf(
         To be run with any plugin.
     """
     workflow = pe.Workflow(name=name, base_dir=str(work_dir))
+    of_subjects = []
     for subject in subjects:
         # of its own, so that crash files name it like those of scans
         of_subject = pe.Workflow(name=report_name(subject))
@@ -58,7 +59,9 @@ def init_reports_wf(
             settings_text=settings_text,
         )
         of_subject.add_nodes([pe.Node(report, name="report", mem_gb=_MEM)])
-        workflow.add_nodes([of_subject])
+        of_subjects.append(of_subject)
+    # all at once: nipype compares each call's nodes with those that are there
+    workflow.add_nodes(of_subjects)
     return workflow
 
 

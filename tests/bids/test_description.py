@@ -38,17 +38,18 @@ def description(raw: Path, output: Path) -> dict[str, Any]:
     return json.loads((output / "dataset_description.json").read_text())
 
 
-def test_output_is_made(raw: Path, tmp_path: Path) -> None:
-    output = tmp_path / "new" / "out"
-    check_output(settings(raw, output))
-    assert list(output.iterdir()) == []
-    check_output(settings(raw, output))
+def test_checking_leaves_nothing(raw: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    check_output(settings(raw, tmp_path / "new" / "out"))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("inside", ["derivatives", "derivatives/hyps", "sourcedata/x", "code/x"])
 def test_safe_folders_of_the_input(raw: Path, inside: str) -> None:
     check_output(settings(raw, raw / inside))
-    assert (raw / inside).is_dir()
+    (raw / inside).mkdir(parents=True)
+    check_output(settings(raw, raw / inside))
+    assert list((raw / inside).iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,13 @@ def test_relative_bids_dir_stays_relative(dataset: Path, monkeypatch: pytest.Mon
         ({"exclude_participant_label": ("nobody",)}, NAMES),
         ({"participant_label": ("01", "02"), "exclude_participant_label": ("02",)}, NAMES[:3]),
         ({"session_label": ("M12",)}, NAMES[4:5]),
-        ({"session_label": ("M00", "M12", "M99")}, NAMES[3:5]),
+        ({"session_label": ("M00", "M12")}, NAMES[3:5]),
+        # of another participant
+        ({"participant_label": ("02",), "session_label": ("M00", "M24")}, NAMES[3:4]),
     ],
 )
 def test_labels(dataset: Path, options: dict[str, Any], expected: tuple[str, ...]) -> None:
+    (dataset / "sub-101/ses-M24/func").mkdir(parents=True)
     assert find(dataset, **options) == list(expected)
 
 
@@ -125,11 +128,13 @@ def test_labels(dataset: Path, options: dict[str, Any], expected: tuple[str, ...
             {"participant_label": ("01",), "exclude_participant_label": ("01",)},
             "leaves no participant",
         ),
-        ({"session_label": ("M24",)}, "session M24"),
+        ({"session_label": ("M99",)}, "no session M99; there are M00, M12, M24"),
+        ({"session_label": ("M00", "M99")}, "no session M99; there are M00, M12, M24"),
         ({"participant_label": ("01",), "session_label": ("M00",)}, "participant 01, session M00"),
     ],
 )
 def test_labels_that_match_nothing(dataset: Path, options: dict[str, Any], message: str) -> None:
+    (dataset / "sub-101/ses-M24/func").mkdir(parents=True)
     with pytest.raises(NothingMatches, match=message):
         find(dataset, **options)
 

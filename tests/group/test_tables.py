@@ -109,8 +109,8 @@ def test_missing_and_failed_scans_are_listed(
     assert qc["reason"].tolist()[1] == "all voxels are zero"
     assert qc["session_id"].tolist()[1:] == ["ses-M00", "ses-M12"]
     assert qc["reason"].tolist()[2] == "no outputs yet"
-    assert f"no outputs yet of 1 scans: {third.stem}" in caplog.text
-    assert f"1 scans failed: {second.stem}" in caplog.text
+    assert f"no outputs yet of 1 scan: {third.stem}" in caplog.text
+    assert f"1 scan failed: {second.stem}" in caplog.text
     morph = group(settings, "morph")
     # a hippocampus that is not there has no volume, not one of zero
     assert morph["scan"].unique().tolist() == [first.stem]

@@ -124,7 +124,7 @@ def test_the_table_filters(open_report, thousand: Path) -> None:
     page.locator("a.count.failed").click()
     assert first_column(page) == ["sub-0001"]
     assert NASTY in page.locator("#table tbody").inner_text()
-    page.locator("a.count.missing").press("Enter")
+    page.locator("a.count.absent").press("Enter")
     assert first_column(page) == ["sub-0002"]
 
 
@@ -141,9 +141,11 @@ def test_flags_are_explained_on_focus(open_report, thousand: Path) -> None:
 def test_links_resolve(open_report, thousand: Path) -> None:
     page = ready(open_report(thousand))
     hrefs = page.evaluate("[...document.querySelectorAll('main a, nav a')].map(a => a.href)")
-    files = {href for href in hrefs if "#" not in href}
-    assert files == {(thousand.parent / f"sub-{k:04d}.html").as_uri() for k in (5, 6)}
-    targets = {href.split("#")[1] for href in hrefs if "#" in href}
+    files = {href for href in hrefs if not href.startswith(page.url.split("#")[0])}
+    assert files == {
+        f"{(thousand.parent / f'sub-{k:04d}.html').as_uri()}#scan-sub-{k:04d}" for k in (5, 6)
+    }
+    targets = {href.split("#")[1] for href in hrefs if href not in files}
     assert all(page.locator(f"#{target}").count() == 1 for target in targets)
     page.get_by_role("link", name="sub-0005").first.click()
     assert page.title() == "Subject"
@@ -177,7 +179,7 @@ def test_points_say_who_they_are_and_lead_to_the_subject(open_report, tmp_path: 
     assert "diagnosis: " in tip.inner_text()
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_url("**/sub-00*.html")
+    page.wait_for_url("**/sub-00*.html#scan-sub-00*")
 
 
 @pytest.mark.slow

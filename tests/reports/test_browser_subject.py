@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
+from hyps_bids.bids.derivatives import read_table, write_nifti, write_table
 from hyps_bids.reports.subject import write_subject_report
 from tests.reports.conftest import GOOD, HALF, OpenReport, Study
 
@@ -48,7 +51,7 @@ def coloured(image: np.ndarray, color: str) -> np.ndarray:
 
 def open_viewer(page: Page, stem: str) -> None:
     page.locator(f'button[data-scan="scan-{stem}"]').click()
-    expect(page.locator("#viewer-location")).to_contain_text("mm:", timeout=_LOADED_MS)
+    expect(page.locator("#viewer-location")).to_contain_text(" mm", timeout=_LOADED_MS)
     expect(page.locator("#viewer-message")).to_have_text("", timeout=_LOADED_MS)
     expect(page.locator("#viewer-body")).to_be_visible()
 
@@ -133,6 +136,32 @@ def test_viewer_moves_to_another_scan(pages: dict[str, Path], open_report: OpenR
     assert coloured(pixels(page.locator("#viewer-surface")), "#0072B2").sum() > 50
     # the other scan's right hippocampus is gone
     assert page.evaluate("viewer.surface.meshes.length") == 1
+
+
+@pytest.mark.slow
+def test_a_scan_without_hippocampi(study: Study, open_report: OpenReport) -> None:
+    prefix = f"{study.output}/sub-02/anat/sub-02_seg-hippocampus_"
+    image = nib.load(f"{prefix}dseg.nii.gz")
+    empty = nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine)
+    write_nifti(Path(f"{prefix}dseg.nii.gz"), empty)
+    qc, morph = (read_table(Path(f"{prefix}{name}.tsv")) for name in ("qc", "morph"))
+    qc["flags"] = "missing_L missing_R"
+    sided = [name for name in qc if name.endswith(("_L", "_R"))]
+    qc[sided] = morph[["voxels", "volume_mm3", "volume_soft_mm3"]] = np.nan
+    write_table(Path(f"{prefix}qc.tsv"), qc)
+    write_table(Path(f"{prefix}morph.tsv"), morph)
+    path = write_subject_report(study.raw, study.output, "02", settings_text="a = 1")
+    page = open_report(path)
+    row = page.get_by_role("row", name="Agreement with the localiser left missing")
+    expect(row).to_be_visible()
+    assert "the hippocampi" not in page.locator("svg").first.get_attribute("aria-label")
+    expect(page.get_by_text("scan, without segmentation")).to_be_visible()
+    open_viewer(page, "sub-02")
+    for name in ("surface", "labels", "probability", "outline"):
+        expect(page.locator(f"#viewer-{name}")).to_be_hidden()
+    expect(page.locator("#viewer-location")).to_contain_text(re.compile("mm$"))
+    # it opens in the middle of the head
+    assert pixels(page.locator("#viewer-slices")).std() > 20
 
 
 @pytest.mark.slow

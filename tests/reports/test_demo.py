@@ -50,5 +50,7 @@ def test_every_report_opens_and_shows_what_it_has(
             link = urlsplit(href)
             # works to cite lead to the web, all else into this folder
             if link.scheme != "https":
-                assert Path(unquote(link.path)).exists(), href
+                target = Path(unquote(link.path))
+                assert target.exists(), href
+                assert not link.fragment or f'id="{link.fragment}"' in target.read_text(), href
         page.close()

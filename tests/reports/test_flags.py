@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from hyps_bids.imaging import quality
-from hyps_bids.reports.flags import FIGURES, bounds, describe_flag
+from hyps_bids.reports.flags import FIGURES, SCAN_FIGURES, bounds, describe_flag
+from hyps_bids.workflows.outputs import qc_columns
 
 
 def test_every_figure_has_words_for_each_of_its_bounds() -> None:
@@ -24,6 +25,15 @@ def test_the_direction_of_an_asymmetry_is_said() -> None:
     words = describe_flag("low_asymmetry", {"asymmetry": -0.3})
     assert words.short == "left much smaller than right"
     assert words.finding == "−30.0 %, below −25.0 %"
+
+
+def test_figures_of_a_scan_are_those_of_the_table() -> None:
+    assert set(SCAN_FIGURES) == set(qc_columns()) & set(FIGURES)
+
+
+def test_a_value_that_was_rounded_to_its_bound_is_not_of_another_version() -> None:
+    words = describe_flag("low_agreement_R", {"agreement_R": bounds()["agreement"]["low"]})
+    assert words.finding == "0.65, just below the bound"
 
 
 def test_bounds_of_other_versions_are_not_claimed() -> None:

@@ -58,9 +58,9 @@ def described(n: int = 40, reports: tuple[str, ...] = ()):
 
 def test_every_state_is_counted_and_reasons_are_words() -> None:
     cohort = described()
-    assert cohort.counts == {"failed": 1, "missing": 1, "flagged": 2, "outlier": 1, "done": 35}
+    assert cohort.counts == {"failed": 1, "absent": 1, "flagged": 2, "outlier": 1, "done": 35}
     by_scan = {one["scan"]: one for one in cohort.conspicuous}
-    assert [one["state"] for one in cohort.conspicuous][:2] == ["failed", "missing"]
+    assert [one["state"] for one in cohort.conspicuous][:2] == ["failed", "absent"]
     assert by_scan["sub-0001"]["notes"][0][0] == f"not an image: {NASTY}"
     short, got, meaning = by_scan["sub-0005"]["notes"][0]
     assert short == "low confidence, left"
@@ -68,25 +68,27 @@ def test_every_state_is_counted_and_reasons_are_words() -> None:
     assert meaning.startswith("The network was unsure")
     outlier = by_scan["sub-0004"]["notes"]
     assert outlier[0][0] == "outlier: small left hippocampus"
-    assert "robust z -" in outlier[0][1]
+    assert "robust z −" in outlier[0][1]
 
 
 def test_a_side_that_was_not_found_is_said() -> None:
     wide, qc = wide_table(12)
     wide.loc[5, "flags"] = "missing_R low_asymmetry something_new"
-    notes = {one["scan"]: one["notes"] for one in describe_cohort(wide, qc, {}, ()).conspicuous}
+    cohort = describe_cohort(wide, qc, {}, ())
+    assert cohort.n_without_side == 1
+    notes = {one["scan"]: one["notes"] for one in cohort.conspicuous}
     assert [short for short, *_ in notes["sub-0006"]] == [
         *("no right hippocampus", "left much smaller than right", "something_new")
     ]
 
 
-def test_participants_without_a_scan_are_missing() -> None:
+def test_participants_without_a_scan_are_absent() -> None:
     wide, qc = wide_table(12)
     for name in ("sub-x", "sub-y"):
         wide.loc[len(wide)] = {"participant_id": name, "status": "missing", "reason": "no T1w"}
     cohort = describe_cohort(wide, qc, {}, ())
-    assert cohort.counts["missing"] == 3
-    assert [one["scan"] for one in cohort.conspicuous if one["state"] == "missing"][1] == "sub-x"
+    assert cohort.counts["absent"] == 3
+    assert [one["scan"] for one in cohort.conspicuous if one["state"] == "absent"][1] == "sub-x"
 
 
 def test_few_scans_have_no_outliers() -> None:
@@ -103,8 +105,18 @@ def test_robust_z_is_that_of_a_normal_distribution() -> None:
 
 def test_only_reports_that_exist_are_linked() -> None:
     data = described(reports=("sub-0003.html",)).data
-    assert data["href"][2] == "sub-0003.html"
-    assert [href for href in data["href"] if href] == ["sub-0003.html"]
+    assert data["href"][2] == "sub-0003.html#scan-sub-0003"
+    assert [href for href in data["href"] if href] == ["sub-0003.html#scan-sub-0003"]
+
+
+def test_numbers_are_those_of_the_tables() -> None:
+    wide, qc = wide_table(12)
+    wide.loc[2, "icv_mm3"] = 1_234_449.6
+    wide.loc[2, "volume_mm3_L_whole"] = 12_345.49
+    data = describe_cohort(wide, qc, {}, ()).data
+    # rounded twice, they would be 1235 and 12,346
+    assert round(data["icv"][2]) == 1234
+    assert round(data["left"][2]) == 12_345
 
 
 def test_columns_to_compare_are_found() -> None:
@@ -118,7 +130,7 @@ def test_columns_to_compare_are_found() -> None:
     wide, qc = wide_table(40)
     wide["street"] = [f"street {i % 13}" for i in range(40)]
     cohort = describe_cohort(wide, qc, {}, ())
-    assert cohort.not_offered == ["street (13 levels)"]
+    assert cohort.not_offered == ["street (13 levels: too many)"]
     assert "street" not in [c["label"] for c in cohort.data["categories"]]
 
 

@@ -24,8 +24,8 @@ from hyps_bids.workflows.outputs import write_failure
 from tests.reports.conftest import FAILED, GOOD, HALF, TURNED, Study
 
 
-def report(study: Study, subject: str = "02", **options: str) -> str:
-    path = write_subject_report(study.raw, study.output, subject, **options)
+def report(study: Study, subject: str = "02", settings_text: str = "a = 1") -> str:
+    path = write_subject_report(study.raw, study.output, subject, settings_text=settings_text)
     assert path == study.output / f"sub-{subject}.html"
     assert path.stat().st_size <= LIMIT
     return path.read_text()
@@ -106,6 +106,8 @@ def test_images_without_outputs_are_named(study: Study) -> None:
     folder = study.raw / "sub-02/ses-late/anat"
     folder.mkdir(parents=True)
     (folder / "sub-02_ses-late_T1w.nii.gz").touch()
+    (folder / "sub-02_ses-late_T1w.nii.gz.bak").touch()
+    (folder / "notes_T1w.nii").touch()
     assert not is_current(study.raw, study.output, "02")
     assert "Not in this report: sub-02_ses-late." in check(report(study))
     assert is_current(study.raw, study.output, "02")
@@ -122,6 +124,24 @@ def test_a_report_without_pictures_is_made_again(study: Study) -> None:
     raw.write_bytes(content)
     report(study)
     assert is_current(study.raw, study.output, "02")
+
+
+def test_a_report_without_settings_is_made_again(study: Study) -> None:
+    assert "logs/*/settings.toml next to it has the settings" in check(report(study, "02", ""))
+    assert not is_current(study.raw, study.output, "02")
+    assert "a = 1" in check(report(study))
+    assert is_current(study.raw, study.output, "02")
+
+
+def test_boxes_are_promised_only_if_they_are_drawn(study: Study) -> None:
+    assert "Dashed: what the network sees" in report(study)
+    sidecar = study.output / "sub-02/anat/sub-02_seg-hippocampus_qc.json"
+    content = json.loads(sidecar.read_text())
+    del content["BoxCentres"]
+    sidecar.write_text(json.dumps(content))
+    html = report(study)
+    assert "Dashed" not in html
+    assert "the hippocampi and the boxes" not in html
 
 
 def test_a_subject_without_scans(study: Study) -> None:

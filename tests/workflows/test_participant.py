@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_dry_run_writes_nothing(
 ) -> None:
     assert main([str(dataset), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert not list((tmp_path / "out").rglob("*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_plugin_file_and_missing_side(tmp_path: Path, coarse_head: nib.Nifti1Image) -> None:
@@ -187,3 +188,67 @@ def test_plugin_file_and_missing_side(tmp_path: Path, coarse_head: nib.Nifti1Ima
     assert right["volume_mm3"].gt(500).all()
     qc = read_table(out / "sub-01/anat/sub-01_seg-hippocampus_qc.tsv").iloc[0]
     assert "missing_L" in qc["flags"].split()
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    for options, code in (
+        (["--adapter", "nosuch"], 64),
+        (["--session-label", "C"], 18),
+        (["--reports-only"], 66),
+    ):
+        assert main([str(dataset), str(out), "participant", *options]) == code
+        assert not out.exists()
+    assert "no outputs of participant constant, good, truncated; run" in capsys.readouterr().err
+
+
+def test_options_of_the_group_level_are_not_ignored_in_silence(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--dry-run", "--target", "diagnosis", "--n4", "--seed", "1"]
+    assert main([str(dataset), str(tmp_path / "out"), "participant", *options]) == 0
+    assert "not used at the participant level: --target, --seed" in capsys.readouterr().err
+
+
+def test_reports_are_built_again_from_the_outputs(
+    dataset: Path, derivatives: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "derivatives"
+    shutil.copytree(derivatives, out)
+    report = out / "sub-good.html"
+    before, scans = report.read_text(), sorted((out / "sub-good").rglob("*"))
+    times = [path.stat().st_mtime_ns for path in scans]
+    report.unlink()
+    arguments = [str(dataset), str(out), "participant", "--participant-label", "good"]
+    assert main([*arguments, "--reports-only"]) == 0
+    assert "logs/*/settings.toml" in report.read_text()
+    # the settings are missing: a run adds them, although there is nothing else to do
+    assert main(arguments) == 0
+    assert report.read_text() == before
+    assert [path.stat().st_mtime_ns for path in scans] == times
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_a_run_that_stops_leaves_what_it_did_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    image = nib.Nifti1Image(np.ones((40, 40, 40)), np.diag([4, 4, 4, 1]))
+    for subject in ("01", "02", "03"):
+        folder = tmp_path / f"raw/sub-{subject}/anat"
+        folder.mkdir(parents=True)
+        nib.save(image, folder / f"sub-{subject}_T1w.nii.gz")
+    old = tmp_path / "out/sub-02/anat/sub-02_seg-hippocampus_morph.tsv"
+    old.parent.mkdir(parents=True)
+    old.write_text("of other content")
+    monkeypatch.setattr(app, "_MOST_SCANS", size)
+    options = ["--skip-bids-validation", "--stop-on-first-crash", "--nprocs", "1"]
+    assert main([str(tmp_path / "raw"), str(tmp_path / "out"), "participant", *options]) == 1
+    failed = sorted(path.name for path in (tmp_path / "out").glob("sub-*/anat/*_qc.tsv"))
+    assert failed == ["sub-01_seg-hippocampus_qc.tsv"]
+    assert old.exists()
+    log = next((tmp_path / "out").glob("logs/*/hyps-bids.log")).read_text()
+    assert "sub-01: failed: " in log
+    assert "not reached: the run stopped at the first failure" in log
+    assert "0 of 3 scans done now" in log

@@ -9,7 +9,7 @@
   };
   const specs = await read("charts");
   const cohort = byId("cohort") ? await read("cohort") : null;
-  const STATES = ["failed", "missing", "flagged", "outlier", "done"];
+  const STATES = ["failed", "absent", "flagged", "outlier", "done"];
   const SIDES = { L: "left", R: "right" };
   const shown = (value) => value === null ? "n/a" : value.toLocaleString("en",
     Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 });

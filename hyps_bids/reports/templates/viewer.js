@@ -34,6 +34,11 @@ async function openViewer(button) {
       ...Object.keys(choices).filter((name) => files.includes(name))
         .map((name) => new Option(choices[name], name)),
     );
+    // nothing may be segmented
+    for (const name of ["labels", "probability", "outline"]) {
+      control(name).closest("label").hidden = !files.includes("labels");
+    }
+    control("surface").hidden = !files.some((name) => name.startsWith("surface-"));
     await loadVolumes();
     await loadSurfaces();
     say("");
@@ -55,7 +60,8 @@ async function newSlices() {
     isCornerOrientationText: false,
     sagittalNoseLeft: true,
     showAllOrientationMarkers: true,
-    fontColor: [1, 1, 1, 1],
+    // can be read on black and on white
+    fontColor: [1, 0.35, 0.75, 1],
     tileMargin: 2,
     isSliceMM: true,
     multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
@@ -134,7 +140,7 @@ function setOpacity(layer) {
   }
 }
 
-/** Sliders reach as far as the volume does, and begin in a hippocampus. */
+/** Sliders reach as far as the volume does, and begin in a hippocampus, if there is one. */
 function setRanges() {
   const [low, high] = viewer.slices.sceneExtentsMinMax(true);
   ["x", "y", "z"].forEach((axis, i) => {
@@ -160,7 +166,7 @@ function showLocation({ mm, values }) {
   const label = names[Math.round(value("labels") ?? 0)] ?? "not hippocampus";
   const p = value("probability");
   control("location").textContent =
-    `x, y, z = ${at} mm: ${label}${p === undefined ? "" : `, probability ${p.toFixed(2)}`}`;
+    `x, y, z = ${at} mm${p === undefined ? "" : `: ${label}; probability of hippocampus ${p.toFixed(2)}`}`;
 }
 
 for (const axis of ["x", "y", "z"]) {
