@@ -67,7 +67,7 @@ def distribution_chart(bounds: Sequence[float] = ()) -> Spec:
     -------
     dict
         Template; rows have ``i`` (number of the scan), ``value``, ``x`` (about the place of the
-        group), ``colour`` and ``flagged``; boxes have ``from``, ``to``, ``low``, ``middle`` and
+        group), ``colour`` and ``ringed``; boxes have ``from``, ``to``, ``low``, ``middle`` and
         ``high``.
     """
     # places are numbers, so that points can be scattered about them
@@ -94,7 +94,7 @@ def distribution_chart(bounds: Sequence[float] = ()) -> Spec:
             },
             {"mark": _points(), "encoding": {"x": x, "y": y, "tooltip": _ROW, **_colours()}},
             {
-                "transform": [{"filter": "datum.flagged"}],
+                "transform": [{"filter": "datum.ringed"}],
                 "mark": _ring(),
                 "encoding": {"x": x, "y": y, "tooltip": _ROW},
             },
@@ -117,7 +117,7 @@ def relation_chart() -> Spec:
     Returns
     -------
     dict
-        Template; rows have ``i``, ``x``, ``value``, ``colour`` and ``flagged``.
+        Template; rows have ``i``, ``x``, ``value``, ``colour`` and ``ringed``.
     """
     x = _number("x", "x_title") | {"scale": {"zero": False, "domain": {"$": "x_domain"}}}
     y = _number("value", "value_title") | {"scale": {"zero": False, "domain": {"$": "domain"}}}
@@ -130,7 +130,7 @@ def relation_chart() -> Spec:
                 "encoding": {"x": x, "y": y, "tooltip": _ROW, **_colours()},
             },
             {
-                "transform": [{"filter": "datum.flagged"}],
+                "transform": [{"filter": "datum.ringed"}],
                 "mark": _ring(),
                 "encoding": {"x": x, "y": y, "tooltip": _ROW},
             },

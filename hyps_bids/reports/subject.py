@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hyps_bids.reports.scan import (
     read_raw,
     unprocessed,
 )
+from hyps_bids.wording import listed
 
 __all__ = ["LIMIT", "is_current", "write_subject_report"]
 
@@ -72,6 +73,23 @@ class _Section:
     unseen: bool = False
     viewer: dict[str, Any] | None = None
     files: str = ""
+
+    @property
+    def notes(self) -> list[str]:
+        """Why to look at it: the error, or the flags in words."""
+        if self.facts.status == "failed":
+            return [self.facts.reason.removesuffix(".")]
+        return [flag.text for flag in self.facts.flags]
+
+    @property
+    def run(self) -> str | None:
+        """With what it was made, and where."""
+        made = self.facts.provenance
+        if made is None:
+            return None
+        adapter = made["Models"]["Adapter"]["Name"].removeprefix("adapter-")
+        devices = listed(sorted(set(made.get("Devices", {}).values()))) or "an unknown device"
+        return f"Made with HyPS-BIDS {made['SoftwareVersion']}, adapter {adapter}, on {devices}."
 
     @property
     def state(self) -> tuple[str, str, str]:
@@ -185,6 +203,7 @@ def _build(bids_dir: Path, output: Path, subject: str, settings_text: str, state
         sections=sections,
         verdict=_verdict(sections),
         columns=_columns(sections),
+        runs=dict.fromkeys(s.run for s in sections if s.run is not None),
         methods=[
             (_with_own_anchors(text, i), titles)
             for i, (text, titles) in enumerate(methods.values())
@@ -237,9 +256,13 @@ def _draw(section: _Section, bids_dir: Path, output: Path, share: int) -> None:
         return
     try:
         _illustrate(section, read_images(output, scan, raw), share)
-    except (BadData, MissingInput):
+    except (BadData, MissingInput) as error:
+        # an output is damaged or gone: the scan is not done, whatever its tables say
+        facts = section.facts
+        section.facts = replace(facts, status="incomplete", problems=(*facts.problems, str(error)))
+        section.unseen = True
+        _LOG.warning("report of sub-%s, %s: %s", scan.subject, scan.stem, error)
         _show(section, share // 2, [_raw_picture(raw)])
-        raise
 
 
 def _raw_picture(raw: ConformedImage) -> tuple[str, str, str, figures.Picture]:

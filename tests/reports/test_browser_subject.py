@@ -121,7 +121,6 @@ def test_viewer_controls_work_by_keyboard(pages: dict[str, Path], open_report: O
     near = str(page.locator("#viewer-x").get_attribute("max"))
     page.locator("#viewer-volume").select_option("whole head")
     expect(page.locator("#viewer-x")).not_to_have_attribute("max", near)
-    page.locator("#viewer-outline").check()
     page.wait_for_timeout(300)
     assert pixels(view).std() > 20
 
@@ -157,7 +156,7 @@ def test_a_scan_without_hippocampi(study: Study, open_report: OpenReport) -> Non
     assert "the hippocampi" not in page.locator("svg").first.get_attribute("aria-label")
     expect(page.get_by_text("scan, without segmentation")).to_be_visible()
     open_viewer(page, "sub-02")
-    for name in ("surface", "labels", "probability", "outline"):
+    for name in ("surface", "labels", "probability"):
         expect(page.locator(f"#viewer-{name}")).to_be_hidden()
     expect(page.locator("#viewer-location")).to_contain_text(re.compile("mm$"))
     # it opens in the middle of the head
@@ -226,3 +225,9 @@ def test_phone(pages: dict[str, Path], open_report: OpenReport, subject: str) ->
     if subject == "02":
         open_viewer(page, "sub-02")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        # both fit the screen, and beside them there is room to scroll by
+        for name in ("slices", "surface"):
+            box = page.locator(f"#viewer-{name}").bounding_box()
+            assert box is not None
+            assert box["height"] <= 320
+            assert box["x"] + box["width"] <= 320

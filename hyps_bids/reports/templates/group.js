@@ -37,7 +37,7 @@
     ];
     const order = new Intl.Collator("en", { numeric: true });
     const haystack = cohort.scan.map((_, i) =>
-      [...columns.filter((c) => !c.number).map((c) => c.text(i)), cohort.remarks[i] ?? ""].join(" ").toLowerCase());
+      [cohort.scan[i], states[i], columns[2].text(i), ...cohort.categories.map((c) => c.levels[c.codes[i]] ?? "n/a"), cohort.remarks[i] ?? ""].join(" ").toLowerCase());
     let rows = [], page = 0, column = null, ascending = true;
     const headings = columns.map((c) => {
       const button = make("button", { type: "button", textContent: c.label });
@@ -155,7 +155,7 @@
   function filled(name) {
     const [kind, which] = name.split("-");
     const colour = category("colour");
-    const base = (i) => ({ i, colour: levelOf(colour, i), flagged: STATES[cohort.state[i]] === "flagged" });
+    const base = (i) => ({ i, colour: levelOf(colour, i), ringed: ["flagged", "outlier"].includes(STATES[cohort.state[i]]) });
     const style = (n) => ({
       size: n > 3000 ? 12 : n > 500 ? 25 : 55, opacity: n > 3000 ? 0.45 : n > 500 ? 0.65 : 0.85,
       ring_size: n > 3000 ? 25 : n > 500 ? 80 : 160, ring_opacity: n > 3000 ? 0.4 : 0.9, ring_strokeWidth: n > 3000 ? 0.8 : 1.6,
@@ -313,8 +313,14 @@
     // whoever draws a plot again takes the turn away
     const turn = { finalize() {} };
     views.set(plot, turn);
-    await libraries;
-    if (views.get(plot) !== turn) return;
+    try {
+      await libraries;
+      if (views.get(plot) === turn) await fillPlot(plot, turn);
+    } catch (error) {
+      plot.replaceChildren(make("p", { className: "muted", textContent: `This chart could not be drawn (${error.message}).` }));
+    }
+  }
+  async function fillPlot(plot, turn) {
     const name = plot.dataset.chart;
     const template = specs[name] ?? specs[name.split("-")[0]];
     const found = specs[name] && name !== "asymmetry" ? { values: {} } : filled(name);

@@ -35,7 +35,7 @@ async function openViewer(button) {
         .map((name) => new Option(choices[name], name)),
     );
     // nothing may be segmented
-    for (const name of ["labels", "probability", "outline"]) {
+    for (const name of ["labels", "probability"]) {
       control(name).closest("label").hidden = !files.includes("labels");
     }
     control("surface").hidden = !files.some((name) => name.startsWith("surface-"));
@@ -62,7 +62,8 @@ async function newSlices() {
     showAllOrientationMarkers: true,
     // can be read on black and on white
     fontColor: [1, 0.35, 0.75, 1],
-    tileMargin: 2,
+    fontMinPx: 20,
+    tileMargin: 10,
     isSliceMM: true,
     multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
     logLevel: "error",
@@ -178,5 +179,4 @@ for (const layer of ["labels", "probability"]) {
 }
 control("volume").addEventListener("change", loadVolumes);
 control("planes").addEventListener("change", (event) => viewer.slices.setSliceType(Number(event.target.value)));
-control("outline").addEventListener("change", (event) => viewer.slices.setAtlasOutline(event.target.checked ? 1 : 0));
 control("cross").addEventListener("change", (event) => viewer.slices.setCrosshairWidth(event.target.checked ? 0.4 : 0));
