@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import DISK_ERRORS, write_text
+from hyps_bids.bids.derivatives import write_text
 from hyps_bids.bids.description import check_output, write_dataset_files
 from hyps_bids.bids.index import Scan, find_scans
 from hyps_bids.cli import settings_to_toml
 from hyps_bids.errors import (
-    CannotCreateOutput,
+    DISK_ERRORS,
     HypsError,
     MissingInput,
     NotEnoughMemory,
     UsageError,
     WriteFailed,
+    cannot_write,
 )
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_cpus, available_memory_gb
@@ -50,7 +50,12 @@ _MOST_SCANS = 1000
 #: seconds that a worker has to stop
 _PATIENCE_S = 2
 _NOT_REACHED = "not reached: the run stopped at the first failure"
-_CACHE_VARIABLES = ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME")
+_CACHE_VARIABLES = (
+    "NIPYPE_CONFIG_DIR",
+    "MPLCONFIGDIR",
+    "XDG_CACHE_HOME",
+    "JOBLIB_TEMP_FOLDER",
+)
 
 
 def run(settings: Settings) -> int:
@@ -79,6 +84,11 @@ def _participant(settings: Settings) -> int:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
         _LOG.warning("not used at the participant level: %s", options)
     check_output(settings)
+    if settings.use_plugin is not None:
+        # a wrong one ends the run before anything is touched
+        from hyps_bids.workflows.plugin import read_plugin
+
+        read_plugin(settings.use_plugin)
     scans = find_scans(settings, need_content=not settings.reports_only)
     if settings.dry_run:
         return _list(scans)
@@ -190,7 +200,7 @@ def _list(scans: Sequence[Scan]) -> int:
 
 def _run_name() -> str:
     # random, for jobs that start in the same second: in containers process numbers are the same
-    return f"{datetime.now():%Y%m%dT%H%M%S}_{secrets.token_hex(3)}"
+    return f"{datetime.now():%Y%m%dT%H%M%S}_{secrets.token_hex(6)}"
 
 
 def _check_group(settings: Settings) -> None:
@@ -205,6 +215,8 @@ def _check_group(settings: Settings) -> None:
             "--train-adapter is a run of its own: leave --model, --target and "
             "--apply-classifier to another"
         )
+    if settings.target is not None and settings.folds == 1:
+        raise UsageError("--folds 1: cross-validation needs two folds at least")
     if settings.site is None and (settings.harmonize or settings.leave_one_site_out):
         raise UsageError("--harmonize and --leave-one-site-out need --site, the column of sites")
 
@@ -330,7 +342,7 @@ def _report(
     for subject in failed:
         _LOG.error("sub-%s: no report: %s", subject, reasons[report_name(subject)])
     if error is not None and not failed:
-        raise _disk_error(settings, str(error)) or error
+        raise _run_error(settings, error)
     return failed
 
 
@@ -360,7 +372,7 @@ def _run_workflow(
 ) -> dict[Scan, str]:
     """Run the workflow and return the scans that are not done, each with its reason."""
     from hyps_bids.workflows.crashes import crash_reasons
-    from hyps_bids.workflows.outputs import fingerprint, is_done, write_failure
+    from hyps_bids.workflows.outputs import fingerprint, is_complete, is_done, write_failure
     from hyps_bids.workflows.participant import init_participant_wf
 
     nprocs = settings.nprocs or available_cpus()
@@ -384,25 +396,42 @@ def _run_workflow(
         # those of scans that failed; the next batch may need the room
         shutil.rmtree(work_dir / workflow.name, ignore_errors=True)
     crashes = crash_reasons(folder)
-    reasons = {scan: crashes.get(scan.workflow_name) for scan in scans}
+    reasons = {
+        scan: crashes.get(scan.workflow_name)
+        for scan in scans
+        if not is_done(scan, settings.output_dir, fingerprint(scan, provenance))
+    }
+    own = [reason for reason in reasons.values() if reason is not None]
+    if error is not None and not own:
+        # of the plugin or its scheduler
+        raise _run_error(settings, error)
+    full = {reason: _disk_error(settings, reason) for reason in own}
+    disk = full[own[0]] if own else None
+    if disk is not None and all(full.values()):
+        raise disk
     failed = {}
     for scan, reason in reasons.items():
-        if is_done(scan, settings.output_dir, fingerprint(scan, provenance)):
-            continue
-        if reason is None and settings.stop_on_first_crash and any(reasons.values()):
-            # what it had before stays
+        if reason is None and settings.stop_on_first_crash and own:
             failed[scan] = _NOT_REACHED
             continue
-        reason = reason or (f"not processed: {error}" if error else "not processed; see the log")
-        failed[scan] = f"failed: {reason}"
-        write_failure(scan, settings.output_dir, reason)
-    if error is not None and not any(reasons.values()):
-        raise _disk_error(settings, str(error)) or error
-    problems = [_disk_error(settings, text) for text in failed.values() if text != _NOT_REACHED]
-    if problems and problems[0] is not None and all(problems):
-        # not the scans' fault
-        raise problems[0]
+        text = reason or (f"not processed: {error}" if error else "not processed; see the log")
+        failed[scan] = f"failed: {text}"
+        # what it had before stays, unless it is the scan that failed
+        if (reason is not None and full[reason] is None) or (
+            reason is None and not is_complete(scan, settings.output_dir)
+        ):
+            write_failure(scan, settings.output_dir, text)
     return failed
+
+
+def _run_error(settings: Settings, error: Exception) -> HypsError:
+    """Say what ended a run although no scan failed."""
+    if isinstance(error, HypsError):
+        return error
+    _LOG.debug("the run ended early", exc_info=error)
+    return _disk_error(settings, str(error)) or HypsError(
+        f"nipype cannot go on ({' '.join(str(error).split())}); {_GO_ON}"
+    )
 
 
 def _disk_error(settings: Settings, text: str) -> WriteFailed | None:
@@ -467,8 +496,10 @@ def _run_nipype(workflow: Any, engine: dict[str, Any]) -> Exception | None:
 
 
 def _plugin(settings: Settings, device: str) -> dict[str, Any]:
+    from hyps_bids.workflows.plugin import read_plugin
+
     if settings.use_plugin is not None:
-        return _read_plugin(settings.use_plugin)
+        return read_plugin(settings.use_plugin)
     return {
         "plugin": "MultiProc",
         "plugin_args": {
@@ -480,21 +511,6 @@ def _plugin(settings: Settings, device: str) -> dict[str, Any]:
             "mp_context": "fork" if device == "cpu" else "forkserver",
         },
     }
-
-
-def _read_plugin(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = path.read_text()
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except OSError as error:
-        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: not valid ({error})") from error
-    if not isinstance(content, dict) or "plugin" not in content:
-        raise UsageError(f"{path}: must name a nipype 'plugin', and may give its 'plugin_args'")
-    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args", {})}
 
 
 def _base(settings: Settings) -> Path:
@@ -529,8 +545,12 @@ def _work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
     """Make the folder of intermediate files; a default one goes at the end, whatever happens."""
     work_dir = settings.work_dir or settings.output_dir / "work" / run_name
     is_new = not settings.output_dir.exists()
-    if settings.clean_workdir:
-        shutil.rmtree(work_dir, ignore_errors=True)
+    if settings.clean_workdir and work_dir.exists():
+        try:
+            # a link is not removed, what it leads to is emptied
+            shutil.rmtree(work_dir.resolve())
+        except OSError as error:
+            raise cannot_write(work_dir, error) from error
     try:
         with _caches(work_dir):
             yield work_dir
@@ -549,7 +569,7 @@ def _caches(work_dir: Path) -> Iterator[None]:
     try:
         _make(caches)
     except OSError as error:
-        raise CannotCreateOutput(f"{work_dir}: cannot be made ({error.strerror})") from error
+        raise cannot_write(work_dir, error) from error
     unset = [name for name in _CACHE_VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(unset, str(caches.absolute())))
     # no telemetry

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hyps_bids import __version__
-from hyps_bids.errors import HypsError, MissingInput, Terminated, UsageError
+from hyps_bids.errors import (
+    DISK_ERRORS,
+    HypsError,
+    MissingInput,
+    Terminated,
+    UsageError,
+    WriteFailed,
+)
 from hyps_bids.settings import Settings
 
 __all__ = ["build_parser", "main", "parse_settings", "settings_to_toml"]
@@ -52,6 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     except HypsError as error:
         print(f"hyps-bids: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # not of one scan, which fails by itself: of a folder on the way, or the disk
+        logging.getLogger("hyps_bids").debug("where it happened", exc_info=error)
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"hyps-bids: error: {name}{error.strerror or error}", file=sys.stderr)
+        return (WriteFailed if error.errno in DISK_ERRORS else MissingInput).exit_code
     except KeyboardInterrupt as end:
         print("hyps-bids: interrupted; what is done is kept, run again to go on", file=sys.stderr)
         return end.exit_code if isinstance(end, Terminated) else _INTERRUPTED
@@ -59,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the run as control-C does: cleanly."""
+    """Let SIGTERM, and the terminal's end (SIGHUP), end the run as control-C does: cleanly."""
     # process 1 of a container would even ignore it; only the main thread may set handlers
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -68,11 +81,16 @@ def _terminable() -> Iterator[None]:
     def end(number: int, frame: object) -> NoReturn:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        # nohup ignores SIGHUP, and so do we then
+        if handler is not signal.SIG_IGN or number != signal.SIGHUP:
+            signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -377,10 +395,10 @@ _POSITIONAL = ("bids_dir", "output_dir", "analysis_level")
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MissingInput(f"{path}: cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML ({error})") from error
     kinds = {f.name: str(f.type) for f in fields(Settings) if f.name not in _POSITIONAL}
     values = {key.replace("-", "_"): value for key, value in content.items()}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 __all__ = [
+    "DISK_ERRORS",
     "BadData",
     "CannotCreateOutput",
     "HypsError",
@@ -13,7 +17,11 @@ __all__ = [
     "Terminated",
     "UsageError",
     "WriteFailed",
+    "cannot_write",
 ]
+
+#: the disk is full or broken, whatever the folder
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class HypsError(Exception):
@@ -74,3 +82,9 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM): by a scheduler, ``docker stop`` or a shutdown."""
 
     exit_code = 143
+
+
+def cannot_write(path: Path, error: OSError) -> CannotCreateOutput:
+    """Make the error of a file or folder that cannot be written: of its disk, or of itself."""
+    kind = WriteFailed if error.errno in DISK_ERRORS else CannotCreateOutput
+    return kind(f"{path}: cannot be written ({error.strerror})")

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["available_cpus", "available_memory_gb"]
+__all__ = ["available_cpus", "available_memory_gb", "is_on_root"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_MOUNTS = Path("/proc/self/mountinfo")
 
 
 def available_cpus(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
@@ -48,6 +49,22 @@ def available_memory_gb(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) 
             if limit.isdigit():
                 total = min(total, int(limit))
     return total / 1024**3
+
+
+def is_on_root(path: Path, mounts: Path = _MOUNTS) -> bool:
+    """Tell whether a path is on no mount but the root's: in a container, it goes with that.
+
+    Parameters
+    ----------
+    path : Path
+        It need not exist.
+    mounts : Path
+        The kernel's list of mounts; without it the answer is no.
+    """
+    # spaces are written in octal
+    points = {Path(line.split()[4].replace("\\040", " ")) for line in _read(mounts).splitlines()}
+    path = path.resolve()
+    return bool(points) and points.isdisjoint([path, *path.parents][:-1])
 
 
 def _groups(controller: str, cgroup: Path, membership: Path) -> Iterator[Path]:

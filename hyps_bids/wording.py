@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 
-__all__ = ["counted", "listed"]
+__all__ = ["counted", "listed", "similar"]
 
 #: names to show of a longer list
 _SHOWN = 20
@@ -32,3 +33,20 @@ def listed(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
+
+
+def similar(names: Iterable[str], known: Collection[str]) -> str:
+    """List the known names, those first that were probably meant.
+
+    Examples
+    --------
+    >>> similar(["Age"], ["sex", "diagnosis", "age"])
+    'age, sex, diagnosis'
+    """
+    folded = {name.casefold(): name for name in reversed(list(known))}
+    close = [
+        folded[match]
+        for name in names
+        for match in difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
+    ]
+    return listed(dict.fromkeys([*close, *known]))

@@ -22,7 +22,7 @@ from hyps_bids import __version__
 from hyps_bids.bids.derivatives import read_table
 from hyps_bids.cli import parse_settings
 from hyps_bids.errors import UsageError
-from hyps_bids.workflows.plugin import engine
+from hyps_bids.workflows.plugin import engine, read_plugin
 
 #: seconds that anything on the cluster may take
 _PATIENCE_S = 240
@@ -131,6 +131,13 @@ class TestJob:
         # a cancelled job is not brought back
         assert (tmp_path / "requeued").exists() == requeued
 
+    def test_node_without_room_is_left(
+        self, root: Path, tmp_path: Path, environment: dict[str, str]
+    ) -> None:
+        environment |= {"TMPDIR": str(tmp_path / "nosuch")}
+        assert self.start(root, tmp_path, environment).wait() == 74
+        assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+
     def test_container(self, root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
         record = tmp_path / "container"
         executable(tmp_path / "bin/apptainer", f'echo "$@" > {record}')
@@ -210,6 +217,25 @@ class TestSubmit:
         assert len(path.read_text().split()) == 5
         assert all("--partition=long" in call for call in calls)
 
+    @pytest.mark.parametrize("folder", ["nosuch", "empty"])
+    def test_no_dataset(self, root: Path, tmp_path: Path, folder: str) -> None:
+        (tmp_path / "empty").mkdir()
+        script = root / "examples/slurm/submit.sh"
+        done = subprocess.run([script, folder, "out"], cwd=tmp_path, capture_output=True)
+        assert done.returncode != 0
+        assert folder.encode() in done.stderr
+        assert not (tmp_path / "out").exists()
+
+    def test_names_are_compared_not_counted(self, root: Path, tmp_path: Path) -> None:
+        # of an image that is called otherwise now
+        path = tmp_path / "out/sub-01/anat/sub-01_run-1_seg-hippocampus_qc.json"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        (tmp_path / "out/sub-01.html").write_text("report")
+        self.submit(root, tmp_path)
+        (listed,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
+        assert "sub-01" in listed.read_text().split()
+
     def test_nothing_to_do_but_the_group_level(self, root: Path, tmp_path: Path) -> None:
         for name in ("sub-01", "sub-02", "sub-03", "sub-04", "sub-05"):
             path = tmp_path / "out" / name / "anat" / f"{name}_seg-hippocampus_qc.json"
@@ -263,10 +289,39 @@ class TestEngines:
         assert float(config.get("execution", "poll_sleep_duration")) >= 2
         assert os.environ["LOGNAME"] == f"uid{os.getuid()}"
 
-    @pytest.mark.parametrize("plugin", ["PBSGraph", "SGEGraph", "CondorDAGMan"])
-    def test_engine_that_does_not_wait_is_refused(self, plugin: str) -> None:
-        with pytest.raises(UsageError, match=f"{plugin} does not wait"):
-            engine(plugin, {})
+    def test_every_example_can_be_read_where_there_is_a_scheduler(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for command in ("sbatch", "squeue", "qsub", "qstat", "bsub", "bjobs"):
+            executable(tmp_path / "bin" / command, "")
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+        for path in sorted((root / "examples/nipype").glob("*.yml")):
+            assert read_plugin(path) == yaml.safe_load(path.read_text())
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(UsageError, match="needs the command 'sbatch', which is not here"):
+            read_plugin(root / "examples/nipype/slurm.yml")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"plugin: PBSGraph", "PBSGraph does not wait for its jobs"),
+            (b"plugin: SGEGraph", "SGEGraph does not wait for its jobs"),
+            (b"plugin: Multiproc", "no plugin 'Multiproc'; known: .*MultiProc"),
+            (b"plugin: 3", "must name a nipype 'plugin'"),
+            (b"- SLURM", "must name a nipype 'plugin'"),
+            (b"plugin: MultiProc\nplugin_args: 4", "must be a table of options, not 4"),
+            (b"plugin: MultiProc\nn_procs: 4", "unknown n_procs"),
+            (b"plugin: [", "not valid"),
+            (b"plugin: \xff", "not valid"),
+        ],
+    )
+    def test_plugin_that_cannot_be_used_is_refused(
+        self, tmp_path: Path, content: bytes, message: str
+    ) -> None:
+        path = tmp_path / "plugin.yml"
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=message):
+            read_plugin(path)
 
 
 def test_babs_configuration_fits_the_app(root: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.resources import available_cpus, available_memory_gb, is_on_root
 
 GIB = 1024**3
 
@@ -107,3 +107,14 @@ def test_memory_limit(machine: Path, files: dict[str, str], membership: str) -> 
 def test_cpu_limit(machine: Path, files: dict[str, str], membership: str) -> None:
     write(machine, files)
     assert cpus(machine, membership) == 1
+
+
+def test_what_is_on_a_mount_of_its_own(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "1 0 0:1 / / rw - overlay overlay rw\n2 1 8:1 /x /my\\040out rw - ext4 /dev/sda rw\n"
+    )
+    assert is_on_root(Path("/out/new"), mounts)
+    assert not is_on_root(Path("/my out"), mounts)
+    assert not is_on_root(Path("/my out/new/one"), mounts)
+    assert not is_on_root(Path("/out"), tmp_path / "none")

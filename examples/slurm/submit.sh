@@ -8,8 +8,12 @@ if [ $# -lt 2 ]; then
     sed -n '2,4s/^# //p' "$0" >&2
     exit 64
 fi
-mkdir -p "$2/logs/slurm"
 bids_dir=$(cd "$1" && pwd)
+if ! compgen -G "$bids_dir/sub-*/" > /dev/null; then
+    echo "submit.sh: $bids_dir: no sub-* folders; name a BIDS dataset" >&2
+    exit 18
+fi
+mkdir -p "$2/logs/slurm"
 out_dir=$(cd "$2" && pwd)
 shift 2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,15 +23,14 @@ list=$(mktemp "$logs/participants-XXXXXXXX.txt")
 # done scans have a QC sidecar, failed ones do not; the report comes last
 for folder in "$bids_dir"/sub-*/; do
     subject=$(basename "$folder")
-    images=$(find "$folder" -path '*/anat/*_T1w.nii*' | wc -l)
-    finished=0
-    if [ -d "$out_dir/$subject" ]; then
-        finished=$(find "$out_dir/$subject" -name 'sub-*_seg-hippocampus_qc.json' | wc -l)
-    fi
-    if [ "$images" -gt 0 ] && [ ! -s "$out_dir/$subject.html" ]; then finished=-1; fi
-    if [ "$images" -gt "$finished" ] || { [ -n "${HYPS_ALL:-}" ] && [ "$images" -gt 0 ]; }; then
-        echo "$subject" >> "$list"
-    fi
+    images=$(cd "$folder" && find . -path '*/anat/*_T1w.nii*')
+    if [ -z "$images" ]; then continue; fi
+    todo=${HYPS_ALL:-}
+    while read -r image; do
+        [ -e "$out_dir/$subject/${image%_T1w.nii*}_seg-hippocampus_qc.json" ] || todo=1
+    done <<< "$images"
+    [ -s "$out_dir/$subject.html" ] || todo=1
+    if [ -n "$todo" ]; then echo "$subject" >> "$list"; fi
 done
 
 read -ra site <<< "${HYPS_SBATCH:-}"

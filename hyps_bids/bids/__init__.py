@@ -1,1 +1,27 @@
 """BIDS in and out: scans from a dataset, names and sidecars of derivatives. No tensors here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Hide the user's settings of pybids, which reads them when it is imported."""
+    hidden = {name: os.environ.pop(name, None) for name in ("HOME", "PYBIDS_CONFIG")}
+    os.environ["HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        os.environ.update({name: value for name, value in hidden.items() if value is not None})
+
+
+# results must not depend on them, and a home that may not be read is none of ours
+with _without_settings():
+    from bids.config import reset_options
+
+# nor on those of the folder it was started in
+reset_options()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -18,10 +17,9 @@ import nibabel as nib
 import pandas as pd
 
 from hyps_bids.bids.index import Scan
-from hyps_bids.errors import CannotCreateOutput, WriteFailed
+from hyps_bids.errors import cannot_write
 
 __all__ = [
-    "DISK_ERRORS",
     "bids_uri",
     "discard_partials",
     "output_path",
@@ -42,8 +40,6 @@ _PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
 _UNDER_WAY: set[Path] = set()
 #: seconds after which nobody writes them any more, whatever the clocks of other machines say
 _STALE_S = 24 * 3600
-#: the disk is full or broken, whatever the folder
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def output_path(
@@ -176,8 +172,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        kind = WriteFailed if error.errno in DISK_ERRORS else CannotCreateOutput
-        raise kind(f"{path}: cannot be written ({error.strerror})") from error
+        raise cannot_write(path, error) from error
     finally:
         # an interruption leaves nothing either; after the rename there is nothing to remove
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -19,13 +20,18 @@ from hyps_bids.bids.derivatives import (
     write_table,
     write_text,
 )
-from hyps_bids.errors import CannotCreateOutput, UsageError
+from hyps_bids.errors import UsageError, cannot_write
+from hyps_bids.resources import is_on_root
 from hyps_bids.settings import Settings
 
 __all__ = ["check_output", "write_dataset_files"]
 
+_LOG = logging.getLogger("hyps_bids")
 _BIDS_VERSION = "1.10.0"
 _URL = "https://arxiv.org/abs/2409.00884"
+
+#: folders of a dataset that hold no raw data
+_INNER = ("derivatives", "sourcedata", "code")
 
 _BIDSIGNORE = """\
 .bidsignore
@@ -80,7 +86,7 @@ def check_output(settings: Settings) -> None:
         If it is the input, contains it, or lies in it anywhere but below ``derivatives``; if the
         work folder is the input, or cleaning it would remove the input or the output.
     CannotCreateOutput
-        If it cannot be made or written.
+        If it cannot be made or written; :class:`~hyps_bids.errors.WriteFailed` on a full disk.
     """
     source, output = settings.bids_dir.absolute(), settings.output_dir.absolute()
     real_source, real_output = source.resolve(), output.resolve()
@@ -90,20 +96,26 @@ def check_output(settings: Settings) -> None:
         raise UsageError(f"{output}: contains BIDS_DIR; choose a folder beside it")
     if real_source in real_output.parents:
         inner = real_output.relative_to(real_source).parts[0]
-        if inner not in ("derivatives", "sourcedata", "code"):
+        if inner not in _INNER:
             raise UsageError(
                 f"{output}: inside BIDS_DIR it would be taken for raw data; "
                 f"use {source / 'derivatives' / 'hyps'}"
             )
     _check_work(settings, real_source, real_output)
     # made by whoever has something to write: a run that fails at once leaves no empty folder
-    there = next(folder for folder in (output, *output.parents) if folder.exists())
     try:
+        there = next(folder for folder in (output, *output.parents) if folder.exists())
         probe = there / f".{secrets.token_hex(4)}.probe"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise CannotCreateOutput(f"{output}: cannot be written ({error.strerror})") from error
+        raise cannot_write(output, error) from error
+    if _container() and is_on_root(output):
+        _LOG.warning(
+            "%s: is inside the container, which may be removed with all that is in it; bind a "
+            "folder of yours there (-v or -B)",
+            output,
+        )
 
 
 def _check_work(settings: Settings, source: Path, output: Path) -> None:
@@ -112,9 +124,21 @@ def _check_work(settings: Settings, source: Path, output: Path) -> None:
     work = settings.work_dir.resolve()
     if work == source:
         raise UsageError(f"{settings.work_dir}: is BIDS_DIR; choose another work folder")
+    if source in work.parents and work.relative_to(source).parts[0] not in _INNER:
+        raise UsageError(
+            f"{settings.work_dir}: inside BIDS_DIR, among the raw data; choose another work folder"
+        )
+    if not settings.clean_workdir:
+        return
     for folder in (source, output):
-        if settings.clean_workdir and (work == folder or work in folder.parents):
+        if work == folder or work in folder.parents:
             raise UsageError(f"{settings.work_dir}: cleaning it would remove {folder}")
+    if source in work.parents and output not in work.parents:
+        raise UsageError(f"{settings.work_dir}: inside BIDS_DIR, so it is not cleaned")
+    if output in work.parents and work.relative_to(output).parts[0] != "work":
+        raise UsageError(
+            f"{settings.work_dir}: cleaning it may remove results; use {settings.output_dir}/work"
+        )
 
 
 def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = None) -> None:
@@ -154,7 +178,9 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
 
 def _description(settings: Settings) -> dict[str, Any]:
     try:
-        raw = json.loads((settings.bids_dir / "dataset_description.json").read_text())
+        raw = json.loads(
+            (settings.bids_dir / "dataset_description.json").read_text(encoding="utf-8-sig")
+        )
     except (OSError, ValueError):
         # allowed with --skip-bids-validation
         raw = {}

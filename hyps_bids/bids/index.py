@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -17,11 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hyps_bids.errors import (
     BadData,
-    CannotCreateOutput,
     InvalidBids,
     MissingInput,
     NothingMatches,
     UsageError,
+    cannot_write,
 )
 from hyps_bids.settings import Settings
 from hyps_bids.wording import counted, listed
@@ -197,12 +198,14 @@ def check_dataset(root: Path, name: str, *, skip: bool) -> None:
         raise MissingInput(f"{root}: no such folder")
     if not root.is_dir():
         raise InvalidBids(f"{root}: not a folder, but {name} must be a dataset")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise MissingInput(f"{root}: this user may not read it")
     if skip:
         return
     path = root / "dataset_description.json"
     hint = "add one with Name and BIDSVersion, or use --skip-bids-validation"
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidBids(f"{path}: cannot be read ({error.strerror}); {hint}") from error
     except ValueError as error:
@@ -226,6 +229,13 @@ def _select(settings: Settings, available: Sequence[str]) -> set[str]:
     asked = set(settings.participant_label or available) - set(settings.exclude_participant_label)
     if not asked:
         raise NothingMatches("--exclude-participant-label leaves no participant")
+    folders = [settings.bids_dir / f"sub-{label}" for label in sorted(asked)]
+    locked = [folder for folder in folders if not os.access(folder, os.R_OK | os.X_OK)]
+    if locked:
+        raise MissingInput(
+            f"{locked[0]}: this user may not read it ({len(locked)} such participants); change "
+            "its permissions or exclude the participant"
+        )
     return asked
 
 
@@ -350,7 +360,7 @@ def _layout(settings: Settings, asked: set[str]) -> BIDSLayout:
         layout = BIDSLayout(root, validate=False, database_path=database)
         made = layout.connection_manager.layout_info
     except OSError as error:
-        raise CannotCreateOutput(f"{database}: cannot be written ({error.strerror})") from error
+        raise cannot_write(database, error) from error
     except SQLAlchemyError as error:
         raise BadData(f"{kept}: not an index of pybids; remove it") from error
     if Path(made.root) != root.absolute():

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.errors import BadData, UsageError
+from hyps_bids.wording import similar
 
 __all__ = ["choose_columns", "default_features", "feature_sets", "needed", "warn_of_giveaways"]
 
@@ -35,7 +36,7 @@ def needed(frame: pd.DataFrame, option: str, names: Sequence[str]) -> None:
     if missing:
         raise UsageError(
             f"{option}: no column {', '.join(missing)} in the group table, participants.tsv, "
-            f"sessions.tsv or phenotype/; there are: {', '.join(map(str, frame.columns))}"
+            f"sessions.tsv or phenotype/; there are: {similar(missing, list(frame.columns))}"
         )
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from hyps_bids.errors import UsageError
 from hyps_bids.wording import listed
 
-__all__ = ["Metadata", "join", "read_metadata", "typed"]
+__all__ = ["Metadata", "join", "not_numbers", "read_metadata", "typed"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: what people write for n/a
@@ -146,6 +146,33 @@ def join(frame: pd.DataFrame, metadata: Metadata) -> pd.DataFrame:
     return pd.concat([frame, added], axis=1)
 
 
+def not_numbers(column: pd.Series) -> list[str]:
+    """List what is no number in a column of text that holds numbers otherwise.
+
+    One mistyped value makes text of such a column, and categories of its numbers.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        A result of :func:`typed`.
+
+    Returns
+    -------
+    list of str
+        Empty if most values are no numbers, if all are, or if the column is categorical.
+
+    Examples
+    --------
+    >>> not_numbers(pd.Series(["70", "71,5", "68", None])), not_numbers(pd.Series(["F", "M", "1"]))
+    (['71,5'], [])
+    """
+    if pd.api.types.is_numeric_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return []
+    values = column.dropna().astype("str")
+    number = values.str.fullmatch(_NUMBER)
+    return sorted(set(values[~number])) if number.sum() > len(values) / 2 else []
+
+
 def typed(
     frame: pd.DataFrame, columns: Mapping[str, Mapping[str, Any]], source: str
 ) -> pd.DataFrame:
@@ -174,7 +201,7 @@ def typed(
     >>> typed(frame, {"sex": {"Levels": {"1": "male", "2": "female"}}}, "x.tsv").to_dict("list")
     {'age': [70.0, 89.0, nan], 'sex': ['2', '1', '2'], 'site': ['01', '02', nan]}
     """
-    result, spelled, unlisted = {}, [], {}
+    result, spelled, unlisted, mistyped = {}, [], {}, {}
     for name, column in frame.items():
         described = columns.get(str(name), {})
         given = described.get("Levels")
@@ -201,9 +228,18 @@ def typed(
             result[name] = values.astype("float64")
         else:
             result[name] = values
+            if described.get("Format") != "string" and (wrong := not_numbers(values)):
+                mistyped[str(name)] = wrong
     if spelled:
         _LOG.warning(
             "%s: spelled other than n/a, but taken as missing: in %s", source, listed(spelled)
+        )
+    for name, wrong in mistyped.items():
+        _LOG.warning(
+            "%s: %s is taken as text, as these values are no numbers: %s",
+            source,
+            name,
+            listed(map(repr, wrong)),
         )
     for name, extra in unlisted.items():
         _LOG.warning(

@@ -14,6 +14,8 @@ import pandas as pd
 
 from hyps_bids.errors import UsageError
 from hyps_bids.group.derived import split_column, volume_columns
+from hyps_bids.group.metadata import not_numbers
+from hyps_bids.wording import listed, similar
 
 __all__ = ["COLUMNS", "FAMILIES", "fit_models", "formula_variables"]
 
@@ -186,7 +188,8 @@ def fit_models(
     Raises
     ------
     UsageError
-        If a formula cannot be understood or names columns that do not exist.
+        If a formula cannot be understood, names columns that do not exist, or a column of numbers
+        of which some are mistyped.
     """
     aliases = {short: frame[name] for short, name in _ALIASES.items() if short not in frame}
     data = frame.assign(**aliases)
@@ -233,10 +236,19 @@ def _measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
     unknown = sorted(formula_variables(formula) - set(data) - set(FAMILIES))
     families = formula_variables(formula) & set(FAMILIES) - set(data) - {name}
     if unknown or families:
+        wanted = [*unknown, *sorted(families)]
         raise UsageError(
-            f"--model '{formula}': no column {', '.join([*unknown, *sorted(families)])}; there are "
-            f"{', '.join(data.columns)}; and, before ~, {', '.join(FAMILIES)}"
+            f"--model '{formula}': no column {', '.join(wanted)}; there are "
+            f"{similar(wanted, list(data.columns))}; and, before ~, {', '.join(FAMILIES)}"
         )
+    # C(name) says that it is one of categories
+    plain = {str(factor) for term in parsed.rhs for factor in term.factors}
+    for variable in sorted(plain & set(data)):
+        if wrong := not_numbers(data[variable]):
+            raise UsageError(
+                f"--model '{formula}': {variable} is a number but for {listed(map(repr, wrong))}; "
+                f"correct the table, or write C({variable}) if it is a category"
+            )
     if name in data:
         if not pd.api.types.is_numeric_dtype(data[name]):
             raise UsageError(f"--model '{formula}': {name} is not a number")

@@ -19,7 +19,7 @@ from hyps_bids.group.derived import Adjustment, derive, describe, icv_residuals,
 from hyps_bids.group.gather import Gathered, gather, table_columns
 from hyps_bids.group.metadata import Metadata, join, read_metadata, typed
 from hyps_bids.settings import Settings
-from hyps_bids.wording import counted, listed
+from hyps_bids.wording import counted, listed, similar
 
 __all__ = ["read_wide", "write_group_tables"]
 
@@ -183,6 +183,7 @@ def _wide(
     base = pd.concat([base, _entities(base["scan"])], axis=1)
     entities = list(base.columns[3:])
     base = pd.concat([base, qc[["status", "reason", "flags", "remarks"]]], axis=1)
+    _warn_of_withdrawn(base["participant_id"], settings.bids_dir)
     base = _compare_participants(base, metadata, settings)
     measured = volumes(gathered.morph)
     measured = pd.concat([measured, derive(measured)], axis=1)
@@ -228,6 +229,19 @@ def _entities(stems: pd.Series) -> pd.DataFrame:
     rows = [dict(Scan.from_path(Path(f"{stem}_T1w.nii.gz")).entities) for stem in stems]
     frame = pd.DataFrame(rows, index=stems.index, dtype="str")
     return frame.drop(columns=[key for key in _KEY_ENTITIES if key in frame])
+
+
+def _warn_of_withdrawn(participants: pd.Series, bids_dir: Path) -> None:
+    """Name who has outputs but no data any more: perhaps they took back their consent."""
+    gone = [name for name in participants.unique() if not (bids_dir / name).is_dir()]
+    # a dataset of tables only tells nothing
+    if gone and len(gone) < participants.nunique():
+        _LOG.warning(
+            "used, although no longer in %s: %s; remove their outputs, or leave them out with "
+            "--exclude-participant-label",
+            bids_dir,
+            listed(gone),
+        )
 
 
 def _compare_participants(
@@ -278,7 +292,8 @@ def _reference(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Series, st
         return done, "all"
     column, level = _controls(controls)
     if column not in frame:
-        raise UsageError(f"--controls {controls}: no column {column}; {', '.join(frame.columns)}")
+        columns = similar([column], list(frame.columns))
+        raise UsageError(f"--controls {controls}: no column {column}; there are {columns}")
     values = frame[column]
     if pd.api.types.is_numeric_dtype(values):
         chosen = values == pd.to_numeric(level, errors="coerce")

@@ -134,7 +134,13 @@ def fingerprint(scan: Scan, provenance: Mapping[str, Any]) -> str:
 def is_done(scan: Scan, output_dir: Path, digest: str) -> bool:
     """Tell whether the outputs of a scan are all there and made from the same content."""
     paths = _paths(scan, output_dir)
-    return _recorded(paths) == digest and all(path.is_file() for path in paths.values())
+    return _recorded(paths) == digest and _all_there(paths)
+
+
+def is_complete(scan: Scan, output_dir: Path) -> bool:
+    """Tell whether the outputs of a scan are all there, whatever they were made from."""
+    paths = _paths(scan, output_dir)
+    return _recorded(paths) is not None and _all_there(paths)
 
 
 def write_result(
@@ -252,6 +258,10 @@ def _paths(scan: Scan, output_dir: Path) -> dict[str, Path]:
         "qc": {"seg": _SEG, "suffix": "qc", "extension": ".tsv"},
     }
     return {name: output_path(output_dir, scan, **kind) for name, kind in kinds.items()}
+
+
+def _all_there(paths: Mapping[str, Path]) -> bool:
+    return all(path.is_file() and _sidecar(path).is_file() for path in paths.values())
 
 
 def _recorded(paths: Mapping[str, Path]) -> str | None:

@@ -8,29 +8,43 @@ import logging
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
+import tomllib
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
 import numpy as np
+import yaml
 from nipype import config
+from nipype.pipeline import plugins
 from nipype.pipeline.plugins import multiproc, slurmgraph
 
 from hyps_bids.bids.derivatives import discard_partials
-from hyps_bids.errors import HypsError, UsageError
+from hyps_bids.errors import HypsError, MissingInput, UsageError
 
-__all__ = ["MultiProcPlugin", "SLURMGraphPlugin", "engine"]
+__all__ = ["MultiProcPlugin", "SLURMGraphPlugin", "engine", "read_plugin"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: they submit all jobs and return at once: the run would end before its scans are done
 _LEAVE_AT_ONCE = ("CondorDAGMan", "PBSGraph", "SGEGraph", "SomaFlow")
 #: they run in this process and its children
 _LOCAL = ("Linear", "Debug", "MultiProc", "LegacyMultiProc")
+#: what they run to submit jobs and to ask for them
+_COMMANDS = {
+    "SLURM": ("sbatch", "squeue"),
+    "SLURMGraph": ("sbatch", "squeue"),
+    "SGE": ("qsub", "qstat"),
+    "PBS": ("qsub", "qstat"),
+    "LSF": ("bsub", "bjobs"),
+    "OAR": ("oarsub", "oarstat"),
+}
 #: seconds between questions to a scheduler, and for which a finished job's files may stay unseen
 _POLL_S, _UNSEEN_S = 5, 60
 #: of prctl(2): the signal to get when the parent dies
@@ -39,6 +53,58 @@ _KILLED_TWICE = (
     "the process was killed twice, the second time with no other beside it: most likely memory "
     "ran out (see --mem-gb, and the limit of the job or container)"
 )
+
+
+def read_plugin(path: Path) -> dict[str, Any]:
+    """Read which of nipype's plugins to use.
+
+    Parameters
+    ----------
+    path : Path
+        YAML, or TOML if it is called so, with ``plugin`` and perhaps ``plugin_args``.
+
+    Returns
+    -------
+    dict
+        Arguments of :func:`engine`.
+
+    Raises
+    ------
+    MissingInput
+        If the file cannot be read.
+    UsageError
+        If its content is not valid, or the plugin cannot be used here.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not valid ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+        raise UsageError(f"{path}: must name a nipype 'plugin', and may give its 'plugin_args'")
+    name, args = content["plugin"], content.get("plugin_args") or {}
+    if unknown := sorted(map(str, set(content) - {"plugin", "plugin_args"})):
+        raise UsageError(f"{path}: unknown {', '.join(unknown)}; known: plugin, plugin_args")
+    if not isinstance(args, dict):
+        raise UsageError(f"{path}: 'plugin_args' must be a table of options, not {args!r}")
+    known = sorted(
+        each.removesuffix("Plugin")
+        for each in vars(plugins)
+        if each.endswith("Plugin") and each.removesuffix("Plugin") not in _LEAVE_AT_ONCE
+    )
+    if name in _LEAVE_AT_ONCE:
+        raise UsageError(f"{path}: plugin {name} does not wait for its jobs; use one that does")
+    if name not in known:
+        raise UsageError(f"{path}: nipype has no plugin '{name}'; known: {', '.join(known)}")
+    for command in _COMMANDS.get(name, ()):
+        if shutil.which(command) is None:
+            raise UsageError(
+                f"{path}: plugin {name} needs the command '{command}', which is not here; submit "
+                "from a node, or a container, that has the scheduler"
+            )
+    return {"plugin": name, "plugin_args": args}
 
 
 def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,13 +124,7 @@ def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
     dict
         Arguments of ``Workflow.run``.
 
-    Raises
-    ------
-    UsageError
-        If the engine does not wait for its jobs.
     """
-    if plugin in _LEAVE_AT_ONCE:
-        raise UsageError(f"plugin {plugin} does not wait for its jobs; use one that does")
     if plugin == "MultiProc":
         return {"plugin": MultiProcPlugin(plugin_args)}
     if plugin not in _LOCAL:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hyps_bids import __version__
+from hyps_bids.bids import description as description_module
 from hyps_bids.bids.derivatives import read_table
 from hyps_bids.bids.description import check_output, write_dataset_files
 from hyps_bids.errors import CannotCreateOutput, UsageError
@@ -91,6 +93,40 @@ def test_work_folder_in_its_place(raw: Path, tmp_path: Path) -> None:
     check_output(settings(raw, output, work_dir=tmp_path))
     with pytest.raises(UsageError, match="is BIDS_DIR"):
         check_output(settings(raw, output, work_dir=raw))
+
+
+@pytest.mark.parametrize(
+    ("output", "work", "message"),
+    [
+        ("out", "raw/sub-01", "among the raw data"),
+        ("out", "link", "among the raw data"),
+        ("out", "raw/sourcedata", "inside BIDS_DIR, so it is not cleaned"),
+        ("out", "out/sub-01", "may remove results"),
+        ("raw/derivatives/hyps", "raw/derivatives/other", "inside BIDS_DIR, so it is not cleaned"),
+    ],
+)
+def test_cleaning_never_removes_data_or_results(
+    raw: Path, tmp_path: Path, output: str, work: str, message: str
+) -> None:
+    (tmp_path / "link").symlink_to(raw / "sub-01")
+    with pytest.raises(UsageError, match=message):
+        check_output(settings(raw, tmp_path / output, work_dir=tmp_path / work, clean_workdir=True))
+
+
+def test_work_folder_below_derivatives_is_cleaned(raw: Path) -> None:
+    output = raw / "derivatives/hyps"
+    check_output(settings(raw, output, work_dir=output / "work/mine", clean_workdir=True))
+
+
+def test_output_that_goes_with_its_container(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("hyps_bids").propagate = True
+    monkeypatch.setenv("HYPS_BIDS_CONTAINER", "hyps-bids:1")
+    for on_root, times in ((False, 0), (True, 1)):
+        monkeypatch.setattr(description_module, "is_on_root", lambda path, told=on_root: told)
+        check_output(settings(raw, tmp_path / "out"))
+        assert caplog.text.count("is inside the container") == times
 
 
 def test_dataset_files(raw: Path, tmp_path: Path) -> None:

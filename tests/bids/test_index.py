@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -465,3 +467,35 @@ def test_thousands_of_participants(tmp_path: Path) -> None:
         os.link(source, folder / f"sub-{i:05d}_T1w.nii.gz")
     write_description(root)
     assert len(find(root)) == count
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("folder", ["", "sub-02"])
+def test_folder_that_may_not_be_read_is_named(dataset: Path, folder: str) -> None:
+    locked = dataset / folder
+    locked.chmod(0o311)
+    try:
+        with pytest.raises(MissingInput, match=f"{locked}: this user may not read it"):
+            find_scans(make_settings(dataset))
+    finally:
+        locked.chmod(0o755)
+
+
+def test_settings_of_pybids_are_not_read(dataset: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "pybids_config.json"
+    broken.write_text('{"config_paths": {}}')
+    done = subprocess.run(
+        [sys.executable, "-m", "hyps_bids", dataset, tmp_path / "out", "participant", "--dry-run"],
+        env=os.environ | {"HOME": str(tmp_path), "PYBIDS_CONFIG": str(broken)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == len(NAMES)
+
+
+def test_description_with_a_byte_order_mark(dataset: Path) -> None:
+    path = dataset / "dataset_description.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(find_scans(make_settings(dataset))) == len(NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -252,3 +253,67 @@ def test_a_run_that_stops_leaves_what_it_did_not_reach(
     assert "sub-01: failed: " in log
     assert "not reached: the run stopped at the first failure" in log
     assert "0 of 3 scans done now" in log
+
+
+@pytest.fixture
+def changed(derivatives: Path, dataset: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A dataset whose image has changed since its outputs were made, and these."""
+    raw, out = tmp_path / "raw", tmp_path / "derivatives"
+    shutil.copytree(dataset / "sub-good/ses-A", raw / "sub-good/ses-A")
+    shutil.copytree(derivatives / "sub-good/ses-A", out / "sub-good/ses-A")
+    path = raw / "sub-good/ses-A/anat/sub-good_ses-A_T1w.nii.gz"
+    image = nib.load(path)
+    nib.save(image.__class__(np.asarray(image.dataobj) + 1, image.affine, image.header), path)
+    return raw, out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RuntimeError("Could not submit sbatch task"), 1), (OSError(28, os.strerror(28)), 74)],
+)
+def test_results_outlive_a_scheduler_or_disk_that_fails(
+    changed: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: Exception,
+    code: int,
+) -> None:
+    raw, out = changed
+    before = {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")}
+    monkeypatch.setattr(app, "_run_nipype", lambda workflow, engine: error)
+    arguments = [str(raw), str(out), "participant", "--skip-bids-validation"]
+    assert main(arguments) == code
+    assert "run again to go on" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
+
+
+def test_results_outlive_a_disk_that_fills_up_in_a_node(
+    changed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A real crash of a real node: the network's result has no room."""
+    raw, out = changed
+    before = {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")}
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("hyps_bids.workflows.interfaces.conform", full)
+    arguments = [str(raw), str(out), "participant", "--skip-bids-validation"]
+    assert main(arguments) == 74
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
+    monkeypatch.undo()
+    assert main(arguments) == 0
+
+
+def test_wrong_plugin_touches_nothing(
+    changed: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    raw, out = changed
+    before = sorted(out.rglob("*"))
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Multiproc")
+    options = ["--skip-bids-validation", "--use-plugin", str(plugin)]
+    assert main([str(raw), str(out), "participant", *options]) == 64
+    assert "no plugin 'Multiproc'" in capsys.readouterr().err
+    assert sorted(out.rglob("*")) == before
