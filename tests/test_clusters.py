@@ -238,7 +238,9 @@ class TestSubmit:
 
     def test_nothing_to_do_but_the_group_level(self, root: Path, tmp_path: Path) -> None:
         for name in ("sub-01", "sub-02", "sub-03", "sub-04", "sub-05"):
-            path = tmp_path / "out" / name / "anat" / f"{name}_seg-hippocampus_qc.json"
+            folder = tmp_path / "out" / name / ("ses-A/anat" if name == "sub-03" else "anat")
+            stem = "sub-03_ses-A" if name == "sub-03" else name
+            path = folder / f"{stem}_seg-hippocampus_qc.json"
             path.parent.mkdir(parents=True)
             path.touch()
             (tmp_path / "out" / f"{name}.html").write_text("report")
