@@ -182,6 +182,9 @@ def test_what_is_damaged_is_said_in_the_report_and_logged(
     assert text.count(f"{path.name}: {said}") + text.count(f"{path.name} {said}") == 2
     assert "✓" not in text
     assert path.name in text.split("Errors")[-1]
+    if pattern.startswith("out/sub-02/anat") and pattern.endswith(".nii.gz"):
+        assert "incomplete" in text.split("Errors")[0]
+        assert not is_current(study.raw, study.output, "02")
 
 
 def test_an_error_of_ours_is_not_swallowed(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
