@@ -232,3 +232,14 @@ def test_a_perfect_fit_ends_and_says_so() -> None:
     assert row["estimate"] == pytest.approx(20)
     assert row["warnings"] == "the fit is perfect"
     assert np.isnan(row["effect_low"])
+
+
+def test_mistyped_number_does_not_make_levels_of_a_covariate() -> None:
+    frame = simulated(30)
+    ages = frame["age"].astype("str")
+    ages.iloc[3] = "71,5"
+    frame["age"] = ages
+    with pytest.raises(UsageError, match=r"age is a number but for '71,5'; .* C\(age\)"):
+        fit_models(frame, ["volume ~ age + sex"])
+    # said to be of categories
+    assert not fit_models(frame, ["volume ~ C(age)"]).empty
