@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +20,17 @@ import hyps_bids
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def own_logger() -> Iterator[None]:
+    """Let caplog see the app's log, and leave the logger as it was: a run of the app sets it up."""
+    logger = logging.getLogger("hyps_bids")
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [], True
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,6 @@ def test_work_folder_below_derivatives_is_cleaned(raw: Path) -> None:
 def test_output_that_goes_with_its_container(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("hyps_bids").propagate = True
     monkeypatch.setenv("HYPS_BIDS_CONTAINER", "hyps-bids:1")
     for on_root, times in ((False, 0), (True, 1)):
         monkeypatch.setattr(description_module, "is_on_root", lambda path, told=on_root: told)

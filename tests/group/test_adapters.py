@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import socket
@@ -37,13 +36,12 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def level() -> Any:
-    """Train on one thread, and leave the logger as it was."""
-    before, threads = logging.getLogger("hyps_bids").level, torch.get_num_threads()
+def one_thread() -> Any:
+    """Train on one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    logging.getLogger("hyps_bids").setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ def test_cpu() -> None:
 @NO_GPU
 def test_auto_that_falls_to_the_cpu_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hyps_bids"):
-        logging.getLogger("hyps_bids").addHandler(caplog.handler)
         assert choose_device("auto") == torch.device("cpu")
     assert "no CUDA device: computing on the CPU" in caplog.text
 

@@ -5,8 +5,6 @@ What happens when a GPU's memory is exhausted can only be tested on a GPU.
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -54,7 +52,6 @@ def test_exhausted_gpu_halves_the_batch_and_then_falls_to_the_cpu(
     expected, _ = predict(wide, batch, CPU)
     one = 256 * 48**3 * 4
     total = torch.cuda.get_device_properties(device).total_memory
-    logging.getLogger("hyps_bids").addHandler(caplog.handler)
     try:
         for volumes, where in ((2.5, "cuda:0"), (0.2, "cpu")):
             torch.cuda.empty_cache()

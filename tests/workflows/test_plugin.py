@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -73,14 +71,6 @@ def writes(folder: str, name: str, after: str = "") -> str:
     return name
 
 
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("hyps_bids")
-    propagate, logger.propagate = logger.propagate, True
-    yield caplog
-    logger.propagate = propagate
-
-
 def run(tmp_path: Path, functions: dict[str, Any], n_procs: int = 2) -> dict[str, str]:
     """Run one node per function; return the reasons of those that failed."""
     crashes = tmp_path / "crashes"
@@ -129,28 +119,28 @@ def test_chains_that_are_begun_are_finished_before_others_begin(tmp_path: Path) 
 
 
 def test_node_whose_worker_was_killed_runs_again(
-    tmp_path: Path, log: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # alone in flight: nipype's own plugin waits for ever
     assert run(tmp_path, {"a": killed_once}) == {}
     assert (tmp_path / "a.done").exists()
-    assert "a process was killed" in log.text
+    assert "a process was killed" in caplog.text
     # it was alone: fewer processes would not help
-    assert "--nprocs" not in log.text
+    assert "--nprocs" not in caplog.text
 
 
 def test_nodes_beside_it_run_again_and_those_after_it_run(
-    tmp_path: Path, log: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ["a", "b", "c", "d"]
     functions = {"a": waits, "b": killed_once, "c": waits, "d": killed_once}
     assert run(tmp_path, functions) == {}
-    assert "from now on with --nprocs 1" in log.text
+    assert "from now on with --nprocs 1" in caplog.text
     assert all((tmp_path / f"{name}.done").exists() for name in names)
 
 
 def test_node_that_kills_its_worker_alone_fails_and_the_others_go_on(
-    tmp_path: Path, log: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reasons = run(tmp_path, {"a": killed_always, "b": waits, "c": waits, "d": fails})
     assert set(reasons) == {"a", "d"}
@@ -161,7 +151,7 @@ def test_node_that_kills_its_worker_alone_fails_and_the_others_go_on(
     assert "an ordinary failure" in reasons["d"]
     assert [(tmp_path / f"{name}.done").exists() for name in "bc"] == [True, True]
     # it was the node's own fault, not that of too many processes
-    assert "--nprocs" not in log.text
+    assert "--nprocs" not in caplog.text
 
 
 def test_result_that_cannot_be_sent_back_is_a_failure_too(tmp_path: Path) -> None:
