@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -335,9 +335,7 @@ def _report(
     error = _run_nipype(workflow, engine)
     reasons = crash_reasons(folder)
     failed = [s for s in subjects if report_name(s) in reasons]
-    problems = [_disk_error(settings, reasons[report_name(s)]) for s in failed]
-    if problems and problems[0] is not None and all(problems):
-        raise problems[0]
+    _of_disk(settings, {s: reasons[report_name(s)] for s in failed})
     _LOG.warning("reports: %s", settings.output_dir / "sub-*.html")
     for subject in failed:
         _LOG.error("sub-%s: no report: %s", subject, reasons[report_name(subject)])
@@ -396,30 +394,29 @@ def _run_workflow(
         # those of scans that failed; the next batch may need the room
         shutil.rmtree(work_dir / workflow.name, ignore_errors=True)
     crashes = crash_reasons(folder)
-    reasons = {
-        scan: crashes.get(scan.workflow_name)
+    undone = [
+        scan
         for scan in scans
         if not is_done(scan, settings.output_dir, fingerprint(scan, provenance))
-    }
-    own = [reason for reason in reasons.values() if reason is not None]
-    if error is not None and not own:
+    ]
+    reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
+    if error is not None and not reasons:
         # of the plugin or its scheduler
         raise _run_error(settings, error)
-    full = {reason: _disk_error(settings, reason) for reason in own}
-    disk = full[own[0]] if own else None
-    if disk is not None and all(full.values()):
-        raise disk
+    of_disk = _of_disk(settings, reasons)
     failed = {}
-    for scan, reason in reasons.items():
-        if reason is None and settings.stop_on_first_crash and own:
+    for scan in undone:
+        if scan in reasons:
+            text, keep = reasons[scan], scan in of_disk
+        elif settings.stop_on_first_crash and reasons:
             failed[scan] = _NOT_REACHED
             continue
-        text = reason or (f"not processed: {error}" if error else "not processed; see the log")
+        else:
+            text = f"not processed: {error}" if error else "not processed; see the log"
+            keep = is_complete(scan, settings.output_dir)
         failed[scan] = f"failed: {text}"
         # what it had before stays, unless it is the scan that failed
-        if (reason is not None and full[reason] is None) or (
-            reason is None and not is_complete(scan, settings.output_dir)
-        ):
+        if not keep:
             write_failure(scan, settings.output_dir, text)
     return failed
 
@@ -432,6 +429,15 @@ def _run_error(settings: Settings, error: Exception) -> HypsError:
     return _disk_error(settings, str(error)) or HypsError(
         f"nipype cannot go on ({' '.join(str(error).split())}); {_GO_ON}"
     )
+
+
+def _of_disk(settings: Settings, reasons: Mapping[Any, str]) -> set[Any]:
+    """Find which failures are the disk's; raise its error if all are."""
+    found = {key: _disk_error(settings, text) for key, text in reasons.items()}
+    errors = {key: error for key, error in found.items() if error is not None}
+    if errors and len(errors) == len(reasons):
+        raise next(iter(errors.values()))
+    return set(errors)
 
 
 def _disk_error(settings: Settings, text: str) -> WriteFailed | None:

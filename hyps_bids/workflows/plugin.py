@@ -123,7 +123,6 @@ def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         Arguments of ``Workflow.run``.
-
     """
     if plugin == "MultiProc":
         return {"plugin": MultiProcPlugin(plugin_args)}

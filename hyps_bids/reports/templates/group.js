@@ -37,7 +37,7 @@
     ];
     const order = new Intl.Collator("en", { numeric: true });
     const haystack = cohort.scan.map((_, i) =>
-      [cohort.scan[i], states[i], columns[2].text(i), ...cohort.categories.map((c) => c.levels[c.codes[i]] ?? "n/a"), cohort.remarks[i] ?? ""].join(" ").toLowerCase());
+      [...columns.filter((c) => c.kind).map((c) => c.text(i)), ...cohort.categories.map((c) => c.levels[c.codes[i]] ?? "n/a"), cohort.remarks[i] ?? ""].join(" ").toLowerCase());
     let rows = [], page = 0, column = null, ascending = true;
     const headings = columns.map((c) => {
       const button = make("button", { type: "button", textContent: c.label });
