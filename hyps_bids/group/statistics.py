@@ -41,7 +41,8 @@ _LEVEL = 0.95
 _FARTHEST = 1e4
 #: degrees of freedom below which a fit warns
 _FEW_DF = 10
-_NO_BETWEEN = "no variance between subjects was found: scans fitted by least squares instead"
+#: of scipy; the faster L-BFGS often steps so far that matrices are singular
+_OPTIMISERS = ["bfgs", "powell"]
 
 #: column of the table → description
 COLUMNS = {
@@ -404,10 +405,9 @@ def _mixed(design: _Design) -> _Fit:
         warnings.simplefilter("always")
         try:
             model = MixedLM(design.outcome / unit, design.matrix / scales, design.subjects)
-            result = model.fit(reml=True, method=["lbfgs", "bfgs", "cg"])
-        except np.linalg.LinAlgError:
-            # with no variance between subjects the mixed model is the model of least squares
-            return replace(_least_squares(design), warnings=(_NO_BETWEEN,))
+            result = model.fit(reml=True, method=_OPTIMISERS)
+        except np.linalg.LinAlgError as why:
+            raise _CannotFit(f"the mixed model cannot be solved ({why})") from why
         count = len(scales)
         covariance = np.asarray(result.cov_params())[:count, :count]
         between = float(np.asarray(result.cov_re)[0, 0])

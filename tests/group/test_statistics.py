@@ -90,6 +90,37 @@ def test_mixed_models_agree_with_statsmodels() -> None:
     assert d["effect"] == pytest.approx(d["estimate"] / np.hypot(250, 150), rel=0.2)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_mixed_models_of_balanced_visits_are_least_squares_of_means(seed: int) -> None:
+    """Exact for what does not change with time; volumes of the right vary less between subjects."""
+    frame = simulated(n=30, scans=2, seed=seed)
+    table = fit_models(frame, ["volume ~ group + age + visit"])
+    assert set(table["method"]) == {"mixed"}
+    assert table["converged"].all()
+    means = frame.groupby("participant_id", as_index=False).agg(
+        group=("group", "first"),
+        age=("age", "first"),
+        L=("volume_mm3_L_whole", "mean"),
+        R=("volume_mm3_R_whole", "mean"),
+    )
+    for side in "LR":
+        expected = smf.ols(f"{side} ~ group + age", means).fit()
+        for name in ("group[T.MCI]", "group[T.AD]", "age"):
+            row = one(table, f"volume_mm3_{side}_whole", name)
+            assert row["estimate"] == pytest.approx(expected.params[name], rel=1e-4)
+            assert row["se"] == pytest.approx(expected.bse[name], rel=1e-3)
+
+
+def test_subjects_that_do_not_differ() -> None:
+    frame = simulated(n=20, scans=2)
+    frame["volume_mm3_L_whole"] = 3000.0 + 100 * (frame["visit"] - 0.5)
+    frame["volume_mm3_L_whole"] += np.where(np.arange(40) % 4 < 2, 1, -1) * (frame["visit"] - 0.5)
+    table = fit_models(frame, ["volume_mm3_L_whole ~ age + visit"])
+    row = one(table, "volume_mm3_L_whole", "visit")
+    assert row["estimate"] == pytest.approx(100)
+    assert "boundary" in row["warnings"]
+
+
 def test_few_subjects_are_warned_of() -> None:
     for scans in (1, 2):
         table = fit_models(simulated(n=4, scans=scans), ["volume ~ age"])
