@@ -192,7 +192,7 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
             max_workers=self.processors,
             mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
             initializer=_start_worker,
-            initargs=(self._cwd,),
+            initargs=(self._cwd, _log_settings()),
         )
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
@@ -293,7 +293,35 @@ def _was_killed(future: Future[dict[str, Any]]) -> bool:
     return future.done() and isinstance(future.exception(), BrokenProcessPool)
 
 
-def _start_worker(folder: str) -> None:
+def _log_settings() -> dict[str, Any]:
+    """Describe the log, for workers that do not inherit it: those that are not forked."""
+    return {
+        "levels": {
+            name: logging.getLogger(name).level
+            for name in list(logging.root.manager.loggerDict)
+            if name.split(".")[0] in ("hyps_bids", "nipype")
+        },
+        "handlers": [
+            (getattr(handler, "baseFilename", None), handler.level, handler.formatter)
+            for handler in _LOG.handlers
+        ],
+    }
+
+
+def _start_log(settings: Mapping[str, Any]) -> None:
+    if _LOG.handlers:
+        return
+    for name, level in settings["levels"].items():
+        logging.getLogger(name).setLevel(level)
+    for path, level, formatter in settings["handlers"]:
+        handler = logging.StreamHandler() if path is None else logging.FileHandler(path)
+        handler.setLevel(level)
+        handler.setFormatter(formatter)
+        _LOG.addHandler(handler)
+
+
+def _start_worker(folder: str, log: Mapping[str, Any]) -> None:
+    _start_log(log)
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         # Linux: end with the run, should that be killed; workers would wait for ever
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

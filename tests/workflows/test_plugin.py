@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,7 @@ from nipype.pipeline import engine as pe
 
 from hyps_bids.bids.derivatives import write_nifti
 from hyps_bids.workflows.crashes import crash_reasons
-from hyps_bids.workflows.plugin import MultiProcPlugin, _start_worker
+from hyps_bids.workflows.plugin import MultiProcPlugin, _log_settings, _start_worker
 
 
 def killed_once(folder: str, name: str) -> None:
@@ -58,6 +59,13 @@ def waits(folder: str, name: str) -> None:
         file.write("x")
 
 
+def warns(folder: str, name: str) -> None:
+    """Log as a node does."""
+    import logging
+
+    logging.getLogger("hyps_bids").warning("heard of %s", name)
+
+
 def fails(folder: str, name: str) -> None:
     raise ValueError("an ordinary failure")
 
@@ -71,7 +79,9 @@ def writes(folder: str, name: str, after: str = "") -> str:
     return name
 
 
-def run(tmp_path: Path, functions: dict[str, Any], n_procs: int = 2) -> dict[str, str]:
+def run(
+    tmp_path: Path, functions: dict[str, Any], n_procs: int = 2, mp_context: str = "fork"
+) -> dict[str, str]:
     """Run one node per function; return the reasons of those that failed."""
     crashes = tmp_path / "crashes"
     workflow = pe.Workflow(name="participant_wf", base_dir=str(tmp_path / "work"))
@@ -91,7 +101,7 @@ def run(tmp_path: Path, functions: dict[str, Any], n_procs: int = 2) -> dict[str
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         plugin = MultiProcPlugin(
-            {"n_procs": n_procs, "memory_gb": 4, "n_gpu_procs": 0, "mp_context": "fork"}
+            {"n_procs": n_procs, "memory_gb": 4, "n_gpu_procs": 0, "mp_context": mp_context}
         )
         # nipype raises at the end what failed
         with suppress(RuntimeError):
@@ -154,6 +164,22 @@ def test_node_that_kills_its_worker_alone_fails_and_the_others_go_on(
     assert "--nprocs" not in caplog.text
 
 
+@pytest.mark.parametrize("mp_context", ["fork", "forkserver"])
+def test_workers_write_to_the_log_of_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture, mp_context: str
+) -> None:
+    """Also those that are not forked, as on a GPU."""
+    logger, path = logging.getLogger("hyps_bids"), tmp_path / "run.log"
+    logging.getLogger("nipype.workflow").setLevel(logging.CRITICAL)
+    for handler in (logging.FileHandler(path), logging.StreamHandler(sys.__stderr__)):
+        handler.setFormatter(logging.Formatter("at %(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+    logger.propagate = False
+    assert run(tmp_path, {"a": warns}, mp_context=mp_context) == {}
+    assert path.read_text() == "at WARNING: heard of a\n"
+    assert capfd.readouterr().err.count("at WARNING: heard of a") == 1
+
+
 def test_result_that_cannot_be_sent_back_is_a_failure_too(tmp_path: Path) -> None:
     # nipype's own plugin waits for ever for any error outside the node
     plugin = MultiProcPlugin({"n_procs": 1, "memory_gb": 1, "mp_context": "fork"})
@@ -199,7 +225,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
     def write_for_ever() -> None:
-        _start_worker(str(tmp_path))
+        _start_worker(str(tmp_path), _log_settings())
         image = nib.Nifti1Image(np.zeros((200, 200, 200), np.uint8), np.eye(4))
         while True:
             write_nifti(tmp_path / "x.nii.gz", image)
