@@ -26,11 +26,11 @@ torch.set_num_threads(2)
 def own_logger() -> Iterator[None]:
     """Let caplog see the app's log, and leave the logger as it was: a run of the app sets it up."""
     logger = logging.getLogger("hyps_bids")
-    before = logger.handlers, logger.propagate, logger.level
+    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
     logger.handlers, logger.propagate = [], True
     yield
-    logger.handlers, logger.propagate = before[:2]
-    logger.setLevel(before[2])
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -308,8 +308,9 @@ def _log_settings() -> dict[str, Any]:
     }
 
 
-def _start_log(settings: Mapping[str, Any]) -> None:
+def _take_over_log(settings: Mapping[str, Any]) -> None:
     if _LOG.handlers:
+        # inherited by a fork
         return
     for name, level in settings["levels"].items():
         logging.getLogger(name).setLevel(level)
@@ -321,7 +322,7 @@ def _start_log(settings: Mapping[str, Any]) -> None:
 
 
 def _start_worker(folder: str, log: Mapping[str, Any]) -> None:
-    _start_log(log)
+    _take_over_log(log)
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         # Linux: end with the run, should that be killed; workers would wait for ever
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -288,6 +288,7 @@ def test_results_outlive_a_scheduler_or_disk_that_fails(
     assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_results_outlive_a_disk_that_fills_up_in_a_node(
     changed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

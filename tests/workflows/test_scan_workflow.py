@@ -50,6 +50,7 @@ def test_relative_names_reach_the_nodes_as_absolute_ones(
     assert workflow.get_node("write").inputs.scan == Scan.from_path(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_intermediate_files_go_unless_they_are_to_be_kept(
     tmp_path: Path, coarse_head: nib.Nifti1Image, keep: bool
