@@ -1,4 +1,4 @@
-"""Compare the adapter methods on few labelled crops.
+"""Compare the adapter methods on few labeled crops.
 
 Three steps, each of which goes on where it was stopped::
 
@@ -150,10 +150,11 @@ def train_and_test(
     device = choose_device(device_name)
     import torch
 
+    from hyps_bids.adaptation.crops import load_crops
+    from hyps_bids.adaptation.fit import adapt
+    from hyps_bids.labels.msd import msd_subject, split_every_fifth
     from hyps_bids.networks.adapters import AdapterConfig, adapter_state, parameter_counts
     from hyps_bids.networks.checkpoints import BASE, load_adapted, shipped_weights
-    from hyps_bids.training.adapt import adapt
-    from hyps_bids.training.datasets import load_crops, msd_subject, split_every_fifth
     from hyps_bids.training.loop import LoopSettings
 
     crops = load_crops(images, labels)
@@ -217,7 +218,7 @@ def measure(model: object, crops: object) -> list[dict[str, object]]:
     import torch
     from monai.metrics import compute_hausdorff_distance
 
-    from hyps_bids.training.adapt import decide, plain_batch
+    from hyps_bids.adaptation.fit import decide, plain_batch
 
     def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
         return float(2 * (a & b).sum() / (a.sum() + b.sum()).clamp(min=1))
@@ -251,7 +252,7 @@ def report(results: Path) -> None:
     usual = _usual(test)
     sections = ["# Adapter methods on MSD Task04", __doc__.split("\n\n")[-1].strip()]
     for (count, steps), group in test[usual].groupby(["crops", "steps"]):
-        title = f"## {count or 'All'} labelled crops, {steps} steps"
+        title = f"## {count or 'All'} labeled crops, {steps} steps"
         sections.append(f"{title}\n\n{_method_table(group, crops)}")
     if len(test[~usual]):
         settings = ["rank", "bottleneck", "trainable"]
@@ -309,7 +310,7 @@ def _against_hyps(crops: pd.DataFrame, method: str) -> tuple[float, float, float
     """Difference of hyps and a method by subject: mean, standard error, p."""
     from scipy.stats import wilcoxon
 
-    from hyps_bids.training.datasets import msd_subject
+    from hyps_bids.labels.msd import msd_subject
 
     pair = crops[crops["method"].isin(["hyps", method])]
     seeds = pair.groupby("seed")["method"].nunique()
@@ -344,7 +345,7 @@ def _figure(test: pd.DataFrame) -> object:
             axes.errorbar(
                 whole.index, whole["mean"], whole["std"].fillna(0), label=method, capsize=2
             )
-    axes.set(xscale="log", xlabel="labelled crops", ylabel="Dice of the whole hippocampus")
+    axes.set(xscale="log", xlabel="labeled crops", ylabel="Dice of the whole hippocampus")
     axes.legend()
     return figure
 

@@ -19,11 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hyps_bids.classification.cohort import Cohort
+from hyps_bids.classification.charts import bootstrap_weights, figures
+from hyps_bids.classification.contrast import Cohort
+from hyps_bids.classification.cross_validation import SELECTED, make_folds, nested_cv
 from hyps_bids.classification.estimators import ESTIMATORS
-from hyps_bids.classification.evaluate import SELECTED, make_folds, nested_cv
 from hyps_bids.classification.features import Schema
-from hyps_bids.classification.figures import bootstrap_weights, figures
 from tests.cohorts import PARTS, simulate
 
 

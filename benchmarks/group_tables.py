@@ -26,10 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hyps_bids.bids.index import Scan, find_scans
-from hyps_bids.group.tables import write_group_tables
+from hyps_bids.bids.index import find_scans
+from hyps_bids.cohort.tables import write_group_tables
+from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
-from hyps_bids.workflows.outputs import MORPH_COLUMNS, qc_columns
 
 PARTS = ("anterior", "posterior")
 MODELS = {

@@ -1,4 +1,4 @@
-"""Adapt to another protocol with few labelled heads, and compare with the shipped adapter.
+"""Adapt to another protocol with few labeled heads, and compare with the shipped adapter.
 
     python benchmarks/protocol.py FOLDER RESULTS
 
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lay_out(args.folder, Path(folder))
         evaluate(args, Path(folder))
-    summarise(args.results)
+    summarize(args.results)
 
 
 def lay_out(folder: Path, bids: Path) -> None:
@@ -47,7 +47,7 @@ def lay_out(folder: Path, bids: Path) -> None:
     scans = pd.read_csv(folder / "scans.tsv", sep="\t", dtype="str")
     for root, kind in ((bids, "raw"), (bids / "derivatives" / "manual", "derivative")):
         root.mkdir(parents=True, exist_ok=True)
-        content = {"Name": "labelled heads", "BIDSVersion": "1.10.0", "DatasetType": kind}
+        content = {"Name": "labeled heads", "BIDSVersion": "1.10.0", "DatasetType": kind}
         content |= {"GeneratedBy": [{"Name": "manual"}]} if kind == "derivative" else {}
         (root / "dataset_description.json").write_text(json.dumps(content))
     for subject, group in scans.groupby("subject"):
@@ -68,14 +68,14 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
 
     prepare_process(args.threads)
     device = choose_device(args.device)
-    from hyps_bids.bids.labels import find_labelled
-    from hyps_bids.evaluate import Pipeline
+    from hyps_bids.adaptation.assess import assess_scans
+    from hyps_bids.adaptation.fit import fit_adapter
+    from hyps_bids.adaptation.labeled_crops import labeled_crops
+    from hyps_bids.labels.find import find_labeled
     from hyps_bids.networks.adapters import AdapterConfig
     from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+    from hyps_bids.segmentation.pipeline import Pipeline
     from hyps_bids.settings import Settings
-    from hyps_bids.training.adapt import fit_adapter
-    from hyps_bids.training.assess import assess_scans
-    from hyps_bids.training.labelled import labelled_crops
     from hyps_bids.training.loop import LoopSettings
 
     settings = Settings(
@@ -85,10 +85,10 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
         labels=(bids / "derivatives" / "manual",),
         label_map="whole",
     )
-    labelled = find_labelled(settings)
+    labeled = find_labeled(settings)
     localizer, base = shipped_weights(LOCALIZER), shipped_weights(BASE)
-    crops = labelled_crops(labelled, list(LABELS), localizer, device)
-    subjects = sorted({item.scan.subject for item in labelled})
+    crops = labeled_crops(labeled, list(LABELS), localizer, device)
+    subjects = sorted({item.scan.subject for item in labeled})
     path = args.results / "protocol.tsv"
     args.results.mkdir(parents=True, exist_ok=True)
     done = set()
@@ -98,7 +98,7 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
 
     def assess(adapter: Path, tested: set[str], facts: dict[str, object]) -> None:
         pipeline = Pipeline(localizer, base, adapter, device)
-        scans = [item for item in labelled if item.scan.subject in tested]
+        scans = [item for item in labeled if item.scan.subject in tested]
         table = assess_scans(pipeline, scans, crops, list(LABELS))
         table = table.drop(columns=["session_id", "fold"]).assign(**facts)
         table.to_csv(
@@ -136,7 +136,7 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
                 assess(fitted.path, set(subjects) - training, facts)
 
 
-def summarise(results: Path) -> None:
+def summarize(results: Path) -> None:
     """Write protocol.md: Dice for each number of training subjects, and the gain."""
     table = pd.read_csv(results / "protocol.tsv", sep="\t")
     shipped = table[table["method"] == "shipped"].set_index(["scan", "hemi"])

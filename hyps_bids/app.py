@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import write_text
-from hyps_bids.bids.description import check_output, write_dataset_files
-from hyps_bids.bids.index import Scan, find_scans
+from hyps_bids.bids.index import find_scans
 from hyps_bids.cli import settings_to_toml
 from hyps_bids.errors import (
     DISK_ERRORS,
@@ -30,10 +28,14 @@ from hyps_bids.errors import (
     WriteFailed,
     cannot_write,
 )
+from hyps_bids.messages import counted, listed
+from hyps_bids.outputs.dataset import check_output, write_dataset_files
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, of_group_level
-from hyps_bids.wording import counted, listed
 
 __all__ = ["run"]
 
@@ -86,7 +88,7 @@ def _participant(settings: Settings) -> int:
     check_output(settings)
     if settings.use_plugin is not None:
         # a wrong one ends the run before anything is touched
-        from hyps_bids.workflows.plugin import read_plugin
+        from hyps_bids.workflows.engines import read_plugin
 
         read_plugin(settings.use_plugin)
     scans = find_scans(settings, need_content=not settings.reports_only)
@@ -130,7 +132,7 @@ def _group(settings: Settings) -> int:
     if settings.dry_run and settings.train_adapter is None:
         return _list(find_scans(settings, need_content=False))
     if settings.dry_run:
-        return _analyse(settings)
+        return _analyze(settings)
     run_name = _run_name()
     work_dir = (settings.work_dir or settings.output_dir / "work") / run_name
     # of the processes that torchrun starts, the first one writes
@@ -140,21 +142,21 @@ def _group(settings: Settings) -> int:
         _start_log(settings.output_dir / "logs" / run_name, settings)
     try:
         with _caches(work_dir):
-            return _analyse_and_report(settings, report=writes)
+            return _analyze_and_report(settings, report=writes)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
         if settings.work_dir is None:
             _remove_if_empty(work_dir.parent)
 
 
-def _analyse_and_report(settings: Settings, *, report: bool) -> int:
+def _analyze_and_report(settings: Settings, *, report: bool) -> int:
     from hyps_bids.reports.group import write_group_report
 
     output = settings.output_dir
     failure, code = None, 0
     if not settings.reports_only:
         try:
-            code = _analyse(settings)
+            code = _analyze(settings)
         except HypsError as error:
             # what was done before it is reported all the same
             failure = error
@@ -171,22 +173,22 @@ def _analyse_and_report(settings: Settings, *, report: bool) -> int:
     return code
 
 
-def _analyse(settings: Settings) -> int:
+def _analyze(settings: Settings) -> int:
     if settings.train_adapter is not None:
-        from hyps_bids.group.adapters import train_adapter
+        from hyps_bids.adaptation.run import train_adapter
 
         train_adapter(settings)
         return 0
-    from hyps_bids.group.tables import write_group_tables
+    from hyps_bids.cohort.tables import write_group_tables
 
     table = write_group_tables(settings)
     failed = []
     if settings.target is not None:
-        from hyps_bids.group.classify import classify
+        from hyps_bids.classification.run import classify
 
         failed = classify(settings, table)
     if settings.apply_classifier is not None:
-        from hyps_bids.group.classify import apply_classifier
+        from hyps_bids.classification.run import apply_classifier
 
         apply_classifier(settings, table)
     return 1 if failed else 0
@@ -239,11 +241,12 @@ def _process(
 ) -> Sequence[Scan]:
     """Do what is to do; return the scans that failed."""
     # imported late: nipype reads its configuration folder from the environment
-    from hyps_bids.networks.checkpoints import LOCALIZER, sha256, shipped_weights
+    from hyps_bids.networks.checkpoints import LOCALIZER, shipped_weights
+    from hyps_bids.outputs.digests import sha256
+    from hyps_bids.outputs.labels import label_table
+    from hyps_bids.outputs.scan_files import fingerprint, is_done
     from hyps_bids.segmentation.devices import choose_device, prepare_process
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
-    from hyps_bids.segmentation.labels import label_table
-    from hyps_bids.workflows.outputs import fingerprint, is_done
     from hyps_bids.workflows.participant import Models
 
     device = str(choose_device(settings.device))
@@ -255,7 +258,7 @@ def _process(
     prepare_process(threads=1)
     cached_network(models.localizer)
     _, card = cached_adapted(models.adapter, models.base)
-    provenance = {
+    provenance: Provenance = {
         "SoftwareVersion": __version__,
         "Models": {
             "Localizer": {"Name": models.localizer.stem, "SHA256": sha256(models.localizer)},
@@ -363,14 +366,14 @@ def _run_workflow(
     settings: Settings,
     scans: Sequence[Scan],
     models: Any,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     device: str,
     folder: Path,
     work_dir: Path,
 ) -> dict[Scan, str]:
     """Run the workflow and return the scans that are not done, each with its reason."""
+    from hyps_bids.outputs.scan_files import fingerprint, is_complete, is_done, write_failure
     from hyps_bids.workflows.crashes import crash_reasons
-    from hyps_bids.workflows.outputs import fingerprint, is_complete, is_done, write_failure
     from hyps_bids.workflows.participant import init_participant_wf
 
     nprocs = settings.nprocs or available_cpus()
@@ -441,7 +444,7 @@ def _of_disk(settings: Settings, reasons: Mapping[Any, str]) -> set[Any]:
 
 
 def _disk_error(settings: Settings, text: str) -> WriteFailed | None:
-    """Recognise a full or broken disk by what a worker has left: a text, or no room."""
+    """Recognize a full or broken disk by what a worker has left: a text, or no room."""
     told = [os.strerror(number) for number in DISK_ERRORS if os.strerror(number) in text]
     for folder in (settings.output_dir, settings.work_dir or settings.output_dir):
         # nipype says nothing when the result of a node does not fit
@@ -457,7 +460,7 @@ def _engine(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
     from nipype import config
     from nipype import logging as nipype_logging
 
-    from hyps_bids.workflows.plugin import engine
+    from hyps_bids.workflows.engines import engine
 
     plugin = _plugin(settings, device)
     config.update_config(
@@ -502,7 +505,7 @@ def _run_nipype(workflow: Any, engine: dict[str, Any]) -> Exception | None:
 
 
 def _plugin(settings: Settings, device: str) -> dict[str, Any]:
-    from hyps_bids.workflows.plugin import read_plugin
+    from hyps_bids.workflows.engines import read_plugin
 
     if settings.use_plugin is not None:
         return read_plugin(settings.use_plugin)

@@ -316,7 +316,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         type=Path,
         metavar="DERIVATIVES",
-        help="derivatives datasets with labelled hippocampi (dseg or mask)",
+        help="derivatives datasets with labeled hippocampi (dseg or mask)",
     )
     group.add_argument(
         "--label-map",
@@ -346,7 +346,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         metavar="MODULE",
         help="what else trains, by the start of its name (decoder out)",
     )
-    group.add_argument("--steps", type=_positive, metavar="N", help="optimiser steps (300)")
+    group.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (300)")
     group.add_argument("--batch-size", type=_positive, metavar="N", help="crops a step (1)")
     group.add_argument("--learning-rate", type=_positive_float, metavar="X", help="at the start")
     group.add_argument(

@@ -1,4 +1,7 @@
-"""Errors that a user can act on. Each carries the exit code of the BIDS App execution draft."""
+"""Errors that a user can act on.
+
+Each class has the exit code that the BIDS App execution draft gives to its kind of error.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,32 @@ __all__ = [
     "cannot_write",
 ]
 
-#: the disk is full or broken, whatever the folder
+#: Values of ``errno`` that mean that the disk is full or broken, whatever the folder.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class HypsError(Exception):
-    """Base of all errors that end a run with a message instead of a traceback."""
+    """Base of all errors that end a run with a message instead of a traceback.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, in which file, and what to do about it.
+    code : str, optional
+        Short stable name of the error, such as ``label-value-unknown``, for tests and for the
+        documentation; messages may be reworded, codes may not.
+
+    Attributes
+    ----------
+    exit_code : int
+        Exit code of the process, from the BIDS App execution draft.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, code: str = "unnamed") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class InvalidBids(HypsError):
@@ -79,12 +100,20 @@ class NotEnoughMemory(HypsError):
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): by a scheduler, ``docker stop`` or a shutdown."""
+    """A scheduler, ``docker stop`` or a shutdown has asked the process to end (SIGTERM)."""
 
     exit_code = 143
 
 
 def cannot_write(path: Path, error: OSError) -> CannotCreateOutput:
-    """Make the error of a file or folder that cannot be written: of its disk, or of itself."""
-    kind = WriteFailed if error.errno in DISK_ERRORS else CannotCreateOutput
-    return kind(f"{path}: cannot be written ({error.strerror})")
+    """Make the error for a file or folder that cannot be written.
+
+    Returns
+    -------
+    CannotCreateOutput
+        A :class:`WriteFailed` if the disk is full or broken.
+    """
+    message = f"{path}: cannot be written ({error.strerror})"
+    if error.errno in DISK_ERRORS:
+        return WriteFailed(message, code="disk-failure")
+    return CannotCreateOutput(message, code="not-writable")

@@ -84,7 +84,7 @@ class Settings:
     train_adapter : str or None
         Name of the adapter to train on `labels`.
     labels : tuple of Path
-        Derivatives datasets with labelled hippocampi.
+        Derivatives datasets with labeled hippocampi.
     label_map : str or None
         What the labels mean: a preset or a TSV file; the dataset's own dseg.tsv if None.
     peft : str
@@ -98,7 +98,7 @@ class Settings:
     layers, trainable : tuple of str
         Kinds of layers to adapt, and prefixes of modules that train beside; the preset's if empty.
     steps, batch_size : int
-        Optimiser steps of one fit, and crops per step.
+        Optimizer steps of one fit, and crops per step.
     learning_rate : float or None
         At the start; the method's own if None.
     stratify : str or None

@@ -19,7 +19,15 @@ import hyps_bids
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(2)
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Start every test with one thread and the same random numbers.
+
+    The suite runs in two processes on two cores, and an app run inside a test sets its own threads.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

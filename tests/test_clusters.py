@@ -19,10 +19,10 @@ from nipype import config
 from nipype.pipeline import plugins
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import read_table
 from hyps_bids.cli import parse_settings
 from hyps_bids.errors import UsageError
-from hyps_bids.workflows.plugin import engine, read_plugin
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.workflows.engines import engine, read_plugin
 
 #: seconds that anything on the cluster may take
 _PATIENCE_S = 240
@@ -128,7 +128,7 @@ class TestJob:
         wait_until((tmp_path / "ready").exists)
         job.send_signal(number)
         assert job.wait(timeout=10) == 143
-        # a cancelled job is not brought back
+        # a canceled job is not brought back
         assert (tmp_path / "requeued").exists() == requeued
 
     def test_node_without_room_is_left(
@@ -427,16 +427,14 @@ class TestSlurm:
         )
         assert newest.read_text().split() == ["sub-broken"]
 
-    def test_cancelled_task_stays_cancelled(
-        self, root: Path, dataset: Path, tmp_path: Path
-    ) -> None:
+    def test_canceled_task_stays_canceled(self, root: Path, dataset: Path, tmp_path: Path) -> None:
         array, group = self.submit(root, dataset, tmp_path)
         first = f"{array}_1"
         wait_until(lambda: self.is_under_way(tmp_path, first), _PATIENCE_S)
         slurm("scancel", f"{array}", group)
         wait_until(lambda: ended(first), 60)
         shown = slurm("scontrol", "show", "job", first)
-        assert "JobState=CANCELLED" in shown
+        assert "JobState=CANCELED" in shown
         assert "Restarts=0" in shown
 
     @pytest.mark.parametrize("plugin", ["slurm", "slurmgraph"])

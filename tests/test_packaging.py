@@ -59,15 +59,15 @@ def test_every_direct_dependency_is_pinned(root: Path) -> None:
     assert names == pinned
 
 
-def test_weights_are_small_and_have_a_licence() -> None:
+def test_weights_are_small_and_have_a_license() -> None:
     folder = Path(hyps_bids.__file__).parent / "data" / "weights"
     weights = sorted(folder.glob("*.safetensors"))
-    licences = (folder / "LICENSE.md").read_text()
+    licenses = (folder / "LICENSE.md").read_text()
 
     assert weights
     for path in weights:
         assert path.stat().st_size < 40 * MB
-        assert f"`{path.name}`" in licences
+        assert f"`{path.name}`" in licenses
 
 
 def test_ci_runs_the_test_command_of_the_readme(root: Path) -> None:

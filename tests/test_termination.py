@@ -60,7 +60,7 @@ def test_signal_ends_a_run_cleanly(
         [*command, "--nprocs", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     until = time.monotonic() + _PATIENCE_S
-    while not list(out.glob("work/*/participant_wf/*/localise")):
+    while not list(out.glob("work/*/participant_wf/*/localize")):
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.05)

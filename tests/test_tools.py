@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,21 +15,13 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from hyps_bids import tools
+from hyps_bids.adaptation.crops import Crops
 from hyps_bids.errors import UsageError
+from hyps_bids.labels.msd import msd_subject
 from hyps_bids.networks.checkpoints import load_adapted, read_card, save_network
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
-from hyps_bids.training.datasets import Crops, msd_subject
 
 LABELMAP = Path(__file__).parent / "data" / "labelmap_2mm.nii.gz"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For small tensors threads cost more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +204,7 @@ def test_import_base_prints_what_was_taken(
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
+def labeled(tmp_path: Path) -> Path:
     """Two made images of one hippocampus, named as MSD Task04; one more without labels."""
     folder = tmp_path / "source"
     for kind in ("imagesTr", "labelsTr"):
@@ -229,10 +220,10 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def test_import_of_a_preset_reports_what_is_missing(
-    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bids"
-    assert tools.main(["import", "msd-task04", str(labelled), str(out)]) == 1
+    assert tools.main(["import", "msd-task04", str(labeled), str(out)]) == 1
     captured = capsys.readouterr()
     assert "2 images imported, 0 were there, 0 left out, 1 problems" in captured.out
     assert "hippocampus_003.nii.gz: no label image named labelsTr/" in captured.err
@@ -241,11 +232,11 @@ def test_import_of_a_preset_reports_what_is_missing(
 
 
 def test_import_of_an_edited_table(
-    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bids"
-    argv = [str(labelled), str(out)]
-    (labelled / "imagesTr/hippocampus_003.nii.gz").unlink()
+    argv = [str(labeled), str(out)]
+    (labeled / "imagesTr/hippocampus_003.nii.gz").unlink()
     assert tools.main(["import", "msd-task04", *argv, "--first", "1", "--dry-run"]) == 0
     assert not out.exists()
     table = tmp_path / "mine.tsv"
@@ -268,8 +259,6 @@ def test_import_of_an_edited_table(
         ("hfh", [], 66),
     ],
 )
-def test_import_refuses(
-    labelled: Path, tmp_path: Path, what: str, options: list, code: int
-) -> None:
-    assert tools.main(["import", what, str(labelled), str(tmp_path / "bids"), *options]) == code
+def test_import_refuses(labeled: Path, tmp_path: Path, what: str, options: list, code: int) -> None:
+    assert tools.main(["import", what, str(labeled), str(tmp_path / "bids"), *options]) == code
     assert not (tmp_path / "bids").exists()

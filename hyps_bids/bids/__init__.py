@@ -1,4 +1,4 @@
-"""BIDS in and out: scans from a dataset, names and sidecars of derivatives. No tensors here."""
+"""Which images a BIDS dataset has. The only room that imports pybids."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From volumes to a diagnosis: pipelines, nested cross-validation and honest figures."""
+"""Classifiers of participants, from the plan to the card (``--target``)."""

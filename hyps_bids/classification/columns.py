@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.errors import BadData, UsageError
-from hyps_bids.wording import similar
+from hyps_bids.messages import similar
 
 __all__ = ["choose_columns", "default_features", "feature_sets", "needed", "warn_of_giveaways"]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from hyps_bids.bids.derivatives import write_bytes
+from hyps_bids.outputs.writing import write_bytes
 
 __all__ = ["calibration_table", "draw", "roc_table"]
 
@@ -128,13 +128,13 @@ def draw(
 def _draw_roc(axes: Any, table: pd.DataFrame) -> None:
     grid = np.linspace(0, 1, 201)
     for number, (name, curves) in enumerate(table.groupby("class", sort=False)):
-        colour = f"C{number}"
+        color = f"C{number}"
         sampled = []
         for _, curve in curves.groupby("repeat"):
             x, y = curve["false_positive_rate"], curve["sensitivity"]
-            axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
             sampled.append(np.interp(grid, x, y))
-        axes.plot(grid, np.mean(sampled, axis=0), color=colour, linewidth=2, label=str(name))
+        axes.plot(grid, np.mean(sampled, axis=0), color=color, linewidth=2, label=str(name))
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
     axes.legend(title="positive: thin repeats, thick mean", fontsize=7, title_fontsize=7)
@@ -154,9 +154,9 @@ def _draw_confusion(axes: Any, table: pd.DataFrame) -> None:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if share[row, column] > 0.5 else "black"
+        color = "white" if share[row, column] > 0.5 else "black"
         text = f"{count:.4g}\n{share[row, column]:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(table)), table.columns, fontsize=8)
     axes.set_yticks(range(len(table)), table.index, fontsize=8)
     axes.set(xlabel="called", ylabel="true")

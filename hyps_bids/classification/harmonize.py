@@ -150,10 +150,10 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
         rows = control if control.sum() >= _FEWEST_CONTROLS else np.ones(len(X), dtype=bool)
         volumes, icv = X[rows][:, list(self.columns)], X[rows, self.icv]
         self.mean_ = icv.mean()
-        centred = icv - self.mean_
-        variance = centred @ centred
+        centerd = icv - self.mean_
+        variance = centerd @ centerd
         self.slope_ = (
-            centred @ (volumes - volumes.mean(axis=0)) / variance
+            centerd @ (volumes - volumes.mean(axis=0)) / variance
             if variance > 0
             else np.zeros(len(self.columns))
         )
@@ -176,9 +176,9 @@ def _shrink(residual: Array) -> tuple[Array, Array]:
     prior_variance = shift.var(ddof=1) if columns > 1 else 0.0
     if spread == 0 or prior_variance == 0:
         return shift, np.sqrt(variance)
-    prior_shift, centre = shift.mean(), variance.mean()
-    shape = (2 * spread + centre**2) / spread
-    rate = (centre * spread + centre**3) / spread
+    prior_shift, center = shift.mean(), variance.mean()
+    shape = (2 * spread + center**2) / spread
+    rate = (center * spread + center**3) / spread
     new_shift, new_variance = shift, variance
     for _ in range(200):
         old = np.concatenate([new_shift, new_variance])

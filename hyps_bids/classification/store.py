@@ -13,8 +13,8 @@ import sklearn
 import skops.io
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.bids.derivatives import write_bytes, write_json
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.outputs.writing import write_bytes, write_json
 
 __all__ = ["CARD", "MODEL", "TRUSTED", "load_classifier", "save_classifier"]
 

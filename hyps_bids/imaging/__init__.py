@@ -1,1 +1,1 @@
-"""Arrays and affines only: no BIDS, no networks."""
+"""Pure functions on arrays and their affines."""

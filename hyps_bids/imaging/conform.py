@@ -138,7 +138,7 @@ def _load(path: Path) -> nib.Nifti1Image:
 
 def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     if image.get_data_dtype().kind not in "iuf":
-        raise BadData(f"{path}: data of type {image.get_data_dtype()} are not grey values")
+        raise BadData(f"{path}: data of type {image.get_data_dtype()} are not gray values")
     try:
         # double precision only where the file has it: it costs time and memory
         wide = image.get_data_dtype().itemsize >= 8 or image.get_data_dtype() == np.uint32

@@ -1,11 +1,8 @@
-"""QC figures of a segmented hippocampus, and the flags that follow from them."""
+"""Quality measures of a segmented hippocampus."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 
 import numpy as np
 from scipy import ndimage
@@ -13,16 +10,10 @@ from scipy import ndimage
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.volumes import RestoredSide
 
-__all__ = ["asymmetry", "flags", "side_quality", "thresholds"]
+__all__ = ["asymmetry", "side_quality"]
 
 #: mm around the segmentation over which the entropy is averaged
 _ENTROPY_MARGIN = 3.0
-
-
-@cache
-def thresholds() -> dict[str, dict[str, float | str]]:
-    """Read what each figure means and between which bounds it is inconspicuous."""
-    return json.loads((files("hyps_bids") / "data" / "qc.json").read_text())
 
 
 def side_quality(
@@ -31,8 +22,8 @@ def side_quality(
     box: np.ndarray,
     restored: RestoredSide,
     shape: tuple[int, ...],
-    localised: np.ndarray,
-    localised_affine: np.ndarray,
+    localized: np.ndarray,
+    localized_affine: np.ndarray,
 ) -> dict[str, float]:
     """Compute the QC figures of one hippocampus.
 
@@ -48,8 +39,8 @@ def side_quality(
         The same on the image's grid.
     shape : tuple of int
         The image's shape.
-    localised, localised_affine : numpy.ndarray
-        The localiser's probability of this hippocampus and its transform.
+    localized, localized_affine : numpy.ndarray
+        The localizer's probability of this hippocampus and its transform.
 
     Returns
     -------
@@ -59,7 +50,7 @@ def side_quality(
     """
     whole = 1 - probabilities[0]
     mask = whole >= 0.5
-    coarse = resample(localised, localised_affine, mask.shape, box) > 0.5
+    coarse = resample(localized, localized_affine, mask.shape, box) > 0.5
     total = mask.sum() + coarse.sum()
     if not mask.any():
         nan = float("nan")
@@ -102,31 +93,3 @@ def asymmetry(volumes: Mapping[str, float]) -> float:
     if not left or not right:
         return float("nan")
     return (left - right) / ((left + right) / 2)
-
-
-def flags(figures: Mapping[str, float]) -> list[str]:
-    """Name the figures outside their bounds.
-
-    Parameters
-    ----------
-    figures : mapping of str to float
-        Names as in ``data/qc.json``, with ``_L`` or ``_R`` appended for one side.
-
-    Returns
-    -------
-    list of str
-        ``low_NAME`` or ``high_NAME``; figures that are not a number are passed over.
-
-    Examples
-    --------
-    >>> flags({"confidence_L": 0.5, "confidence_R": 0.95, "asymmetry": 0.4})
-    ['low_confidence_L', 'high_asymmetry']
-    """
-    found = []
-    for name, value in figures.items():
-        bounds = thresholds()[name.removesuffix("_L").removesuffix("_R")]
-        if value < float(bounds.get("low", -np.inf)):
-            found.append(f"low_{name}")
-        elif value > float(bounds.get("high", np.inf)):
-            found.append(f"high_{name}")
-    return found

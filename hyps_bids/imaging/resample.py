@@ -88,8 +88,8 @@ def coarsen(
             continue
         count = max(1, round(side / step))
         start = ((side - 1) - (count - 1) * step) / 2
-        centres = start + step * torch.arange(count, dtype=torch.float32)
-        distance = (torch.arange(side)[None] - centres[:, None]).abs() / (spacing / zoom)
+        centers = start + step * torch.arange(count, dtype=torch.float32)
+        distance = (torch.arange(side)[None] - centers[:, None]).abs() / (spacing / zoom)
         weights = (1 - distance).clamp(min=0)
         weights /= weights.sum(dim=1, keepdim=True)
         # matrix products along each axis in place: a permutation would copy the volume
@@ -124,7 +124,7 @@ def resample(
     target : numpy.ndarray
         Voxel-to-world transform of the new grid.
     outside : float
-        Value beyond the centres of the outermost voxels.
+        Value beyond the centers of the outermost voxels.
 
     Returns
     -------
@@ -135,19 +135,19 @@ def resample(
     volume = volume.reshape(1, -1, *volume.shape[-3:])
     sides = np.array(volume.shape[2:])
     to_source = np.linalg.inv(affine) @ target
-    # voxel index i of n to the normalised coordinate of grid_sample, x last axis first
+    # voxel index i of n to the normalized coordinate of grid_sample, x last axis first
     half = np.maximum(sides - 1, 1) / 2
-    normalised = np.diag([*(1 / half), 1.0]) @ to_source
-    normalised[:3, 3] -= (sides - 1) / 2 / half
-    normalised = torch.from_numpy(normalised[:3]).float()
+    normalized = np.diag([*(1 / half), 1.0]) @ to_source
+    normalized[:3, 3] -= (sides - 1) / 2 / half
+    normalized = torch.from_numpy(normalized[:3]).float()
     x, y, z = (torch.arange(side, dtype=torch.float32) for side in shape)
     plane = (
-        normalised[:, 3] + y[:, None, None] * normalised[:, 1] + z[None, :, None] * normalised[:, 2]
+        normalized[:, 3] + y[:, None, None] * normalized[:, 1] + z[None, :, None] * normalized[:, 2]
     )
     out = torch.empty(volume.shape[1], *shape)
     # slabs keep the sampling grid, three numbers per voxel, small
     for start in range(0, len(x), _SLAB):
-        slab = plane + x[start : start + _SLAB, None, None, None] * normalised[:, 0]
+        slab = plane + x[start : start + _SLAB, None, None, None] * normalized[:, 0]
         out[:, start : start + _SLAB] = F.grid_sample(
             volume - outside, slab.flip(-1)[None], padding_mode="zeros", align_corners=True
         )[0]

@@ -11,13 +11,13 @@ from hyps_bids.imaging.resample import coarsen, resample
 __all__ = ["box_affine", "box_from_image", "index_range", "inside_box", "mirror", "shifted"]
 
 
-def box_affine(centre: Sequence[float], shape: Sequence[int], spacing: float = 1.0) -> np.ndarray:
+def box_affine(center: Sequence[float], shape: Sequence[int], spacing: float = 1.0) -> np.ndarray:
     """Return the voxel-to-world transform of a world-aligned box.
 
     Parameters
     ----------
-    centre : sequence of float
-        World coordinates of the box's centre, mm.
+    center : sequence of float
+        World coordinates of the box's center, mm.
     shape : sequence of int
         Voxels along each axis.
     spacing : float
@@ -29,7 +29,7 @@ def box_affine(centre: Sequence[float], shape: Sequence[int], spacing: float = 1
     [-1.0, -1.0, -1.0]
     """
     affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = np.asarray(centre, dtype=float) - (np.asarray(shape) - 1) / 2 * spacing
+    affine[:3, 3] = np.asarray(center, dtype=float) - (np.asarray(shape) - 1) / 2 * spacing
     return affine
 
 
@@ -103,7 +103,7 @@ def box_from_image(
 
 
 def inside_box(shape: Sequence[int], box: Sequence[int]) -> np.ndarray:
-    """Mark a centred box within a grid.
+    """Mark a centerd box within a grid.
 
     Examples
     --------

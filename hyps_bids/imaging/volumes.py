@@ -31,7 +31,7 @@ class RestoredSide:
     labels : numpy.ndarray
         0 background, ``1 … parts``; one connected component, same region.
     component_fraction : float
-        Share of the labelled voxels that the kept component has, in [0, 1]; nan without any.
+        Share of the labeled voxels that the kept component has, in [0, 1]; nan without any.
     """
 
     region: tuple[slice, slice, slice]
@@ -69,7 +69,7 @@ def restore(
     """Bring class probabilities from a box to an image's grid and label it.
 
     Probabilities, not labels, are interpolated; voxels coarser than the box's get the mean of
-    what they cover. Of the labelled voxels the largest connected component is kept.
+    what they cover. Of the labeled voxels the largest connected component is kept.
 
     Parameters
     ----------

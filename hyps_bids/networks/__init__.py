@@ -1,1 +1,1 @@
-"""Network architectures, adapters and weights files."""
+"""The networks, the adapters, and their files of weights."""

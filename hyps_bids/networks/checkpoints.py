@@ -6,10 +6,8 @@ grid the network expects and, for an adapter, its settings and its base.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from hyps_bids.networks.adapters import (
     load_adapter_state,
 )
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
+from hyps_bids.outputs.digests import sha256
 
 __all__ = [
     "ADAPTER",
@@ -41,7 +40,6 @@ __all__ = [
     "replace_head",
     "save_adapter",
     "save_network",
-    "sha256",
     "shipped_weights",
 ]
 
@@ -61,18 +59,6 @@ _ARCHITECTURES: dict[str, type[nn.Module]] = {
 def shipped_weights(name: str) -> Path:
     """Return the path of weights that come with the package."""
     return Path(str(files("hyps_bids") / "data" / "weights" / f"{name}.safetensors"))
-
-
-def sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file; not computed again while the file is unchanged."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
-from hyps_bids.networks.checkpoints import build_network, replace_head, save_network, sha256
+from hyps_bids.networks.checkpoints import build_network, replace_head, save_network
+from hyps_bids.outputs.digests import sha256
 
 __all__ = ["describe_import", "import_swin_unetr", "reduce_channels"]
 
@@ -109,7 +110,7 @@ def import_swin_unetr(source: Path, target: Path, channels: str = "sum") -> dict
             "channels": channels if inputs > 1 else "as they are",
             "taken": len(state) - len(reduced),
             "reduced": reduced,
-            "re-initialised": [f"{_HEAD}weight", f"{_HEAD}bias"],
+            "re-initialized": [f"{_HEAD}weight", f"{_HEAD}bias"],
             "recomputed": len(recomputed),
             "ignored": ignored,
         },
@@ -181,7 +182,7 @@ def describe_import(card: dict[str, Any]) -> str:
         f"taken as they are: {facts['taken']} tensors",
         f"reduced from {facts['input channels']} input channels to 1 ({facts['channels']}): "
         + (", ".join(facts["reduced"]) or "none"),
-        f"re-initialised, for the classes of the adapter: {', '.join(facts['re-initialised'])} "
+        f"re-initialized, for the classes of the adapter: {', '.join(facts['re-initialized'])} "
         f"(had {facts['output channels']} outputs)",
         f"computed anew: {facts['recomputed']} {_TABLES} tables",
         f"ignored: {', '.join(facts['ignored']) or 'none'}",

@@ -15,7 +15,7 @@ __all__ = ["FusedWindowAttention", "HippocampusSwinUNETR"]
 
 
 class FusedWindowAttention(nn.Module):
-    """Window attention that never materialises the attention matrices.
+    """Window attention that never materializes the attention matrices.
 
     Numerically equal to :class:`monai.networks.nets.swin_unetr.WindowAttention` (without dropout)
     and, unlike MONAI's own flash option, also used while training. Windows that share a shift mask

@@ -1,1 +1,1 @@
-"""HTML reports: one file each, made from the derivatives alone, that opens anywhere."""
+"""The HTML reports of participants and of the group."""

@@ -67,7 +67,7 @@ def distribution_chart(bounds: Sequence[float] = ()) -> Spec:
     -------
     dict
         Template; rows have ``i`` (number of the scan), ``value``, ``x`` (about the place of the
-        group), ``colour`` and ``ringed``; boxes have ``from``, ``to``, ``low``, ``middle`` and
+        group), ``color`` and ``ringed``; boxes have ``from``, ``to``, ``low``, ``middle`` and
         ``high``.
     """
     # places are numbers, so that points can be scattered about them
@@ -92,7 +92,7 @@ def distribution_chart(bounds: Sequence[float] = ()) -> Spec:
                 "mark": {"type": "rect", "style": "box", "tooltip": False},
                 "encoding": {**box, "y": y | {"field": "low"}, "y2": {"field": "high"}},
             },
-            {"mark": _points(), "encoding": {"x": x, "y": y, "tooltip": _ROW, **_colours()}},
+            {"mark": _points(), "encoding": {"x": x, "y": y, "tooltip": _ROW, **_colors()}},
             {
                 "transform": [{"filter": "datum.ringed"}],
                 "mark": _ring(),
@@ -117,17 +117,17 @@ def relation_chart() -> Spec:
     Returns
     -------
     dict
-        Template; rows have ``i``, ``x``, ``value``, ``colour`` and ``ringed``.
+        Template; rows have ``i``, ``x``, ``value``, ``color`` and ``ringed``.
     """
     x = _number("x", "x_title") | {"scale": {"zero": False, "domain": {"$": "x_domain"}}}
     y = _number("value", "value_title") | {"scale": {"zero": False, "domain": {"$": "domain"}}}
-    line = {"regression": "value", "on": "x", "groupby": ["colour"]}
+    line = {"regression": "value", "on": "x", "groupby": ["color"]}
     return _chart(
         {"$": "description"},
         [
             {
                 "mark": _points(),
-                "encoding": {"x": x, "y": y, "tooltip": _ROW, **_colours()},
+                "encoding": {"x": x, "y": y, "tooltip": _ROW, **_colors()},
             },
             {
                 "transform": [{"filter": "datum.ringed"}],
@@ -135,9 +135,9 @@ def relation_chart() -> Spec:
                 "encoding": {"x": x, "y": y, "tooltip": _ROW},
             },
             {
-                "transform": [{"filter": {"field": "colour", "oneOf": {"$": "lines"}}}, line],
+                "transform": [{"filter": {"field": "color", "oneOf": {"$": "lines"}}}, line],
                 "mark": {"type": "line", "strokeWidth": 2.5, "clip": True, "tooltip": False},
-                "encoding": {"x": x, "y": y, "color": _colours()["color"]},
+                "encoding": {"x": x, "y": y, "color": _colors()["color"]},
             },
         ],
         data=_COHORT,
@@ -185,11 +185,11 @@ def change_chart() -> Spec:
     -------
     dict
         Template; rows have ``i``, ``x`` (years since the first scan), ``value``, ``subject`` and
-        ``colour``.
+        ``color``.
     """
     x = {"field": "x", "type": "quantitative", "title": "years since the first scan"}
     y = _number("value", "value_title") | {"scale": {"zero": False, "domain": {"$": "domain"}}}
-    colours = _colours()
+    colors = _colors()
     return _chart(
         {"$": "description"},
         [
@@ -199,10 +199,10 @@ def change_chart() -> Spec:
                     "x": x,
                     "y": y,
                     "detail": {"field": "subject"},
-                    "color": colours["color"],
+                    "color": colors["color"],
                 },
             },
-            {"mark": _points(), "encoding": {"x": x, "y": y, "tooltip": _ROW, **colours}},
+            {"mark": _points(), "encoding": {"x": x, "y": y, "tooltip": _ROW, **colors}},
         ],
         data=_COHORT,
         height=300,
@@ -297,7 +297,7 @@ def roc_chart(table: pd.DataFrame) -> Spec:
         ]
     x = {"field": "x", "type": "quantitative", "title": "1 − specificity", "scale": _UNIT}
     y = {"field": "y", "type": "quantitative", "title": "sensitivity", "scale": _UNIT}
-    colour = {"field": "class", "type": "nominal", "title": "positive class", "sort": None}
+    color = {"field": "class", "type": "nominal", "title": "positive class", "sort": None}
     halves = {v["class"]: v["tip"] for v in thick if v["x"] <= 0.2}
     return _chart(
         _in_words("ROC curves, mean of the repeats", halves.values()),
@@ -306,14 +306,14 @@ def roc_chart(table: pd.DataFrame) -> Spec:
             {
                 "data": {"values": thin},
                 "mark": {"type": "line", "opacity": 0.3, "strokeWidth": 1, "tooltip": False},
-                "encoding": {"x": x, "y": y, "color": colour, "detail": {"field": "curve"}}
+                "encoding": {"x": x, "y": y, "color": color, "detail": {"field": "curve"}}
                 # several points have the same x
                 | {"order": {"field": "y", "type": "quantitative"}},
             },
             {
                 "data": {"values": thick},
                 "mark": {"type": "line", "strokeWidth": 3, "point": {"opacity": 0, "size": 120}},
-                "encoding": {"x": x, "y": y, "color": colour, "tooltip": _TIP},
+                "encoding": {"x": x, "y": y, "color": color, "tooltip": _TIP},
             },
         ],
         height=300,
@@ -338,7 +338,7 @@ def calibration_chart(table: pd.DataFrame) -> Spec:
         }
         for row in table.to_dict("records")
     ]
-    colour = {"field": "class", "type": "nominal", "title": "class", "sort": None}
+    color = {"field": "class", "type": "nominal", "title": "class", "sort": None}
     return _chart(
         _in_words("Calibration", (v["tip"] for v in values)),
         [
@@ -359,7 +359,7 @@ def calibration_chart(table: pd.DataFrame) -> Spec:
                         "title": "observed share",
                         "scale": _UNIT,
                     },
-                    "color": colour,
+                    "color": color,
                     "tooltip": _TIP,
                 },
             },
@@ -393,7 +393,7 @@ def confusion_chart(table: pd.DataFrame) -> Spec:
             )
     x = {"field": "called", "type": "nominal", "sort": None, "axis": {"labelAngle": 0}}
     y = {"field": "true", "type": "nominal", "sort": None}
-    # white or black, whichever can be read on the colour
+    # white or black, whichever can be read on the color
     ink = {"condition": {"test": "datum.share > 0.45", "value": "#fff"}, "value": "#000"}
     return _chart(
         _in_words("Confusion matrix", (v["tip"] for v in values)),
@@ -622,7 +622,7 @@ def dice_chart(table: pd.DataFrame, part: str) -> Spec:
                         "scale": {"zero": False},
                     },
                     "tooltip": _TIP,
-                    **_side_colours(),
+                    **_side_colors(),
                 },
             },
         ],
@@ -686,7 +686,7 @@ def agreement_chart(table: pd.DataFrame, part: str, limits: Mapping[str, float |
                         "title": "adapter − manual, mm³",
                     },
                     "tooltip": _TIP,
-                    **_side_colours(),
+                    **_side_colors(),
                 },
             },
         ],
@@ -708,14 +708,14 @@ def _number(field: str, title: str) -> Spec:
     return {"field": field, "type": "quantitative", "title": {"$": title}}
 
 
-def _colours() -> Spec:
-    """Colour and shape say the same, so that neither is needed."""
-    of: Spec = {"field": "colour", "type": "nominal", "title": {"$": "colour_title"}}
-    of |= {"scale": {"domain": {"$": "colours"}}, "legend": {"$": "legend"}}
+def _colors() -> Spec:
+    """Color and shape say the same, so that neither is needed."""
+    of: Spec = {"field": "color", "type": "nominal", "title": {"$": "color_title"}}
+    of |= {"scale": {"domain": {"$": "colors"}}, "legend": {"$": "legend"}}
     return {"color": of, "shape": of}
 
 
-def _side_colours() -> Spec:
+def _side_colors() -> Spec:
     side: Spec = {"field": "side", "type": "nominal", "title": None}
     side["scale"] = {"domain": ["left", "right"]}
     return {"color": side, "shape": side}

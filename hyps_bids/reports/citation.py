@@ -18,7 +18,7 @@ _GROUP = re.compile(rf"\[{_KEY}(?:; {_KEY})*\]")
 
 _TEXT = """\
 Hippocampi were segmented with HyPS-BIDS {version}, a BIDS App [@bids; @bids_apps] built with \
-Nipype [@nipype]. {bias}A 3-D U-Net at 2.5 mm ({localizer}) localised the hippocampi and the \
+Nipype [@nipype]. {bias}A 3-D U-Net at 2.5 mm ({localizer}) localized the hippocampi and the \
 intracranial space in each T1-weighted image. A Swin UNETR [@swin_unetr] of MONAI [@monai] \
 segmented each hippocampus in a box at 1 mm: {network}. Probabilities were brought to the grid of \
 the image; a voxel belongs to the hippocampus where the parts together reach one half, and to the \

@@ -11,9 +11,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.group.derived import split_column
-from hyps_bids.group.longitudinal import scan_times
-from hyps_bids.reports.flags import HEMISPHERES, bounds, describe_bounds, describe_flag
+from hyps_bids.cohort.derived import split_column
+from hyps_bids.cohort.longitudinal import scan_times
+from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.reports.flags import HEMISPHERES, describe_bounds, describe_flag
 from hyps_bids.reports.page import anchor
 
 __all__ = ["OUTLIER_Z", "STATES", "Cohort", "describe_cohort", "robust_z"]
@@ -40,7 +41,7 @@ _MEASURES = {
     "icv_residual_mm3": ("volume adjusted for ICV", "mm³", 1),
     "icv_fraction": ("share of the ICV", "%", 100),
 }
-#: categories to compare and to colour by, if there are such columns
+#: categories to compare and to color by, if there are such columns
 _GROUP = re.compile(r"(?i)^(diagnos|dx|group|condition|cohort|patient|arm|status)")
 _SEX = re.compile(r"(?i)^(sex|gender)")
 _AGE = re.compile(r"(?i)^age")
@@ -95,7 +96,7 @@ def describe_cohort(
     Parameters
     ----------
     wide : pandas.DataFrame
-        Wide table of the group level, as :func:`hyps_bids.group.tables.read_wide` reads it.
+        Wide table of the group level, as :func:`hyps_bids.cohort.tables.read_wide` reads it.
     qc : pandas.DataFrame
         QC table of all scans; only those of the wide table count.
     sidecar : mapping
@@ -182,9 +183,9 @@ def robust_z(values: pd.Series) -> pd.Series:
     >>> robust_z(pd.Series([1.0, 2.0, 3.0, 4.0, 100.0])).round(2).tolist()
     [-1.35, -0.67, 0.0, 0.67, 65.43]
     """
-    centred = values - values.median()
-    mad = centred.abs().median()
-    return 0.6745 * centred / (mad if mad > 0 else np.nan)
+    centerd = values - values.median()
+    mad = centerd.abs().median()
+    return 0.6745 * centerd / (mad if mad > 0 else np.nan)
 
 
 def _flag_notes(wide: pd.DataFrame, qc: pd.DataFrame) -> list[list[Note]]:
@@ -316,7 +317,7 @@ def _metadata_numbers(wide: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _quality(qc: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
-    for name, bound in bounds().items():
+    for name, bound in quality_bounds().items():
         sides = [f"{name}_L", f"{name}_R"] if f"{name}_L" in qc else [name, name]
         if not set(sides) <= set(qc) or qc[sides].notna().to_numpy().sum() == 0:
             continue
@@ -356,7 +357,7 @@ def _defaults(data: Mapping[str, Any]) -> dict[str, int]:
     age = _first([n["label"] for n in data["numbers"]], _AGE)
     return {
         "group": group,
-        "colour": sex if sex >= 0 else group,
+        "color": sex if sex >= 0 else group,
         "age": age,
         "number": age if age >= 0 else len(data["numbers"]) - 1,
     }

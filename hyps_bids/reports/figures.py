@@ -1,4 +1,4 @@
-"""Pictures of a scan: grey images, with contours and marks as SVG over them.
+"""Pictures of a scan: gray images, with contours and marks as SVG over them.
 
 Contours and letters are vectors: sharp at any zoom and in print, easy to switch off, and small.
 World coordinates are RAS, mm. All pictures are in radiological convention, left on the right of the
@@ -48,7 +48,7 @@ _GAP = 1.0
 _ROWS = ((1, 6), (0, 4), (2, 6))
 #: mm of a whole head where there is no mask, and around the mask
 _HEAD, _SCALP = np.array([190.0, 230.0, 230.0]), 20.0
-#: dark to light, evenly perceived, safe for colour-blind readers: five stops of plasma
+#: dark to light, evenly perceived, safe for color-blind readers: five stops of plasma
 _HEAT = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
 _ICV, _EDGE = "#F0E442", "#FFFFFF"
 
@@ -61,8 +61,8 @@ class Tile:
     ----------
     plane : int
         Axis across it: 0 sagittal, 1 coronal, 2 axial.
-    centre : tuple of float
-        World coordinates of its centre, mm.
+    center : tuple of float
+        World coordinates of its center, mm.
     width, height : float
         What it shows, mm.
     left, top : float
@@ -70,7 +70,7 @@ class Tile:
     """
 
     plane: int
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     width: float
     height: float
     left: float = 0.0
@@ -86,17 +86,17 @@ class Tile:
         rows, columns = round(self.height / step), round(self.width / step)
         across, up = self.axes
         out = np.empty((3, rows, columns))
-        out[self.plane] = self.centre[self.plane]
-        out[across] = self.centre[across] + self.width / 2 - (np.arange(columns) + 0.5) * step
-        heights = self.centre[up] + self.height / 2 - (np.arange(rows) + 0.5) * step
+        out[self.plane] = self.center[self.plane]
+        out[across] = self.center[across] + self.width / 2 - (np.arange(columns) + 0.5) * step
+        heights = self.center[up] + self.height / 2 - (np.arange(rows) + 0.5) * step
         out[up] = heights[:, None]
         return out
 
     def place(self, world: Sequence[float]) -> tuple[float, float]:
         """Find a world point in the picture, mm from its left and top."""
         across, up = self.axes
-        x = self.left + self.width / 2 - (world[across] - self.centre[across])
-        y = self.top + self.height / 2 - (world[up] - self.centre[up])
+        x = self.left + self.width / 2 - (world[across] - self.center[across])
+        y = self.top + self.height / 2 - (world[up] - self.center[up])
         return x, y
 
 
@@ -140,11 +140,11 @@ def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
     >>> coronal, sagittal, axial = side_tiles((-40, -40, -30), (-20, 0, 0))
     >>> len(coronal), len(sagittal), len(axial)
     (6, 4, 6)
-    >>> [round(tile.centre[1]) for tile in coronal]
+    >>> [round(tile.center[1]) for tile in coronal]
     [-3, -10, -17, -23, -30, -37]
     """
     low_, high_ = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    centre = (low_ + high_) / 2
+    center = (low_ + high_) / 2
     # one zoom for all: a large or badly segmented hippocampus is shown whole, too
     field = _FIELD * max(1.0, float(((high_ - low_ + 2 * _MARGIN) / _FIELD).max()))
     rows = []
@@ -152,7 +152,7 @@ def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
         row = []
         for i in range(count):
             position = high_[plane] - (i + 0.5) / count * (high_[plane] - low_[plane])
-            at = [float(position if axis == plane else centre[axis]) for axis in range(3)]
+            at = [float(position if axis == plane else center[axis]) for axis in range(3)]
             tile = Tile(plane, (at[0], at[1], at[2]), 0, 0)
             across, up = tile.axes
             row.append(replace(tile, width=float(field[across]), height=float(field[up])))
@@ -202,12 +202,12 @@ def mosaic(
         Its outline has one group per label.
     """
     tiles, width, height = _placed(rows)
-    grey = _grey(t1w, affine, tiles, width, height, step=0.5, zoom=3)
+    gray = _gray(t1w, affine, tiles, width, height, step=0.5, zoom=3)
     outline = Markup("").join(
         _contours(labels == index, labels_affine, tiles, 0.5, color)
         for index, color in colors.items()
     )
-    return Picture(grey, *_size(width, height), outline, _marks(tiles, width))
+    return Picture(gray, *_size(width, height), outline, _marks(tiles, width))
 
 
 def uncertainty(
@@ -231,19 +231,19 @@ def uncertainty(
     Returns
     -------
     Picture
-        In colour where the probability is within :data:`ENTROPY_RANGE`; the outline is that of
-        a probability of one half; with a colour bar, in bits.
+        In color where the probability is within :data:`ENTROPY_RANGE`; the outline is that of
+        a probability of one half; with a color bar, in bits.
     """
     tiles, width, height = _placed(rows)
     step, zoom = 0.5, 3
-    grey = _grey(t1w, affine, tiles, width, height, step=step, zoom=zoom)
+    gray = _gray(t1w, affine, tiles, width, height, step=step, zoom=zoom)
     probability = _canvas(whole, whole_affine, tiles, width, height, step)
-    shape = grey.shape[::-1]
+    shape = gray.shape[::-1]
     p = np.asarray(Image.fromarray(probability).resize(shape, Image.Resampling.BILINEAR))
     doubtful = (p >= ENTROPY_RANGE[0]) & (p <= ENTROPY_RANGE[1])
     q = p[doubtful]
     entropy = -(q * np.log2(q) + (1 - q) * np.log2(1 - q))
-    pixels = np.repeat(grey[..., None], 3, axis=2)
+    pixels = np.repeat(gray[..., None], 3, axis=2)
     pixels[doubtful] = (0.2 * pixels[doubtful] + 0.8 * _heat(entropy)).astype(np.uint8)
     outline = _contours(whole, whole_affine, tiles, step, _EDGE)
     marks = _marks(tiles, width) + _bar(width, height)
@@ -257,7 +257,7 @@ def overview(
     intracranial: np.ndarray | None = None,
     labels: tuple[np.ndarray, np.ndarray] | None = None,
     colors: Mapping[int, str] | None = None,
-    centres: Sequence[Sequence[float]] = (),
+    centers: Sequence[Sequence[float]] = (),
     boxes: Sequence[Sequence[float]] = (),
 ) -> Picture:
     """Draw the whole head: intracranial contour, boxes, segmentation.
@@ -271,11 +271,11 @@ def overview(
     labels : tuple of numpy.ndarray, optional
         Segmentation, or a part of it, and its own transform.
     colors : mapping of int to str, optional
-        Label → colour.
-    centres : sequence of points
+        Label → color.
+    centers : sequence of points
         Where the slices are; without any, they go through the middle of the head.
     boxes : sequence of points
-        Centres of the network's boxes.
+        Centers of the network's boxes.
 
     Returns
     -------
@@ -292,7 +292,7 @@ def overview(
     # no more than the image has: a part of a head fills the picture too
     field = np.ceil(np.minimum(wanted, high - low + 2))
     middle = np.clip(middle, low + field / 2 - 1, high - field / 2 + 1)
-    points = [np.asarray(c, dtype=float) for c in centres] or [middle]
+    points = [np.asarray(c, dtype=float) for c in centers] or [middle]
     slices = [(0, point[0]) for point in points]
     mean = np.mean(points, axis=0)
     slices += [(1, mean[1]), (2, mean[2])]
@@ -303,16 +303,16 @@ def overview(
         across, up = tile.axes
         row.append(replace(tile, width=float(field[across]), height=float(field[up])))
     tiles, width, height = _placed([row])
-    grey = _grey(t1w, affine, tiles, width, height, step=1.0, zoom=2)
+    gray = _gray(t1w, affine, tiles, width, height, step=1.0, zoom=2)
     outline = Markup("")
     if intracranial is not None:
         outline += _contours(intracranial > 0, affine, tiles, 1.0, _ICV)
     if labels is not None:
         for index, color in (colors or {}).items():
             outline += _contours(labels[0] == index, labels[1], tiles, 1.0, color)
-    for centre in boxes:
-        outline += _box(np.asarray(centre, dtype=float), tiles)
-    return Picture(grey, *_size(width, height), outline, _marks(tiles, width, bar=50))
+    for center in boxes:
+        outline += _box(np.asarray(center, dtype=float), tiles)
+    return Picture(gray, *_size(width, height), outline, _marks(tiles, width, bar=50))
 
 
 def middle_of_head(
@@ -423,7 +423,7 @@ def _canvas(
     return canvas
 
 
-def _grey(
+def _gray(
     t1w: np.ndarray,
     affine: np.ndarray,
     tiles: Sequence[Tile],
@@ -458,7 +458,7 @@ def _contours(
             z=np.pad(values, 1), line_type=LineType.Separate, name="serial"
         )
         for line in generator.lines(0.5):
-            # pixel centres of the padded tile → units of the picture
+            # pixel centers of the padded tile → units of the picture
             points = (np.asarray(line) - 0.5) * step + (tile.left, tile.top)
             paths.append(_path(np.round(points * _UNITS).astype(int)))
     if not paths:
@@ -490,15 +490,15 @@ def _cut(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(cut, 1).view(np.uint8), moved
 
 
-def _box(centre: np.ndarray, tiles: Sequence[Tile]) -> Markup:
+def _box(center: np.ndarray, tiles: Sequence[Tile]) -> Markup:
     """Draw the network's box in the slices that cut it."""
     half = np.array(BOX) / 2
     out = Markup("")
     for tile in tiles:
-        if abs(tile.centre[tile.plane] - centre[tile.plane]) > half[tile.plane]:
+        if abs(tile.center[tile.plane] - center[tile.plane]) > half[tile.plane]:
             continue
         # left and up are the positive directions
-        x, y = tile.place((centre + half).tolist())
+        x, y = tile.place((center + half).tolist())
         across, up = tile.axes
         out += Markup(
             '<rect class="box" stroke="{}" x="{:.0f}" y="{:.0f}" width="{}" height="{}"/>'
@@ -513,7 +513,7 @@ def _marks(tiles: Sequence[Tile], width: float, bar: int = 10) -> Markup:
     for tile in tiles:
         first, last = (("A", "P"), ("R", "L"), ("R", "L"))[tile.plane]
         middle = tile.top + tile.height / 2
-        position = f"{_AXES[tile.plane]} = {tile.centre[tile.plane]:.0f}".replace("-", "−")
+        position = f"{_AXES[tile.plane]} = {tile.center[tile.plane]:.0f}".replace("-", "−")
         for x, y, anchor, text in (
             (tile.left + size / 3, middle, "start", first),
             (tile.left + tile.width - size / 3, middle, "end", last),
@@ -534,12 +534,12 @@ def _text(x: float, y: float, size: float, anchor: str, text: str) -> Markup:
     ).format(x * _UNITS, y * _UNITS, size * _UNITS, anchor, text)
 
 
-#: mm under a picture for a colour bar
+#: mm under a picture for a color bar
 _BAR = 6.0
 
 
 def _heat(entropy: np.ndarray) -> np.ndarray:
-    """Colours of an entropy of 0 to 1 bits, shape ``(…, 3)``."""
+    """Colors of an entropy of 0 to 1 bits, shape ``(…, 3)``."""
     stops = np.linspace(0, 1, len(_HEAT))
     return np.stack([np.interp(entropy, stops, _HEAT[:, i]) for i in range(3)], axis=-1)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
+
+from hyps_bids.outputs.quality import quality_bounds
 
 __all__ = [
     "FIGURES",
     "HEMISPHERES",
     "SCAN_FIGURES",
     "FlagWords",
-    "bounds",
     "describe_bounds",
     "describe_flag",
     "format_figure",
@@ -43,18 +41,18 @@ FIGURES: dict[str, tuple[str, dict[str, str]]] = {
         {"high": "the hippocampus may be cut off by the image or by the network's box"},
     ),
     "agreement": (
-        "Agreement with the localiser",
+        "Agreement with the localizer",
         {"low": "two independent networks see different structures; one of them is wrong"},
     ),
     "volume_mm3": (
         "Volume of the whole hippocampus",
         {
             "low": "severe atrophy, or a segmentation that missed a part",
-            "high": "unusually large, or a segmentation that took in its neighbours",
+            "high": "unusually large, or a segmentation that took in its neighbors",
         },
     ),
     "localiser_confidence": (
-        "Confidence of the localiser",
+        "Confidence of the localizer",
         {"low": "the hippocampus was hard to find; check that the right structure is outlined"},
     ),
     "asymmetry": (
@@ -99,7 +97,7 @@ class FlagWords:
     short : str
         A few words: ``low agreement, left``.
     title : str
-        Begins a sentence: ``Agreement with the localiser, left,``.
+        Begins a sentence: ``Agreement with the localizer, left,``.
     finding : str
         Value and bound: ``0.52, below 0.65``; empty for a flag that is not known.
     advice : str
@@ -115,13 +113,6 @@ class FlagWords:
     def sentence(self) -> str:
         """All in one sentence, without a full stop."""
         return f"{self.title}{f' is {self.finding}' if self.finding else ''}: {self.advice}"
-
-
-@cache
-def bounds() -> dict[str, dict[str, Any]]:
-    """Bounds of the QC figures, as :func:`hyps_bids.imaging.quality.thresholds`."""
-    # that one would bring the whole of torch with it
-    return json.loads((files("hyps_bids") / "data" / "qc.json").read_text(encoding="utf-8"))
 
 
 def split_figure(name: str) -> tuple[str, str]:
@@ -183,11 +174,13 @@ def describe_bounds(figure: str) -> str:
     >>> describe_bounds("agreement"), describe_bounds("asymmetry")
     ('at least 0.65', 'at least −25.0 %, at most 25.0 %')
     """
-    ends = {"low": "at least", "high": "at most"}
-    known = bounds()[figure]
-    return ", ".join(
-        f"{word} {format_figure(figure, known[end])}" for end, word in ends.items() if end in known
-    )
+    known = quality_bounds()[figure]
+    texts = []
+    if "low" in known:
+        texts.append(f"at least {format_figure(figure, known['low'])}")
+    if "high" in known:
+        texts.append(f"at most {format_figure(figure, known['high'])}")
+    return ", ".join(texts)
 
 
 def describe_flag(flag: str, values: Mapping[str, float | None]) -> FlagWords:
@@ -209,7 +202,8 @@ def describe_flag(flag: str, values: Mapping[str, float | None]) -> FlagWords:
             title = f"No {side} hippocampus was found in the field of view"
         return FlagWords(f"no {side} hippocampus", title, "", _NO_VOLUME)
     figure, side = split_figure(name)
-    bound = bounds().get(figure, {}).get(end)
+    known: Mapping[str, Any] = quality_bounds().get(figure) or {}
+    bound = known.get(end)
     if end not in ("low", "high") or figure not in FIGURES or bound is None:
         return FlagWords(flag, flag, "", "a flag that this version of the report does not know")
     title, advice = FIGURES[figure]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from hyps_bids.bids.derivatives import read_table, write_text
 from hyps_bids.errors import MissingInput
+from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports import charts
 from hyps_bids.reports.cohort import OUTLIER_Z, STATES, Cohort, describe_cohort
-from hyps_bids.reports.flags import bounds
 from hyps_bids.reports.models import describe_formulas, read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
 
@@ -61,7 +62,7 @@ def write_group_report(output_dir: Path) -> Path:
     classifiers, adapters = read_classifiers(output_dir), read_adapters(output_dir)
     specs: dict[str, Any] = {}
     if cohort:
-        asymmetry = bounds()["asymmetry"]
+        asymmetry = quality_bounds()["asymmetry"]
         specs |= {
             "distribution": charts.distribution_chart(),
             "asymmetry": charts.distribution_chart(
@@ -147,7 +148,7 @@ def _optional(output_dir: Path, kind: str, needed: tuple[str, ...]) -> pd.DataFr
 
 
 def _change(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Summarise the change per year of both hippocampi."""
+    """Summarize the change per year of both hippocampi."""
     rows = []
     for measure in _CHANGES:
         one = table[table["measure"] == measure]

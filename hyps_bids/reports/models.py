@@ -15,8 +15,8 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.bids.derivatives import read_table
-from hyps_bids.classification.report import headline
+from hyps_bids.classification.card import headline
+from hyps_bids.outputs.reading import read_table
 from hyps_bids.reports import charts
 
 __all__ = ["Formula", "Trained", "describe_formulas", "read_adapters", "read_classifiers"]

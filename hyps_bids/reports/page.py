@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from hyps_bids import __version__
-from hyps_bids.wording import counted
+from hyps_bids.messages import counted
 
 __all__ = ["anchor", "data_uri", "embedded_json", "packed", "render"]
 

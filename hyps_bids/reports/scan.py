@@ -23,15 +23,15 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from hyps_bids.bids.derivatives import output_path
-from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.outputs.names import output_path
+from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.reports.flags import (
     FIGURES,
     HEMISPHERES,
     SCAN_FIGURES,
-    bounds,
     describe_bounds,
     describe_flag,
     format_figure,
@@ -159,8 +159,8 @@ class ScanFacts:
     provenance: dict[str, Any] | None
 
     @property
-    def box_centres(self) -> dict[str, list[float]]:
-        """Centres of the network's boxes by hemisphere, world coordinates, mm."""
+    def box_centers(self) -> dict[str, list[float]]:
+        """Centers of the network's boxes by hemisphere, world coordinates, mm."""
         boxes = (self.provenance or {}).get("BoxCentres", {})
         return {hemi: boxes[hemi] for hemi in HEMISPHERES if hemi in boxes}
 
@@ -466,12 +466,12 @@ def _is_provenance(content: Any) -> bool:
             for model in models.values()
         )
         and isinstance(content.get("Devices", {}), dict)
-        and _are_centres(content.get("BoxCentres", {}))
+        and _are_centers(content.get("BoxCentres", {}))
         and {"SoftwareVersion", "BiasFieldCorrection"} <= set(content)
     )
 
 
-def _are_centres(boxes: Any) -> bool:
+def _are_centers(boxes: Any) -> bool:
     return isinstance(boxes, dict) and all(
         isinstance(boxes[hemi], list)
         and len(boxes[hemi]) == 3
@@ -489,7 +489,7 @@ def _structure(row: Mapping[str, str], colors: Mapping[str, str]) -> Structure:
         name=row["name"],
         hemi=row["hemi"],
         part=row["part"],
-        # goes into a style: nothing but a colour
+        # goes into a style: nothing but a color
         color=color if _is_color(color) else "#888888",
         voxels=_float(row.get("voxels")),
         volume_mm3=volume,
@@ -515,7 +515,7 @@ def _float(text: str | None) -> float | None:
 
 def _figures(qc: Mapping[str, str], flags: Collection[str]) -> Iterable[Figure]:
     flagged = {flag.partition("_")[2] for flag in flags}
-    for figure, known in bounds().items():
+    for figure, known in quality_bounds().items():
         names = [figure, f"{figure}_L", f"{figure}_R"]
         sided = figure not in SCAN_FIGURES
         limits = [known[end] for end in ("low", "high") if end in known]

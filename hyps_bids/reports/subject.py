@@ -13,10 +13,11 @@ import numpy as np
 from markupsafe import Markup
 
 from hyps_bids import __version__
-from hyps_bids.bids.derivatives import write_text
-from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage
+from hyps_bids.messages import listed
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports import figures, viewer
 from hyps_bids.reports.citation import methods_html
 from hyps_bids.reports.flags import HEMISPHERES
@@ -32,7 +33,6 @@ from hyps_bids.reports.scan import (
     read_raw,
     unprocessed,
 )
-from hyps_bids.wording import listed
 
 __all__ = ["LIMIT", "is_current", "write_subject_report"]
 
@@ -310,8 +310,8 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
     colors = {index: s.color for side in parts.values() for index, s in side.items()}
     cut = _cut(images, max(colors, default=0))
     drawn: list[tuple[str, str, str, figures.Picture]] = []
-    boxes = section.facts.box_centres
-    centres: dict[str, list[float]] = {}
+    boxes = section.facts.box_centers
+    centers: dict[str, list[float]] = {}
     if cut is not None:
         for hemi, side in parts.items():
             mask = np.isin(cut.labels, list(side))
@@ -321,7 +321,7 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
             voxels = np.argwhere(mask)
             # within it, although it is curved
             middle = voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]
-            centres[hemi] = (cut.affine[:3, :3] @ middle + cut.affine[:3, 3]).tolist()
+            centers[hemi] = (cut.affine[:3, :3] @ middle + cut.affine[:3, 3]).tolist()
             if share >= _OVERVIEW_ONLY:
                 rows = figures.side_tiles(low.tolist(), high.tolist())
                 drawn += _of_side(images, cut, HEMISPHERES[hemi], side, rows)
@@ -331,8 +331,8 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
         intracranial=images.intracranial,
         labels=None if cut is None else (cut.labels, cut.affine),
         colors=colors,
-        # where nothing was segmented, what the localiser had found
-        centres=list((boxes | centres).values()),
+        # where nothing was segmented, what the localizer had found
+        centers=list((boxes | centers).values()),
         boxes=list(boxes.values()),
     )
     drawn.append(_overview_words(picture, section.facts))
@@ -346,7 +346,7 @@ def _illustrate(section: _Section, images: Images, share: int) -> None:
         _pack(section, images, cut, parts, left)
         if section.viewer is not None:
             middle = figures.middle_of_head(images.t1w, images.affine, images.intracranial)
-            section.viewer["start"] = [*(centres | boxes).values(), middle.tolist()][0]
+            section.viewer["start"] = [*(centers | boxes).values(), middle.tolist()][0]
     else:
         section.messages.append(
             "Only an overview: there are too many scans for one report of 6 MB."
@@ -380,7 +380,7 @@ def _of_side(
             f"Entropy of hippocampus against background where its probability is between {low} and "
             f"{high}; white: probability one half. A thin band along the border is normal; broad "
             "patches are not.",
-            f"{side.capitalize()} hippocampus in six coronal and four sagittal slices, coloured "
+            f"{side.capitalize()} hippocampus in six coronal and four sagittal slices, colored "
             "where the network is uncertain, by entropy in bits.",
             figures.uncertainty(images.t1w, images.affine, whole, cut.affine, rows[:2]),
         ),
@@ -391,9 +391,9 @@ def _overview_words(
     picture: figures.Picture, facts: ScanFacts
 ) -> tuple[str, str, str, figures.Picture]:
     box, seen, boxes = " × ".join(map(str, figures.BOX)), "", ""
-    if facts.box_centres:
+    if facts.box_centers:
         seen = (
-            f" Dashed: what the network sees, a box of {box} mm around where the localiser found "
+            f" Dashed: what the network sees, a box of {box} mm around where the localizer found "
             "each hippocampus."
         )
         boxes = " and the boxes around them"

@@ -31,7 +31,7 @@ class Level:
     spacing : float
         mm: finer voxels of the close-up are averaged to about this; 0 keeps them.
     greys : int
-        Number of grey values, at most 256; fewer compress better.
+        Number of gray values, at most 256; fewer compress better.
     head_spacing : float
         The same for the whole head; 0 leaves it out.
     """
@@ -143,7 +143,7 @@ def surface(
     Returns
     -------
     bytes or None
-        An mz3 file, world coordinates, mm, each point in the colour of its part; None if nothing
+        An mz3 file, world coordinates, mm, each point in the color of its part; None if nothing
         is segmented.
     """
     from skimage.measure import marching_cubes

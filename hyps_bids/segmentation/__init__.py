@@ -1,1 +1,1 @@
-"""Inference: from arrays and affines to probabilities. Knows nothing of BIDS."""
+"""From an image to the labels and measures of its hippocampi. Knows nothing of BIDS datasets."""

@@ -10,14 +10,12 @@ from torch import nn
 
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
 from hyps_bids.networks.checkpoints import GRID
+from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.inference import predict
-from hyps_bids.segmentation.localise import Location
-from hyps_bids.segmentation.normalise import standardize
+from hyps_bids.segmentation.localize import Location
+from hyps_bids.segmentation.normalize import standardize
 
-__all__ = ["BOX", "SegmentedSide", "segment"]
-
-#: mm around the hippocampus that the network gets to see; the rest of its grid is zero
-BOX = (36, 52, 36)
+__all__ = ["SegmentedSide", "segment"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def segment(
     data, affine : numpy.ndarray
         T1w image, shape ``(x, y, z)``, and its voxel-to-world transform.
     locations : dict of str to Location or None
-        By hemisphere, from :func:`hyps_bids.segmentation.localise.localise`.
+        By hemisphere, from :func:`hyps_bids.segmentation.localize.localize`.
     model : torch.nn.Module
         Segmentation network.
     device : torch.device
@@ -72,7 +70,7 @@ def segment(
     found = {hemi: location for hemi, location in locations.items() if location is not None}
     if not found:
         return {}, "none"
-    boxes = {hemi: box_affine(location.centre, GRID) for hemi, location in found.items()}
+    boxes = {hemi: box_affine(location.center, GRID) for hemi, location in found.items()}
     values, insides = {}, {}
     for hemi, box in boxes.items():
         value, covered = box_from_image(data, affine, GRID, box)

@@ -1,4 +1,4 @@
-"""``hyps-tools adapt``: train an adapter on labelled crops."""
+"""``hyps-tools adapt``: train an adapter on labeled crops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hyps_bids.tools.options import (
 )
 
 if TYPE_CHECKING:
-    from hyps_bids.training.datasets import Crops
+    from hyps_bids.adaptation.crops import Crops
 
 __all__ = ["add_command", "choose_crops"]
 
@@ -31,7 +31,7 @@ SubjectOf = Callable[[str], int | str]
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""
-    parser = add_parser(commands, "adapt", _adapt, "Train an adapter on labelled crops.")
+    parser = add_parser(commands, "adapt", _adapt, "Train an adapter on labeled crops.")
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of left-oriented crops")
     parser.add_argument("labels", type=Path, metavar="LABELS", help="folder of their label images")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder; continued if it exists")
@@ -77,12 +77,12 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 def _adapt(args: argparse.Namespace) -> int:
     make_folder(args.output)
     device = prepare(args)
+    from hyps_bids.adaptation.crops import load_crops
+    from hyps_bids.adaptation.fit import adapt
     from hyps_bids.networks.adapters import AdapterConfig
     from hyps_bids.networks.checkpoints import BASE, read_card, shipped_weights
-    from hyps_bids.training.adapt import adapt
+    from hyps_bids.pretraining.pretrain import hardware
     from hyps_bids.training.cards import write_model_card
-    from hyps_bids.training.datasets import load_crops
-    from hyps_bids.training.pretrain import hardware
 
     base = args.base or shipped_weights(BASE)
     labels = _starting_points(args.classes, args.start_from, read_card(base)["labels"])
@@ -110,8 +110,8 @@ def _adapt(args: argparse.Namespace) -> int:
         path,
         title=f"Adapter: {', '.join(labels)}",
         card=read_card(path),
-        data=f"{len(training)} labelled crops; {len(validation)} of other subjects to validate.",
-        license="that of the labelled crops and of the base, whichever is stricter",
+        data=f"{len(training)} labeled crops; {len(validation)} of other subjects to validate.",
+        license="that of the labeled crops and of the base, whichever is stricter",
         hardware=hardware(device),
         notes="Research use. Works with the base named above only.",
     )
@@ -151,7 +151,7 @@ def choose_crops(
     UsageError
         If either would be empty.
     """
-    from hyps_bids.training.datasets import split_every_fifth
+    from hyps_bids.labels.msd import split_every_fifth
 
     order = list(dict.fromkeys(sorted(subject_of(name) for name in crops.ids)))
     if fixed_test:
@@ -178,7 +178,7 @@ def _subject_of(option: str | None) -> SubjectOf:
     if option is None:
         return lambda name: name
     if option == "msd":
-        from hyps_bids.training.datasets import msd_subject
+        from hyps_bids.labels.msd import msd_subject
 
         return msd_subject
     path = Path(option)

@@ -13,7 +13,7 @@ __all__ = ["add_command"]
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""
     parser = add_parser(
-        commands, "evaluate", _evaluate, "Measure weights on labelled or real images."
+        commands, "evaluate", _evaluate, "Measure weights on labeled or real images."
     )
     what = parser.add_subparsers(title="what", required=True, metavar="WHAT", dest="what")
     crops = what.add_parser("crops", help="Dice on the fixed test split of MSD Task04")
@@ -46,7 +46,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = prepare(args)
     import tempfile
 
-    from hyps_bids import evaluate
+    from hyps_bids import evaluation as evaluate
     from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
 
     pipeline = evaluate.Pipeline(

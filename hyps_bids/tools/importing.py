@@ -79,14 +79,14 @@ channels
     N      takes channel N, from 0, the others being zero. MONAI's BraTS21 models have FLAIR, T1c,
            T1, T2, so T1 is 2; models of MSD Task01 have FLAIR, T1, T1c, T2, so T1 is 1
 
-The head is not taken, its classes are not ours. What was taken, reduced, re-initialised and
+The head is not taken, its classes are not ours. What was taken, reduced, re-initialized and
 ignored is printed and recorded in the file.
 """
 
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add both commands to the parser."""
-    text = "Bring a labelled dataset into BIDS."
+    text = "Bring a labeled dataset into BIDS."
     parser = add_parser(commands, "import", _import, text, details=_IMPORT_DETAILS)
     parser.add_argument(
         "what",
@@ -132,11 +132,11 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 def _import(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from hyps_bids.importing.dataset import LABELS, import_rows
-    from hyps_bids.importing.images import check_orientation
-    from hyps_bids.importing.labelmap import LabelMap
-    from hyps_bids.importing.presets import Found, Preset, find_rows, load_presets, read_preset
-    from hyps_bids.importing.table import read_rows, rows_to_tsv
+    from hyps_bids.labels.import_dataset import LABELS, import_rows
+    from hyps_bids.labels.import_images import check_orientation
+    from hyps_bids.labels.import_table import read_rows, rows_to_tsv
+    from hyps_bids.labels.meanings import LabelMap
+    from hyps_bids.labels.presets import Found, Preset, find_rows, load_presets, read_preset
 
     orientation = check_orientation(args.orientation)
     presets = load_presets()

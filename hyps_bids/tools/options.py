@@ -80,7 +80,7 @@ def add_training_options(
 ) -> None:
     """Add the options that all training commands have, with the defaults of this one."""
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=positive, default=steps, help="optimiser steps in all")
+    group.add_argument("--steps", type=positive, default=steps, help="optimizer steps in all")
     group.add_argument("--batch-size", type=positive, help="default: fits the network")
     group.add_argument("--learning-rate", type=float, default=learning_rate, help="at the start")
     group.add_argument("--seed", type=int, default=0, help="of weights and images")

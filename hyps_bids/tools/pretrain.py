@@ -30,7 +30,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 def _pretrain(args: argparse.Namespace) -> int:
     make_folder(args.output)
     device = prepare(args)
-    from hyps_bids.training.pretrain import pretrain_base, pretrain_localizer
+    from hyps_bids.pretraining.pretrain import pretrain_base, pretrain_localizer
 
     train = {"localizer": pretrain_localizer, "base": pretrain_base}[args.network]
     options = {} if args.batch_size is None else {"batch_size": args.batch_size}

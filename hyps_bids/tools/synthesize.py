@@ -32,7 +32,7 @@ def _synthesize(args: argparse.Namespace) -> int:
     device = prepare(args)
     import torch
 
-    from hyps_bids.training import synthesis
+    from hyps_bids.pretraining import synthesis
 
     maps = synthesis.load_labelmaps(args.labelmaps).to(device)
     generator = torch.Generator(device).manual_seed(args.seed)
@@ -77,9 +77,9 @@ def sample_figure(
     for i in range(n):
         image, mask = images[i, 0], outlined[i, 0]
         hit = mask.nonzero().float()
-        centre = hit.mean(dim=0) if len(hit) else [side // 2 for side in image.shape]
+        center = hit.mean(dim=0) if len(hit) else [side // 2 for side in image.shape]
         for axis in range(3):
-            at = int(centre[axis])
+            at = int(center[axis])
             ax = axes[axis, i]
             picture, outline = image.select(axis, at).T, mask.select(axis, at).T.float()
             ax.imshow(picture, origin="lower", cmap="gray", vmin=limits[0], vmax=limits[1])

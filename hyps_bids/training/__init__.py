@@ -1,1 +1,1 @@
-"""Pre-training on synthetic images, adaptation to labels, and their data."""
+"""What every training shares: the loop, augmentation, model cards and distributed processes."""

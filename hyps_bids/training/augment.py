@@ -73,7 +73,7 @@ def random_sampling_grid(
     elastic: float = 1.5,
     elastic_spacing: int = 12,
 ) -> torch.Tensor:
-    """Draw where each output voxel samples its source, relative to the centre of the source.
+    """Draw where each output voxel samples its source, relative to the center of the source.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def random_sampling_grid(
     Returns
     -------
     torch.Tensor
-        Offsets from the source's centre in voxels, shape ``(batch, x, y, z, 3)``.
+        Offsets from the source's center in voxels, shape ``(batch, x, y, z, 3)``.
     """
     device = generator.device
     angles = torch.deg2rad(uniform((batch, 3), -rotation, rotation, generator))
@@ -122,7 +122,7 @@ def random_sampling_grid(
 
 
 def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Sample volumes at offsets from their centres; zero outside.
+    """Sample volumes at offsets from their centers; zero outside.
 
     Parameters
     ----------
@@ -163,11 +163,11 @@ def random_box(
     inside = torch.ones(batch, 1, *shape, dtype=torch.bool, device=generator.device)
     for axis, (side, least) in enumerate(zip(shape, smallest, strict=True)):
         width = uniform((batch, 1), least, side, generator)
-        centre = (side - 1) / 2 + uniform((batch, 1), -offset, offset, generator)
+        center = (side - 1) / 2 + uniform((batch, 1), -offset, offset, generator)
         index = torch.arange(side, device=generator.device)[None]
         view = [batch, 1, 1, 1, 1]
         view[axis + 2] = side
-        inside &= ((index - centre).abs() <= width / 2).view(view)
+        inside &= ((index - center).abs() <= width / 2).view(view)
     return inside
 
 
@@ -266,7 +266,7 @@ def random_cuts(
     probability, deep_probability : float
         How often a side is cut mildly, and deeply.
     mild, deep : tuple of float
-        Range of what is left of the half that a cut side belongs to, 0 (up to the centre) to 1.
+        Range of what is left of the half that a cut side belongs to, 0 (up to the center) to 1.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from hyps_bids.bids.derivatives import write_text
+from hyps_bids.outputs.writing import write_text
 
 __all__ = ["write_model_card"]
 
@@ -42,9 +42,9 @@ def write_model_card(
         ``base``, and under ``training`` plain facts and the figures of the ``validation``; the
         figures of a ``cross-validation``, if there was one, replace the latter.
     data : str
-        What was trained and validated on, with source and licence.
+        What was trained and validated on, with source and license.
     license : str
-        Licence of the weights.
+        License of the weights.
     hardware : str
         What they were trained on.
     notes : str
@@ -65,7 +65,7 @@ def write_model_card(
     facts = _network_facts(card) | {
         "Classes": ", ".join(card["labels"]),
         "Hardware": hardware,
-        "Licence": license,
+        "License": license,
         "File": f"`{path.name}`, {path.stat().st_size / 1e6:.3g} MB",
         "sha256": f"`{digest}`",
     }

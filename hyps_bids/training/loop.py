@@ -43,9 +43,9 @@ class LoopSettings:
     Attributes
     ----------
     steps : int
-        Optimiser steps in all; a resumed run counts those already done.
+        Optimizer steps in all; a resumed run counts those already done.
     learning_rate : float
-        The optimiser's, at the start of the polynomial decay.
+        The optimizer's, at the start of the polynomial decay.
     head_learning_rate : float or None
         That of the output head, which is new while the rest is pre-trained: classes that start
         as copies of one class part ways sooner. As the rest if None.
@@ -54,7 +54,7 @@ class LoopSettings:
     power : float
         Exponent of the polynomial decay.
     weight_decay : float
-        The optimiser's.
+        The optimizer's.
     ema : float
         Decay of the exponential moving average of the weights.
     evaluate_every, checkpoint_every : int
@@ -63,7 +63,7 @@ class LoopSettings:
         Together with the step number it seeds each batch, so that a resumed run sees what an
         uninterrupted one would have seen.
     optimizer : {"adamw", "adam"}
-        Which optimiser.
+        Which optimizer.
     patience : int or None
         End after so many validations without a better mean of the figures, and return the best
         averaged weights; None trains to the end and returns the last.
@@ -153,7 +153,7 @@ def run(
 ) -> Outcome:
     """Train the parameters of `model` that require gradients, in place.
 
-    The folder receives ``checkpoint.pt`` (weights and optimiser, resumed from when it is there)
+    The folder receives ``checkpoint.pt`` (weights and optimizer, resumed from when it is there)
     and ``log.csv``. At the end the model holds the averaged weights.
 
     Parameters

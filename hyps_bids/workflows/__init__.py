@@ -1,1 +1,4 @@
-"""nipype: thin interfaces over pure functions, and the workflow of one scan."""
+"""The nipype workflows.
+
+Thin nodes around the steps of the pipeline, and the engines that run them.
+"""

@@ -15,7 +15,7 @@ _FACTS = "facts"
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
-    """Write arrays and JSON-serialisable facts.
+    """Write arrays and JSON-serializable facts.
 
     Examples
     --------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,22 +16,26 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from hyps_bids.bids.index import Scan
 from hyps_bids.imaging import quality
 from hyps_bids.imaging.bias import correct_bias
-from hyps_bids.imaging.conform import conform
+from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.volumes import RestoredSide, measure, restore
+from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.quality import flags as flags_of
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import ScanMeasures, write_result
 from hyps_bids.segmentation import devices, inference
-from hyps_bids.segmentation.localise import HEMISPHERES, Location, localise
+from hyps_bids.segmentation.localize import Location, localize
+from hyps_bids.segmentation.pipeline import native_images
 from hyps_bids.segmentation.segment import segment
 from hyps_bids.workflows import exchange
-from hyps_bids.workflows.outputs import ScanResult, write_result
 
 __all__ = [
     "BiasCorrect",
     "Conform",
     "Discard",
-    "Localise",
+    "Localize",
     "Measure",
     "Restore",
     "Segment",
@@ -105,22 +109,22 @@ class BiasCorrect(_Interface):
         return arrays | {"data": corrected}, facts
 
 
-class _LocaliseInput(_NetworkInput):
-    weights = File(exists=True, mandatory=True, desc="localiser network")
+class _LocalizeInput(_NetworkInput):
+    weights = File(exists=True, mandatory=True, desc="localizer network")
 
 
-class Localise(_Interface):
-    """Find brain and hippocampi (:func:`hyps_bids.segmentation.localise.localise`)."""
+class Localize(_Interface):
+    """Find brain and hippocampi (:func:`hyps_bids.segmentation.localize.localize`)."""
 
-    input_spec = _LocaliseInput
+    input_spec = _LocalizeInput
 
     def _compute(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, _ = exchange.load(self.inputs.image)
         model, _ = inference.cached_network(Path(self.inputs.weights))
         device = torch.device(self.inputs.device)
-        found = localise(arrays["data"], arrays["affine"], model, device)
+        found = localize(arrays["data"], arrays["affine"], model, device)
         locations = {
-            hemi: None if place is None else [place.centre, place.volume_mm3, place.confidence]
+            hemi: None if place is None else [place.center, place.volume_mm3, place.confidence]
             for hemi, place in found.hippocampi.items()
         }
         return {
@@ -131,7 +135,7 @@ class Localise(_Interface):
 
 
 class _SegmentInput(_NetworkInput):
-    localisation = File(exists=True, mandatory=True, desc="from Localise")
+    localization = File(exists=True, mandatory=True, desc="from Localize")
     adapter = File(exists=True, mandatory=True, desc="adapter weights")
     base = File(exists=True, mandatory=True, desc="base network")
 
@@ -143,7 +147,7 @@ class Segment(_Interface):
 
     def _compute(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         image, _ = exchange.load(self.inputs.image)
-        _, facts = exchange.load(self.inputs.localisation)
+        _, facts = exchange.load(self.inputs.localization)
         adapter, base = Path(self.inputs.adapter), Path(self.inputs.base)
         model, card = inference.cached_adapted(adapter, base)
         locations = {
@@ -190,7 +194,7 @@ class Restore(_Interface):
 
 
 class _MeasureInput(_RestoreInput):
-    localisation = File(exists=True, mandatory=True, desc="from Localise")
+    localization = File(exists=True, mandatory=True, desc="from Localize")
     restored = File(exists=True, mandatory=True, desc="from Restore")
 
 
@@ -201,7 +205,7 @@ class Measure(_Interface):
 
     def _compute(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         image, image_facts = exchange.load(self.inputs.image)
-        localised, where = exchange.load(self.inputs.localisation)
+        localized, where = exchange.load(self.inputs.localization)
         boxes, segmented = exchange.load(self.inputs.segmentation)
         restored = load_restored(self.inputs.restored)
         volumes: dict[str, list[list[float]]] = {}
@@ -216,8 +220,8 @@ class Measure(_Interface):
                 boxes[f"{hemi}_box"],
                 side,
                 image["data"].shape,
-                localised["hippocampus"][HEMISPHERES.index(hemi)],
-                localised["affine"],
+                localized["hippocampus"][HEMISPHERES.index(hemi)],
+                localized["affine"],
             )
             if rows[-1].voxels:
                 volumes[hemi] = [[row.voxels, row.volume_mm3, row.volume_soft_mm3] for row in rows]
@@ -230,15 +234,15 @@ class Measure(_Interface):
         figures["asymmetry"] = quality.asymmetry(wholes)
         figures["icv_mm3"] = where["icv_mm3"]
         return {}, {
-            "labels": segmented["labels"],
+            "parts": segmented["labels"],
             "volumes": volumes,
             "figures": figures,
-            "flags": flags + quality.flags(figures),
+            "flags": flags + flags_of(figures),
             "remarks": image_facts["remarks"],
-            "box_centres": {
+            "box_centers": {
                 hemi: place[0] for hemi, place in where["locations"].items() if place is not None
             },
-            "devices": {"localise": where["device"], "segment": segmented["device"]},
+            "devices": {"localize": where["device"], "segment": segmented["device"]},
         }
 
 
@@ -246,7 +250,7 @@ class _WriteInput(_ImageInput):
     scan = traits.Any(mandatory=True, desc="the Scan")
     output_dir = traits.Str(mandatory=True, desc="derivatives dataset")
     provenance = traits.Dict(mandatory=True, desc="what was used, for the sidecars")
-    localisation = File(exists=True, mandatory=True, desc="from Localise")
+    localization = File(exists=True, mandatory=True, desc="from Localize")
     restored = File(exists=True, mandatory=True, desc="from Restore")
     measures = File(exists=True, mandatory=True, desc="from Measure")
 
@@ -257,7 +261,7 @@ class _WriteOutput(TraitedSpec):
 
 
 class Write(SimpleInterface):
-    """Write the derivatives (:func:`hyps_bids.workflows.outputs.write_result`)."""
+    """Write the derivatives (:func:`hyps_bids.outputs.scan_files.write_result`)."""
 
     input_spec = _WriteInput
     output_spec = _WriteOutput
@@ -266,21 +270,25 @@ class Write(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         image, facts = exchange.load(self.inputs.image)
-        localised, _ = exchange.load(self.inputs.localisation)
+        localized, _ = exchange.load(self.inputs.localization)
         _, measures = exchange.load(self.inputs.measures)
         scan: Scan = self.inputs.scan
-        result = ScanResult(
-            orientation=image["orientation"],
-            affine=image["affine"],
-            shape=image["data"].shape,
-            native_shape=tuple(facts["native_shape"]),
-            restored=load_restored(self.inputs.restored),
-            intracranial=localised["intracranial"],
-            intracranial_affine=localised["affine"],
-            measures=measures,
+        conformed = ConformedImage(
+            image["data"], image["affine"], tuple(facts["native_shape"]), image["orientation"]
+        )
+        images = native_images(
+            conformed,
+            load_restored(self.inputs.restored),
+            localized["intracranial"],
+            localized["affine"],
+            len(measures["parts"]),
         )
         done = write_result(
-            scan, Path(self.inputs.output_dir), result, dict(self.inputs.provenance)
+            scan,
+            Path(self.inputs.output_dir),
+            images,
+            ScanMeasures(**measures),
+            cast(Provenance, dict(self.inputs.provenance)),
         )
         self._results["out_file"] = str(done)
         return runtime
@@ -290,7 +298,7 @@ class _DiscardInput(BaseInterfaceInputSpec):
     written = traits.Str(mandatory=True, desc="from Write")
     conformed = File(exists=True, mandatory=True, desc="from Conform")
     image = File(exists=True, mandatory=True, desc="what the networks saw")
-    localisation = File(exists=True, mandatory=True, desc="from Localise")
+    localization = File(exists=True, mandatory=True, desc="from Localize")
     segmentation = File(exists=True, mandatory=True, desc="from Segment")
     restored = File(exists=True, mandatory=True, desc="from Restore")
 
@@ -304,7 +312,7 @@ class Discard(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         given = self.inputs
         for path in (
-            *(given.conformed, given.image, given.localisation),
+            *(given.conformed, given.image, given.localization),
             *(given.segmentation, given.restored),
         ):
             # what cannot be removed goes with the work folder

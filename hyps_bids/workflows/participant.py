@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nipype.pipeline import engine as pe
 
-from hyps_bids.bids.index import Scan
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import fingerprint
 from hyps_bids.workflows.interfaces import (
     BiasCorrect,
     Conform,
     Discard,
-    Localise,
+    Localize,
     Measure,
     Restore,
     Segment,
     Write,
 )
-from hyps_bids.workflows.outputs import fingerprint
 
 __all__ = ["Models", "init_participant_wf", "init_scan_wf"]
 
@@ -43,7 +43,7 @@ def init_participant_wf(
     models: Models,
     output_dir: Path,
     work_dir: Path,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     device: str,
     n4: bool,
     omp_nthreads: int,
@@ -60,7 +60,7 @@ def init_participant_wf(
         Weights files.
     output_dir, work_dir : Path
         The derivatives dataset, and the folder of intermediate files.
-    provenance : dict
+    provenance : Provenance
         Facts for the sidecars.
     device : str
         ``cpu`` or ``cuda[:N]``.
@@ -101,13 +101,13 @@ def init_scan_wf(
     scan: Scan,
     models: Models,
     output_dir: Path,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     device: str,
     n4: bool,
     omp_nthreads: int,
     keep_intermediates: bool,
 ) -> pe.Workflow:
-    """Conform, correct, localise, segment, restore, measure and write one scan; tidy up.
+    """Conform, correct, localize, segment, restore, measure and write one scan; tidy up.
 
     The parameters are those of :func:`init_participant_wf`.
     """
@@ -119,9 +119,9 @@ def init_scan_wf(
         name="conform",
         mem_gb=_MEM_SMALL,
     )
-    localise = pe.Node(
-        Localise(weights=models.localizer, **compute),
-        name="localise",
+    localize = pe.Node(
+        Localize(weights=models.localizer, **compute),
+        name="localize",
         n_procs=omp_nthreads,
         mem_gb=_MEM_NETWORK,
     )
@@ -148,10 +148,10 @@ def init_scan_wf(
             mem_gb=_MEM_SMALL,
         )
         workflow.connect(conform, "out_file", image, "image")
-    for node in (localise, segment, restore, measure, write):
+    for node in (localize, segment, restore, measure, write):
         workflow.connect(image, "out_file", node, "image")
     for node in (segment, measure, write):
-        workflow.connect(localise, "out_file", node, "localisation")
+        workflow.connect(localize, "out_file", node, "localization")
     for node in (restore, measure):
         workflow.connect(segment, "out_file", node, "segmentation")
     for node in (measure, write):
@@ -162,7 +162,7 @@ def init_scan_wf(
         for node, name in (
             (conform, "conformed"),
             (image, "image"),
-            (localise, "localisation"),
+            (localize, "localization"),
             (segment, "segmentation"),
             (restore, "restored"),
             (write, "written"),

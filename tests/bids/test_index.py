@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from bids.layout import BIDSLayout
 
-from hyps_bids.bids.index import Scan, find_scans
+from hyps_bids.bids.index import find_scans
 from hyps_bids.errors import (
     BadData,
     CannotCreateOutput,
@@ -26,6 +26,7 @@ from hyps_bids.errors import (
     NothingMatches,
     UsageError,
 )
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
 NAMES = (

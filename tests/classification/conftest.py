@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.cohort import Cohort, Contrast, label_scans
 from hyps_bids.classification.columns import choose_columns
+from hyps_bids.classification.contrast import Cohort, Contrast, label_scans
 from hyps_bids.classification.features import Schema
 
 

@@ -9,16 +9,22 @@ import pytest
 from scipy.stats import kstest
 from sklearn.feature_selection import SelectKBest, f_classif
 
-from hyps_bids.classification import estimators, evaluate
-from hyps_bids.classification.cohort import Cohort
-from hyps_bids.classification.evaluate import SELECTED, make_folds, nested_cv, permutation_test
-from hyps_bids.classification.features import Schema
-from hyps_bids.classification.figures import (
+from hyps_bids.classification import cross_validation as evaluate
+from hyps_bids.classification import estimators
+from hyps_bids.classification.charts import (
     bootstrap_weights,
     figures,
     interval,
     score_interval,
 )
+from hyps_bids.classification.contrast import Cohort
+from hyps_bids.classification.cross_validation import (
+    SELECTED,
+    make_folds,
+    nested_cv,
+    permutation_test,
+)
+from hyps_bids.classification.features import Schema
 from tests.classification.conftest import make_cohort
 from tests.cohorts import simulate, theoretical_auc
 

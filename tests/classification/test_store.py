@@ -11,8 +11,8 @@ import skops.io
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from hyps_bids.classification.cross_validation import predict_subjects, search
 from hyps_bids.classification.estimators import ESTIMATORS
-from hyps_bids.classification.evaluate import predict_subjects, search
 from hyps_bids.classification.store import CARD, MODEL, load_classifier, save_classifier
 from hyps_bids.errors import BadData, MissingInput
 from tests.classification.conftest import make_cohort

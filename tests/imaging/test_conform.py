@@ -124,13 +124,13 @@ def test_not_one_volume(shape: tuple[int, ...], tmp_path: Path) -> None:
     refused(write(tmp_path / "a.nii.gz", data), "is not one 3-D volume")
 
 
-def test_colours(tmp_path: Path) -> None:
+def test_colors(tmp_path: Path) -> None:
     rgb = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    refused(write(tmp_path / "a.nii.gz", rgb), "are not grey values")
+    refused(write(tmp_path / "a.nii.gz", rgb), "are not gray values")
 
 
 def test_complex_numbers(head: np.ndarray, tmp_path: Path) -> None:
-    refused(write(tmp_path / "a.nii.gz", head.astype(np.complex64)), "are not grey values")
+    refused(write(tmp_path / "a.nii.gz", head.astype(np.complex64)), "are not gray values")
 
 
 @pytest.mark.parametrize("value", [0, 7])
@@ -243,7 +243,7 @@ def test_few_infinities(head: np.ndarray, tmp_path: Path) -> None:
 def test_values_beyond_single_precision(
     factor: float, offset: float, head: np.ndarray, tmp_path: Path
 ) -> None:
-    # scaled linearly: the networks normalise intensities anyway
+    # scaled linearly: the networks normalize intensities anyway
     data = (head.astype(np.float64) - 500) * factor + offset
     result = conform(write(tmp_path / "a.nii", data)).data
     assert np.isfinite(result).all()
@@ -305,8 +305,8 @@ def test_all_orientations_conform_to_the_same_image(
         assert result.native_shape == stored.shape
         assert not result.remarks
         assert np.array_equal(restore_orientation(result.data, result.orientation), stored)
-        labelled = np.stack((head, -head), axis=-1)
-        back = restore_orientation(labelled, result.orientation)
+        labeled = np.stack((head, -head), axis=-1)
+        back = restore_orientation(labeled, result.orientation)
         assert np.array_equal(back, np.stack((stored, -stored), axis=-1))
     assert len(codes) == 48
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hyps_bids.imaging.quality import asymmetry, flags, side_quality, thresholds
+from hyps_bids.imaging.quality import asymmetry, side_quality
 from hyps_bids.imaging.roi import box_affine, inside_box
 from hyps_bids.imaging.volumes import restore
+from hyps_bids.outputs.quality import flags, quality_bounds
 
 GRID = (40, 56, 40)
 BOX = box_affine((-25, -20, -15), GRID)
@@ -32,13 +33,13 @@ def quality(
     inside: np.ndarray = INSIDE,
     shape: tuple[int, ...] = SHAPE,
     image: np.ndarray = IMAGE,
-    localised: np.ndarray | None = None,
+    localized: np.ndarray | None = None,
 ) -> dict[str, float]:
     probabilities = np.stack((1 - whole, whole))
     restored = restore(probabilities, BOX, shape, image)
-    if localised is None:
-        localised = ball((24, 24, 24), COARSE)
-    return side_quality(probabilities, inside, BOX, restored, shape, localised, COARSE)
+    if localized is None:
+        localized = ball((24, 24, 24), COARSE)
+    return side_quality(probabilities, inside, BOX, restored, shape, localized, COARSE)
 
 
 def test_clean_segmentation_raises_no_flag() -> None:
@@ -63,7 +64,7 @@ def test_doubt_lowers_confidence_and_raises_entropy() -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_cut_image_is_flagged(axis: int, end: str) -> None:
-    # the image ends 5 mm from the ball's centre
+    # the image ends 5 mm from the ball's center
     shape, image = list(SHAPE), IMAGE.copy()
     if end == "high":
         shape[axis] = 45
@@ -90,12 +91,12 @@ def test_second_component_lowers_its_fraction() -> None:
     assert flags(figures) == ["low_component_fraction"]
 
 
-def test_localiser_elsewhere_lowers_agreement() -> None:
-    figures = quality(ball(GRID, BOX), localised=ball((24, 24, 24), COARSE, x=-10))
+def test_localizer_elsewhere_lowers_agreement() -> None:
+    figures = quality(ball(GRID, BOX), localized=ball((24, 24, 24), COARSE, x=-10))
     assert figures["agreement"] < 0.5
     assert flags({"agreement_L": figures["agreement"]}) == ["low_agreement_L"]
     nowhere = np.zeros((24, 24, 24), np.float32)
-    assert quality(ball(GRID, BOX), localised=nowhere)["agreement"] == 0
+    assert quality(ball(GRID, BOX), localized=nowhere)["agreement"] == 0
 
 
 def test_nothing_segmented() -> None:
@@ -112,9 +113,9 @@ def test_asymmetry() -> None:
         assert np.isnan(asymmetry(missing))
 
 
-@pytest.mark.parametrize("name", sorted(thresholds()))
+@pytest.mark.parametrize("name", sorted(quality_bounds()))
 def test_flags_begin_beyond_the_bounds(name: str) -> None:
-    bounds = thresholds()[name]
+    bounds = quality_bounds()[name]
     assert bounds["description"]
     assert {"low", "high"} & bounds.keys()
     for end, away in (("low", -1e-6), ("high", 1e-6)):

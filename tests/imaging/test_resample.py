@@ -101,10 +101,10 @@ def test_coarsening_keeps_place_and_level(oversampling: int) -> None:
     inner = (slice(2, -2), slice(2, -2), slice(None))
     # the kernel is sampled at whole voxels: at most a tenth of a voxel of shift
     np.testing.assert_allclose(smooth[inner], field(new, smooth.shape)[inner], atol=0.1)
-    # nothing is moved: the extent stays centred where it was
-    centre = nib.affines.apply_affine(affine, (np.array(data.shape) - 1) / 2)
+    # nothing is moved: the extent stays centerd where it was
+    center = nib.affines.apply_affine(affine, (np.array(data.shape) - 1) / 2)
     np.testing.assert_allclose(
-        nib.affines.apply_affine(new, (np.array(smooth.shape) - 1) / 2), centre, atol=1e-4
+        nib.affines.apply_affine(new, (np.array(smooth.shape) - 1) / 2), center, atol=1e-4
     )
 
 

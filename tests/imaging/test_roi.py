@@ -26,7 +26,7 @@ def grid(zooms: tuple[float, ...], angles: tuple[float, ...] = (0, 0, 0)) -> np.
     return nib.affines.from_matvec(matrix, -matrix @ np.full(3, 29.5))
 
 
-def test_box_is_centred() -> None:
+def test_box_is_centerd() -> None:
     box = box_affine((5, -3, 2), BOX, 0.5)
     middle = nib.affines.apply_affine(box, (np.array(BOX) - 1) / 2)
     np.testing.assert_allclose(middle, (5, -3, 2))
@@ -35,15 +35,15 @@ def test_box_is_centred() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    centre=st.tuples(*[st.floats(-80, 80)] * 3),
+    center=st.tuples(*[st.floats(-80, 80)] * 3),
     zooms=st.tuples(*[st.floats(0.4, 3)] * 3),
     angles=st.tuples(*[st.floats(-3, 3)] * 3),
 )
 def test_index_range_holds_every_voxel_in_the_box(
-    centre: tuple[float, ...], zooms: tuple[float, ...], angles: tuple[float, ...]
+    center: tuple[float, ...], zooms: tuple[float, ...], angles: tuple[float, ...]
 ) -> None:
     affine, within = grid(zooms, angles), (60, 60, 60)
-    box = box_affine(centre, BOX)
+    box = box_affine(center, BOX)
     region = index_range(BOX, box, within, affine, margin=0)
     index = np.stack(np.meshgrid(*map(np.arange, within), indexing="ij"), axis=-1)
     inbox = nib.affines.apply_affine(np.linalg.inv(box) @ affine, index)
@@ -73,7 +73,7 @@ def test_box_holds_the_image_in_place(zooms: tuple[float, ...], angles: tuple[fl
     where = np.stack(np.meshgrid(*map(np.arange, BOX), indexing="ij"), axis=-1)
     world = nib.affines.apply_affine(box, where)
     voxel = nib.affines.apply_affine(np.linalg.inv(affine), world)
-    # mm from the outermost voxel centres
+    # mm from the outermost voxel centers
     depth = (np.minimum(voxel, 59 - voxel) * zooms).min(axis=-1)
     np.testing.assert_array_equal(inside, depth >= 0)
     deep = depth > 1.5
@@ -101,7 +101,7 @@ def test_box_that_sticks_out_says_so() -> None:
     assert not values[~inside].any() or values[~inside].max() < 1
 
 
-def test_inside_box_is_centred() -> None:
+def test_inside_box_is_centerd() -> None:
     mask = inside_box((40, 56, 40), (36, 52, 36))
     assert mask.sum() == 36 * 52 * 36
     assert np.array_equal(mask, mask[::-1, ::-1, ::-1])

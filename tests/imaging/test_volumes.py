@@ -21,8 +21,8 @@ GRID = (40, 56, 40)
 #: mm; a sphere of 3,600 mm³, about a hippocampus
 RADIUS = 9.5
 BALL = 4 / 3 * np.pi * RADIUS**3
-CENTRE = np.array([-26.3, -21.8, -12.4])
-BOX = box_affine(CENTRE, GRID)
+CENTER = np.array([-26.3, -21.8, -12.4])
+BOX = box_affine(CENTER, GRID)
 
 
 def world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -30,12 +30,12 @@ def world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return nib.affines.apply_affine(affine, index)
 
 
-def ball(centre: np.ndarray = CENTRE, radius: float = RADIUS) -> np.ndarray:
+def ball(center: np.ndarray = CENTER, radius: float = RADIUS) -> np.ndarray:
     """Probabilities of a ball whose front half is class 1 and back half class 2, edge 2 mm soft."""
     place = world(BOX, GRID)
-    distance = np.linalg.norm(place - centre, axis=-1)
+    distance = np.linalg.norm(place - center, axis=-1)
     inside = np.clip((radius - distance) / 2 + 0.5, 0, 1)
-    front = np.clip((place[..., 1] - centre[1]) / 2 + 0.5, 0, 1)
+    front = np.clip((place[..., 1] - center[1]) / 2 + 0.5, 0, 1)
     return np.stack((1 - inside, inside * front, inside * (1 - front))).astype(np.float32)
 
 
@@ -44,7 +44,7 @@ def image_grid(
 ) -> tuple[tuple[int, ...], np.ndarray]:
     shape = tuple(int(100 / zoom) for zoom in zooms)
     matrix = nib.eulerangles.euler2mat(*angles) @ np.diag(zooms)
-    return shape, nib.affines.from_matvec(matrix, CENTRE + 4 - matrix @ (np.array(shape) / 2))
+    return shape, nib.affines.from_matvec(matrix, CENTER + 4 - matrix @ (np.array(shape) / 2))
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (0.3, -0.2, 0.25)], ids=["straight", "oblique"])
@@ -73,7 +73,7 @@ def test_volume_and_place_of_a_ball_are_kept(
     assert front.voxels + back.voxels == whole.voxels
     assert front.volume_soft_mm3 == pytest.approx(back.volume_soft_mm3, rel=0.03)
     place = world(affine, shape)[side.region]
-    np.testing.assert_allclose(place[side.labels > 0].mean(axis=0), CENTRE, atol=0.15 * max(zooms))
+    np.testing.assert_allclose(place[side.labels > 0].mean(axis=0), CENTER, atol=0.15 * max(zooms))
     assert place[side.labels == 1][:, 1].mean() > place[side.labels == 2][:, 1].mean() + 5
     assert side.component_fraction == 1
     assert side.probabilities.min() >= 0
@@ -114,7 +114,7 @@ def test_region_stops_at_the_image() -> None:
 
 def test_box_outside_the_image_is_empty() -> None:
     shape, affine = image_grid((1, 1, 1))
-    side = restore(ball(), box_affine(CENTRE + 500, GRID), shape, affine)
+    side = restore(ball(), box_affine(CENTER + 500, GRID), shape, affine)
     assert side.labels.size == 0
     assert side.probabilities.shape[0] == 2
     assert np.isnan(side.component_fraction)
@@ -122,7 +122,7 @@ def test_box_outside_the_image_is_empty() -> None:
 
 
 def test_only_the_largest_component_is_kept() -> None:
-    both = np.maximum(ball()[1:], ball(CENTRE + np.array([0, 20, 0]), 4)[1:])
+    both = np.maximum(ball()[1:], ball(CENTER + np.array([0, 20, 0]), 4)[1:])
     probabilities = np.concatenate((1 - both.sum(axis=0, keepdims=True), both))
     shape, affine = image_grid((1, 1, 1))
     side = restore(probabilities, BOX, shape, affine)

@@ -33,12 +33,6 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 SHAPE = (1, 1, 32, 40, 24)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def network() -> HippocampusSwinUNETR:
     model = HippocampusSwinUNETR(1, 3, FEATURES)
     with torch.no_grad():
@@ -460,8 +454,8 @@ def test_settings_survive_their_card_and_the_first_cards_are_read() -> None:
     assert AdapterConfig.from_card(json.loads(json.dumps(asdict(config)))) == config
     first = {"method": "hyps", "rank": 8, "targets": "swinViT", "trainable": ["decoder", "out"]}
     assert AdapterConfig.from_card(first) == AdapterConfig()
-    with pytest.raises(ValueError, match="unknown settings flavour: made by a newer version"):
-        AdapterConfig.from_card({"flavour": 1})
+    with pytest.raises(ValueError, match="unknown settings flavor: made by a newer version"):
+        AdapterConfig.from_card({"flavor": 1})
 
 
 def test_paper_preset() -> None:

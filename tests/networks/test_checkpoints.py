@@ -25,18 +25,13 @@ from hyps_bids.networks.checkpoints import (
     replace_head,
     save_adapter,
     save_network,
-    sha256,
     shipped_weights,
 )
+from hyps_bids.outputs.digests import sha256
 
 CONFIG = AdapterConfig(rank=2, bottleneck=2)
 LABELS = ["background", "white", "hippocampus", "rest"]
 PARTS = ["anterior", "posterior"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +264,7 @@ def test_replace_head() -> None:
     model = build_network({"name": "HippocampusSwinUNETR", "kwargs": kwargs})
     nn.init.normal_(model.out.conv.conv.bias)
     weight, bias = (p.detach().clone() for p in model.out.conv.conv.parameters())
-    replace_head(model, LABELS, {"grey": ["hippocampus", "white"], "new": []})
+    replace_head(model, LABELS, {"gray": ["hippocampus", "white"], "new": []})
     head = model.out.conv.conv
     assert isinstance(head, nn.Conv3d)
     assert all(p.requires_grad for p in head.parameters())

@@ -86,7 +86,7 @@ def test_report_accounts_for_every_tensor(original: SwinUNETR, brats: Path, tmp_
         "encoder1.layer.conv3.conv.weight",
         "swinViT.patch_embed.proj.weight",
     ]
-    heads = len(facts["re-initialised"])
+    heads = len(facts["re-initialized"])
     known = facts["taken"] + len(facts["reduced"]) + heads + facts["recomputed"]
     assert known == len(original.state_dict())
     assert facts["ignored"] == []

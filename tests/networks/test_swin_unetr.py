@@ -16,12 +16,6 @@ FEATURES = 12
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def twins() -> tuple[HippocampusSwinUNETR, SwinUNETR]:
     """Ours and MONAI's with the same weights, every one of them random."""
     ours = HippocampusSwinUNETR(1, 3, FEATURES)

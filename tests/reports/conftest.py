@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from hyps_bids import cli
-from hyps_bids.bids.index import Scan
-from hyps_bids.workflows.outputs import write_failure
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import write_failure
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page

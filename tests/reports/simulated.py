@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hyps_bids.bids.derivatives import write_json, write_table
-from hyps_bids.group.derived import derive, icv_residuals
+from hyps_bids.cohort.derived import derive, icv_residuals
+from hyps_bids.outputs.writing import write_json, write_table
 from tests.cohorts import simulate
 
 START = "group_seg-hippocampus_"
@@ -90,7 +90,7 @@ def write_derivatives(
 
 def write_models(output: Path, formula: str = "volume ~ diagnosis + age + sex") -> None:
     """Write the table of linear models of the simulated scans."""
-    from hyps_bids.group.statistics import fit_models
+    from hyps_bids.cohort.statistics import fit_models
     from hyps_bids.reports.group import _wide
 
     path = output / f"{START}desc-wide_morph.tsv"
@@ -101,7 +101,7 @@ def write_models(output: Path, formula: str = "volume ~ diagnosis + age + sex") 
 
 def write_change(output: Path) -> None:
     """Write the table of change over time; the scans get dates a year apart."""
-    from hyps_bids.group.longitudinal import annual_change
+    from hyps_bids.cohort.longitudinal import annual_change
 
     path = output / f"{START}desc-wide_morph.tsv"
     wide = pd.read_csv(path, sep="\t", na_values=["n/a"], dtype={"session_id": str})
@@ -115,7 +115,7 @@ def write_change(output: Path) -> None:
 
 def write_classifier(output: Path) -> str:
     """Train a real, small classifier on the simulated scans; returns the folder's name."""
-    from hyps_bids.group.classify import classify
+    from hyps_bids.classification.run import classify
     from hyps_bids.reports.group import _wide
     from hyps_bids.settings import Settings
 
@@ -140,7 +140,7 @@ def write_classifier(output: Path) -> str:
 
 def write_adapter(output: Path, scans: int = 6) -> str:
     """Write what training an adapter leaves, figures simulated; returns the folder's name."""
-    from hyps_bids.training.assess import summarise_assessment
+    from hyps_bids.adaptation.assess import summarize_assessment
 
     name = "adapter-my protocol"
     folder = output / "models" / name
@@ -161,7 +161,7 @@ def write_adapter(output: Path, scans: int = 6) -> str:
         reference_mm3=rng.normal(2900, 200, len(rows)),
     )
     write_table(folder / "scans.tsv", rows)
-    write_json(folder / "summary.json", summarise_assessment(rows))
+    write_json(folder / "summary.json", summarize_assessment(rows))
     log = "step,seconds,loss,learning_rate,metric,value\n"
     (folder / "logs").mkdir()
     for fit in ("fold-1", "final"):

@@ -191,7 +191,7 @@ def test_choices_change_charts_and_numbers(open_report, thousand: Path) -> None:
     before = page.locator("[data-chart=distribution-L] canvas").screenshot()
     # a name that would be a path, an expression or an element anywhere else
     page.locator("#group").select_option(label=ODD_COLUMN)
-    page.locator("#colour").select_option(label=ODD_COLUMN)
+    page.locator("#color").select_option(label=ODD_COLUMN)
     page.locator("#measure").select_option(label="whole hippocampus, volume adjusted for ICV")
     page.wait_for_timeout(500)
     wait_until_drawn(page)

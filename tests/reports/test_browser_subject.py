@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyps_bids.bids.derivatives import read_table, write_nifti, write_table
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.writing import write_nifti, write_table
 from hyps_bids.reports.subject import write_subject_report
 from tests.reports.conftest import GOOD, HALF, OpenReport, Study
 
@@ -37,12 +38,12 @@ def pages(processed: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def pixels(place: Locator) -> np.ndarray:
-    """A screenshot, colours in 0 … 255."""
+    """A screenshot, colors in 0 … 255."""
     return np.asarray(Image.open(io.BytesIO(place.screenshot())).convert("RGB")).astype(int)
 
 
-def coloured(image: np.ndarray, color: str) -> np.ndarray:
-    """Where an image has a colour, in any shade."""
+def colored(image: np.ndarray, color: str) -> np.ndarray:
+    """Where an image has a color, in any shade."""
     wanted = np.array(list(bytes.fromhex(color[1:])), dtype=float)
     norm = np.linalg.norm(image, axis=-1)
     cosine = image @ wanted / np.maximum(norm, 1e-9) / np.linalg.norm(wanted)
@@ -95,9 +96,9 @@ def test_viewer_draws_left_on_the_right(
     assert slices.std() > 20
     for image in (slices, surface):
         # posterior parts: of left and right hippocampus
-        left, right = (np.argwhere(coloured(image, c)) for c in ("#0072B2", "#56B4E9"))
+        left, right = (np.argwhere(colored(image, c)) for c in ("#0072B2", "#56B4E9"))
         assert min(len(left), len(right)) > 50
-        # highlights of the one may have the colour of the other
+        # highlights of the one may have the color of the other
         assert np.median(left[:, 1]) > np.median(right[:, 1]) + 50
 
 
@@ -132,7 +133,7 @@ def test_viewer_moves_to_another_scan(pages: dict[str, Path], open_report: OpenR
     inside = page.locator(f'section[id="scan-{HALF}"] #viewer')
     expect(inside).to_be_visible()
     page.wait_for_timeout(300)
-    assert coloured(pixels(page.locator("#viewer-surface")), "#0072B2").sum() > 50
+    assert colored(pixels(page.locator("#viewer-surface")), "#0072B2").sum() > 50
     # the other scan's right hippocampus is gone
     assert page.evaluate("viewer.surface.meshes.length") == 1
 
@@ -151,7 +152,7 @@ def test_a_scan_without_hippocampi(study: Study, open_report: OpenReport) -> Non
     write_table(Path(f"{prefix}morph.tsv"), morph)
     path = write_subject_report(study.raw, study.output, "02", settings_text="a = 1")
     page = open_report(path)
-    row = page.get_by_role("row", name="Agreement with the localiser left missing")
+    row = page.get_by_role("row", name="Agreement with the localizer left missing")
     expect(row).to_be_visible()
     assert "the hippocampi" not in page.locator("svg").first.get_attribute("aria-label")
     expect(page.get_by_text("scan, without segmentation")).to_be_visible()

@@ -100,7 +100,7 @@ def test_templates_name_no_column_of_the_data() -> None:
             if "field" in channel
         }
         assert fields <= {
-            *("x", "value", "colour", "i", "state", "subject"),
+            *("x", "value", "color", "i", "state", "subject"),
             *("bound", "at", "from", "to", "low", "middle", "high"),
         }
         json.dumps(spec, allow_nan=False)

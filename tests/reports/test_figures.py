@@ -17,7 +17,7 @@ ROWS = side_tiles((-35, -20, -15), (-15, 20, 5))
 
 
 def volume(axes: str = "RAS", zoom: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A made image of 120 mm: grey, a bright ball at left and one label there, any axes."""
+    """A made image of 120 mm: gray, a bright ball at left and one label there, any axes."""
     side = round(120 / zoom)
     affine = np.diag([zoom, zoom, zoom, 1.0])
     affine[:3, 3] = -60
@@ -115,7 +115,7 @@ def test_a_large_segmentation_is_shown_whole() -> None:
     assert sagittal.width >= 132
 
 
-def test_uncertainty_is_in_colour_where_the_network_hesitates() -> None:
+def test_uncertainty_is_in_color_where_the_network_hesitates() -> None:
     t1w, affine, labels = volume()
     tile = [[Tile(1, (-25.0, 0.0, -5.0), 40, 40)]]
     certain = uncertainty(t1w, affine, labels.astype(np.float32), affine, tile)
@@ -142,7 +142,7 @@ def test_overview_with_and_without_masks() -> None:
         intracranial=(t1w > 0).astype(np.uint8),
         labels=(labels, affine),
         colors=COLORS,
-        centres=[(-25, 0, -5), (25, 0, -5)],
+        centers=[(-25, 0, -5), (25, 0, -5)],
         boxes=[(-25, 0, -5), (25, 0, -5)],
     )
     # its own sagittal slice, and the coronal and axial ones

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from hyps_bids.imaging import quality
-from hyps_bids.reports.flags import FIGURES, SCAN_FIGURES, bounds, describe_flag
-from hyps_bids.workflows.outputs import qc_columns
+from hyps_bids.outputs.columns import qc_columns
+from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.reports.flags import FIGURES, SCAN_FIGURES, describe_flag
 
 
-def test_every_figure_has_words_for_each_of_its_bounds() -> None:
-    assert bounds() == quality.thresholds()
-    assert set(FIGURES) == set(bounds())
-    for name, known in bounds().items():
+def test_every_figure_has_words_for_each_of_its_quality_bounds() -> None:
+    assert set(FIGURES) == set(quality_bounds())
+    for name, known in quality_bounds().items():
         assert set(FIGURES[name][1]) == {"low", "high"} & set(known)
 
 
@@ -32,7 +31,7 @@ def test_figures_of_a_scan_are_those_of_the_table() -> None:
 
 
 def test_a_value_that_was_rounded_to_its_bound_is_not_of_another_version() -> None:
-    words = describe_flag("low_agreement_R", {"agreement_R": bounds()["agreement"]["low"]})
+    words = describe_flag("low_agreement_R", {"agreement_R": quality_bounds()["agreement"]["low"]})
     assert words.finding == "0.65, just below the bound"
 
 

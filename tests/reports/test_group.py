@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.bids.derivatives import write_table
 from hyps_bids.errors import MissingInput
+from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports.cohort import describe_cohort, robust_z
 from hyps_bids.reports.group import write_group_report
 from tests.reports.simulated import (
@@ -123,7 +123,7 @@ def test_columns_to_compare_are_found() -> None:
     data = described().data
     labels = [c["label"] for c in data["categories"]]
     assert labels[data["defaults"]["group"]] == "diagnosis"
-    assert labels[data["defaults"]["colour"]] == "sex"
+    assert labels[data["defaults"]["color"]] == "sex"
     assert data["numbers"][data["defaults"]["number"]]["label"] == "age"
     assert ODD_COLUMN in labels
     assert "education" not in labels

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from hyps_bids.bids.index import Scan
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.reports.scan import (
     facts_files,
     find_scans_of,
@@ -56,8 +56,8 @@ def test_facts_of_a_good_scan(processed: Study) -> None:
     assert facts.provenance is not None
     assert facts.provenance["Models"]["Adapter"]["Name"] == "adapter-anteriorposterior"
     assert len(facts.figures) == 16
-    # where the localiser found them, in the world's left and right
-    assert facts.box_centres["L"][0] < 0 < facts.box_centres["R"][0]
+    # where the localizer found them, in the world's left and right
+    assert facts.box_centers["L"][0] < 0 < facts.box_centers["R"][0]
 
 
 def test_facts_of_half_a_head(processed: Study) -> None:
@@ -86,7 +86,7 @@ def test_flags_are_said_with_figure_and_bound(study: Study) -> None:
     )
     texts = [flag.text for flag in read_facts(study.output, named(GOOD)).flags]
     assert texts[0] == (
-        "Agreement with the localiser, left, is 0.52, below 0.65: two independent networks see "
+        "Agreement with the localizer, left, is 0.52, below 0.65: two independent networks see "
         "different structures; one of them is wrong"
     )
     assert texts[1].startswith("Asymmetry is 31.0 %, above 25.0 %: right is much smaller")
@@ -143,7 +143,7 @@ def test_a_sidecar_that_does_not_say_what_was_run(study: Study, wrong: dict[str,
     assert "does not say what was run" in facts.problems[0]
 
 
-def test_colours_are_colours(study: Study) -> None:
+def test_colors_are_colors(study: Study) -> None:
     path = study.output / "seg-hippocampus_dseg.tsv"
     path.write_text(path.read_text().replace("#D55E00", "red;x:y"))
     assert read_facts(study.output, named(GOOD)).structures[0].color == "#888888"

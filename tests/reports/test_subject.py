@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.bids.derivatives import write_json, write_nifti, write_table
-from hyps_bids.bids.index import Scan
+from hyps_bids.outputs.labels import label_table
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import write_failure
+from hyps_bids.outputs.writing import write_json, write_nifti, write_table
 from hyps_bids.reports import subject as module
 from hyps_bids.reports.scan import facts_files
 from hyps_bids.reports.subject import LIMIT, is_current, write_subject_report
-from hyps_bids.segmentation.labels import label_table
-from hyps_bids.workflows.outputs import write_failure
 from tests.reports.conftest import FAILED, GOOD, HALF, TURNED, Study
 
 
@@ -41,7 +41,7 @@ def check(html: str) -> str:
         target = str(link.get("href"))
         assert target[1:] in identifiers if target.startswith("#") else "://" in target
     for element in tree.iter():
-        labels = element.get("aria-labelledby")
+        labels = element.get("aria-labeledby")
         assert labels is None or labels in identifiers
     main = tree.find(".//main")
     for script in [*main.iter("script"), *main.iter("style")]:

@@ -65,11 +65,11 @@ def test_whole_head_is_smaller_and_in_place(images) -> None:
     data, affine = viewer.head(images.t1w, images.affine, viewer.Level(0, 64, 4.0))
     assert data.shape == tuple(side // 2 for side in images.t1w.shape)
     weights = images.t1w.astype(float)
-    centre = [
+    center = [
         apply_affine(a, np.array([np.average(np.indices(w.shape)[i], weights=w) for i in range(3)]))
         for a, w in ((images.affine, weights), (affine, data.astype(float)))
     ]
-    assert centre[0] == pytest.approx(centre[1], abs=3)
+    assert center[0] == pytest.approx(center[1], abs=3)
 
 
 def test_surfaces_lie_around_their_voxels(images) -> None:
@@ -88,7 +88,7 @@ def test_surfaces_lie_around_their_voxels(images) -> None:
         a, b, c = (vertices[faces[:, i]].astype(float) for i in range(3))
         enclosed = abs(np.einsum("ij,ij->i", a, np.cross(b, c)).sum()) / 6
         assert enclosed == pytest.approx(len(voxels) * 8, rel=0.12)
-        # anterior points have the colour of the anterior part
+        # anterior points have the color of the anterior part
         front = colors[vertices[:, 1].argmax(), :3]
         assert bytes(front).hex().upper() == COLORS[indices[0]][1:]
         back = colors[vertices[:, 1].argmin(), :3]

@@ -15,11 +15,6 @@ from hyps_bids.segmentation.inference import cached_adapted, cached_network, pre
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)

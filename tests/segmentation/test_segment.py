@@ -20,18 +20,15 @@ from hyps_bids.networks.checkpoints import (
     load_network,
     shipped_weights,
 )
+from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.inference import cached_adapted
-from hyps_bids.segmentation.localise import HEMISPHERES, Location, localise
-from hyps_bids.segmentation.segment import BOX, SegmentedSide, segment
+from hyps_bids.segmentation.localize import Location, localize
+from hyps_bids.segmentation.segment import SegmentedSide, segment
 
 CPU = torch.device("cpu")
 ANTERIOR = 1
 Places = dict[str, Location | None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +45,8 @@ def head(coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def places(head: ConformedImage) -> Places:
-    localiser, _ = load_network(shipped_weights(LOCALIZER))
-    return localise(head.data, head.affine, localiser, CPU).hippocampi
+    localizer, _ = load_network(shipped_weights(LOCALIZER))
+    return localize(head.data, head.affine, localizer, CPU).hippocampi
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +68,7 @@ def volumes(
     }
 
 
-def centre(side: SegmentedSide, label: int | None = None) -> np.ndarray:
+def center(side: SegmentedSide, label: int | None = None) -> np.ndarray:
     labels = side.probabilities.argmax(axis=0)
     mask = labels > 0 if label is None else labels == label
     return nib.affines.apply_affine(side.affine, np.argwhere(mask).mean(axis=0))
@@ -92,13 +89,13 @@ def test_each_hippocampus_is_where_it_was_found(
     for hemi, side in sides.items():
         place = places[hemi]
         assert place is not None
-        assert np.linalg.norm(centre(side) - place.centre) < 6
-    assert centre(sides["L"])[0] < centre(sides["R"])[0] - 35
+        assert np.linalg.norm(center(side) - place.center) < 6
+    assert center(sides["L"])[0] < center(sides["R"])[0] - 35
 
 
 def test_heads_lie_in_front_of_tails(sides: dict[str, SegmentedSide]) -> None:
     for side in sides.values():
-        assert centre(side, ANTERIOR)[1] > centre(side, ANTERIOR + 1)[1] + 8
+        assert center(side, ANTERIOR)[1] > center(side, ANTERIOR + 1)[1] + 8
 
 
 def test_volumes_are_plausible(sides: dict[str, SegmentedSide], head: ConformedImage) -> None:
@@ -116,7 +113,7 @@ def test_mirrored_image_swaps_the_volumes(
     for hemi, other in (("L", "R"), ("R", "L")):
         place = places[other]
         assert place is not None
-        x, y, z = place.centre
+        x, y, z = place.center
         swapped[hemi] = Location((sum(ends) - x, y, z), place.volume_mm3, place.confidence)
     data = np.ascontiguousarray(head.data[::-1])
     found = volumes(segment(data, head.affine, swapped, model, CPU)[0], data, head.affine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +19,6 @@ SETTINGS = LoopSettings(steps=8, warmup=2, checkpoint_every=3, evaluate_every=4,
 
 class Killed(Exception):
     """Stands for whatever ends a job early."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For small tensors threads cost more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model() -> nn.Module:

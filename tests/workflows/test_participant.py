@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from hyps_bids import app
-from hyps_bids.bids.derivatives import read_table
 from hyps_bids.cli import main
+from hyps_bids.outputs.reading import read_table
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ def test_good_scans_have_all_outputs_on_their_own_grid(dataset: Path, derivative
 def test_left_is_left_and_anterior_is_anterior(derivatives: Path) -> None:
     image = nib.load(f"{good(derivatives, 'A')}seg-hippocampus_dseg.nii.gz")
     labels = np.asarray(image.dataobj)
-    centres = {
+    centers = {
         i: nib.affines.apply_affine(image.affine, np.argwhere(labels == i)).mean(axis=0)
         for i in (1, 2, 3, 4)
     }
-    assert centres[1][0] < centres[3][0]
-    assert centres[2][0] < centres[4][0]
-    assert centres[1][1] > centres[2][1]
-    assert centres[3][1] > centres[4][1]
+    assert centers[1][0] < centers[3][0]
+    assert centers[2][0] < centers[4][0]
+    assert centers[1][1] > centers[2][1]
+    assert centers[3][1] > centers[4][1]
 
 
 def test_orientation_of_the_file_does_not_matter(derivatives: Path) -> None:

@@ -9,8 +9,8 @@ import nibabel as nib
 import pytest
 from nipype.pipeline import engine as pe
 
-from hyps_bids.bids.index import Scan
 from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.workflows.participant import Models, init_scan_wf
 
 
@@ -63,6 +63,6 @@ def test_intermediate_files_go_unless_they_are_to_be_kept(
     workflow.run(plugin="Linear")
     assert (tmp_path / "out/sub-01/anat/sub-01_seg-hippocampus_qc.json").is_file()
     left = {path.name for path in (tmp_path / "work").rglob("*.npz")}
-    everything = {f"{name}.npz" for name in ("conform", "localise", "segment", "restore")}
+    everything = {f"{name}.npz" for name in ("conform", "localize", "segment", "restore")}
     # what is measured are a few numbers
     assert left - {"measure.npz"} == (everything if keep else set())

@@ -30,7 +30,7 @@
       number("Right, mm³", cohort.right),
       number("ICV, ml", cohort.icv),
       number("Asymmetry, %", cohort.asymmetry, 1),
-      ...[...new Set([cohort.defaults.group, cohort.defaults.colour])].filter((k) => k >= 0).map((k) => cohort.categories[k]).map((c) => ({
+      ...[...new Set([cohort.defaults.group, cohort.defaults.color])].filter((k) => k >= 0).map((k) => cohort.categories[k]).map((c) => ({
         label: c.label, sort: c.codes.map((k) => (k < 0 ? null : k)), text: (i) => c.levels[c.codes[i]] ?? "n/a",
       })),
       ...(cohort.defaults.age >= 0 ? [cohort.numbers[cohort.defaults.age]] : []).map((n) => number(n.label, n.values)),
@@ -132,7 +132,7 @@
     const volume = cohort.measures.findIndex((m) => m.kind === "icv_residual_mm3");
     fill("measure", labels(cohort.measures), Math.max(0, volume >= 0 && cohort.measures[0]?.kind === "volume_mm3" ? 0 : volume), /^(distribution|relation|change)-/);
     fill("group", groups, cohort.defaults.group, /^(distribution-|asymmetry)/);
-    fill("colour", groups, cohort.defaults.colour, /^(distribution|relation|change)-|^asymmetry/);
+    fill("color", groups, cohort.defaults.color, /^(distribution|relation|change)-|^asymmetry/);
     fill("number", labels(cohort.numbers), cohort.defaults.number, /^relation-/);
     const at = (name) => Math.max(0, cohort.quality.findIndex((q) => q.name === name));
     [["x0", "confidence"], ["y0", "agreement"], ["x1", "volume_mm3"], ["y1", "entropy"]].forEach(([id, name]) =>
@@ -154,8 +154,8 @@
   /** Rows and placeholders of a chart of the cohort; null if there is nothing to show. */
   function filled(name) {
     const [kind, which] = name.split("-");
-    const colour = category("colour");
-    const base = (i) => ({ i, colour: levelOf(colour, i), ringed: ["flagged", "outlier"].includes(STATES[cohort.state[i]]) });
+    const color = category("color");
+    const base = (i) => ({ i, color: levelOf(color, i), ringed: ["flagged", "outlier"].includes(STATES[cohort.state[i]]) });
     const style = (n) => ({
       size: n > 3000 ? 12 : n > 500 ? 25 : 55, opacity: n > 3000 ? 0.45 : n > 500 ? 0.65 : 0.85,
       ring_size: n > 3000 ? 25 : n > 500 ? 80 : 160, ring_opacity: n > 3000 ? 0.4 : 0.9, ring_strokeWidth: n > 3000 ? 0.8 : 1.6,
@@ -164,8 +164,8 @@
       rows,
       values: {
         description, value_title: title, domain: range(values), ...style(rows.length),
-        colour_title: colour === everybody ? null : colour.label, colours: levelsOf(colour),
-        legend: colour === everybody ? null : {}, ...placeholders,
+        color_title: color === everybody ? null : color.label, colors: levelsOf(color),
+        legend: color === everybody ? null : {}, ...placeholders,
       },
     };
     let placeholders = {};
@@ -194,7 +194,7 @@
       const x = cohort.numbers[chosen("number")];
       if (!x) return null;
       const rows = known.filter((i) => x.values[i] !== null).map((i) => ({ ...base(i), x: x.values[i], value: values[i] }));
-      const often = counted(rows.map((r) => r.colour));
+      const often = counted(rows.map((r) => r.color));
       // a line through a few points says more about chance
       const lines = [...often.keys()].filter((level) => often.get(level) >= 20);
       placeholders = { name: `${Side}, against ${x.label}`, x_title: x.label, x_domain: range(rows.map((r) => r.x)), lines };
@@ -263,15 +263,15 @@
     const [text, muted, line, bad] = ["text", "muted", "line", "bad"].map(css);
     const font = getComputedStyle(document.body).fontFamily;
     // Okabe and Ito, lighter or darker where the ground would swallow them
-    const colours = dark.matches
+    const colors = dark.matches
       ? ["#56B4E9", "#E69F00", "#2fc79b", "#e58ebf", "#F0E442", "#f0793a", "#a9b2bb", "#4f9fe0"]
       : ["#0072B2", "#D55E00", "#009E73", "#b8568f", "#9a6a00", "#2b8cc4", "#555555", "#7a7000"];
     return {
       background: null, font, view: { stroke: line },
       axis: { labelColor: text, titleColor: text, domainColor: muted, tickColor: muted, gridColor: line, gridOpacity: 0.45, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: 150 },
       legend: { orient: "top", labelColor: text, titleColor: text, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", symbolOpacity: 1, columns: 3, labelLimit: 160 },
-      range: { category: colours },
-      mark: { color: colours[0] },
+      range: { category: colors },
+      mark: { color: colors[0] },
       style: {
         bound: { color: bad, strokeDash: [5, 4], strokeWidth: 1.3 },
         middle: { color: text, strokeWidth: 2 },

@@ -108,7 +108,7 @@ async function loadVolumes() {
     nv.loadVolumes(list.map((item) => ({ ...item, ...shown[item.name.split(".")[0]] }))));
   viewer.layers = Object.fromEntries(found.map((name, i) => [name, i]));
   if ("labels" in viewer.layers) {
-    nv.volumes[viewer.layers.labels].setColormapLabel(colours());
+    nv.volumes[viewer.layers.labels].setColormapLabel(colors());
   }
   nv.updateGLVolume();
   for (const layer of ["labels", "probability"]) setOpacity(layer);
@@ -124,7 +124,7 @@ async function loadSurfaces() {
 }
 
 /** Label table: background is transparent. */
-function colours() {
+function colors() {
   const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: ["background"] };
   for (const { index, name, color } of viewer.scans[viewer.scan].labels) {
     [1, 3, 5].forEach((at, i) => table["RGB"[i]].push(parseInt(color.slice(at, at + 2), 16)));

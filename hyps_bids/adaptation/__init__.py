@@ -1,0 +1,4 @@
+"""Adapters trained on labeled scans.
+
+Crops, fit, cross-validation, assessment (``--train-adapter``).
+"""

@@ -1,0 +1,1 @@
+"""Tables and statistics over all scans of a dataset."""

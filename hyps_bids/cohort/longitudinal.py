@@ -1,0 +1,141 @@
+"""Change over time of each subject."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.cohort.derived import volume_columns
+
+__all__ = ["COLUMNS", "annual_change", "scan_times"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+_DAYS_PER_YEAR = 365.25
+#: years; a shorter span would blow up the error of measurement to a change per year
+_SHORTEST = 0.25
+
+#: column of the table → description
+COLUMNS = {
+    "participant_id": "Subject, as in participants.tsv.",
+    "measure": "Column of the wide table.",
+    "n_scans": "Scans with this volume and a time.",
+    "n_sessions": "Sessions among them.",
+    "time_source": "acq_time (dates) or age: what the times are from. Dates are used if all scans "
+    "of the subject have one. Ages in whole years make the change inexact.",
+    "span_years": "From the first to the last scan, years.",
+    "baseline_mm3": "Value of the fitted line at the first scan, mm3.",
+    "mm3_per_year": "Slope of the least-squares line over the subject's scans, mm3 per year.",
+    "mm3_per_year_se": "Its standard error; n/a with two scans.",
+    "percent_per_year": "Slope in percent of baseline_mm3, per year.",
+    "remarks": "Why there is no slope.",
+}
+
+
+def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tell when each scan was made.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        With participant_id and, if known, acq_time (ISO 8601) and age (years).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Same index: ``years`` since a date that is the same for all scans of the subject, missing
+        if not known, and ``time_source``.
+
+    Examples
+    --------
+    >>> frame = pd.DataFrame({"participant_id": ["sub-1", "sub-1", "sub-2"],
+    ...     "acq_time": ["1900-01-01T10:00:00", "1901-01-01T10:00:00", None], "age": [1., 1., 50.]})
+    >>> scan_times(frame).round(2).values.tolist()
+    [[-70.0, 'acq_time'], [-69.0, 'acq_time'], [50.0, 'age']]
+    """
+    missing = pd.Series(np.nan, index=frame.index)
+    dates = missing
+    if "acq_time" in frame:
+        parsed = pd.to_datetime(frame["acq_time"], format="ISO8601", errors="coerce", utc=True)
+        odd = parsed.isna() & frame["acq_time"].notna()
+        if odd.any():
+            _LOG.warning(
+                "acq_time of %d scans is no date of the form 2001-12-31T12:00:00, such as '%s'",
+                odd.sum(),
+                frame.loc[odd, "acq_time"].iloc[0],
+            )
+        dates = (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds() / 86400 / _DAYS_PER_YEAR
+    ages = frame["age"] if "age" in frame and frame["age"].dtype == float else missing
+    dated = dates.notna().groupby(frame["participant_id"]).transform("all")
+    return pd.DataFrame(
+        {
+            "years": dates.where(dated, ages),
+            "time_source": np.where(dated, "acq_time", "age"),
+        },
+        index=frame.index,
+    )
+
+
+def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
+    """Fit a line through the volumes of each subject who was scanned at several times.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Wide table of the scans that are done.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per subject and volume (:data:`COLUMNS`); empty if no subject has two times.
+        Subjects whose scans were made by different models, or span less than three months, have
+        no slope but a remark.
+    """
+    made_by = frame["software_version"].fillna("n/a") + " " + frame["models"].fillna("n/a")
+    frame = frame.join(scan_times(frame)).assign(made_by=made_by)
+    subjects = frame.groupby("participant_id")
+    spread = subjects["years"].transform("max") - subjects["years"].transform("min")
+    frame = frame[spread > 0]
+    measures = [*volume_columns(frame, "volume_mm3"), *volume_columns(frame, "volume_soft_mm3")]
+    tables = [_slopes(frame, measure) for measure in measures] if len(frame) else []
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    table = pd.concat(tables, ignore_index=True)
+    order = pd.Categorical(table["measure"], measures)
+    table = table.assign(order=order).sort_values(["participant_id", "order"], kind="stable")
+    return table[list(COLUMNS)].reset_index(drop=True)
+
+
+def _slopes(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    known = frame.dropna(subset=["years", measure])
+    subject = known.groupby("participant_id")
+    means = subject[["years", measure]].transform("mean")
+    x, y = known["years"] - means["years"], known[measure] - means[measure]
+    sums = (
+        pd.DataFrame({"xx": x * x, "xy": x * y, "yy": y * y}).groupby(known["participant_id"]).sum()
+    )
+    table = pd.DataFrame(
+        {
+            "n_scans": subject.size(),
+            "n_sessions": subject["session_id"].nunique(dropna=False),
+            "time_source": subject["time_source"].first(),
+            "span_years": subject["years"].max() - subject["years"].min(),
+        }
+    )
+    remarks = pd.Series(None, index=table.index, dtype="object")
+    remarks[table["span_years"] < _SHORTEST] = "times less than three months apart"
+    mixed = subject["made_by"].nunique() > 1
+    remarks[mixed] = "scans made by different models or versions"
+    slope = (sums["xy"] / sums["xx"].where(sums["xx"] > 0)).where(remarks.isna())
+    first = subject["years"].min() - subject["years"].mean()
+    freedom = table["n_scans"] - 2
+    residual = (sums["yy"] - slope * sums["xy"]).clip(lower=0)
+    table["baseline_mm3"] = subject[measure].mean() + slope * first
+    table["mm3_per_year"] = slope
+    error = np.sqrt(residual / freedom.where(freedom > 0) / sums["xx"])
+    table["mm3_per_year_se"] = error
+    table["percent_per_year"] = 100 * slope / table["baseline_mm3"]
+    table["remarks"] = remarks
+    return table.reset_index().assign(measure=measure)

@@ -1,1 +1,0 @@
-"""Labelled datasets of all kinds become BIDS: raw images, and derivatives with their labels."""

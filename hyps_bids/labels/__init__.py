@@ -1,0 +1,1 @@
+"""Labeled datasets: where the labels are, what they mean, and how other layouts are imported."""

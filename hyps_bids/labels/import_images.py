@@ -1,0 +1,252 @@
+"""Read NIfTI and Analyze images with an orientation that is known or said to be assumed."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from hyps_bids.errors import BadData, MissingInput, UsageError
+
+__all__ = [
+    "SourceImage",
+    "assumed_affine",
+    "check_orientation",
+    "crop_affine",
+    "on_grid_of",
+    "read_image",
+    "to_nifti",
+]
+
+#: where a crop around a left hippocampus is placed, mm: about where it lies in MNI space
+CROP_CENTER = (-26.0, -22.0, -14.0)
+#: what Analyze files that say nothing are taken for, as in nibabel and SPM
+ANALYZE = "LAS"
+_AXES = {letter: pair for pair in ("LR", "PA", "IS") for letter in pair}
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+#: mm between corresponding corners of two grids that are the same
+_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One volume of a file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    image : nibabel.analyze.AnalyzeImage
+        NIfTI or Analyze, data not yet read.
+    affine : numpy.ndarray
+        Voxel to world (RAS, mm), shape (4, 4).
+    assumed : bool
+        The file itself does not say how it is oriented.
+    """
+
+    path: Path
+    image: nib.analyze.AnalyzeImage
+    affine: np.ndarray
+    assumed: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the volume."""
+        return self.image.shape[:3]
+
+    def data(self, *, scaled: bool = True) -> np.ndarray:
+        """Read the voxels, with the scale factor of the file or as they are stored.
+
+        Raises
+        ------
+        BadData
+            If the file is truncated or damaged.
+        """
+        proxy = self.image.dataobj
+        try:
+            stored = np.asanyarray(proxy) if scaled else proxy.get_unscaled()
+        except _UNREADABLE as error:
+            raise BadData(f"{self.path}: truncated or damaged ({error}); fetch it again") from error
+        return np.asarray(stored).reshape(self.shape)
+
+
+def check_orientation(codes: str) -> str:
+    """Check the letters of an orientation, such as LAS: where each voxel axis points to.
+
+    Raises
+    ------
+    UsageError
+        If they are not one of L or R, one of A or P and one of S or I, in any order.
+
+    Examples
+    --------
+    >>> check_orientation("las")
+    'LAS'
+    """
+    upper = codes.upper()
+    if sorted(_AXES.get(letter, letter) for letter in upper) != sorted(set(_AXES.values())):
+        raise UsageError(
+            f"orientation {codes}: write where the three voxel axes point to, such as LAS or RPI"
+        )
+    return upper
+
+
+def read_image(path: Path, orientation: str = ANALYZE) -> SourceImage:
+    """Open a NIfTI or Analyze file that holds one volume.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii``, ``.nii.gz``, or either file of a pair ``.hdr`` and ``.img``.
+    orientation : str
+        Where the voxel axes point to in files that do not say it: Analyze files, and NIfTI files
+        whose ``sform_code`` and ``qform_code`` are zero.
+
+    Returns
+    -------
+    SourceImage
+        Header read, data not.
+
+    Raises
+    ------
+    MissingInput
+        If there is no such file.
+    BadData
+        If it cannot be read, is of another format, or holds several volumes.
+    """
+    if not path.is_file():
+        raise MissingInput(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+    except _UNREADABLE as error:
+        raise BadData(f"{path}: cannot be read ({error}); convert it to .nii.gz") from error
+    if not isinstance(image, nib.analyze.AnalyzeImage):
+        raise BadData(f"{path}: is neither NIfTI nor Analyze; convert it to .nii.gz")
+    if len(image.shape) < 3 or any(extra != 1 for extra in image.shape[3:]):
+        raise BadData(f"{path}: shape {image.shape} is not one 3-D volume; split it or pick one")
+    header = image.header
+    stated = isinstance(header, nib.Nifti1Header) and (
+        int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    )
+    affine = image.affine
+    if not stated:
+        affine = assumed_affine(image.shape[:3], header.get_zooms()[:3], orientation)
+    affine = np.asarray(affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise BadData(f"{path}: its transform or voxel size is not valid; correct the header")
+    return SourceImage(path, image, affine, not stated)
+
+
+def assumed_affine(
+    shape: tuple[int, ...], zooms: tuple[float, ...], orientation: str
+) -> np.ndarray:
+    """Affine of an image that says nothing about its place: its center is the origin.
+
+    Examples
+    --------
+    >>> assumed_affine((11, 11, 11), (1.0, 1.0, 2.0), "LAS").astype(int).tolist()
+    [[-1, 0, 0, 5], [0, 1, 0, -5], [0, 0, 2, -10], [0, 0, 0, 1]]
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(orientation)):
+        affine[int(world), axis] = sign * zooms[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return affine
+
+
+def crop_affine(shape: tuple[int, ...], zooms: tuple[float, ...], hemisphere: str) -> np.ndarray:
+    """Affine of a crop around one hippocampus that is stored in left orientation, RAS axes.
+
+    The voxels stay as they are: that a right hippocampus was mirrored is undone by an affine whose
+    first axis points to the left. Left crops then lie at negative, right ones at positive x. The
+    place itself is nominal.
+
+    Examples
+    --------
+    >>> crop_affine((5, 5, 5), (1.0, 1.0, 1.0), "L")[0].tolist()
+    [1.0, 0.0, 0.0, -28.0]
+    >>> crop_affine((5, 5, 5), (1.0, 1.0, 1.0), "R")[0].tolist()
+    [-1.0, 0.0, 0.0, 28.0]
+    """
+    affine = assumed_affine(shape, zooms, "RAS")
+    affine[:3, 3] += CROP_CENTER
+    if hemisphere == "R":
+        affine[0] *= -1
+    # no minus zero in the header
+    return affine + 0.0
+
+
+def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
+    """Read a label image, its axes ordered and flipped as those of the image.
+
+    Parameters
+    ----------
+    label, image : SourceImage
+        Both with their final affines.
+
+    Returns
+    -------
+    numpy.ndarray
+        Values on the grid of `image`.
+
+    Raises
+    ------
+    BadData
+        If the label image has other voxels than the image.
+    """
+    change = nib.orientations.ornt_transform(
+        nib.io_orientation(label.affine), nib.io_orientation(image.affine)
+    )
+    data = nib.apply_orientation(label.data(), change)
+    affine = label.affine @ nib.orientations.inv_ornt_aff(change, label.shape)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape) - 1)
+    gap = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(
+        image.affine, corners
+    )
+    if data.shape != image.shape or np.abs(gap).max() > _TOLERANCE:
+        how = (
+            f"shape {label.shape} instead of {image.shape}"
+            if data.shape != image.shape
+            else f"its corners are up to {np.linalg.norm(gap, axis=1).max():.2f} mm away"
+        )
+        hint = ""
+        if label.assumed != image.assumed:
+            which = label if label.assumed else image
+            hint = f"; {which.path.name} does not say how it is oriented, the other does"
+        raise BadData(
+            f"{label.path}: its grid is not that of {image.path.name} ({how}{hint}); resample the "
+            "labels, or correct the header"
+        )
+    return data
+
+
+def to_nifti(source: SourceImage, affine: np.ndarray) -> nib.Nifti1Image:
+    """Make a 3-D NIfTI image of the same data type, values and scale factors.
+
+    Parameters
+    ----------
+    source : SourceImage
+        What to convert.
+    affine : numpy.ndarray
+        The transform to write as sform and qform.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        In memory.
+    """
+    image = nib.Nifti1Image(source.data(scaled=False), affine)
+    slope, inter = source.image.dataobj.slope, source.image.dataobj.inter
+    if (slope, inter) != (1, 0):
+        # kept as they are: nibabel then writes the stored values untouched
+        image.header.set_slope_inter(slope, inter)
+    image.header.set_xyzt_units("mm")
+    for kind in (image.set_sform, image.set_qform):
+        kind(affine, code="aligned")
+    return image

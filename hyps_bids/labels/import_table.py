@@ -1,0 +1,190 @@
+"""The table that an import follows: which image, with which labels, of whom."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.labels.meanings import LabelMap
+
+__all__ = ["COLUMNS", "Row", "read_rows", "rows_to_tsv"]
+
+#: columns of a table: those that every line needs, and the others
+REQUIRED = ("participant", "image", "label", "label_map")
+OPTIONAL = ("session", "acquisition", "crop", "split")
+COLUMNS = ("participant", "session", "acquisition", "image", "label", "label_map", "crop", "split")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image and all its label images.
+
+    Attributes
+    ----------
+    participant : str
+        Name in the source; its letters and digits make the BIDS label.
+    image : Path
+        Relative to the source folder.
+    labels : tuple of (Path, LabelMap)
+        Label images on the grid of the image, relative too, and what their values mean.
+    session, acquisition : str or None
+        More of the BIDS name.
+    crop : str or None
+        L or R: the image shows one hippocampus, in left orientation, and its affine carries no
+        anatomy.
+    split : str or None
+        Part of the dataset, such as train or test.
+    check_sides : bool
+        Refuse labels whose left lies right of the right.
+    """
+
+    participant: str
+    image: Path
+    labels: tuple[tuple[Path, LabelMap], ...]
+    session: str | None = None
+    acquisition: str | None = None
+    crop: str | None = None
+    split: str | None = None
+    check_sides: bool = True
+
+    @property
+    def stem(self) -> str:
+        """BIDS entities of the image.
+
+        Examples
+        --------
+        >>> Row("002_S_0295", Path("a.nii"), (), session="M12").stem
+        'sub-002S0295_ses-M12'
+        >>> Row("sub7", Path("a.nii"), (), session="ses-1").stem
+        'sub-7_ses-1'
+        """
+        named = (("sub", self.participant), ("ses", self.session), ("acq", self.acquisition))
+        return "_".join(f"{key}-{_label(key, value)}" for key, value in named if value)
+
+
+def _label(key: str, text: str) -> str:
+    """Keep letters and digits, and not the name of the entity in front of them."""
+    return re.sub(r"[^A-Za-z0-9]", "", re.sub(rf"^{key}(-|(?=\d))", "", text))
+
+
+def read_rows(table: Path) -> list[Row]:
+    """Read a table. Lines of the same participant, session and acquisition are one image.
+
+    Parameters
+    ----------
+    table : Path
+        Tab-separated, columns as in :data:`COLUMNS`; ``n/a`` or nothing where there is none.
+
+    Returns
+    -------
+    list of Row
+        In order of first appearance.
+
+    Raises
+    ------
+    MissingInput
+        If there is no such file.
+    BadData
+        If it is not such a table.
+    """
+    if not table.is_file():
+        raise MissingInput(f"{table}: no such table")
+    try:
+        frame = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadData(f"{table}: not a tab-separated table in UTF-8 ({error})") from error
+    missing = [name for name in REQUIRED if name not in frame]
+    unknown = [name for name in frame if name not in COLUMNS]
+    if missing or unknown:
+        raise BadData(
+            f"{table}: columns are {', '.join(frame)}; needed are {', '.join(REQUIRED)}, "
+            f"possible are {', '.join(OPTIONAL)}, separated by tabs"
+        )
+    if frame.empty:
+        raise BadData(f"{table}: has no lines")
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(frame.to_dict("records"), start=2):
+        values = {k: v.strip() for k, v in line.items() if v.strip() not in ("", "n/a")}
+        try:
+            row = _row(values)
+            rows[row.stem] = _join(rows[row.stem], row) if row.stem in rows else row
+        except (BadData, UsageError) as error:
+            raise BadData(f"{table}, line {number}: {error}") from error
+    return list(rows.values())
+
+
+def _row(values: dict[str, str]) -> Row:
+    missing = [name for name in REQUIRED if name not in values]
+    if missing:
+        raise BadData(f"has no {' and no '.join(missing)}")
+    for key, name in (("sub", "participant"), ("ses", "session"), ("acq", "acquisition")):
+        if name in values and not _label(key, values[name]):
+            raise BadData(f"{name} {values[name]!r} has no letter or digit")
+    if values.get("crop") not in (None, "L", "R"):
+        raise BadData(f"crop is {values['crop']!r}; write L or R, or leave it empty")
+    return Row(
+        values["participant"],
+        Path(values["image"]),
+        ((Path(values["label"]), LabelMap.parse(values["label_map"])),),
+        values.get("session"),
+        values.get("acquisition"),
+        values.get("crop"),
+        values.get("split"),
+    )
+
+
+def _join(first: Row, second: Row) -> Row:
+    """Put the label images of two lines together."""
+    same = ("participant", "image", "crop", "split")
+    differ = [name for name in same if getattr(first, name) != getattr(second, name)]
+    if differ:
+        values = " and ".join(str(getattr(row, differ[0])) for row in (first, second))
+        raise BadData(
+            f"{first.stem} has two values of {differ[0]} ({values}); tell images of one "
+            "participant apart by session or acquisition"
+        )
+    return Row(
+        first.participant,
+        first.image,
+        first.labels + second.labels,
+        first.session,
+        first.acquisition,
+        first.crop,
+        first.split,
+    )
+
+
+def rows_to_tsv(rows: Iterable[Row]) -> str:
+    """Write rows as a table that :func:`read_rows` reads, a line for each label image.
+
+    Examples
+    --------
+    >>> row = Row("01", Path("a.nii"), ((Path("b.nii"), LabelMap.parse("1:L")),))
+    >>> print(rows_to_tsv([row]), end="")
+    participant	session	acquisition	image	label	label_map	crop	split
+    01	n/a	n/a	a.nii	b.nii	1:L	n/a	n/a
+    """
+    lines: list[Sequence[str | None]] = [
+        (
+            row.participant,
+            row.session,
+            row.acquisition,
+            row.image.as_posix(),
+            label.as_posix(),
+            label_map.text,
+            row.crop,
+            row.split,
+        )
+        for row in rows
+        for label, label_map in row.labels
+    ]
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    out = io.StringIO()
+    frame.to_csv(out, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+    return out.getvalue()

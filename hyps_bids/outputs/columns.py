@@ -1,0 +1,62 @@
+"""Columns of the tables that we write, with the descriptions that their sidecars carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.outputs.quality import SCAN_MEASURES, SIDE_MEASURES, quality_bounds
+
+__all__ = ["KEYS", "MORPH_COLUMNS", "described", "qc_columns", "table_columns"]
+
+#: columns in front of every table of the group level → description
+KEYS = {
+    "participant_id": "Subject, as in participants.tsv.",
+    "session_id": "Session; n/a without sessions.",
+    "scan": "Name of the T1w image without its suffix.",
+}
+#: column of the volume table → description
+MORPH_COLUMNS = {
+    "index": "Label in the segmentation; n/a for the whole hippocampus.",
+    "name": "Name of the structure.",
+    "hemi": "Hemisphere: L left, R right.",
+    "part": "Part of the hippocampus; 'whole' for all of it.",
+    "voxels": "Number of voxels with the label. n/a: not in the field of view, not zero.",
+    "volume_mm3": "voxels times the volume of a voxel, mm3.",
+    "volume_soft_mm3": "Sum of the structure's probability over the voxels within 2 mm (or one "
+    "voxel, if that is more) of the segmented hippocampus, times the volume of a voxel, mm3.",
+    "icv_mm3": "Intracranial volume, mm3: sum of the localizer network's intracranial probability "
+    "at 2.5 mm. Includes cerebrospinal fluid; too small if the field of view cuts the head.",
+}
+
+
+def qc_columns() -> dict[str, str]:
+    """Return the columns of the QC table and their descriptions, bounds included."""
+    columns = {
+        "status": "done, or failed: then there are no other outputs of this scan.",
+        "reason": "Why the scan failed.",
+        "flags": "Measures outside their bounds (low_NAME, high_NAME) and hippocampi that were "
+        "not found in the field of view (missing_L, missing_R), separated by spaces. "
+        "A flagged scan should be looked at.",
+        "remarks": "What is unusual about the input file.",
+    }
+    names = [f"{name}_{hemi}" for name in SIDE_MEASURES for hemi in HEMISPHERES]
+    for name in [*names, *SCAN_MEASURES]:
+        known = quality_bounds()[name.removesuffix("_L").removesuffix("_R")]
+        bounds = []
+        if "low" in known:
+            bounds.append(f"low if < {known['low']:g}")
+        if "high" in known:
+            bounds.append(f"high if > {known['high']:g}")
+        columns[name] = f"{known['description']} Flagged {' or '.join(bounds)}."
+    return columns
+
+
+def table_columns(kind: str) -> dict[str, str]:
+    """Return the columns of a table over all scans, ``morph`` or ``qc``, and their descriptions."""
+    return KEYS | (MORPH_COLUMNS if kind == "morph" else qc_columns())
+
+
+def described(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Turn column descriptions into the form that BIDS sidecars have."""
+    return {name: {"Description": text} for name, text in columns.items()}

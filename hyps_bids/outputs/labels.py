@@ -1,0 +1,52 @@
+"""The hemispheres and parts of the hippocampus, and their numbers in a dseg image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+__all__ = ["HEMISPHERES", "SIDE_NAMES", "WHOLE", "label_table"]
+
+#: values of the BIDS entity ``hemi``, in the order of the localizer's classes
+HEMISPHERES = ("L", "R")
+#: value of ``hemi`` → the side in words
+SIDE_NAMES = {"L": "left", "R": "right"}
+#: name of the part that is the whole hippocampus, in the tables that we write
+WHOLE = "whole"
+
+_SIDE = {"L": "Left", "R": "Right"}
+# distinct for color-blind readers too (Okabe & Ito), left darker than right
+_COLORS = {
+    "L": ("#D55E00", "#0072B2", "#009E73", "#CC79A7"),
+    "R": ("#E69F00", "#56B4E9", "#66C2A5", "#E7B8D3"),
+}
+
+
+def label_table(parts: Sequence[str]) -> pd.DataFrame:
+    """Give numbers to the parts of both hippocampi, left ones first.
+
+    Parameters
+    ----------
+    parts : sequence of str
+        The adapter's classes in order, background left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns index, name, hemi, part, color.
+
+    Examples
+    --------
+    >>> label_table(["anterior", "posterior"])["name"].tolist()[1:3]
+    ['Left posterior hippocampus', 'Right anterior hippocampus']
+    >>> label_table(["hippocampus"])["name"].tolist()
+    ['Left hippocampus', 'Right hippocampus']
+    """
+    rows: list[tuple[int, str, str, str, str]] = []
+    for hemi in HEMISPHERES:
+        for i, part in enumerate(parts):
+            words = [_SIDE[hemi], part] + ([] if "hippocampus" in part else ["hippocampus"])
+            color = _COLORS[hemi][i % len(_COLORS[hemi])]
+            rows.append((len(rows) + 1, " ".join(words), hemi, part, color))
+    return pd.DataFrame(rows, columns=["index", "name", "hemi", "part", "color"])

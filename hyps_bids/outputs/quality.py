@@ -1,0 +1,70 @@
+"""What each quality measure means, its bounds, and the flags that follow from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import NotRequired, TypedDict
+
+import numpy as np
+
+__all__ = ["SCAN_MEASURES", "SIDE_MEASURES", "QualityBounds", "flags", "quality_bounds"]
+
+#: quality measures of each hippocampus, in the order of the table's columns
+SIDE_MEASURES = (
+    "confidence",
+    "entropy",
+    "component_fraction",
+    "border_voxels",
+    "agreement",
+    "volume_mm3",
+    "localiser_confidence",
+)
+#: quality measures of the scan as a whole
+SCAN_MEASURES = ("asymmetry", "icv_mm3")
+
+
+class QualityBounds(TypedDict):
+    """Meaning of a quality measure; values below `low` or above `high` are flagged."""
+
+    description: str
+    low: NotRequired[float]
+    high: NotRequired[float]
+
+
+@cache
+def quality_bounds() -> dict[str, QualityBounds]:
+    """Read the meaning and the bounds of each quality measure from ``data/qc.json``."""
+    text = (files("hyps_bids") / "data" / "qc.json").read_text(encoding="utf-8")
+    bounds: dict[str, QualityBounds] = json.loads(text)
+    return bounds
+
+
+def flags(measures: Mapping[str, float]) -> list[str]:
+    """Name the measures that are outside their bounds.
+
+    Parameters
+    ----------
+    measures : mapping of str to float
+        Names as in ``data/qc.json``, with ``_L`` or ``_R`` appended for one side.
+
+    Returns
+    -------
+    list of str
+        ``low_NAME`` or ``high_NAME``; measures that are not a number raise no flag.
+
+    Examples
+    --------
+    >>> flags({"confidence_L": 0.5, "confidence_R": 0.95, "asymmetry": 0.4})
+    ['low_confidence_L', 'high_asymmetry']
+    """
+    found = []
+    for name, value in measures.items():
+        bounds = quality_bounds()[name.removesuffix("_L").removesuffix("_R")]
+        if value < float(bounds.get("low", -np.inf)):
+            found.append(f"low_{name}")
+        elif value > float(bounds.get("high", np.inf)):
+            found.append(f"high_{name}")
+    return found

@@ -1,0 +1,275 @@
+"""The files of one scan: its derivatives, or the record of why there are none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
+from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
+from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.writing import remove_stale, write_json, write_nifti, write_table
+
+__all__ = [
+    "BOX",
+    "ScanImages",
+    "ScanMeasures",
+    "fingerprint",
+    "is_complete",
+    "is_done",
+    "write_failure",
+    "write_result",
+]
+
+#: mm along each axis around a hippocampus that the segmentation network sees; the QC sidecar
+#: records the centers of these boxes
+BOX = (36, 52, 36)
+#: Slope of probabilities stored in 8 bits, rounded down so that 255 is never read as more than 1.
+_SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
+
+
+@dataclass(frozen=True)
+class ScanImages:
+    """The images of one scan, on the grid and in the axis order of its own file.
+
+    Attributes
+    ----------
+    labels : numpy.ndarray
+        Labels as in :func:`hyps_bids.outputs.labels.label_table`, uint8, shape ``(x, y, z)``.
+    probabilities : numpy.ndarray
+        Probability of each label times 255, uint8, shape ``(x, y, z, labels)``.
+    intracranial : numpy.ndarray
+        1 inside the skull, else 0, uint8, shape ``(x, y, z)``.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    intracranial: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScanMeasures:
+    """The numbers of one scan.
+
+    Attributes
+    ----------
+    parts : tuple of str
+        The adapter's classes in order, background left out.
+    volumes : dict of str to list of (int, float, float)
+        Hemisphere → voxels, volume and soft volume (mm³) of each part and, last, of the whole.
+        A hemisphere without a hippocampus in the field of view has no entry.
+    figures : dict of str to float
+        Quality measures, named as in the QC table.
+    flags, remarks : tuple of str
+        Reasons to look at the scan, and what is unusual about its file.
+    box_centers : dict of str to (float, float, float)
+        Hemisphere → world coordinates of the center of the network's box, mm.
+    devices : dict of str to str
+        Step → device that computed it.
+    """
+
+    parts: tuple[str, ...]
+    volumes: dict[str, list[tuple[int, float, float]]]
+    figures: dict[str, float]
+    flags: tuple[str, ...]
+    remarks: tuple[str, ...]
+    box_centers: dict[str, tuple[float, float, float]]
+    devices: dict[str, str]
+
+
+def fingerprint(scan: Scan, provenance: Provenance) -> str:
+    """Return a digest of a scan's content and of everything else that decides its result."""
+    try:
+        image = sha256(scan.path)
+    except OSError:
+        # A file that cannot be read fails later, as one scan; it must not end the run here.
+        image = "unreadable"
+    content = json.dumps([image, provenance], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def is_done(scan: Scan, output_dir: Path, digest: str) -> bool:
+    """Tell whether all outputs of a scan are there and were made from the same content."""
+    paths = scan_paths(scan, output_dir)
+    return _recorded(paths) == digest and _all_there(paths)
+
+
+def is_complete(scan: Scan, output_dir: Path) -> bool:
+    """Tell whether all outputs of a scan are there, whatever content they were made from."""
+    paths = scan_paths(scan, output_dir)
+    return _recorded(paths) is not None and _all_there(paths)
+
+
+def write_result(
+    scan: Scan,
+    output_dir: Path,
+    images: ScanImages,
+    measures: ScanMeasures,
+    provenance: Provenance,
+) -> Path:
+    """Write the derivatives of a scan.
+
+    The QC sidecar marks the scan as done, so it is written last. Several jobs may write the same
+    scan from the same content: they write the same files.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    output_dir : Path
+        The derivatives dataset.
+    images, measures : ScanImages, ScanMeasures
+        What to write.
+    provenance : Provenance
+        Facts for the sidecars.
+
+    Returns
+    -------
+    Path
+        The QC sidecar.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If a file cannot be written.
+    """
+    paths = scan_paths(scan, output_dir)
+    digest = fingerprint(scan, provenance)
+    if _recorded(paths) != digest:
+        # If this process is killed half-way, old and new files are mixed and the scan must not
+        # look done. The mark of another job that has just made the same outputs stays.
+        sidecar_path(paths["qc"]).unlink(missing_ok=True)
+    remove_stale(paths["qc"].parent)
+    source = nib.load(scan.path)
+    table = label_table(measures.parts)
+    common: dict[str, Any] = {
+        "Sources": [bids_uri("raw", Path(scan.folder) / scan.path.name)],
+        **provenance,
+        "Devices": measures.devices,
+    }
+
+    write_nifti(paths["dseg"], _on_grid_of(source, images.labels))
+    write_nifti(paths["probseg"], _on_grid_of(source, images.probabilities, slope=_SLOPE))
+    write_nifti(paths["mask"], _on_grid_of(source, images.intracranial))
+    for name, facts in {
+        "dseg": {"Description": "Hippocampus, one label per part and side", "Manual": False},
+        "probseg": {
+            "Description": "Probability of each part of the hippocampus",
+            "LabelMap": table["name"].tolist(),
+        },
+        "mask": {
+            "Description": "Intracranial volume, from the localizer network",
+            "Type": "Brain",
+        },
+        "morph": described(MORPH_COLUMNS),
+    }.items():
+        write_json(sidecar_path(paths[name]), common | facts)
+    write_table(paths["morph"], _morph_table(table, measures))
+    row = {
+        "status": "done",
+        "flags": " ".join(measures.flags) or None,
+        "remarks": "; ".join(measures.remarks) or None,
+        **measures.figures,
+    }
+    write_table(paths["qc"], _qc_table(row))
+    boxes: dict[str, Any] = {
+        "Description": "Where the localizer found each hippocampus: center of the network's box, "
+        "world coordinates (RAS).",
+        "Units": "mm",
+    }
+    for hemi, center in measures.box_centers.items():
+        boxes[hemi] = [round(float(value), 2) for value in center]
+    mark = sidecar_path(paths["qc"])
+    write_json(
+        mark, common | described(qc_columns()) | {"BoxCentres": boxes, "Fingerprint": digest}
+    )
+    return mark
+
+
+def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
+    """Record why a scan failed, and remove what an earlier content of the scan gave."""
+    paths = scan_paths(scan, output_dir)
+    # In this order, a scan that another job finishes meanwhile is either done or done again later.
+    sidecar_path(paths["qc"]).unlink(missing_ok=True)
+    write_table(paths["qc"], _qc_table({"status": "failed", "reason": " ".join(reason.split())}))
+    for name, path in paths.items():
+        sidecar_path(path).unlink(missing_ok=True)
+        if name != "qc":
+            path.unlink(missing_ok=True)
+    remove_stale(paths["qc"].parent)
+
+
+def _all_there(paths: Mapping[str, Path]) -> bool:
+    return all(path.is_file() and sidecar_path(path).is_file() for path in paths.values())
+
+
+def _recorded(paths: Mapping[str, Path]) -> str | None:
+    """Read from which content the outputs were made; None unless they are complete."""
+    try:
+        recorded: dict[str, Any] = json.loads(sidecar_path(paths["qc"]).read_text())
+    except (OSError, ValueError):
+        return None
+    return recorded.get("Fingerprint")
+
+
+def _on_grid_of(
+    source: nib.Nifti1Image, data: np.ndarray, slope: float | None = None
+) -> nib.Nifti1Image:
+    """Make an image of data that are on the grid of a file, with both its transforms."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(data.shape)
+    header.set_data_dtype(np.uint8)
+    header.set_xyzt_units("mm")
+    image = nib.Nifti1Image(data, None, header)
+    zooms = [float(zoom) for zoom in source.header.get_zooms()[:3]]
+    image.header.set_zooms(zooms + [1.0] * (data.ndim - 3))
+    for kind in ("qform", "sform"):
+        _, code = getattr(source.header, f"get_{kind}")(coded=True)
+        _copy_transform(source.header, image.header, kind, int(code))
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
+    return image
+
+
+def _copy_transform(source: Any, target: Any, kind: str, code: int) -> None:
+    # The fields are copied one by one: a round trip through a matrix changes the last digits of
+    # the qform.
+    target[f"{kind}_code"] = code
+    names = {
+        "qform": ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+        "sform": ("srow_x", "srow_y", "srow_z"),
+    }
+    for name in names[kind]:
+        target[name] = source[name]
+    if kind == "qform":
+        target["pixdim"][0] = source["pixdim"][0]
+
+
+def _morph_table(table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
+    rows = []
+    for hemi in HEMISPHERES:
+        parts = table[table["hemi"] == hemi]
+        names = [*parts[["index", "name", "part"]].itertuples(index=False, name=None)]
+        names.append((None, f"{SIDE_NAMES[hemi].capitalize()} hippocampus", WHOLE))
+        volumes = measures.volumes.get(hemi, [(None, None, None)] * len(names))
+        for (index, name, part), values in zip(names, volumes, strict=True):
+            rows.append([index, name, hemi, part, *values, measures.figures["icv_mm3"]])
+    frame = pd.DataFrame(rows, columns=list(MORPH_COLUMNS))
+    return frame.astype({"index": "Int64", "voxels": "Int64"})
+
+
+def _qc_table(row: Mapping[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame([row], columns=list(qc_columns()))
+    counts = [f"border_voxels_{hemi}" for hemi in HEMISPHERES]
+    return frame.astype(dict.fromkeys(counts, "Int64"))

@@ -1,0 +1,1 @@
+"""Synthetic brain images, and the training of localizer and base on them."""

@@ -1,0 +1,173 @@
+"""Find the brain and both hippocampi in a whole head at coarse resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+
+from hyps_bids.imaging.resample import coarsen, resample, world_grid
+from hyps_bids.imaging.roi import shifted
+from hyps_bids.imaging.volumes import largest_component
+from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.segmentation.inference import predict
+
+__all__ = ["SPACING", "Localization", "Location", "localize"]
+
+#: mm, of the grid that the localizer was trained on
+SPACING = 2.5
+#: mm³ below which a component is a false positive, seen where one hemisphere is cut off
+SMALLEST_HIPPOCAMPUS = 500.0
+_INTRACRANIAL, _LEFT = 1, 2
+#: scaled intensity above which there is no air
+_AIR = 0.1
+#: voxels, of the window around the head, and the multiple its sides must have
+_WINDOW, _MULTIPLE = (72, 88, 72), 8
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where one hippocampus is.
+
+    Attributes
+    ----------
+    center : tuple of float
+        World coordinates, RAS, mm.
+    volume_mm3 : float
+        Volume of the component at 2.5 mm; coarse.
+    confidence : float
+        Mean probability in the component, in [0, 1].
+    """
+
+    center: tuple[float, float, float]
+    volume_mm3: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What the localizer found.
+
+    Attributes
+    ----------
+    hippocampi : dict of str to Location or None
+        By hemisphere; None where there is none in the field of view.
+    intracranial : numpy.ndarray
+        Probability of being inside the skull, float32 in [0, 1], zero outside the largest
+        component, shape ``(x, y, z)``.
+    hippocampus : numpy.ndarray
+        Probability of each hippocampus, shape ``(2, x, y, z)``.
+    affine : numpy.ndarray
+        Voxel-to-world transform of both.
+    icv_mm3 : float
+        Intracranial volume: the sum of `intracranial` times the voxel volume.
+    device : str
+        Where it was computed.
+    """
+
+    hippocampi: dict[str, Location | None]
+    intracranial: np.ndarray
+    hippocampus: np.ndarray
+    affine: np.ndarray
+    icv_mm3: float
+    device: str
+
+
+def localize(
+    data: np.ndarray, affine: np.ndarray, model: nn.Module, device: torch.device
+) -> Localization:
+    """Find the intracranial volume and both hippocampi.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        T1w intensities, shape ``(x, y, z)``, any orientation.
+    affine : numpy.ndarray
+        Voxel-to-world transform.
+    model : torch.nn.Module
+        Localizer: one channel in; background, intracranial, left, right hippocampus out.
+    device : torch.device
+        Where to compute.
+
+    Returns
+    -------
+    Localization
+        What was found.
+    """
+    shape, grid = world_grid(data.shape, affine, SPACING)
+    smooth, smooth_affine = coarsen(data, affine, SPACING)
+    coarse = resample(smooth, smooth_affine, shape, grid, outside=float(data.min()))
+    window, start = _window(_scale(coarse))
+    grid = shifted(grid, start)
+    probabilities, used = predict(model, torch.from_numpy(window)[None, None], device)
+    volume = probabilities[0].numpy()
+    skull_content = volume[_INTRACRANIAL:].sum(axis=0)
+    brain, _ = largest_component(skull_content > 0.5)
+    brain = ndimage.binary_fill_holes(brain)
+    # the partial volumes around the component belong to it
+    intracranial = np.where(ndimage.binary_dilation(brain), skull_content, 0).astype(np.float32)
+    hippocampus = volume[_LEFT:]
+    labels = volume.argmax(axis=0)
+    found = {
+        hemisphere: _locate(labels == _LEFT + i, hippocampus[i], grid)
+        for i, hemisphere in enumerate(HEMISPHERES)
+    }
+    return Localization(
+        hippocampi=found,
+        intracranial=intracranial,
+        hippocampus=hippocampus.astype(np.float32),
+        affine=grid,
+        icv_mm3=float(intracranial.sum(dtype=np.float64) * SPACING**3),
+        device=used,
+    )
+
+
+def _scale(coarse: np.ndarray) -> np.ndarray:
+    """Scale the 1st to 99.5th percentile to 0–1 and clip at 1.5, as in training."""
+    low, high = np.percentile(coarse, (1, 99.5))
+    if high <= low:
+        low, high = float(coarse.min()), float(coarse.max())
+    scaled = (coarse - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.clip(scaled, 0, 1.5).astype(np.float32)
+
+
+def _window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Put the head in the middle of a window of fixed size, larger only if the head is.
+
+    The network's instance norms see how much air there is. A fixed window makes the result
+    independent of padding and cropping of the air, and close to what training showed.
+
+    Returns
+    -------
+    window : numpy.ndarray
+        Zero-padded.
+    start : list of int
+        Index in `scaled` of the window's first voxel; may be negative.
+    """
+    bright = scaled > _AIR
+    window, start = scaled, []
+    for axis, (side, least) in enumerate(zip(scaled.shape, _WINDOW, strict=True)):
+        index = np.flatnonzero(bright.any(axis=tuple(k for k in range(3) if k != axis)))
+        low, high = int(index[0]), int(index[-1]) + 1
+        length = max(least, -(-(high - low) // _MULTIPLE) * _MULTIPLE)
+        first = (low + high - length) // 2
+        kept = np.take(window, range(max(0, first), min(side, first + length)), axis=axis)
+        before = max(0, -first)
+        pad = [(0, 0)] * 3
+        pad[axis] = (before, length - before - kept.shape[axis])
+        window = np.pad(kept, pad)
+        start.append(first)
+    return np.ascontiguousarray(window), start
+
+
+def _locate(mask: np.ndarray, probability: np.ndarray, affine: np.ndarray) -> Location | None:
+    component, _ = largest_component(mask)
+    volume = float(component.sum() * SPACING**3)
+    if volume < SMALLEST_HIPPOCAMPUS:
+        return None
+    index = ndimage.center_of_mass(np.where(component, probability, 0))
+    x, y, z = affine[:3, :3] @ np.array(index) + affine[:3, 3]
+    return Location((float(x), float(y), float(z)), volume, float(probability[component].mean()))

@@ -1,0 +1,247 @@
+"""Figures of agreement, on masks with known distances and on a real head."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hyps_bids.adaptation.assess import (
+    COLUMNS,
+    agreement,
+    assess_scans,
+    bland_altman,
+    reference_on_own_grid,
+    summarize_assessment,
+)
+from hyps_bids.adaptation.charts import (
+    bland_altman_figure,
+    dice_figure,
+    learning_curves,
+    save_figure,
+)
+from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
+from hyps_bids.imaging.conform import conform
+from hyps_bids.labels.find import LabeledScan, LabelImage, Structure, read_label_map
+from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.segmentation.pipeline import Pipeline
+
+CPU = torch.device("cpu")
+PARTS = ["anterior", "posterior"]
+MAP = read_label_map("anteriorposterior")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline(
+        shipped_weights(LOCALIZER), shipped_weights(BASE), shipped_weights(ADAPTER), CPU
+    )
+
+
+@pytest.fixture(scope="module")
+def segmented(
+    pipeline: Pipeline, coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory
+) -> LabeledScan:
+    """A real head at 2 mm with our own labels, called made; the file is not in RAS order."""
+    folder = tmp_path_factory.mktemp("segmented")
+    image = folder / "sub-01_ses-2_T1w.nii.gz"
+    ornt = nib.orientations.axcodes2ornt("PIL")
+    turned = nib.orientations.ornt_transform(nib.io_orientation(coarse_head.affine), ornt)
+    nib.save(coarse_head.as_reoriented(turned), image)
+    read = conform(image)
+    labels = np.zeros(read.data.shape, dtype=np.uint8)
+    for hemi, side in pipeline.segment_sides(read).items():
+        first = {"L": 0, "R": 2}[hemi]
+        labels[side.region][side.labels > 0] = side.labels[side.labels > 0] + first
+    path = folder / "sub-01_ses-2_dseg.nii.gz"
+    made = nib.Nifti1Image(labels, read.affine)
+    nib.save(
+        made.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(read.affine), ornt)),
+        path,
+    )
+    return LabeledScan(Scan.from_path(image), (LabelImage(path, MAP),), folder)
+
+
+@pytest.fixture(scope="module")
+def crops(segmented: LabeledScan) -> LabeledCrops:
+    return labeled_crops([segmented], PARTS, shipped_weights(LOCALIZER), CPU)
+
+
+def test_own_labels_agree_entirely(
+    pipeline: Pipeline, segmented: LabeledScan, crops: LabeledCrops
+) -> None:
+    table = assess_scans(pipeline, [segmented], crops, PARTS, fold=3)
+    assert list(table) == list(COLUMNS)
+    assert list(zip(table["hemi"], table["part"], strict=True)) == [
+        (hemi, part) for hemi in "LR" for part in (*PARTS, "whole")
+    ]
+    assert set(table["scan"]) == {"sub-01_ses-2"}
+    assert set(table["session_id"]) == {"ses-2"}
+    assert set(table["space"]) == {"native"}
+    assert set(table["fold"]) == {3}
+    assert (table["dice"] == 1).all()
+    assert (table[["hd95_mm", "asd_mm"]] == 0).all(axis=None)
+    voxels = np.asarray(nib.load(segmented.labels[0].path).dataobj)
+    left = table[table["hemi"] == "L"].set_index("part")["reference_mm3"]
+    assert left["whole"] == pytest.approx(8 * ((voxels == 1) | (voxels == 2)).sum(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_head_in_which_nothing_is_found(
+    pipeline: Pipeline, segmented: LabeledScan, crops: LabeledCrops, tmp_path: Path
+) -> None:
+    source = nib.load(segmented.scan.path)
+    noise = np.random.default_rng(0).uniform(0, 100, source.shape).astype(np.float32)
+    path = tmp_path / segmented.scan.path.name
+    nib.save(nib.Nifti1Image(noise, source.affine), path)
+    lost = LabeledScan(Scan.from_path(path), segmented.labels, tmp_path)
+    table = assess_scans(pipeline, [lost], crops, PARTS)
+    assert set(table["status"]) == {"not found"}
+    assert (table["dice"] == 0).all()
+    assert table[["hd95_mm", "asd_mm", "volume_mm3"]].isna().all(axis=None)
+    summary = summarize_assessment(table)
+    assert summary["whole"]["not_found"] == 2
+    assert summary["whole"]["hd95_mm"]["mean"] is None
+    # valid JSON: no NaN
+    json.loads(json.dumps(summary, allow_nan=False))
+
+
+def test_image_that_is_no_head_is_assessed_on_the_crop(
+    pipeline: Pipeline, demo_bids: Path, root: Path, tmp_path: Path
+) -> None:
+    head = nib.load(demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz")
+    aseg = nib.load(root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz")
+    index = np.argwhere(np.asarray(aseg.dataobj) == 2)
+    region = tuple(slice(a - 10, b + 11) for a, b in zip(index.min(0), index.max(0), strict=True))
+    paths = tmp_path / "sub-1_T1w.nii.gz", tmp_path / "sub-1_dseg.nii.gz"
+    for image, path in zip((head, aseg), paths, strict=True):
+        nib.save(image.slicer[region], path)
+    structures = (Structure(2, "R", "hippocampus"),)
+    item = LabeledScan(Scan.from_path(paths[0]), (LabelImage(paths[1], structures),), tmp_path)
+    cut = labeled_crops([item], ["hippocampus"], shipped_weights(LOCALIZER), CPU)
+    table = assess_scans(pipeline, [item], cut, ["hippocampus"])
+    assert table[["hemi", "part", "space", "status"]].to_numpy().tolist() == [
+        ["R", "whole", "crop", "ok"]
+    ]
+    # the shipped adapter has two parts, of another protocol
+    assert table["dice"].item() > 0.75
+    assert table["asd_mm"].item() < 1.5
+
+
+def test_agreement_of_known_masks() -> None:
+    a = np.zeros((20, 20, 20), bool)
+    a[5:15, 5:15, 5:15] = True
+    same = agreement(a, a, (1, 2, 3))
+    assert same == {
+        "dice": 1,
+        "hd95_mm": 0,
+        "asd_mm": 0,
+        "volume_mm3": 6000,
+        "reference_mm3": 6000,
+    }
+    moved = agreement(a, np.roll(a, 2, axis=2), (1, 2, 3))
+    assert moved["hd95_mm"] == 6
+    empty = agreement(a, np.zeros_like(a), (1, 1, 1))
+    assert empty["dice"] == 0
+    assert math.isnan(empty["hd95_mm"])
+    # at the edge of an image as well
+    edge = np.zeros((6, 6, 6), bool)
+    edge[:3] = True
+    assert agreement(edge, edge, (1, 1, 1))["asd_mm"] == 0
+
+
+def test_masks_on_another_grid_are_brought_together(segmented: LabeledScan, tmp_path: Path) -> None:
+    whole = conform(segmented.labels[0].path)
+    images = []
+    for i, (hemi, part) in enumerate([("L", "anterior"), ("L", "posterior")], start=1):
+        mask = (whole.data == i).astype(np.uint8)
+        affine = whole.affine.copy()
+        if i == 2:
+            # cut: another grid of the same world
+            mask = mask[4:]
+            affine[:3, 3] += 4 * affine[:3, 0]
+        path = tmp_path / f"sub-01_label-{part}_mask.nii.gz"
+        nib.save(nib.Nifti1Image(mask, affine), path)
+        images.append(LabelImage(path, (Structure(1, hemi, part),)))
+    item = LabeledScan(segmented.scan, tuple(images), tmp_path)
+    found = reference_on_own_grid(item, PARTS)
+    assert list(found) == ["L"]
+    labels, affine = found["L"]
+    assert np.allclose(affine, whole.affine)
+    assert np.array_equal(labels, np.where(whole.data <= 2, whole.data, 0))
+
+
+def made_table() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(6):
+        for hemi in "LR":
+            for part in (*PARTS, "whole"):
+                reference = rng.uniform(1500, 3500)
+                rows.append(
+                    {
+                        "participant_id": f"sub-{i // 2}",
+                        "session_id": f"ses-{i % 2}",
+                        "scan": f"sub-{i // 2}_ses-{i % 2}",
+                        "hemi": hemi,
+                        "part": part,
+                        "fold": 1 + i // 2,
+                        "space": "native",
+                        "status": "ok",
+                        "dice": rng.uniform(0.8, 0.9),
+                        "hd95_mm": 1.0,
+                        "asd_mm": 0.5,
+                        "volume_mm3": reference + 100,
+                        "reference_mm3": reference,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def test_summary() -> None:
+    summary = summarize_assessment(made_table())
+    assert list(summary) == [*PARTS, "whole"]
+    whole = summary["whole"]
+    assert (whole["participants"], whole["scans"], whole["hippocampi"]) == (3, 6, 12)
+    assert whole["volume"]["correlation"] == 1
+    assert whole["volume"]["bland_altman_mm3"] == {
+        "mean_difference": 100,
+        "sd": 0,
+        "lower_limit": 100,
+        "upper_limit": 100,
+    }
+    assert list(whole["dice_by_fold"]) == ["1", "2", "3"]
+
+
+def test_limits_of_agreement() -> None:
+    difference = np.random.default_rng(0).normal(5, 2, 5000)
+    limits = bland_altman(pd.Series(1000 + difference), pd.Series(np.full(5000, 1000.0)))
+    inside = (difference > limits["lower_limit"]) & (difference < limits["upper_limit"])
+    assert inside.mean() == pytest.approx(0.95, abs=0.01)
+
+
+def test_figures(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "step,seconds,loss,learning_rate,metric,value\n"
+        "1,1,0.9,1e-3,dice_whole,0.5\n1,1,0.9,1e-3,dice_anterior,0.4\n2,2,0.8,1e-3,,\n"
+    )
+    table = made_table()
+    for figure in (
+        learning_curves({"fold-1": log, "final": log}),
+        dice_figure(table),
+        bland_altman_figure(table[table["part"] == "whole"]),
+    ):
+        path = save_figure(figure, tmp_path / "figures" / "figure.png")
+        assert path.read_bytes()[:4] == b"\x89PNG"
+    curves = learning_curves({"fold-1": log})
+    assert curves.axes[1].lines[0].get_ydata().tolist() == [0.5]
+    dots = dice_figure(table).axes[0].collections
+    assert sum(len(c.get_offsets()) for c in dots) == 12

@@ -1,0 +1,405 @@
+"""The whole path from labeled scans to an adapter, on made participants and a made base."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hyps_bids.adaptation import fit as adapt
+from hyps_bids.adaptation import run as adapters
+from hyps_bids.adaptation.run import train_adapter
+from hyps_bids.errors import CannotCreateOutput, HypsError, MissingInput, UsageError
+from hyps_bids.networks.checkpoints import build_network, load_adapted, save_network
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.writing import write_json
+from hyps_bids.settings import Settings
+
+#: participants, and the sessions of each
+PARTICIPANTS = {"01": ("A", "B"), "02": ("A",), "03": ("A",)}
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a job at once."""
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained base with a class for the hippocampus."""
+    torch.manual_seed(0)
+    kwargs = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
+    architecture = {"name": "HippocampusSwinUNETR", "kwargs": kwargs}
+    path = tmp_path_factory.mktemp("base") / "base-made.safetensors"
+    card = {
+        "architecture": architecture,
+        "labels": ["background", "hippocampus"],
+        "license": "CC0-1.0",
+    }
+    save_network(path, build_network(architecture), card)
+    return path
+
+
+@pytest.fixture(scope="session")
+def study(
+    demo_bids: Path, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Made participants: the left hippocampus of a real head, with other noise in each scan.
+
+    The images are too small for the localizer, which makes all this quick. The labels are
+    FreeSurfer's, called manual here.
+    """
+    folder = tmp_path_factory.mktemp("study")
+    head = nib.load(demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz")
+    aseg = nib.load(root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz")
+    left = np.asarray(aseg.dataobj) == 1
+    index = np.argwhere(left)
+    region = tuple(
+        slice(a - 8, b + 9) for a, b in zip(index.min(axis=0), index.max(axis=0), strict=True)
+    )
+    image, label = head.slicer[region], aseg.slicer[region]
+    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    raw, manual = folder / "raw", folder / "manual"
+    rng = np.random.default_rng(0)
+    for participant, sessions in PARTICIPANTS.items():
+        for session in sessions:
+            place = Path(f"sub-{participant}/ses-{session}/anat")
+            stem = f"sub-{participant}_ses-{session}"
+            noisy = voxels + rng.normal(0, 0.02 * voxels.std(), voxels.shape)
+            made = nib.Nifti1Image(noisy.astype(np.float32), image.affine)
+            mask = nib.Nifti1Image((np.asarray(label.dataobj) == 1).astype(np.uint8), label.affine)
+            for root_, name, content in ((raw, "T1w", made), (manual, "dseg", mask)):
+                (root_ / place).mkdir(parents=True, exist_ok=True)
+                nib.save(content, root_ / place / f"{stem}_{name}.nii.gz")
+    version = {"BIDSVersion": "1.10.0"}
+    write_json(raw / "dataset_description.json", {"Name": "Made study", "License": "CC0"} | version)
+    write_json(
+        manual / "dataset_description.json",
+        {
+            "Name": "Made labels",
+            "DatasetType": "derivative",
+            "License": "CC-BY-4.0",
+            "GeneratedBy": [{"Name": "nobody"}],
+        }
+        | version,
+    )
+    (raw / "participants.tsv").write_text(
+        "participant_id\tgroup\nsub-01\tpatient\nsub-02\tcontrol\nsub-03\tcontrol\n"
+    )
+    return raw, manual
+
+
+@pytest.fixture
+def settings(study: tuple[Path, Path], small_base: Path, tmp_path: Path) -> Settings:
+    raw, manual = study
+    return Settings(
+        bids_dir=raw,
+        output_dir=tmp_path / "out",
+        analysis_level="group",
+        device="cpu",
+        omp_nthreads=1,
+        base_model=small_base,
+        train_adapter="made",
+        labels=(manual,),
+        label_map="whole",
+        rank=2,
+        bottleneck=2,
+        steps=2,
+        batch_size=1,
+        folds=3,
+    )
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Callable[[], int]:
+    """End the process at the n-th batch, as a batch system does; return the count of batches."""
+    original = adapt.augmented_batch
+    calls = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Killed
+        return original(*args, **options)
+
+    monkeypatch.setattr(adapt, "augmented_batch", counted)
+    return lambda: calls
+
+
+@pytest.mark.slow
+def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = train_adapter(settings)
+    assert folder == settings.output_dir / "models/adapter-made"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        "adapter.md",
+        "adapter.safetensors",
+        "config.json",
+        "figures/bland_altman.png",
+        "figures/dice.png",
+        "figures/learning_curves.png",
+        "logs/final.csv",
+        "logs/fold-1.csv",
+        "logs/fold-2.csv",
+        "logs/fold-3.csv",
+        "scans.json",
+        "scans.tsv",
+        "splits.json",
+        "splits.tsv",
+        "summary.json",
+    }
+    # nothing is left of the work
+    assert sorted(path.name for path in settings.output_dir.iterdir()) == ["models"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter-made"]
+
+    _, card = load_adapted(folder / "adapter.safetensors", small_base)
+    assert card["labels"] == ["hippocampus"]
+    assert card["name"] == "made"
+    # where the participant level looks for it
+    assert card["license"].endswith("labels CC-BY-4.0; images CC0; base CC0-1.0")
+    assert f"--adapter {folder} --base-model {small_base}" in caplog.text
+
+    # every scan is assessed once, by the fold that did not train on its participant
+    table = read_table(folder / "scans.tsv")
+    assert sorted(table["scan"]) == [
+        "sub-01_ses-A",
+        "sub-01_ses-B",
+        "sub-02_ses-A",
+        "sub-03_ses-A",
+    ]
+    splits = read_table(folder / "splits.tsv")
+    tested = splits[splits["part"] == "test"].set_index("participant_id")["fold"]
+    assert (table["fold"].to_numpy() == tested[table["participant_id"]].to_numpy()).all()
+    assert set(table["part"]) == {"whole"}
+    assert set(table["space"]) == {"crop"}
+    assert table["dice"].between(0, 1).all()
+    described = json.loads((folder / "scans.json").read_text())
+    assert list(described) == list(table.columns)
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["whole"]["participants"] == 3
+    assert summary["whole"]["scans"] == 4
+    assert summary["whole"]["dice"]["mean"] == pytest.approx(table["dice"].mean(), abs=1e-4)
+    assert list(summary["whole"]["dice_by_fold"]) == ["1", "2", "3"]
+
+    text = (folder / "adapter.md").read_text()
+    for fact in (
+        "4 manually labeled hippocampi in 4 T1w images of 3 participants of 'Made study'",
+        "'Made labels'",
+        "labels CC-BY-4.0; images CC0; base CC0-1.0",
+        "3-fold cross-validation by participant, on scans",
+        "no whole heads",
+        "3 participants are few",
+        "base-made, sha256",
+        "| steps | 2 |",
+        "| best steps of the folds, whose median the last fit took | 2, 2, 2 |",
+    ):
+        assert fact in text
+
+    # the same command again does nothing, another one is refused
+    before = (folder / "adapter.safetensors").stat().st_mtime_ns
+    train_adapter(settings)
+    assert "nothing to do" in caplog.text
+    with pytest.raises(UsageError, match=r"with other adapter \(rank\); choose another name"):
+        train_adapter(replace(settings, rank=1))
+    assert (folder / "adapter.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_where_it_was(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # two folds of two steps; killed in the second step of the second fold
+    settings = replace(settings, folds=2)
+    whole = train_adapter(replace(settings, output_dir=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        kill_at(patch, 4)
+        with pytest.raises(Killed):
+            train_adapter(settings)
+    assert not (settings.output_dir / "models").exists()
+    with monkeypatch.context() as patch:
+        count = kill_at(patch, -1)
+        folder = train_adapter(settings)
+        # a step of the second fold and two of the final fit, or two and two if its epoch was not
+        # over
+        assert count() in (3, 4)
+    for name in ("adapter.safetensors", "scans.tsv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_work_of_other_settings_is_started_anew(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    settings = replace(settings, folds=2, steps=1, work_dir=tmp_path / "work")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(Killed):
+            train_adapter(settings)
+    assert (tmp_path / "work/adapter-made/fits/fold-1/result.json").is_file()
+    with monkeypatch.context() as patch:
+        count = kill_at(patch, -1)
+        train_adapter(replace(settings, seed=1))
+        assert count() == 3
+    assert "started anew" in caplog.text
+    assert "seed" in caplog.text
+    # a work folder of the user's own stays
+    assert (tmp_path / "work/adapter-made/crops").is_dir()
+
+
+def test_diverged_run_ends_with_a_message(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = adapt.augmented_batch
+
+    def spoilt(*args: Any, **options: Any) -> Any:
+        inputs, targets = original(*args, **options)
+        return inputs * float("nan"), targets
+
+    monkeypatch.setattr(adapt, "augmented_batch", spoilt)
+    with pytest.raises(HypsError, match=r"loss is nan at step 0.*lower --learning-rate"):
+        train_adapter(settings)
+    assert not (settings.output_dir / "models").exists()
+
+
+@pytest.mark.slow
+def test_paper_preset_and_stratification(settings: Settings, small_base: Path) -> None:
+    settings = replace(
+        settings, preset="paper", rank=None, bottleneck=None, steps=1, folds=2, stratify="group"
+    )
+    folder = train_adapter(settings)
+    training = json.loads((folder / "config.json").read_text())["identity"]["training"]
+    assert (training["loss"], training["preset"], training["learning_rate"]) == (
+        "dice",
+        "paper",
+        1e-3,
+    )
+    _, card = load_adapted(folder / "adapter.safetensors", small_base)
+    assert (card["adapter"]["rank"], card["training"]["optimizer"]) == (2, "adam")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "anteriorposterior"])
+def test_names_that_cannot_be(settings: Settings, name: str) -> None:
+    with pytest.raises(UsageError, match="--train-adapter"):
+        train_adapter(replace(settings, train_adapter=name))
+
+
+def test_options_that_cannot_be(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown adapter method 'x'"):
+        train_adapter(replace(settings, peft="x"))
+    with pytest.raises(UsageError, match=r"--stratify site: .*participant_id, group"):
+        train_adapter(replace(settings, stratify="site"))
+    with pytest.raises(MissingInput, match="no such weights file"):
+        train_adapter(replace(settings, base_model=tmp_path / "none.safetensors"))
+    with pytest.raises(UsageError, match="one subject only"):
+        train_adapter(replace(settings, participant_label=("01",)))
+    # found out before anything is computed
+    assert not (settings.output_dir / "work").exists()
+
+
+def test_stratify_without_a_table(
+    settings: Settings, study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(study[0], raw)
+    (raw / "participants.tsv").unlink()
+    with pytest.raises(MissingInput, match="--stratify needs it"):
+        train_adapter(replace(settings, bids_dir=raw, stratify="group"))
+
+
+def test_something_else_has_the_name(settings: Settings) -> None:
+    folder = settings.output_dir / "models/adapter-made"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").touch()
+    with pytest.raises(UsageError, match=r"without a config\.json"):
+        train_adapter(settings)
+    assert (folder / "mine.txt").is_file()
+
+
+@pytest.mark.slow
+def test_model_that_cannot_be_written_is_kept_in_the_work_folder(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, folds=2, steps=1)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "save_figure", full)
+        with pytest.raises(CannotCreateOutput, match=r"No space left on device.*is kept in"):
+            train_adapter(settings)
+    assert not (settings.output_dir / "models/adapter-made").exists()
+    with monkeypatch.context() as patch:
+        count = kill_at(patch, -1)
+        train_adapter(settings)
+        assert count() == 0
+
+
+def test_dry_run_lists_the_scans(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    train_adapter(replace(settings, dry_run=True))
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 4
+    assert listed[0].endswith("sub-01_ses-A_T1w.nii.gz")
+    assert not settings.output_dir.exists()
+
+
+TORCHRUN = """
+import json, sys
+from pathlib import Path
+from hyps_bids.adaptation.run import train_adapter
+from hyps_bids.settings import Settings
+
+given = json.loads(sys.argv[1])
+for name in ("bids_dir", "output_dir", "base_model"):
+    given[name] = Path(given[name])
+given["labels"] = tuple(map(Path, given["labels"]))
+train_adapter(Settings(**given))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(settings: Settings, tmp_path: Path) -> None:
+    settings = replace(settings, folds=2, batch_size=2)
+    one = train_adapter(replace(settings, output_dir=tmp_path / "one"))
+    script = tmp_path / "train.py"
+    script.write_text(TORCHRUN)
+    names = "bids_dir output_dir analysis_level device base_model train_adapter labels label_map "
+    names += "rank bottleneck steps batch_size folds omp_nthreads"
+    given = {name: getattr(settings, name) for name in names.split()}
+    given["labels"] = [str(path) for path in settings.labels]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    torchrun += [f"--master-port={port}", str(script), json.dumps(given, default=str)]
+    result = subprocess.run(
+        [sys.executable, *torchrun],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    two = settings.output_dir / "models/adapter-made"
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+    assert sorted(p.name for p in settings.output_dir.iterdir()) == ["models"]
+    tables = [read_table(folder / "scans.tsv") for folder in (one, two)]
+    assert tables[0]["dice"].to_numpy() == pytest.approx(tables[1]["dice"].to_numpy(), abs=0.01)
+    logs = [pd.read_csv(folder / "logs/final.csv") for folder in (one, two)]
+    assert logs[0]["loss"].to_numpy() == pytest.approx(logs[1]["loss"].to_numpy(), abs=1e-3)

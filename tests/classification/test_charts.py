@@ -1,0 +1,137 @@
+"""Figures agree with scikit-learn's; intervals and comparisons do what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from hyps_bids.classification.charts import (
+    FIGURES,
+    bootstrap_weights,
+    compare,
+    confusion,
+    figures,
+    interval,
+    score_interval,
+)
+
+
+def made(n: int = 60, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and probabilities that know something of them; some are equal."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % classes
+    score = rng.normal(size=(n, classes)) + np.eye(classes)[label]
+    probability = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
+    probability = probability.round(1)
+    return label, probability / probability.sum(axis=1, keepdims=True)
+
+
+def test_two_classes_agree_with_scikit_learn() -> None:
+    label, probability = made()
+    found = {k: v[0] for k, v in figures(label, probability, np.zeros(60, dtype=int)).items()}
+    positive, called = label == 0, probability.argmax(axis=1) == 0
+    assert list(found) == list(FIGURES)
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(positive, probability[:, 0]))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(positive, called))
+    assert found["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(positive, called)
+    )
+    assert found["sensitivity"] == pytest.approx(metrics.recall_score(positive, called))
+    assert found["specificity"] == pytest.approx(metrics.recall_score(~positive, ~called))
+    assert found["f1"] == pytest.approx(metrics.f1_score(positive, called))
+    assert found["brier"] == pytest.approx(metrics.brier_score_loss(positive, probability[:, 0]))
+
+
+def test_three_classes_agree_with_scikit_learn() -> None:
+    label, probability = made(90, 3)
+    found = {k: v[0] for k, v in figures(label, probability, np.zeros(90, dtype=int)).items()}
+    called = probability.argmax(axis=1)
+    assert found["auc"] == pytest.approx(
+        metrics.roc_auc_score(label, probability, multi_class="ovr", average="macro")
+    )
+    assert found["f1"] == pytest.approx(metrics.f1_score(label, called, average="macro"))
+    assert found["sensitivity"] == pytest.approx(
+        metrics.recall_score(label, called, average="macro")
+    )
+
+
+def test_weights_are_a_resampling() -> None:
+    label, probability = made(40)
+    fold = np.arange(40) // 10
+    weights = bootstrap_weights(label, 3, np.random.default_rng(1))
+    assert weights[:, label == 0].sum(axis=1).tolist() == [20, 20, 20]
+    found = figures(label, probability, fold, weights)
+    for sample in range(3):
+        drawn = np.repeat(np.arange(40), weights[sample].astype(int))
+        expected = figures(label[drawn], probability[drawn], fold[drawn])
+        for name in FIGURES:
+            assert found[name][sample] == pytest.approx(expected[name][0]), name
+
+
+def test_auc_compares_within_folds_only() -> None:
+    # the model of the second fold says 0.5 more of everybody: no fault of its ranking
+    label, fold = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    first = np.array([0.2, 0.1, 0.7, 0.6])
+    found = figures(label, np.column_stack([first, 1 - first]), fold)
+    assert found["auc"][0] == 1
+
+
+def test_subjects_without_prediction_are_left_out() -> None:
+    label, probability = made(20)
+    fold = np.zeros(20, dtype=int)
+    expected = figures(label[4:], probability[4:], fold[4:])
+    probability[:4] = np.nan
+    found = figures(label, probability, fold)
+    assert found["brier"][0] == pytest.approx(expected["brier"][0])
+    assert found["auc"][0] == pytest.approx(expected["auc"][0])
+
+
+def test_one_class_has_no_auc() -> None:
+    found = figures(np.zeros(4, dtype=int), np.full((4, 2), 0.5), np.zeros(4, dtype=int))
+    assert np.isnan(found["auc"][0])
+    assert found["accuracy"][0] == 1
+
+
+def test_score_interval_is_not_fooled_by_perfection() -> None:
+    low, high = score_interval("auc", 1.0, (12, 9))
+    assert low < 0.9
+    assert high == 1
+    # symmetric, and narrower with more subjects
+    few, many = score_interval("auc", 0.5, (12, 12)), score_interval("auc", 0.5, (200, 200))
+    assert few[0] == pytest.approx(1 - few[1])
+    assert few[1] - few[0] > 3 * (many[1] - many[0])
+    assert np.isnan(score_interval("brier", 0.2, (12, 9))).all()
+
+
+def test_interval_of_nothing_is_missing() -> None:
+    assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_comparison_sees_a_difference_and_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    label = np.arange(200) % 2
+    fold = np.tile(np.arange(200) // 2 % 5, (2, 1))
+    weights = bootstrap_weights(label, 300, rng)
+
+    def predicted(effect: float) -> np.ndarray:
+        score = 1 / (1 + np.exp(-(rng.normal(size=(2, 200)) + effect * (label == 0))))
+        return np.stack([score, 1 - score], axis=-1)
+
+    good, bad, other = predicted(2.0), predicted(0.2), predicted(0.2)
+    better = compare(label, good, bad, fold, weights)[0]
+    assert better["figure"] == "auc"
+    assert float(better["low"]) > 0
+    assert float(better["p"]) < 0.01
+    same = compare(label, bad, other, fold, weights)[0]
+    assert float(same["low"]) < 0 < float(same["high"])
+    assert float(same["p"]) > 0.05
+    none = compare(label, bad, bad, fold, weights)[0]
+    assert (none["difference"], none["p"]) == (0, 1)
+
+
+def test_confusion_is_a_mean_over_repeats() -> None:
+    label = np.array([0, 0, 1])
+    first = np.array([[0.9, 0.1], [0.1, 0.9], [0.2, 0.8]])
+    second = np.array([[0.9, 0.1], [0.9, 0.1], [np.nan, np.nan]])
+    assert confusion(label, np.stack([first, second])).tolist() == [[1.5, 0.5], [0.0, 0.5]]

@@ -1,0 +1,88 @@
+"""Contrasts and who belongs to them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyps_bids.classification.contrast import Cohort, Contrast, label_scans, site_association
+from hyps_bids.errors import BadData, UsageError
+from tests.cohorts import simulate
+
+
+def test_contrasts_of_groups_and_many_classes() -> None:
+    contrast = Contrast.parse("AD+LMCI:CN:EMCI")
+    assert list(contrast.classes) == ["AD+LMCI", "CN", "EMCI"]
+    assert contrast.name == "AD+LMCI-vs-CN-vs-EMCI"
+    assert contrast.text == "AD+LMCI:CN:EMCI"
+    # names are names of folders
+    assert Contrast.parse("a/b:../c").name == "a_b-vs-.._c"
+
+
+@pytest.mark.parametrize("text", ["AD", "AD:", ":CN", "AD++CN:X", ""])
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--contrast"):
+        Contrast.parse(text)
+
+
+def test_missing_level_names_those_that_are_there() -> None:
+    frame = simulate({"AD": 3, "CN": 3})
+    with pytest.raises(BadData, match=r"no scan with diagnosis = EMCI; there are: AD, CN"):
+        label_scans(frame, "diagnosis", Contrast.parse("EMCI:CN"))
+
+
+def test_one_subject_is_too_few_however_often_scanned() -> None:
+    frame = simulate({"AD": 1, "CN": 5}, scans=4)
+    with pytest.raises(BadData, match="only 1 subject with a scan in class AD"):
+        label_scans(frame, "diagnosis", Contrast.parse("AD:CN"))
+
+
+def test_the_first_scans_class_is_kept() -> None:
+    frame = simulate({"MCI": 4, "CN": 4}, scans=2)
+    # the first subject's diagnosis changes at the second visit
+    frame.loc[1, "diagnosis"] = "CN"
+    # the fifth has none at the first
+    frame.loc[8, "diagnosis"] = None
+    label = label_scans(frame, "diagnosis", Contrast.parse("MCI:CN"))
+    assert label[0] == 0
+    assert pd.isna(label[1])
+    assert pd.isna(label[8])
+    assert label[9] == 1
+    assert label.notna().sum() == 14
+
+
+def test_numbers_are_levels_too() -> None:
+    frame = simulate({"AD": 3, "CN": 3}).assign(group=[1.0, 1.0, 1.0, 0.0, 0.0, np.nan])
+    label = label_scans(frame, "group", Contrast.parse("1:0"))
+    assert label.tolist()[:5] == [0, 0, 0, 1, 1]
+
+
+def test_averages_over_the_scans_of_a_subject() -> None:
+    cohort = Cohort(np.zeros((3, 1)), np.array([0, 0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y"))
+    assert cohort.counts == (1, 1)
+    means = cohort.mean_by_subject(np.array([[1.0], [3.0]]), np.array([0, 1]))
+    assert means[0] == 2
+    assert np.isnan(means[1])
+    with pytest.raises(ValueError, match="every subject needs a scan"):
+        Cohort(np.zeros((1, 1)), np.array([0]), np.array([0, 1]), ("a", "b"), ("x", "y"))
+
+
+def test_confounding_is_measured() -> None:
+    label = np.array([0] * 10 + [1] * 10)
+    assert site_association(label, ["a"] * 10 + ["b"] * 5 + ["c"] * 5) == (pytest.approx(1), True)
+    value, full = site_association(label, ["a"] * 9 + ["b"] + ["b"] * 9 + ["a"])
+    assert value == pytest.approx(0.8)
+    assert not full
+    assert site_association(label, ["a"] * 20) == (0, False)
+
+
+def test_the_second_session_comes_before_the_tenth() -> None:
+    frame = pd.DataFrame(
+        {
+            "participant_id": ["sub-1", "sub-1", "sub-2", "sub-3", "sub-4"],
+            "session_id": ["ses-10", "ses-2", "ses-1", "ses-1", "ses-1"],
+            "dx": ["AD", "CN", "AD", "AD", "CN"],
+        }
+    )
+    assert label_scans(frame, "dx", Contrast.parse("AD:CN")).isna().tolist()[:2] == [True, False]

@@ -1,0 +1,148 @@
+"""What the participant level left, whole and damaged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from hyps_bids.cohort.gather import gather, outputs_of
+from hyps_bids.outputs.columns import table_columns
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import write_failure
+from hyps_bids.outputs.writing import write_table
+
+
+def reason(study: Any, stem: str) -> str:
+    qc = gather(study.output).qc.set_index("scan")
+    assert qc.loc[stem, "status"] == "failed"
+    return qc.loc[stem, "reason"]
+
+
+def test_all_scans_are_found_once(study: Any) -> None:
+    for stem in ("sub-02", "sub-01_ses-B_run-1", "sub-01_ses-A_acq-x"):
+        study.scan(stem)
+    # what an interrupted writer leaves, and what is not ours
+    hidden = study.path("sub-02", "qc").with_name(".12ab.sub-02_seg-hippocampus_qc.tsv")
+    hidden.write_text("half")
+    study.path("sub-02", "qc").with_name("sub-02_seg-other_qc.tsv").write_text("x")
+    (study.output / "sub-03").mkdir()
+    found = gather(study.output)
+    stems = ["sub-01_ses-A_acq-x", "sub-01_ses-B_run-1", "sub-02"]
+    assert found.qc["scan"].tolist() == stems
+    assert found.qc["session_id"].fillna("none").tolist() == ["ses-A", "ses-B", "none"]
+    assert found.morph["scan"].tolist() == [stem for stem in stems for _ in range(6)]
+    assert found.morph["volume_mm3"].dtype == "float64"
+    assert list(found.qc.columns) == list(table_columns("qc"))
+
+
+def test_what_killed_writers_left_goes(study: Any) -> None:
+    study.scan("sub-02")
+    left = study.path("sub-02", "qc").with_name(".0123abcd.sub-02_seg-hippocampus_qc.tsv")
+    left.touch()
+    gather(study.output)
+    assert left.exists()
+    os.utime(left, (0, 0))
+    gather(study.output)
+    assert not left.exists()
+
+
+def test_selection_is_by_name(study: Any) -> None:
+    for stem in ("sub-1", "sub-11"):
+        study.scan(stem)
+    paths = outputs_of(study.output, lambda scan: scan.subject == "1")
+    assert {kind: list(files) for kind, files in paths.items()} == {
+        "morph": ["sub-1"],
+        "qc": ["sub-1"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("qc", b"", "empty"),
+        ("qc", b"status\treason\n", "empty"),
+        ("qc", b"state\ndone\n", "no column status"),
+        ("qc", b"status\ndone\ndone\n", "more than one row"),
+        ("qc", b"status\ticv_mm3\ndone\tlarge\n", "icv_mm3 is 'large', not a number"),
+        ("morph", b"hemi\tpart\tvolume_mm3\tvolume_soft_mm3\nL\twhole\t1\n", "different lengths"),
+        ("morph", "häß".encode("latin-1"), "not UTF-8"),
+        ("morph", b"hemi\tpart\n", "empty"),
+    ],
+)
+def test_damaged_tables(study: Any, kind: str, content: bytes, message: str) -> None:
+    study.scan("sub-01")
+    study.scan("sub-02")
+    study.path("sub-01", kind).write_bytes(content)
+    assert message in reason(study, "sub-01")
+    assert "run the participant level again" in reason(study, "sub-01")
+    assert study.path("sub-01", kind).name in reason(study, "sub-01")
+    found = gather(study.output)
+    assert set(found.morph["scan"]) == {"sub-02"}
+    assert found.qc["status"].tolist() == ["failed", "done"]
+    # damage in one file does not turn numbers of the others into text
+    assert found.morph["volume_mm3"].dtype == "float64"
+    assert found.qc["icv_mm3"].tolist()[1] == 1.5e6
+
+
+def test_incomplete_scans(study: Any) -> None:
+    for stem in ("sub-01", "sub-02", "sub-03", "sub-04"):
+        study.scan(stem)
+    study.path("sub-01", "morph").unlink()
+    study.path("sub-02", "qc").unlink()
+    study.path("sub-04", "qc").with_suffix(".json").unlink()
+    assert reason(study, "sub-01").startswith("no volume table")
+    assert reason(study, "sub-02").startswith("no QC table")
+    assert reason(study, "sub-04").startswith("no QC sidecar")
+    assert set(gather(study.output).morph["scan"]) == {"sub-03"}
+
+
+def test_failed_scan_keeps_its_reason(study: Any) -> None:
+    study.scan("sub-01")
+    scan = Scan.from_path(study.raw / "sub-01/anat/sub-01_T1w.nii.gz")
+    write_failure(scan, study.output, 'file "x" is\nnot an image')
+    found = gather(study.output)
+    assert found.qc["reason"].tolist() == ['file "x" is not an image']
+    assert found.morph.empty
+    assert found.provenance.empty
+
+
+def test_tables_of_other_versions(study: Any) -> None:
+    study.scan("sub-01")
+    study.scan("sub-02", version="9.9")
+    path = study.path("sub-02", "morph")
+    frame = read_table(path).drop(columns="voxels").assign(surface_mm2=7.5, method="new")
+    write_table(path, frame)
+    found = gather(study.output)
+    morph = found.morph.set_index("scan")
+    assert list(found.morph.columns) == [*table_columns("morph"), "surface_mm2", "method"]
+    assert morph.loc["sub-01", "surface_mm2"].isna().all()
+    assert morph.loc["sub-02", "voxels"].isna().all()
+    assert morph.loc["sub-02", "surface_mm2"].tolist() == [7.5] * 6
+    assert morph.loc["sub-02", "method"].tolist() == ["new"] * 6
+    assert found.provenance["software_version"].tolist() == ["0.0.1", "9.9"]
+
+
+def test_what_made_the_volumes(study: Any) -> None:
+    for stem in ("sub-01", "sub-03"):
+        study.scan(stem)
+    study.path("sub-03", "qc").with_suffix(".json").write_text('{"Models": []}')
+    made = gather(study.output).provenance.set_index("scan")
+    assert made.loc["sub-01"].tolist() == [
+        "0.0.1",
+        "adapter-made",
+        "localizer-made:11111111 adapter-made:22222222 n4:none",
+    ]
+    assert made.loc["sub-03"].isna().all()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    found = gather(tmp_path)
+    assert found.qc.empty
+    assert found.morph.empty
+    assert list(found.morph.columns) == list(table_columns("morph"))
+    assert isinstance(found.provenance, pd.DataFrame)

@@ -1,0 +1,189 @@
+"""Participants, sessions, scans and phenotype tables as people write them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from hyps_bids.cohort.metadata import Metadata, join, read_metadata, typed
+from hyps_bids.errors import UsageError
+
+
+def people(study: Any, content: bytes) -> pd.DataFrame:
+    (study.raw / "participants.tsv").write_bytes(content)
+    return read_metadata(study.raw, []).participants
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"participant_id\tname\tage\nsub-01\tJos\xe9\t70\n", "not UTF-8, read as Windows-1252"),
+        ("participant_id\tname\tage\nsub-01\tJosé\t70\n".encode("utf-16"), "UTF-16"),
+        ("\ufeffparticipant_id\tname\tage\r\nsub-01\tJosé\t70\r\n".encode(), None),
+        ("participant_id,name,age\nsub-01,José,70\n".encode(), "separated by commas"),
+        ("participant_id;name;age\nsub-01;José;70\n".encode(), "separated by semicolons"),
+        ("participant_id\tname\tage\n01\tJosé\t70\n".encode(), "without sub-, which was added"),
+        ('"participant_id"\t"name"\t"age"\n"sub-01"\t"José"\t70\n'.encode(), None),
+        ("participant_id\tname\tage\tname\nsub-01\tJosé\t70\tx\n".encode(), "more than once"),
+        ("participant_id\tname\tage\nsub-01\tJosé\t70\nsub-02\ta\t1\t2\n".encode(), "row 3"),
+        ("\nparticipant_id\tname\tage\t\nsub-01 \t José\t70\t\n\n".encode(), None),
+    ],
+)
+def test_odd_files_are_read(
+    study: Any, caplog: pytest.LogCaptureFixture, content: bytes, message: str | None
+) -> None:
+    frame = people(study, content)
+    assert frame.to_dict("records") == [{"participant_id": "sub-01", "name": "José", "age": "70"}]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (message is not None)
+    assert message is None or message in messages[0]
+    assert all("participants.tsv" in text for text in messages)
+
+
+@pytest.mark.parametrize("content", [b"", b"name\tage\nx\t1\n", b"\x00\x01\x02"])
+def test_useless_file(study: Any, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    (study.raw / "participants.tsv").write_bytes(content)
+    metadata = read_metadata(study.raw, [])
+    assert not metadata.has_participants
+    assert len(caplog.records) == (content != b"\x00\x01\x02")
+
+
+def test_no_files(study: Any, caplog: pytest.LogCaptureFixture) -> None:
+    metadata = read_metadata(study.raw, ["sub-01"], ["MMSE"])
+    frame = pd.DataFrame({"participant_id": ["sub-01"], "session_id": None, "scan": "sub-01"})
+    assert list(join(frame, metadata)) == ["participant_id", "session_id", "scan"]
+    assert not caplog.records
+
+
+def test_participants_twice(study: Any, caplog: pytest.LogCaptureFixture) -> None:
+    study.table(
+        "participants.tsv",
+        "participant_id age sex\nsub-1 70 F\nsub-2 60 M\nsub-1 71 F\nsub-2 60 M\nsub-3 50 n/a",
+    )
+    frame = read_metadata(study.raw, []).participants.set_index("participant_id").sort_index()
+    # what the rows agree on is known
+    assert frame["sex"].fillna("?").tolist() == ["F", "M", "?"]
+    assert frame["age"].fillna("?").tolist() == ["?", "60", "50"]
+    (record,) = caplog.records
+    assert "more than one row of sub-1, sub-2" in record.getMessage()
+    assert "values that differ are taken as missing, in age" in record.getMessage()
+
+
+def frame_of(*scans: tuple[str, str | None]) -> pd.DataFrame:
+    rows = [
+        {"participant_id": sub, "session_id": ses, "scan": f"{sub}_{ses}" if ses else sub}
+        for sub, ses in scans
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_session_wins_over_participant(study: Any) -> None:
+    study.table("participants.tsv", "participant_id age sex\nsub-1 70 F\nsub-2 60 M")
+    study.table("sub-1/sub-1_sessions.tsv", "session_id age MMSE\nses-A 70.5 29\nses-B n/a 28")
+    study.table("sub-2/sub-2_sessions.tsv", "session_id age mood\n2 61 n/a")
+    metadata = read_metadata(study.raw, ["sub-1", "sub-2", "sub-3"])
+    frame = frame_of(("sub-1", "ses-B"), ("sub-2", "ses-2"), ("sub-1", "ses-A"), ("sub-3", None))
+    joined = join(frame, metadata)
+    assert joined["scan"].tolist() == frame["scan"].tolist()
+    assert joined["age"].fillna("?").tolist() == ["70", "61", "70.5", "?"]
+    assert joined["sex"].fillna("?").tolist() == ["F", "M", "F", "?"]
+    assert joined["MMSE"].fillna("?").tolist() == ["28", "?", "29", "?"]
+
+
+def test_dates_of_scans_win_over_those_of_sessions(study: Any) -> None:
+    study.table(
+        "sub-1/sub-1_sessions.tsv", "session_id acq_time\nses-A 2001-01-01\nses-B 2002-01-01"
+    )
+    study.table(
+        "sub-1/ses-A/sub-1_ses-A_scans.tsv",
+        "filename acq_time\nanat/sub-1_ses-A_T1w.nii.gz 2001-03-04T05:06:07\n"
+        "anat/sub-1_ses-A_T2w.nii.gz 1999-01-01T00:00:00",
+    )
+    joined = join(
+        frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B")), read_metadata(study.raw, ["sub-1"])
+    )
+    assert joined["acq_time"].tolist() == ["2001-03-04T05:06:07", "2002-01-01"]
+
+
+def test_phenotype_on_request(study: Any) -> None:
+    study.table("participants.tsv", "participant_id age\nsub-1 70")
+    study.table("phenotype/mmse.tsv", "participant_id session_id MMSE age\nsub-1 ses-A 29 1")
+    study.table("phenotype/genes.tsv", "participant_id APOE4\nsub-1 2")
+    (study.raw / "phenotype/genes.json").write_text(
+        json.dumps({"MeasurementToolMetadata": {}, "APOE4": {"Description": "Alleles"}})
+    )
+    frame = frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B"))
+    nothing = join(frame, read_metadata(study.raw, ["sub-1"]))
+    assert "MMSE" not in nothing
+    metadata = read_metadata(study.raw, ["sub-1"], ["MMSE", "APOE4", "age", "nowhere"])
+    joined = join(frame, metadata)
+    assert joined["MMSE"].fillna("?").tolist() == ["29", "?"]
+    assert joined["APOE4"].tolist() == ["2", "2"]
+    assert joined["age"].tolist() == ["70", "70"]
+    assert metadata.columns["APOE4"] == {"Description": "Alleles"}
+    study.table("phenotype/other.tsv", "participant_id MMSE\nsub-1 30")
+    with pytest.raises(UsageError, match=r"MMSE is in .*mmse\.tsv and in .*other\.tsv"):
+        read_metadata(study.raw, ["sub-1"], ["MMSE"])
+
+
+def test_our_columns_keep_their_names(study: Any) -> None:
+    study.table("participants.tsv", "participant_id status scan\nsub-1 retired 3T")
+    frame = frame_of(("sub-1", None)).assign(status="done")
+    joined = join(frame, read_metadata(study.raw, [])).loc[0]
+    assert (joined["status"], joined["participants_status"]) == ("done", "retired")
+    assert (joined["scan"], joined["participants_scan"]) == ("sub-1", "3T")
+
+
+def types(values: list[str | None], **described: Any) -> list[Any]:
+    frame = pd.DataFrame({"x": pd.Series(values, dtype="str")})
+    return typed(frame, {"x": described}, "made.tsv")["x"].astype("object").fillna("?").tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "described", "expected"),
+    [
+        (["1", "2.5", None], {}, [1.0, 2.5, "?"]),
+        (["-1e3", ".5", "+2"], {}, [-1000.0, 0.5, 2.0]),
+        (["1", "N/A", "NaN"], {}, [1.0, "?", "?"]),
+        (["01", "02", None], {}, ["01", "02", "?"]),
+        (["1", "x"], {}, ["1", "x"]),
+        (["a", "NA"], {}, ["a", "?"]),
+        (["a", "NA"], {"Levels": {"a": "", "NA": "Native American"}}, ["a", "NA"]),
+        (["1", "0", "1.0"], {"Levels": {"0": "no", "1": "yes"}}, ["1", "0", "1"]),
+        (["12", "999"], {"Levels": {"999": "refused"}}, [12.0, 999.0]),
+        (["1", "2"], {"Levels": "any number"}, [1.0, 2.0]),
+        (["b", "a"], {"Levels": ["b", "a"]}, ["b", "a"]),
+        (["1", "2"], {"Format": "string"}, ["1", "2"]),
+        ([None, None], {}, ["?", "?"]),
+    ],
+)
+def test_types(values: list[str | None], described: dict[str, Any], expected: list[Any]) -> None:
+    assert types(values, **described) == expected
+
+
+def test_levels_keep_their_order(caplog: pytest.LogCaptureFixture) -> None:
+    frame = pd.DataFrame({"group": ["b", "z", "a", "b"]})
+    column = typed(frame, {"group": {"Levels": {"b": "B", "a": "A", "c": "C"}}}, "made.tsv")[
+        "group"
+    ]
+    assert column.cat.categories.tolist() == ["b", "a", "c", "z"]
+    (record,) = caplog.records
+    assert "group has values that its JSON does not list: z" in record.getMessage()
+
+
+def test_many_files_with_one_fault_give_one_warning(
+    study: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"sub-{i}" for i in range(5)]
+    for name in names:
+        study.table(f"{name}/{name}_sessions.tsv", "session_id,age\nses-1,70")
+    metadata = read_metadata(study.raw, names)
+    assert len(metadata.sessions) == 5
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "and 4 more such files: separated by commas" in record.getMessage()
+    assert isinstance(metadata, Metadata)

@@ -1,0 +1,276 @@
+"""Linear models by formula, against statsmodels' own and against what was simulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from scipy import stats
+from scipy.stats import false_discovery_control
+
+from hyps_bids.cohort.statistics import COLUMNS, fit_models, formula_variables
+from hyps_bids.errors import UsageError
+
+FORMULA = "volume ~ group + age + sex + icv"
+
+
+def simulated(n: int = 90, scans: int = 1, effect: float = -400.0, seed: int = 0) -> pd.DataFrame:
+    """A made cohort; `effect` is that of group AD on the left, mm³; the right has none."""
+    rng = np.random.default_rng(seed)
+    subject = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{i:03d}" for i in range(n)],
+            "group": np.array(["CN", "MCI", "AD"])[np.arange(n) % 3],
+            "sex": np.array(["M", "F"])[np.arange(n) // 3 % 2],
+            "age": rng.uniform(55, 85, n),
+            "icv_mm3": rng.normal(1.5e6, 1.2e5, n),
+            "of_subject": rng.normal(0, 250, n),
+        }
+    )
+    frame = subject.loc[subject.index.repeat(scans)].reset_index(drop=True)
+    visit = np.tile(np.arange(scans), n)
+    noise = rng.normal(0, 150, (2, len(frame)))
+    base = 3300 - 20 * (frame["age"] - 70) + 0.001 * (frame["icv_mm3"] - 1.5e6)
+    frame["volume_mm3_L_whole"] = (
+        base + frame.pop("of_subject") + effect * (frame["group"] == "AD") + noise[0] - 50 * visit
+    )
+    frame["volume_mm3_R_whole"] = base + noise[1]
+    frame["group"] = frame["group"].astype(pd.CategoricalDtype(["CN", "MCI", "AD"]))
+    frame["visit"] = visit.astype(float)
+    return frame.assign(scan=frame["participant_id"] + visit.astype(str), status="done")
+
+
+def one(table: pd.DataFrame, measure: str, coefficient: str) -> pd.Series:
+    (row,) = table[(table["measure"] == measure) & (table["coefficient"] == coefficient)].to_dict(
+        "records"
+    )
+    return pd.Series(row)
+
+
+def test_least_squares_agree_with_statsmodels() -> None:
+    frame = simulated()
+    table = fit_models(frame, [FORMULA])
+    expected = smf.ols("volume_mm3_L_whole ~ group + age + sex + icv_mm3", frame).fit()
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table["method"]) == {"ols"}
+    for ours, theirs in (("group[T.AD]", "group[T.AD]"), ("age", "age"), ("icv", "icv_mm3")):
+        row = one(table, "volume_mm3_L_whole", ours)
+        assert row["estimate"] == pytest.approx(expected.params[theirs])
+        assert row["se"] == pytest.approx(expected.bse[theirs])
+        assert row["p"] == pytest.approx(expected.pvalues[theirs])
+        assert [row["ci_low"], row["ci_high"]] == pytest.approx(expected.conf_int().loc[theirs])
+    joint = one(table, "volume_mm3_L_whole", "(all)")
+    test = expected.f_test("group[T.AD] = 0, group[T.MCI] = 0")
+    assert joint["statistic"] == pytest.approx(float(test.fvalue))
+    assert joint["p"] == pytest.approx(float(test.pvalue))
+    assert one(table, "volume_mm3_L_whole", "group[T.AD]")["reference"] == "CN"
+
+
+def test_mixed_models_agree_with_statsmodels() -> None:
+    frame = simulated(scans=3)
+    table = fit_models(frame, ["volume ~ group + age + visit"])
+    assert set(table["method"]) == {"mixed"}
+    assert set(table["n_subjects"]) == {90}
+    assert set(table["n_scans"]) == {270}
+    left = frame.assign(v=frame["volume_mm3_L_whole"] / 100)
+    expected = smf.mixedlm("v ~ group + age + visit", left, groups=left["participant_id"]).fit()
+    for name in ("group[T.AD]", "age", "visit"):
+        row = one(table, "volume_mm3_L_whole", name)
+        assert row["estimate"] == pytest.approx(100 * expected.params[name], rel=1e-3)
+        assert row["se"] == pytest.approx(100 * expected.bse[name], rel=1e-2)
+        # with the subjects, not the scans, as what there is of evidence
+        assert row["p"] == pytest.approx(2 * stats.t.sf(abs(row["statistic"]), 90 - 5))
+        assert row["df"] == "85"
+    assert one(table, "volume_mm3_L_whole", "visit")["estimate"] == pytest.approx(-50, abs=30)
+    # d is in SDs between and within subjects
+    d = one(table, "volume_mm3_L_whole", "group[T.AD]")
+    assert d["effect"] == pytest.approx(d["estimate"] / np.hypot(250, 150), rel=0.2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mixed_models_of_balanced_visits_are_least_squares_of_means(seed: int) -> None:
+    """Exact for what does not change with time; volumes of the right vary less between subjects."""
+    frame = simulated(n=30, scans=2, seed=seed)
+    table = fit_models(frame, ["volume ~ group + age + visit"])
+    assert set(table["method"]) == {"mixed"}
+    assert table["converged"].all()
+    means = frame.groupby("participant_id", as_index=False).agg(
+        group=("group", "first"),
+        age=("age", "first"),
+        L=("volume_mm3_L_whole", "mean"),
+        R=("volume_mm3_R_whole", "mean"),
+    )
+    for side in "LR":
+        expected = smf.ols(f"{side} ~ group + age", means).fit()
+        for name in ("group[T.MCI]", "group[T.AD]", "age"):
+            row = one(table, f"volume_mm3_{side}_whole", name)
+            assert row["estimate"] == pytest.approx(expected.params[name], rel=1e-4)
+            assert row["se"] == pytest.approx(expected.bse[name], rel=1e-3)
+
+
+def test_subjects_that_do_not_differ() -> None:
+    frame = simulated(n=20, scans=2)
+    frame["volume_mm3_L_whole"] = 3000.0 + 100 * (frame["visit"] - 0.5)
+    frame["volume_mm3_L_whole"] += np.where(np.arange(40) % 4 < 2, 1, -1) * (frame["visit"] - 0.5)
+    table = fit_models(frame, ["volume_mm3_L_whole ~ age + visit"])
+    row = one(table, "volume_mm3_L_whole", "visit")
+    assert row["estimate"] == pytest.approx(100)
+    assert "boundary" in row["warnings"]
+
+
+def test_few_subjects_are_warned_of() -> None:
+    for scans in (1, 2):
+        table = fit_models(simulated(n=4, scans=scans), ["volume ~ age"])
+        assert table["warnings"].str.contains(r"few subjects \(4\) for 2 coefficients").all()
+        enough = fit_models(simulated(n=12, scans=scans), ["volume_mm3_L_whole ~ age"])
+        assert enough["warnings"].isna().all()
+
+
+def test_p_values_of_few_subjects_hold_under_the_null() -> None:
+    found = []
+    for seed in range(60):
+        frame = simulated(n=6, scans=2, seed=seed)
+        frame["noise"] = np.repeat(np.random.default_rng(1000 + seed).normal(size=6), 2)
+        row = one(fit_models(frame, ["volume_mm3_L_whole ~ noise"]), "volume_mm3_L_whole", "noise")
+        found.append(row["p"] < 0.05)
+    # binomial: 3 of 60 are expected, more than 8 in one of 200 studies
+    assert sum(found) <= 8
+
+
+def test_what_a_mixed_model_warns_of_is_in_the_table() -> None:
+    # volumes of the right have no variance between subjects: the estimate is at its bound
+    frame = simulated(n=60, scans=2, seed=3)
+    table = fit_models(frame, ["volume ~ age + icv"])
+    right = table[table["measure"] == "volume_mm3_R_whole"]
+    assert right["warnings"].str.contains("boundary|singular|no variance between").all()
+    expected = smf.ols("volume_mm3_R_whole ~ age + icv_mm3", frame).fit()
+    assert right["estimate"].tolist() == pytest.approx(expected.params.tolist(), rel=1e-3)
+    assert table.loc[table["measure"] == "volume_mm3_L_whole", "warnings"].isna().all()
+
+
+@pytest.mark.slow
+def test_effect_size_intervals_cover() -> None:
+    true, hits, runs = -400 / np.hypot(250, 150), 0, 100
+    for seed in range(runs):
+        frame = simulated(n=30, seed=seed)
+        table = fit_models(frame, ["volume_mm3_L_whole ~ group + age + icv"])
+        row = one(table, "volume_mm3_L_whole", "group[T.AD]")
+        hits += row["effect_low"] <= true <= row["effect_high"]
+    # binomial: 95 % of 100 is 95 ± 2.2
+    assert hits / runs == pytest.approx(0.95, abs=0.065)
+
+
+def test_effect_size_of_two_groups_is_cohens_d() -> None:
+    frame = simulated(60)
+    frame = frame[frame["group"] != "MCI"]
+    row = one(fit_models(frame, ["volume ~ group"]), "volume_mm3_L_whole", "group[T.AD]")
+    sick, well = (frame.loc[frame["group"] == g, "volume_mm3_L_whole"] for g in ("AD", "CN"))
+    pooled = np.sqrt((sick.var() + well.var()) / 2)
+    assert row["effect"] == pytest.approx((sick.mean() - well.mean()) / pooled)
+    assert row["effect_kind"] == "d"
+    assert row["effect_low"] < row["effect"] < row["effect_high"]
+
+
+def test_false_discovery_rate_over_regions() -> None:
+    table = fit_models(simulated(), [FORMULA])
+    for name in ("age", "group[T.AD]", "(all)"):
+        rows = table[table["coefficient"] == name]
+        assert rows["p_fdr"].tolist() == pytest.approx(false_discovery_control(rows["p"]))
+    assert table.loc[table["term"] == "Intercept", "p_fdr"].isna().all()
+
+
+def test_who_is_left_out() -> None:
+    frame = simulated(30)
+    frame.loc[0, "age"] = np.nan
+    frame.loc[1, "volume_mm3_L_whole"] = np.nan
+    frame.loc[2, "status"] = "failed"
+    table = fit_models(frame, ["volume ~ age"])
+    counts = table.groupby("measure")[["n_scans", "n_left_out"]].first()
+    assert counts.loc["volume_mm3_L_whole"].tolist() == [27, 3]
+    assert counts.loc["volume_mm3_R_whole"].tolist() == [28, 2]
+
+
+def test_reference_level() -> None:
+    table = fit_models(simulated(), ["volume ~ group"], ("group", "AD"))
+    names = set(table["coefficient"])
+    assert {"group[T.CN]", "group[T.MCI]"} < names
+    assert one(table, "volume_mm3_L_whole", "group[T.CN]")["estimate"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "formula", "message"),
+    [
+        ({"sex": "F"}, "volume ~ sex + age", "sex is F in all 30 scans"),
+        ({"age": np.nan}, "volume ~ age", "no scan has all values"),
+        ({"months": "age"}, "volume ~ age + months", "cannot be told apart"),
+        ({"volume_mm3_L_whole": 3000.0}, "volume_mm3_L_whole ~ age", "the same in all scans"),
+        ({}, "volume ~ C(participant_id)", "30 scans for 30 coefficients"),
+    ],
+)
+def test_what_cannot_be_fitted_says_why(change: dict[str, Any], formula: str, message: str) -> None:
+    frame = simulated(30)
+    for name, value in change.items():
+        frame[name] = 12 * frame["age"] if value == "age" else value
+    table = fit_models(frame, [formula, "volume ~ icv"])
+    bad = table[table["model"] == formula]
+    assert bad["warnings"].str.contains(message).all()
+    assert not bad["converged"].any()
+    assert bad["estimate"].isna().all()
+    # the other model is not held up
+    other = table[(table["model"] == "volume ~ icv") & (table["measure"] == "volume_mm3_R_whole")]
+    assert len(other) == 2
+    assert other["p"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("volume ~ diagnosis + age", r"no column diagnosis; there are participant_id, group"),
+        ("volume ~ volume_soft", "no column volume_soft"),
+        ("size ~ age", "no column size"),
+        ("volume ~ age +", "--model"),
+        ("volume ~ (1|participant_id)", r"Operator `\|`"),
+        ("age + sex", "needs one name before ~"),
+        ("volume + age ~ sex", "needs one name before ~"),
+        ("asymmetry ~ age", "no column of asymmetry"),
+        ("sex ~ age", "sex is not a number"),
+        ("volume ~ nothing(age)", "nothing"),
+    ],
+)
+def test_wrong_formulas(formula: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        fit_models(simulated(30), [formula])
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_formulas_see_the_table_only() -> None:
+    formula = "np.log(volume) ~ np.log(age) + `Odd name`:sex"
+    frame = simulated(30).assign(**{"Odd name": np.arange(30.0)})
+    assert formula_variables(formula) == {"volume", "age", "Odd name", "sex"}
+    assert fit_models(frame, [formula])["p"].notna().all()
+    with pytest.raises(UsageError, match="used"):
+        fit_models(frame, ["volume ~ age + used"])
+
+
+def test_a_perfect_fit_ends_and_says_so() -> None:
+    frame = simulated(30)
+    frame["volume_mm3_L_whole"] = 1000 + 20 * frame["age"]
+    row = one(fit_models(frame, ["volume ~ age"]), "volume_mm3_L_whole", "age")
+    assert row["estimate"] == pytest.approx(20)
+    assert row["warnings"] == "the fit is perfect"
+    assert np.isnan(row["effect_low"])
+
+
+def test_mistyped_number_does_not_make_levels_of_a_covariate() -> None:
+    frame = simulated(30)
+    ages = frame["age"].astype("str")
+    ages.iloc[3] = "71,5"
+    frame["age"] = ages
+    with pytest.raises(UsageError, match=r"age is a number but for '71,5'; .* C\(age\)"):
+        fit_models(frame, ["volume ~ age + sex"])
+    # said to be of categories
+    assert not fit_models(frame, ["volume ~ C(age)"]).empty

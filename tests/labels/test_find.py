@@ -1,0 +1,441 @@
+"""Which labels belong to which image, what they mean, and how each doubt is reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyps_bids.errors import BadData, InvalidBids, MissingInput, NothingMatches, UsageError
+from hyps_bids.labels.find import (
+    LABEL_MAPS,
+    LabeledScan,
+    Structure,
+    find_labeled,
+    read_label_map,
+    recognize,
+)
+from hyps_bids.outputs.labels import label_table
+from hyps_bids.settings import Settings
+
+SCANS = (
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz",
+    "sub-02/ses-2/anat/sub-02_ses-2_T1w.nii.gz",
+    "sub-03/anat/sub-03_run-1_T1w.nii.gz",
+    "sub-03/anat/sub-03_run-2_T1w.nii.gz",
+    "sub-04/anat/sub-04_T1w.nii.gz",
+    "sub-04/anat/sub-04_acq-hires_T1w.nii.gz",
+)
+WHOLE = (Structure(1, "L", "hippocampus"), Structure(2, "R", "hippocampus"))
+ASEG = (Structure(17, "L", "hippocampus"), Structure(53, "R", "hippocampus"))
+
+
+def add(root: Path, *names: str) -> None:
+    """Empty files: contents are the affair of the training."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def describe(root: Path, **content: Any) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"Name": "made", "BIDSVersion": "1.10.0"} | content)
+    (root / "dataset_description.json").write_text(text)
+    return root
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    root = describe(tmp_path / "raw")
+    add(root, *SCANS)
+    return root
+
+
+@pytest.fixture
+def derivatives(raw: Path) -> Path:
+    generated = [{"Name": "manual"}]
+    return describe(raw / "derivatives" / "manual", DatasetType="derivative", GeneratedBy=generated)
+
+
+Find = Callable[..., list[LabeledScan]]
+
+
+@pytest.fixture
+def find(raw: Path, derivatives: Path) -> Find:
+    def run(*datasets: Path, **options: Any) -> list[LabeledScan]:
+        return find_labeled(
+            Settings(
+                bids_dir=raw,
+                output_dir=raw.parent / "out",
+                analysis_level="group",
+                labels=datasets or (derivatives,),
+                **options,
+            )
+        )
+
+    return run
+
+
+def pairs(found: list[LabeledScan]) -> list[tuple[str, list[str]]]:
+    return [(item.scan.stem, [image.path.name for image in item.labels]) for item in found]
+
+
+@pytest.mark.parametrize(
+    ("label", "stem"),
+    [
+        ("sub-01/anat/sub-01_dseg.nii.gz", "sub-01"),
+        ("sub-01/anat/sub-01_seg-hippocampus_desc-manual_dseg.nii", "sub-01"),
+        ("sub-01/anat/sub-01_space-T1w_dseg.nii.gz", "sub-01"),
+        ("sub-01/anat/sub-01_space-orig_dseg.nii.gz", "sub-01"),
+        ("sub-02/ses-2/anat/sub-02_ses-2_dseg.nii.gz", "sub-02_ses-2"),
+        ("sub-03/anat/sub-03_run-2_dseg.nii.gz", "sub-03_run-2"),
+        # runs are numbers
+        ("sub-03/anat/sub-03_run-02_dseg.nii.gz", "sub-03_run-2"),
+        # the closest name, where several fit
+        ("sub-04/anat/sub-04_dseg.nii.gz", "sub-04"),
+        ("sub-04/anat/sub-04_acq-hires_dseg.nii.gz", "sub-04_acq-hires"),
+    ],
+)
+def test_labels_find_their_image(derivatives: Path, find: Find, label: str, stem: str) -> None:
+    add(derivatives, label)
+    (item,) = find(label_map="whole")
+    assert pairs([item]) == [(stem, [Path(label).name])]
+    assert item.labels[0].path == derivatives / label
+    assert item.dataset == derivatives
+    assert item.structures == WHOLE
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_dseg.nii.gz",
+        "sub-01/anat/sub-01_acq-other_dseg.nii.gz",
+        "sub-02/ses-3/anat/sub-02_ses-3_dseg.nii.gz",
+        "sub-09/anat/sub-09_dseg.nii.gz",
+        "sub-01/anat/sub-01_label-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_label-head_mask.nii.gz",
+        "sub-01/anat/sub-01_hemi-L_label-GM_mask.nii.gz",
+        "sub-01/func/sub-01_dseg.nii.gz",
+        "sub-01/anat/sub-01_seg-hippocampus_probseg.nii.gz",
+    ],
+)
+def test_labels_of_no_image(derivatives: Path, find: Find, label: str) -> None:
+    add(derivatives, label)
+    with pytest.raises(NothingMatches, match=r"no labels in .*manual belong to any of the 7"):
+        find(label_map="whole")
+
+
+def test_what_was_found_is_said(
+    derivatives: Path, find: Find, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(
+        derivatives,
+        "sub-01/anat/sub-01_dseg.nii.gz",
+        "sub-01/anat/sub-01_space-MNI_dseg.nii.gz",
+        "sub-02/ses-3/anat/sub-02_ses-3_dseg.nii.gz",
+    )
+    find(label_map="whole")
+    assert "1 of 7 T1w images have labels" in caplog.text
+    assert "1 label images in a template's space (sub-01_space-MNI_dseg.nii.gz)" in caplog.text
+    assert "1 label images of no selected T1w image (sub-02_ses-3_dseg.nii.gz)" in caplog.text
+
+
+def test_ambiguous_labels_name_their_images(derivatives: Path, find: Find) -> None:
+    add(derivatives, "sub-03/anat/sub-03_dseg.nii.gz")
+    with pytest.raises(UsageError, match=r"sub-03_run-1_T1w.nii.gz, sub-03_run-2_T1w.nii.gz"):
+        find(label_map="whole")
+
+
+def test_selection_resolves_ambiguity(derivatives: Path, find: Find, tmp_path: Path) -> None:
+    add(derivatives, "sub-03/anat/sub-03_dseg.nii.gz")
+    filters = tmp_path / "filter.json"
+    filters.write_text('{"t1w": {"run": 2}}')
+    assert pairs(find(label_map="whole", bids_filter_file=filters)) == [
+        ("sub-03_run-2", ["sub-03_dseg.nii.gz"])
+    ]
+
+
+def test_selection_is_respected(derivatives: Path, find: Find) -> None:
+    for session in "12":
+        add(derivatives, f"sub-02/ses-{session}/anat/sub-02_ses-{session}_dseg.nii.gz")
+    add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
+    stems = [item.scan.stem for item in find(label_map="whole")]
+    assert stems == ["sub-01", "sub-02_ses-1", "sub-02_ses-2"]
+    assert len(find(label_map="whole", session_label=("2",))) == 1
+    assert len(find(label_map="whole", exclude_participant_label=("02",))) == 1
+
+
+def test_several_label_images_are_ambiguous(derivatives: Path, find: Find) -> None:
+    add(
+        derivatives,
+        "sub-01/anat/sub-01_desc-rater1_dseg.nii.gz",
+        "sub-01/anat/sub-01_desc-rater2_dseg.nii.gz",
+    )
+    with pytest.raises(UsageError, match=r"desc-rater1_dseg.nii.gz, sub-01_desc-rater2_dseg"):
+        find(label_map="whole")
+
+
+def test_freesurfer_as_fmriprep_stores_it(derivatives: Path, find: Find) -> None:
+    names = ("desc-aseg_dseg", "desc-aparcaseg_dseg", "dseg")
+    add(derivatives, *(f"sub-01/anat/sub-01_{name}.nii.gz" for name in names))
+    add(derivatives, "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    table = (
+        "index\tname\n2\tLeft-Cerebral-White-Matter\n17\tLeft-Hippocampus\n53\tRight-Hippocampus\n"
+        "193\tLeft-hippocampal_fissure\n1016\tctx-lh-parahippocampal\n"
+    )
+    for name in names[:2]:
+        (derivatives / f"{name}.tsv").write_text(table)
+    (derivatives / "dseg.tsv").write_text("index\tname\n1\tGray Matter\n")
+    with pytest.raises(UsageError, match="several label images fit"):
+        find()
+    (item,) = find(label_map="aseg")
+    assert pairs([item]) == [("sub-01", ["sub-01_desc-aseg_dseg.nii.gz"])]
+    assert item.structures == ASEG
+    assert item.labels[0].listed is None
+    # with one that shows a hippocampus, the tables say it all
+    (derivatives / "sub-01/anat/sub-01_desc-aparcaseg_dseg.nii.gz").unlink()
+    (own,) = find()
+    assert own.structures == ASEG
+    assert own.labels[0].listed == {2, 17, 53, 193, 1016}
+
+
+def test_table_by_inheritance(derivatives: Path, find: Find) -> None:
+    label = "sub-02/ses-1/anat/sub-02_ses-1_seg-hippocampus_dseg.nii.gz"
+    add(derivatives, label)
+
+    def write(name: str, left: int) -> None:
+        rows = f"index\tname\n{left}\tL hippocampus\n{left + 1}\tR hippocampus\n"
+        (derivatives / name).write_text(rows)
+
+    def left() -> int:
+        return find()[0].structures[0].index
+
+    write("seg-amygdala_dseg.tsv", 90)
+    with pytest.raises(BadData, match=r"no dseg.tsv applies to it; say what .* --label-map aseg"):
+        find()
+    # each is nearer or more specific than those before
+    for i, name in enumerate(
+        (
+            "dseg.tsv",
+            "seg-hippocampus_dseg.tsv",
+            "sub-02/sub-02_dseg.tsv",
+            "sub-02/ses-1/sub-02_dseg.tsv",
+            "sub-02/ses-1/anat/sub-02_ses-1_seg-hippocampus_dseg.tsv",
+        )
+    ):
+        write(name, 10 + i)
+        assert left() == 10 + i
+    # what the user says counts more
+    assert find(label_map="whole")[0].structures == WHOLE
+
+
+def test_own_segmentation_is_understood(derivatives: Path, find: Find) -> None:
+    add(derivatives, "sub-01/anat/sub-01_seg-hippocampus_dseg.nii.gz")
+    add(derivatives, "sub-01/anat/sub-01_label-ICV_mask.nii.gz")
+    for parts in (["anterior", "posterior"], ["hippocampus"], ["CA1", "subiculum"]):
+        table = label_table(parts)
+        table.to_csv(derivatives / "seg-hippocampus_dseg.tsv", sep="\t", index=False)
+        expected = [tuple(row) for row in table[["index", "hemi", "part"]].itertuples(index=False)]
+        (item,) = find()
+        assert [(s.index, s.hemi, s.part) for s in item.structures] == expected
+
+
+def test_preset_is_our_own_table() -> None:
+    expected = label_table(["anterior", "posterior"])[["index", "hemi", "part"]]
+    found = [(s.index, s.hemi, s.part) for s in read_label_map("anteriorposterior")]
+    assert found == [tuple(row) for row in expected.itertuples(index=False)]
+    assert read_label_map("whole") == WHOLE
+    assert read_label_map("aseg") == ASEG
+    assert set(LABEL_MAPS) == {"aseg", "whole", "anteriorposterior"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("index\themi\tpart\n3\tL\themi1\n4\tR\themi1\n", [(3, "L", "hemi1"), (4, "R", "hemi1")]),
+        ("index\themi\n3\tleft\n4\tright\n", [(3, "L", "hippocampus"), (4, "R", "hippocampus")]),
+        # several values of one meaning; a side by abbreviation; what is something else
+        (
+            "index\tname\tabbreviation\n0\tbackground\tbg\n1\thippocampus\tHIP_L\n"
+            "2\tHippocampus (left)\tn/a\n3\tAmygdala\tAMY_L\n",
+            [(1, "L", "hippocampus"), (2, "L", "hippocampus")],
+        ),
+        (
+            "index\tname\n231\tLeft hippocampal tail\n232\tleft hippocampus, head\n"
+            "9\tLeft hippocampal fissure\n8\thippocampus\n",
+            [(231, "L", "tail"), (232, "L", "head")],
+        ),
+    ],
+)
+def test_tables(tmp_path: Path, text: str, expected: list[tuple[int, str, str]]) -> None:
+    path = tmp_path / "map.tsv"
+    path.write_text(text)
+    assert [(s.index, s.hemi, s.part) for s in read_label_map(str(path))] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read"),
+        ("index,name\n1,Left hippocampus\n", "needs the columns index and name"),
+        ("name\nLeft hippocampus\n", "needs the columns index"),
+        ("index\tname\none\tLeft hippocampus\n", "'one' is not a whole number"),
+        ("index\tname\n1.5\tLeft hippocampus\n", "'1.5' is not a whole number"),
+        ("index\tname\n1\tAmygdala\n", "names no left or right hippocampus"),
+        ("index\tname\n1\thippocampus\n", "without a side"),
+        ("index\themi\n1\tL\n1\tR\n", "index 1 is there more than once"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "map.tsv"
+    path.write_text(text)
+    with pytest.raises(BadData, match=message):
+        read_label_map(str(path))
+
+
+def test_table_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "map.tsv"
+    path.write_text("index\tname\n1\tLeft hippocampus §\n", encoding="utf-16")
+    with pytest.raises(BadData, match="cannot be read as a tab-separated table"):
+        read_label_map(str(path))
+
+
+def test_unknown_label_map(find: Find) -> None:
+    with pytest.raises(UsageError, match="neither a file nor one of anteriorposterior, aseg"):
+        find(label_map="freesurfer")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Left-Hippocampus", (True, "L", "hippocampus")),
+        ("Hippocampus_R", (True, "R", "hippocampus")),
+        ("LeftHippocampus", (True, "L", "hippocampus")),
+        ("lefthippocampus", (True, "L", "hippocampus")),
+        ("Rhippocampus", (True, "R", "hippocampus")),
+        ("LHippocampusPosterior", (True, "L", "posterior")),
+        ("Right anterior hippocampus", (True, "R", "anterior")),
+        ("rh-hippocampus-head", (True, "R", "head")),
+        ("HIP_L", (True, "L", "hippocampus")),
+        ("L", (False, "L", "hippocampus")),
+        ("Leftanterior", (False, "L", "anterior")),
+        ("hippocampus", (True, None, "hippocampus")),
+        ("Left-hippocampal_fissure", (True, "L", None)),
+        ("left hippocampus anterior posterior", (True, "L", None)),
+        ("left right hippocampus", (True, None, None)),
+        ("Left-Parahippocampal gyrus", (False, "L", None)),
+        ("Left-Lateral-Ventricle", (False, "L", None)),
+        ("Brain-Stem", (False, None, None)),
+    ],
+)
+def test_recognize(name: str, expected: tuple[bool, str | None, str | None]) -> None:
+    assert recognize(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["label-Lhippocampus", "label-Rhippocampus"], ["L hippocampus", "R hippocampus"]),
+        (["hemi-L_label-hippocampus"], ["L hippocampus"]),
+        (["hemi-L", "hemi-R"], ["L hippocampus", "R hippocampus"]),
+        (["label-L", "label-R_desc-manual"], ["L hippocampus", "R hippocampus"]),
+        (
+            ["label-LhippocampusAnterior", "label-LhippocampusPosterior"],
+            ["L anterior", "L posterior"],
+        ),
+        (["seg-RightHippocampus"], ["R hippocampus"]),
+    ],
+)
+def test_masks(derivatives: Path, find: Find, names: list[str], expected: list[str]) -> None:
+    add(derivatives, *(f"sub-01/anat/sub-01_{name}_mask.nii.gz" for name in names))
+    add(derivatives, "sub-01/anat/sub-01_label-brain_mask.nii.gz")
+    (item,) = find()
+    assert [f"{s.hemi} {s.part}" for s in item.structures] == expected
+    assert all(image.is_mask and image.structures[0].index == 1 for image in item.labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (["label-hippocampus"], BadData, "does not say clearly which side"),
+        (["hemi-R_label-Lhippocampus"], BadData, "does not say clearly which side"),
+        (["label-L", "label-Lhippocampus"], UsageError, "both show the same structure"),
+        (["label-L", "label-Lanterior"], UsageError, "whole L hippocampus and of its parts"),
+    ],
+)
+def test_masks_in_doubt(
+    derivatives: Path, find: Find, names: list[str], error: type[Exception], message: str
+) -> None:
+    add(derivatives, *(f"sub-01/anat/sub-01_{name}_mask.nii.gz" for name in names))
+    with pytest.raises(error, match=message):
+        find()
+
+
+def test_mask_beside_segmentation(derivatives: Path, find: Find) -> None:
+    add(
+        derivatives,
+        "sub-01/anat/sub-01_dseg.nii.gz",
+        "sub-01/anat/sub-01_label-Lhippocampus_mask.nii.gz",
+    )
+    with pytest.raises(UsageError, match="several label images fit"):
+        find(label_map="whole")
+
+
+def test_table_without_hippocampus(derivatives: Path, find: Find) -> None:
+    add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
+    (derivatives / "dseg.tsv").write_text("index\tname\n1\tGray Matter\n")
+    with pytest.raises(BadData, match=r"dseg.tsv names no left or right hippocampus; say what"):
+        find()
+
+
+def test_several_datasets(derivatives: Path, find: Find, tmp_path: Path) -> None:
+    # a folder name that pybids would take for an entity
+    other = describe(tmp_path / "run-02" / "func")
+    add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
+    add(other, "sub-02/ses-1/anat/sub-02_ses-1_dseg.nii.gz")
+    found = find(derivatives, other, label_map="whole")
+    assert [item.dataset for item in found] == [derivatives, other]
+    # the same dataset twice is one
+    assert len(find(other, other / ".." / "func", label_map="whole")) == 1
+    add(other, "sub-01/anat/sub-01_dseg.nii.gz")
+    with pytest.raises(UsageError, match=r"sub-01 has labels in .*manual and in .*func"):
+        find(derivatives, other, label_map="whole")
+
+
+def test_datasets_that_cannot_be_used(raw: Path, find: Find, tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="nowhere: no such folder"):
+        find(tmp_path / "nowhere", label_map="whole")
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(InvalidBids, match="dataset_description"):
+        find(tmp_path / "plain", label_map="whole")
+    with pytest.raises(NothingMatches, match="no labels in"):
+        find(tmp_path / "plain", label_map="whole", skip_bids_validation=True)
+    settings = Settings(bids_dir=raw, output_dir=tmp_path / "out", analysis_level="group")
+    with pytest.raises(UsageError, match="--labels is needed"):
+        find_labeled(settings)
+
+
+def test_label_image_in_the_wrong_folder(derivatives: Path, find: Find) -> None:
+    add(derivatives, "sub-01/anat/sub-04_dseg.nii.gz")
+    with pytest.raises(InvalidBids, match=r"sub-04_dseg.nii.gz: its name and its folder"):
+        find(label_map="whole")
+
+
+def test_dangling_links(raw: Path, derivatives: Path, find: Find) -> None:
+    add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
+    # an image without labels may be absent
+    absent = raw / SCANS[-1]
+    absent.unlink()
+    absent.symlink_to("../../.git/annex/objects/x")
+    assert len(find(label_map="whole")) == 1
+    label = derivatives / "sub-01/anat/sub-01_dseg.nii.gz"
+    label.unlink()
+    label.symlink_to("../../.git/annex/objects/y")
+    with pytest.raises(MissingInput, match=r"datalad get .*sub-01_dseg.nii.gz"):
+        find(label_map="whole")

@@ -1,0 +1,330 @@
+"""Tests of :mod:`hyps_bids.labels.import_dataset`, from made trees to valid BIDS."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from hyps_bids.errors import CannotCreateOutput
+from hyps_bids.imaging.conform import conform
+from hyps_bids.labels.import_dataset import LABELS, Outcome, import_rows
+from hyps_bids.labels.import_table import Row
+from hyps_bids.labels.meanings import LabelMap
+from hyps_bids.labels.presets import Preset, find_rows, load_presets
+from hyps_bids.outputs.reading import read_table
+
+Save = Callable[..., Path]
+Values = Callable[..., np.ndarray]
+MADE = Preset("Made images", "CC0")
+
+
+def row(label_map: str = "1:L,2:R", **changes: object) -> Row:
+    labels = ((Path("labels.nii.gz"), LabelMap.parse(label_map)),)
+    return replace(Row("01", Path("image.nii.gz"), labels), **changes)
+
+
+@pytest.fixture
+def source(tmp_path: Path, save: Save, values: Values) -> Path:
+    """One NIfTI image, RAS axes: value 1 left, 2 right."""
+    save(tmp_path / "source/image.nii.gz")
+    save(tmp_path / "source/labels.nii.gz", values(1, 2))
+    return tmp_path / "source"
+
+
+def run(source: Path, *rows: Row, orientation: str = "LAS", output: str = "out") -> Outcome:
+    return import_rows(rows, source, source.parent / output, MADE, orientation=orientation)
+
+
+def load_labels(output: Path, stem: str) -> nib.Nifti1Image:
+    return nib.load(next((output / LABELS).rglob(f"{stem}_seg-hippocampus_dseg.nii.gz")))
+
+
+def errors(validator: str, dataset: Path) -> list[str]:
+    done = subprocess.run(
+        [validator, str(dataset), "--format", "json"], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    return [f"{i['code']} {i.get('location')}" for i in issues if i["severity"] == "error"]
+
+
+def test_nifti_is_copied_and_labels_get_our_numbers(source: Path, values: Values) -> None:
+    outcome = run(source, row("1:L:anterior,2:R:anterior"))
+    assert outcome == Outcome(1, 0, ())
+    out = source.parent / "out"
+    image = out / "sub-01/anat/sub-01_T1w.nii.gz"
+    assert image.read_bytes() == (source / "image.nii.gz").read_bytes()
+    labels = load_labels(out, "sub-01")
+    np.testing.assert_array_equal(labels.dataobj, values(1, 2))
+    np.testing.assert_array_equal(labels.affine, nib.load(image).affine)
+    assert labels.get_data_dtype() == np.uint8
+    table = read_table(out / LABELS / "seg-hippocampus_dseg.tsv")
+    assert table[["index", "hemi", "part"]].values.tolist() == [
+        [1, "L", "anterior"],
+        [2, "R", "anterior"],
+    ]
+    sidecar = json.loads(
+        (out / LABELS / "sub-01/anat/sub-01_seg-hippocampus_dseg.json").read_text()
+    )
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+    assert sidecar["SourceFiles"][0]["LabelMap"] == "1:L:anterior,2:R:anterior"
+
+
+def test_one_label_image_for_each_side(source: Path, save: Save, values: Values) -> None:
+    save(source / "l.nii", values(1, 0))
+    save(source / "r.nii", values(0, 255))
+    labels = tuple((Path(f"{s.lower()}.nii"), LabelMap.parse(f"mask:{s}")) for s in "LR")
+    assert run(source, row(labels=labels)).written == 1
+    np.testing.assert_array_equal(
+        load_labels(source.parent / "out", "sub-01").dataobj, values(1, 2)
+    )
+
+
+def test_label_images_that_overlap_are_refused(source: Path, save: Save, values: Values) -> None:
+    both = values(1, 2)
+    both[2, 4, 3] = 2
+    save(source / "l.nii", (both > 0).astype(np.uint8) * values(1, 0).astype(np.uint8))
+    labels = (
+        (Path("labels.nii.gz"), LabelMap.parse("1:L,2:R")),
+        (Path("l.nii"), LabelMap.parse("mask:R")),
+    )
+    (problem,) = run(source, row(labels=labels)).problems
+    assert "voxels twice" in problem
+    assert not (source.parent / "out").exists()
+
+
+def test_analyze_orientation_is_assumed_said_and_checked(
+    tmp_path: Path, save: Save, values: Values, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    save(source / "image.img")
+    save(source / "labels.img", values(1, 2))
+    one = row(image=Path("image.img"), labels=((Path("labels.img"), LabelMap.parse("1:L,2:R")),))
+    # value 1 is low in the file: left only if the axis points to the right
+    (problem,) = run(source, one, orientation="LAS").problems
+    assert "image.img: the labels called left lie 6 mm to the right" in problem
+    with caplog.at_level(logging.WARNING, "hyps_bids"):
+        assert run(source, one, orientation="RAS").written == 1
+    assert (
+        "1 of 1 images do not say how they are oriented; their axes were taken as RAS"
+        in caplog.text
+    )
+    image = nib.load(tmp_path / "out/sub-01/anat/sub-01_T1w.nii.gz")
+    assert image.shape == (12, 10, 8)
+    assert image.get_data_dtype() == np.int16
+    assert image.header.get_zooms() == (1.0, 1.5, 2.0)
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    sidecar = json.loads((tmp_path / "out/sub-01/anat/sub-01_T1w.json").read_text())
+    assert sidecar["AssumedOrientation"] == "RAS"
+    assert [Path(f["File"]).suffix for f in sidecar["SourceFiles"]] == [".hdr", ".img"]
+    # now the same with another orientation would be another dataset
+    with pytest.raises(CannotCreateOutput, match="other settings"):
+        run(source, one, orientation="RPS")
+
+
+def test_problems_do_not_stop_the_others(source: Path, save: Save) -> None:
+    save(source / "small.nii.gz", np.ones((4, 4, 4), dtype=np.uint8))
+    rows = [
+        row("5:L,*:-", participant="empty"),
+        row("1:L", participant="unknown"),
+        row("1:R,2:L", participant="swapped"),
+        row(participant="gone", image=Path("gone.nii.gz")),
+        row(participant="grid", labels=((Path("small.nii.gz"), LabelMap.parse("1:L,2:R")),)),
+        row(participant="a-1"),
+        row(participant="A1"),
+        row(participant="good"),
+    ]
+    outcome = run(source, *rows)
+    assert outcome.written == 1
+    for expected in (
+        "participants A1, a-1 would all be sub-a1",
+        "labels.nii.gz: has no voxel",
+        "labels.nii.gz: has the values 2, which",
+        "image.nii.gz: the labels called left lie",
+        "gone.nii.gz: no such file",
+        "small.nii.gz: its grid is not that of image.nii.gz",
+    ):
+        assert sum(expected in problem for problem in outcome.problems) == 1
+    assert [p.name for p in sorted((source.parent / "out").glob("sub-*"))] == ["sub-good"]
+
+
+def test_known_mismatches_are_kept_as_they_are_if_asked_for(
+    source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "hyps_bids"):
+        assert run(source, row("1:R,2:L", check_sides=False)).written == 1
+    assert "left and right labels are swapped; kept" in caplog.text
+
+
+def test_one_side_only_is_said(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "hyps_bids"):
+        assert run(source, row("2:R,*:-")).written == 1
+    assert "has labels of side R only" in caplog.text
+
+
+def test_again_and_more(source: Path) -> None:
+    first, second = row(), row(participant="02", split="test")
+    assert run(source, first) == Outcome(1, 0, ())
+    out = source.parent / "out"
+    image = out / "sub-01/anat/sub-01_T1w.nii.gz"
+    before = image.stat().st_mtime_ns
+    assert run(source, first, second) == Outcome(1, 1, ())
+    assert image.stat().st_mtime_ns == before
+    assert run(source, second) == Outcome(0, 1, ())
+    people = read_table(out / "participants.tsv")
+    assert people["participant_id"].tolist() == ["sub-01", "sub-02"]
+    assert people["split"].tolist()[1] == "test"
+    # an image that was lost is written again
+    image.unlink()
+    assert run(source, first) == Outcome(1, 0, ())
+    assert image.is_file()
+
+
+def test_nothing_else_is_overwritten(source: Path, save: Save) -> None:
+    run(source, row())
+    with pytest.raises(CannotCreateOutput, match="names other labels"):
+        run(source, row("1:L:anterior,2:R:anterior"))
+    with pytest.raises(CannotCreateOutput, match="describes another dataset"):
+        import_rows(
+            [row()], source, source.parent / "out", replace(MADE, name="B"), orientation="LAS"
+        )
+    with pytest.raises(CannotCreateOutput, match="not empty and not a dataset"):
+        run(source, row(), output="source")
+    save(source / "image.nii.gz", np.ones((12, 10, 8), dtype=np.uint8))
+    with pytest.raises(CannotCreateOutput, match="from other files"):
+        run(source, row())
+    (source.parent / "file").touch()
+    with pytest.raises(CannotCreateOutput, match="cannot be used"):
+        run(source, row(), output="file")
+
+
+def test_no_file_is_left_over(source: Path) -> None:
+    run(source, row())
+    assert not list((source.parent / "out").rglob(".*"))
+
+
+def test_a_crop_keeps_its_voxels_and_gets_its_side(source: Path) -> None:
+    shutil.copy(source / "image.nii.gz", source / "mirrored.nii.gz")
+    rows = [
+        row("1:L,2:L", acquisition="left", crop="L"),
+        row("1:R,2:R", acquisition="right", crop="R"),
+        row("1:L,2:R", acquisition="both", crop="R"),
+    ]
+    outcome = run(source, *rows)
+    assert len(outcome.problems) == 1
+    assert "is a crop of side R, its labels are of L+R" in outcome.problems[0]
+    out = source.parent / "out"
+    stored = nib.load(source / "image.nii.gz").get_fdata()
+    for name, sign in (("left", -1), ("right", 1)):
+        image = nib.load(out / f"sub-01/anat/sub-01_acq-{name}_T1w.nii.gz")
+        np.testing.assert_array_equal(image.get_fdata(), stored)
+        labels = load_labels(out, f"sub-01_acq-{name}")
+        np.testing.assert_array_equal(labels.affine, image.affine)
+        where = nib.affines.apply_affine(image.affine, np.argwhere(labels.get_fdata()))
+        assert (np.sign(where[:, 0]) == sign).all()
+        sidecar = json.loads((out / f"sub-01/anat/sub-01_acq-{name}_T1w.json").read_text())
+        assert sidecar["CropAroundHippocampus"] is True
+    assert "nominal" in (out / "README.md").read_text()
+
+
+def harp(save: Save, values: Values, folder: Path) -> None:
+    for number, scan in (("0295", 1), ("0938", 2)):
+        name = f"ADNI_002_S_{number}_{scan}"
+        save(folder / f"100/{name}_ACPC.nii")
+        save(folder / f"Labels_100_NIFTI/{name}_L.nii", values(1, 0))
+        # as some of the release: a mask with an offset
+        mask = values(0, 1).astype(np.float32) + np.float32(26896.988)
+        save(folder / f"Labels_100_NIFTI/{name}_R.nii", mask)
+
+
+def authors(save: Save, values: Values, folder: Path) -> None:
+    for n in (1, 8):
+        save(folder / f"sub{n}/sub{n}_img.nii.gz")
+        save(folder / f"sub{n}/sub{n}_mask.nii.gz", values(1, 1))
+
+
+def lpba40(save: Save, values: Values, folder: Path) -> None:
+    stem = folder / "delineation_space/S01/S01.delineation"
+    save(Path(f"{stem}.skullstripped.img"))
+    # the first axis of Analyze points to the left
+    save(Path(f"{stem}.structure.label.img"), values(166, 165, 21))
+
+
+def hfh(save: Save, values: Values, folder: Path) -> None:
+    save(folder / "Train/HFH_001.img")
+    save(folder / "Train/Labels/HFH_001_Hipp_Labels.img", values(2, 1))
+    save(folder / "Test/HFH_002.img")
+
+
+@pytest.mark.parametrize(
+    ("preset", "make", "stem", "first"),
+    [
+        ("harp", harp, "sub-002S0295", 1),
+        ("harp", authors, "sub-1", 1),
+        ("lpba40", lpba40, "sub-S01", 2),
+        ("hfh", hfh, "sub-HFH001", 2),
+    ],
+)
+def test_presets_give_valid_bids(
+    preset: str,
+    make: Callable[[Save, Values, Path], None],
+    stem: str,
+    first: int,
+    save: Save,
+    values: Values,
+    tmp_path: Path,
+    validator: str,
+) -> None:
+    make(save, values, tmp_path / "source")
+    about = load_presets()[preset]
+    found = find_rows(about, tmp_path / "source")
+    out = tmp_path / "out"
+    outcome = import_rows(found.rows, tmp_path / "source", out, about, orientation="LAS")
+    assert outcome == Outcome(1, 0, ())
+    assert len(found.left_out) == (preset == "harp")
+    labels = np.asarray(load_labels(out, stem).dataobj)
+    assert (labels[2, 4, 3], labels[8, 4, 3]) == (first, 3 - first)
+    assert set(np.unique(labels)) == {0, 1, 2}
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["License"] == about.license
+    assert errors(validator, out) == []
+    assert errors(validator, out / LABELS) == []
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)])
+def test_msd_task04(shared_data: Path, tmp_path: Path, validator: str, count: int | None) -> None:
+    """Real crops: what the app reads of them is what the files hold, right ones mirrored back."""
+    about = load_presets()["msd-task04"]
+    source = shared_data / "msd_task04"
+    rows = find_rows(about, source).rows[:count]
+    out = tmp_path / "msd"
+    outcome = import_rows(rows, source, out, about, orientation="LAS")
+    assert outcome == Outcome(count or 199, 0, ())
+    for one in rows[:4]:
+        stored = nib.load(source / one.image)
+        seen = conform(out / f"sub-{one.participant}/anat/{one.stem}_T1w.nii.gz")
+        expected = stored.get_fdata(dtype=np.float32)
+        right = one.crop == "R"
+        np.testing.assert_array_equal(seen.data, expected[::-1] if right else expected)
+        assert nib.aff2axcodes(seen.affine) == ("R", "A", "S")
+        assert not seen.remarks
+        image = nib.load(out / f"sub-{one.participant}/anat/{one.stem}_T1w.nii.gz")
+        assert image.get_data_dtype() == stored.get_data_dtype()
+        values = np.asarray(nib.load(source / one.labels[0][0]).dataobj).astype(int)
+        labels = np.asarray(load_labels(out, one.stem).dataobj)
+        np.testing.assert_array_equal(labels, np.where(values > 0, values + 2 * right, 0))
+    people = read_table(out / "participants.tsv")
+    if count is None:
+        assert len(people) == 130
+        assert (people["split"] == "test").sum() == 26
+    assert errors(validator, out) == []
+    assert errors(validator, out / LABELS) == []

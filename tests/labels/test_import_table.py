@@ -1,0 +1,71 @@
+"""Tests of :mod:`hyps_bids.labels.import_table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.labels.import_table import read_rows, rows_to_tsv
+
+HEAD = "participant\tsession\timage\tlabel\tlabel_map\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "table.tsv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_lines_of_one_image_are_joined(tmp_path: Path) -> None:
+    text = (
+        "01\tn/a\ta.nii\tl.nii\tmask:L\n"
+        "01\tn/a\ta.nii\tr.nii\tmask:R\n"
+        "02\tM12\tb.nii\tc.nii\t1:L,2:R\n"
+    )
+    rows = read_rows(write(tmp_path, HEAD + text))
+    assert [row.stem for row in rows] == ["sub-01", "sub-02_ses-M12"]
+    assert [(str(path), label_map.text) for path, label_map in rows[0].labels] == [
+        ("l.nii", "mask:L"),
+        ("r.nii", "mask:R"),
+    ]
+    assert rows[1].session == "M12"
+
+
+def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
+    text = (
+        "participant\tsession\tacquisition\timage\tlabel\tlabel_map\tcrop\tsplit\n"
+        "1\tn/a\tleft\ta.nii\tl.nii\t1:L:head,2:L:tail\tL\ttest\n"
+        "002_S_1\tM0\tn/a\tb.nii\tr.nii\tmask:LR\tn/a\tn/a\n"
+    )
+    rows = read_rows(write(tmp_path, text))
+    assert rows_to_tsv(rows) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("participant,image\n1,a", "columns are"),
+        ("participant\timage\tlabel\tlabel_map\tage\n", "columns are"),
+        (HEAD, "has no lines"),
+        (HEAD + "01\t\ta.nii\t\t1:L\n", "line 2: has no label"),
+        (HEAD + "--\t\ta.nii\tb.nii\t1:L\n", "line 2: participant '--'"),
+        (HEAD + "01\t\ta.nii\tb.nii\tleft\n", "line 2: label map 'left'"),
+        (HEAD + "01\t\ta.nii\tl.nii\t1:L\n01\t\tb.nii\tr.nii\t1:R\n", "line 3: sub-01 has two"),
+        (HEAD + "0-1\t\ta.nii\tl.nii\t1:L\n01\t\ta.nii\tr.nii\t1:R\n", "line 3: sub-01 has two"),
+        (HEAD.replace("session", "crop") + "01\tleft\ta.nii\tb.nii\t1:L\n", "crop is 'left'"),
+    ],
+)
+def test_bad_tables_say_where(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadData, match=message):
+        read_rows(write(tmp_path, text))
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"none\.tsv"):
+        read_rows(tmp_path / "none.tsv")
+    latin = tmp_path / "latin.tsv"
+    latin.write_bytes((HEAD + "M\xfcller\t\ta\tb\t1:L\n").encode("latin-1"))
+    with pytest.raises(BadData, match="UTF-8"):
+        read_rows(latin)

@@ -1,0 +1,154 @@
+"""Tests of :mod:`hyps_bids.pretraining.pretrain` and of the model cards it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyps_bids.errors import UsageError
+from hyps_bids.networks.checkpoints import (
+    BASE,
+    LOCALIZER,
+    load_network,
+    read_card,
+    shipped_weights,
+)
+from hyps_bids.pretraining.pretrain import (
+    pretrain_base,
+    pretrain_localizer,
+    segmentation_loss,
+    synthetic_dice,
+)
+from hyps_bids.pretraining.synthesis import BOX, HEAD
+from hyps_bids.training.cards import write_model_card
+from hyps_bids.training.loop import LoopSettings
+
+CPU = torch.device("cpu")
+LABELMAP = Path(__file__).parents[1] / "data" / "labelmap_2mm.nii.gz"
+SETTINGS = LoopSettings(steps=2, warmup=1, learning_rate=1e-4)
+TINY_HEAD = replace(HEAD, shape=(32, 32, 32), voxel=7.5)
+TINY_BOX = replace(BOX, shape=(40, 40, 40))
+
+
+@pytest.fixture(scope="module")
+def labelmaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labelmaps")
+    for name in ("01", "02", "03"):
+        shutil.copy(LABELMAP, folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None:
+    path = pretrain_localizer(
+        labelmaps,
+        tmp_path,
+        SETTINGS,
+        CPU,
+        shipped_weights(LOCALIZER),
+        synthesis=TINY_HEAD,
+        batch_size=1,
+        validation_batches=1,
+    )
+    assert path == tmp_path / "localizer.safetensors"
+    model, card = load_network(path)
+    shipped, shipped_card = load_network(shipped_weights(LOCALIZER))
+    assert card["architecture"] == shipped_card["architecture"]
+    assert card["labels"] == shipped_card["labels"]
+    training = card["training"]
+    assert training["held out"] == "02.nii.gz, 03.nii.gz"
+    assert (training["label maps"], training["steps"], training["batch size"]) == (1, 2, 1)
+    assert set(training["validation"]) >= {"dice_left hippocampus", "dice_mean"}
+    # two small steps: other weights, but not far away
+    old, new = shipped.state_dict(), model.state_dict()
+    moved = max(float((new[name] - old[name]).abs().max()) for name in old)
+    assert 0 < moved < 0.01
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in text
+    assert "Apache-2.0" in text
+    assert "dice_left hippocampus" in text
+
+
+def test_base_from_nothing_in_half_precision(labelmaps: Path, tmp_path: Path) -> None:
+    path = pretrain_base(
+        labelmaps,
+        tmp_path,
+        replace(SETTINGS, steps=1),
+        CPU,
+        synthesis=TINY_BOX,
+        batch_size=1,
+        validation_batches=1,
+        feature_size=12,
+        half=True,
+    )
+    model, card = load_network(path)
+    assert card["labels"] == read_card(shipped_weights(BASE))["labels"]
+    assert card["training"]["start"] == "random weights"
+    count = sum(p.numel() for p in model.parameters())
+    assert path.stat().st_size < 2.2 * count
+
+
+def test_weights_of_another_network_are_refused(labelmaps: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="another architecture"):
+        pretrain_localizer(labelmaps, tmp_path, SETTINGS, CPU, shipped_weights(BASE))
+
+
+def test_too_few_maps(tmp_path: Path) -> None:
+    shutil.copy(LABELMAP, tmp_path / "01.nii.gz")
+    with pytest.raises(UsageError, match="more than 2"):
+        pretrain_localizer(tmp_path, tmp_path / "out", SETTINGS, CPU)
+
+
+def test_loss_prefers_the_truth_and_weighs_classes() -> None:
+    targets = torch.randint(3, (2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    logits = 8 * torch.nn.functional.one_hot(targets[:, 0], 3).movedim(-1, 1).float()
+    loss = segmentation_loss(torch.ones(3))
+    assert float(loss(logits, targets)) < 0.01
+    assert float(loss(logits.roll(1, dims=1), targets)) > 5
+    # a mistake costs more in a class that weighs more
+    wrong = torch.where(targets == 2, logits.roll(1, dims=1), logits)
+    heavy = segmentation_loss(torch.tensor([1.0, 1.0, 6.0]))
+    assert float(heavy(wrong, targets)) > float(loss(wrong, targets))
+
+
+def test_validation_counts_present_classes_only() -> None:
+    def make(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = torch.zeros(2, 1, 4, 4, 4, dtype=torch.long)
+        targets[0, :, :2] = 1
+        return targets.float(), targets
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(x[:, 0].long(), 3).movedim(-1, 1).float()
+
+    figures = synthetic_dice(Oracle(), make, ("none", "one", "two"), 2, CPU)
+    assert figures == {"dice_one": 1.0, "dice_mean": 1.0}
+
+
+def test_card_of_an_adapter(tmp_path: Path) -> None:
+    weights = tmp_path / "adapter.safetensors"
+    weights.write_bytes(b"weights")
+    card = {
+        "labels": ["anterior", "posterior"],
+        "adapter": {"method": "hyps", "rank": 8, "bottleneck": 4, "scale": 1.0},
+        "base": {"name": "base", "sha256": "abc"},
+        "training": {"steps": 3, "validation": {"dice_anterior": 0.875}},
+    }
+    out = write_model_card(
+        weights, title="T", card=card, data="D", license="L", hardware="H", notes="N"
+    )
+    text = out.read_text(encoding="utf-8")
+    for part in ("# T\n", "rank 8", "`abc`", "| dice_anterior | 0.875 |", "| Hardware | H |"):
+        assert part in text
+    assert hashlib.sha256(b"weights").hexdigest() in text
+    assert card["training"]["validation"], "the card itself stays as it was"
+    card["adapter"]["method"] = "lora"
+    write_model_card(weights, title="T", card=card, data="D", license="L", hardware="H", notes="N")
+    text = out.read_text(encoding="utf-8")
+    # only what LoRA has; and the size of a small file is not 0
+    assert "| Adapter | lora (rank 8) |" in text
+    assert ", 7e-06 MB" in text

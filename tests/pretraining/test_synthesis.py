@@ -1,0 +1,279 @@
+"""Tests of :mod:`hyps_bids.pretraining.synthesis`, on a real label map at 2 mm."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_weights
+from hyps_bids.pretraining.synthesis import (
+    BASE_CLASSES,
+    BOX,
+    HEAD,
+    HEAD_CLASSES,
+    HIPPOCAMPI,
+    LabelMaps,
+    box_batch,
+    head_batch,
+    load_labelmaps,
+    tissues,
+)
+
+LABELMAP = Path(__file__).parents[1] / "data" / "labelmap_2mm.nii.gz"
+CLASS = {name: i for i, name in enumerate(BASE_CLASSES)}
+STILL = {
+    "rotation": 0.0,
+    "scaling": 0.0,
+    "shearing": 0.0,
+    "translation": 0.0,
+    "elastic": 0.0,
+}
+CLEAN = {
+    "texture": (0.0, 0.0),
+    "blur": (0.0, 0.0),
+    "bias": 0.0,
+    "gamma": 0.0,
+    "noise": 0.0,
+    "thick_probability": 0.0,
+    "strip_probability": 0.0,
+    "deface_probability": 0.0,
+    "cut_probability": 0.0,
+    "deep_cut_probability": 0.0,
+}
+SMALL_HEAD = replace(HEAD, shape=(48, 48, 48), voxel=5.0)
+SMALL_BOX = replace(BOX, shape=(20, 28, 20), voxel=2.0)
+UNCUT = {"cut_probability": 0.0, "deep_cut_probability": 0.0}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> LabelMaps:
+    folder = tmp_path_factory.mktemp("labelmaps")
+    shutil.copy(LABELMAP, folder / "01.nii.gz")
+    return load_labelmaps(folder)
+
+
+def along_x(mask: torch.Tensor) -> float:
+    """Mean place of a mask along x, voxels."""
+    return float(mask.nonzero()[:, -3].float().mean())
+
+
+def test_classes_are_those_of_the_shipped_networks() -> None:
+    assert list(BASE_CLASSES) == read_card(shipped_weights(BASE))["labels"]
+    assert list(HEAD_CLASSES) == read_card(shipped_weights(LOCALIZER))["labels"]
+
+
+def test_tissue_table() -> None:
+    table = tissues()
+    inside = {v for v, flag in zip(table.labels, table.intracranial, strict=False) if flag}
+    assert inside == {v for v in table.labels if 0 < v < 500}
+    assert 24 not in {v for v, flag in zip(table.labels, table.brain, strict=False) if flag}
+    assert set(table.base_class.tolist()) == set(range(15))
+    rows = [table.labels.index(v) for v in (*HIPPOCAMPI, 3)]
+    # the two sides of a structure are one, and the hippocampus is made of what the cortex is
+    assert table.structure[rows[0]] == table.structure[rows[1]] != table.structure[rows[2]]
+    assert table.tissue[rows[0]] == table.tissue[rows[2]]
+    mean = table.priors[table.tissue[rows[0]], 0]
+    assert float(mean) == pytest.approx(96.3)
+    # outside the field of view nothing is known
+    assert not table.intracranial[table.outside]
+    assert table.base_class[table.outside] == table.head_class[table.outside] == 0
+
+
+def test_load_is_independent_of_the_axes_on_disk(tmp_path: Path, maps: LabelMaps) -> None:
+    image = nib.load(LABELMAP)
+    turned = image.as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
+    assert nib.aff2axcodes(turned.affine) != ("R", "A", "S")
+    nib.save(turned, tmp_path / "a.nii.gz")
+    loaded = load_labelmaps(tmp_path)
+    assert torch.equal(loaded.volumes, maps.volumes)
+    torch.testing.assert_close(loaded.hippocampi, maps.hippocampi)
+
+
+def test_load_finds_head_hippocampi_and_cuts(maps: LabelMaps) -> None:
+    assert maps.voxel == pytest.approx(2)
+    values = np.asarray(nib.load(LABELMAP).dataobj)
+    for i, label in enumerate(HIPPOCAMPI):
+        found = np.argwhere(values == label)
+        expected = (found.min(axis=0) + found.max(axis=0)) / 2
+        np.testing.assert_allclose(maps.hippocampi[0, i].numpy(), expected)
+    assert maps.hippocampi[0, 0, 0] < maps.heads[0, 0] < maps.hippocampi[0, 1, 0]
+    # the neck is cut off flat; beyond it nothing is known. The crown is round: there is air
+    outside = maps.volumes[0] == tissues().outside
+    assert outside[:, :, 0].all()
+    assert not outside[:, :, -1].any()
+
+
+def test_maps_of_unlike_shape_are_padded(tmp_path: Path, maps: LabelMaps) -> None:
+    image = nib.load(LABELMAP)
+    nib.save(image, tmp_path / "a.nii.gz")
+    nib.save(image.slicer[:, 4:], tmp_path / "b.nii.gz")
+    both = load_labelmaps(tmp_path)
+    assert torch.equal(both.volumes[0], maps.volumes[0])
+    assert (both.volumes[1, :, -4:] == tissues().outside).all()
+    torch.testing.assert_close(
+        both.hippocampi[1], both.hippocampi[0] - torch.tensor([0.0, 4.0, 0.0])
+    )
+    assert both[1:].names == ("b.nii.gz",)
+
+
+def test_unusable_maps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="no NIfTI"):
+        load_labelmaps(tmp_path)
+    image = nib.load(LABELMAP)
+    values = np.asarray(image.dataobj).astype(np.int16)
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.where(values == 17, 999, values), image.affine), path)
+    with pytest.raises(BadData, match="999"):
+        load_labelmaps(tmp_path)
+    nib.save(nib.Nifti1Image(np.where(values == 53, 42, values), image.affine), path)
+    with pytest.raises(BadData, match=r"\[53\]"):
+        load_labelmaps(tmp_path)
+    nib.save(nib.Nifti1Image(values, image.affine @ np.diag([1, 1, 1.5, 1])), path)
+    with pytest.raises(BadData, match="isotropic"):
+        load_labelmaps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"), [(head_batch, SMALL_HEAD), (box_batch, SMALL_BOX)], ids=["head", "box"]
+)
+def test_same_seed_same_batch(maps: LabelMaps, make, settings) -> None:
+    (x, y), (x2, y2), (x3, _) = (make(maps, settings, 2, seeded(s)) for s in (5, 5, 6))
+    assert x.shape == y.shape == (2, 1, *settings.shape)
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
+    assert torch.equal(x, x2)
+    assert torch.equal(y, y2)
+    assert not torch.equal(x, x3)
+
+
+def test_targets_line_up_with_images(maps: LabelMaps) -> None:
+    x, y = box_batch(maps, replace(SMALL_BOX, **CLEAN), 6, seeded())
+    for name in ("hippocampus", "amygdala", "putamen", "cerebral cortex"):
+        for image, target in zip(x, y, strict=True):
+            values = image[target == CLASS[name]]
+            if len(values):
+                assert float(values.max() - values.min()) < 1e-4, name
+    x, y = head_batch(maps, replace(SMALL_HEAD, **CLEAN), 6, seeded())
+    for image, target in zip(x, y, strict=True):
+        values = image[target >= 2]
+        assert float(values.max() - values.min()) < 1e-4
+
+
+def test_t1w_contrast(maps: LabelMaps) -> None:
+    settings = replace(SMALL_BOX, **CLEAN, t1w_probability=1.0)
+    x, y = box_batch(maps, settings, 12, seeded())
+    white, gray, fluid = (
+        torch.stack([i[t == CLASS[n]].median() for i, t in zip(x, y, strict=True)])
+        for n in ("cerebral white matter", "hippocampus", "ventricles")
+    )
+    assert (white > gray).all()
+    assert ((gray > fluid).float().mean()) > 0.8
+    x, y = box_batch(maps, replace(settings, t1w_probability=0.0), 12, seeded())
+    inverted = [
+        i[t == CLASS["cerebral white matter"]].median() < i[t == CLASS["hippocampus"]].median()
+        for i, t in zip(x, y, strict=True)
+    ]
+    assert 0 < sum(inverted) < 12
+
+
+def test_right_boxes_are_mirrored_exactly(maps: LabelMaps) -> None:
+    whole = LabelMaps(maps.names, maps.volumes, maps.voxel, maps.heads, maps.hippocampi.floor())
+    settings = replace(SMALL_BOX, shape=(21, 25, 21), voxel=maps.voxel, **STILL, **CLEAN)
+    _, y = box_batch(whole, settings, 12, seeded())
+    boxes = []
+    for side in range(2):
+        i, j, k = (int(c) for c in whole.hippocampi[0, side])
+        rows = maps.volumes[0, i - 10 : i + 11, j - 12 : j + 13, k - 10 : k + 11].long()
+        boxes.append(tissues().base_class[rows])
+    left, right = boxes[0], boxes[1].flip(0)
+    is_left = [torch.equal(target[0], left) for target in y]
+    is_right = [torch.equal(target[0], right) for target in y]
+    assert all(a or b for a, b in zip(is_left, is_right, strict=True))
+    assert any(is_left)
+    assert any(is_right)
+
+
+def test_all_boxes_are_left_oriented(maps: LabelMaps) -> None:
+    _, y = box_batch(maps, replace(SMALL_BOX, shape=(28, 28, 20)), 12, seeded())
+    for target in y:
+        inner = (target == CLASS["brainstem"]) | (target == CLASS["ventral DC and chiasm"])
+        assert along_x(inner) > along_x(target == CLASS["hippocampus"]) + 3
+
+
+def test_left_stays_left_in_heads(maps: LabelMaps) -> None:
+    _, y = head_batch(maps, replace(SMALL_HEAD, **UNCUT), 12, seeded())
+    for target in y:
+        assert along_x(target == 2) < along_x(target == 3) - 3
+
+
+def test_no_hippocampus_is_lost(maps: LabelMaps) -> None:
+    _, y = head_batch(maps, replace(SMALL_HEAD, **UNCUT), 12, seeded())
+    true_mm3 = 8 * float((maps.volumes == tissues().labels.index(17)).sum())
+    for label in (2, 3):
+        volumes = 125 * (y == label).flatten(1).sum(dim=1)
+        assert float(volumes.min()) > 0.4 * true_mm3
+        assert float(volumes.max()) < 2 * true_mm3
+    _, y = box_batch(maps, replace(SMALL_BOX, **UNCUT), 12, seeded())
+    volumes = 8 * (y == CLASS["hippocampus"]).flatten(1).sum(dim=1)
+    assert float(volumes.min()) > 0.4 * true_mm3
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"), [(head_batch, SMALL_HEAD), (box_batch, SMALL_BOX)], ids=["head", "box"]
+)
+def test_field_of_view_is_really_cut(maps: LabelMaps, make, settings) -> None:
+    cut = replace(settings, **STILL, cut_probability=1.0, mild_cut=(0.4, 0.6))
+    x, y = make(maps, cut, 4, seeded())
+    for image, target in zip(x[:, 0], y[:, 0], strict=True):
+        for volume in (image, target):
+            faces = [volume.select(axis, at) for axis in range(3) for at in (0, -1)]
+            assert not any(face.any() for face in faces)
+        assert target.any()
+
+
+def test_deep_cuts_take_a_hippocampus_away(maps: LabelMaps) -> None:
+    deep = replace(SMALL_HEAD, **STILL, deep_cut_probability=0.5, deep_cut=(0.0, 0.1))
+    _, y = head_batch(maps, deep, 12, seeded())
+    found = [[bool((target == label).any()) for label in (2, 3)] for target in y]
+    assert [True, False] in found or [False, True] in found
+
+
+def test_intensities_are_normalized_as_at_inference(maps: LabelMaps) -> None:
+    x, _ = head_batch(maps, SMALL_HEAD, 4, seeded())
+    assert float(x.min()) == 0
+    assert ((x.amax(dim=(1, 2, 3, 4)) > 0.9) & (x.amax(dim=(1, 2, 3, 4)) <= 1.5)).all()
+    x, _ = box_batch(maps, replace(SMALL_BOX, **UNCUT), 4, seeded())
+    torch.testing.assert_close(x.mean(dim=(1, 2, 3, 4)), torch.zeros(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(x.std(dim=(1, 2, 3, 4)), torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_skull_stripping_leaves_the_brain(maps: LabelMaps) -> None:
+    clean = CLEAN | {"strip_probability": 1.0, "texture": (0.2, 0.2)}
+    settings = replace(SMALL_HEAD, **STILL, **clean, t1w_probability=1.0)
+    x, y = head_batch(maps, settings, 6, seeded())
+    # percentile 1 is scaled to zero, hence a bound rather than all
+    assert float((x[y >= 2] > 0).float().mean()) > 0.99
+    assert float((x[y == 0] > 0).float().mean()) < 0.05
+    kept = (x > 0).flatten(1).sum(dim=1).float()
+    assert float(kept.max() / kept.min()) > 1.1, "tightness varies"
+
+
+def test_defacing_spares_the_brain(maps: LabelMaps) -> None:
+    clean = CLEAN | {"texture": (0.2, 0.2)}
+    whole = replace(SMALL_HEAD, **STILL, **clean, t1w_probability=1.0)
+    before, y = head_batch(maps, replace(whole, deface_probability=1e-9), 4, seeded())
+    after, _ = head_batch(maps, replace(whole, deface_probability=1.0), 4, seeded())
+    gone = (before > 0.1) & (after == 0)
+    assert (gone.flatten(1).sum(dim=1) > 50).all()
+    assert not gone[y > 0].any()

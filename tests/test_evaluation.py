@@ -1,0 +1,135 @@
+"""The shipped weights on a real head, against FreeSurfer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import nibabel.processing
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hyps_bids import evaluation as evaluate
+from hyps_bids.errors import MissingInput
+from hyps_bids.imaging.conform import conform
+from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> evaluate.Pipeline:
+    return evaluate.Pipeline(
+        localizer=shipped_weights(LOCALIZER),
+        base=shipped_weights(BASE),
+        adapter=shipped_weights(ADAPTER),
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture
+def coarse_pair(coarse_head: nib.Nifti1Image, root: Path, tmp_path: Path) -> Path:
+    """Folder with the head and FreeSurfer's hippocampi, both at 2 mm."""
+    reference = nib.load(root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz")
+    coarse = nibabel.processing.resample_from_to(reference, coarse_head, order=0)
+    nib.save(coarse_head, tmp_path / "sub-0001_T1w.nii.gz")
+    nib.save(coarse, tmp_path / "sub-0001_dseg.nii.gz")
+    return tmp_path
+
+
+def test_coarse_head_agrees_with_freesurfer(pipeline: evaluate.Pipeline, coarse_pair: Path) -> None:
+    table = evaluate.evaluate_images(pipeline, evaluate.pairs_in(coarse_pair), (1, 2))
+    assert table["hemi"].tolist() == ["L", "R"]
+    # at 2 mm, across two protocols
+    assert (table["dice"] > 0.75).all()
+    # METHOD: the protocol is 10 to 25 % smaller than FreeSurfer's
+    assert (table["volume_mm3"] / table["reference_mm3"]).between(0.7, 0.95).all()
+
+
+@pytest.mark.slow
+def test_moved_head_gives_the_same_hippocampi(
+    pipeline: evaluate.Pipeline, coarse_pair: Path
+) -> None:
+    paths = [coarse_pair / "sub-0001_T1w.nii.gz"]
+    table = evaluate.evaluate_retest(pipeline, paths, moves=1)
+    # a 2 mm grid alone costs several points
+    assert (table["dice"] > 0.85).all()
+    assert (table["volume_change"].abs() < 0.08).all()
+
+
+def test_bias_correction_runs_in_the_chain(pipeline: evaluate.Pipeline, coarse_pair: Path) -> None:
+    from dataclasses import replace
+
+    pairs = list(evaluate.pairs_in(coarse_pair))
+    table = evaluate.evaluate_images(replace(pipeline, n4=True), pairs, (1, 2))
+    assert (table["dice"] > 0.75).all()
+
+
+@pytest.mark.slow
+def test_parts_on_the_image_and_on_another_grid(
+    pipeline: evaluate.Pipeline, coarse_pair: Path
+) -> None:
+    image = conform(coarse_pair / "sub-0001_T1w.nii.gz")
+    fine = image.affine @ np.diag([0.5, 0.5, 0.5, 1])
+    # the finer voxels fill the coarse ones
+    fine[:3, 3] -= image.affine[:3, :3] @ [0.25, 0.25, 0.25]
+    grid = ([2 * side for side in image.data.shape], fine)
+    sides = pipeline.segment_sides(image, {"R": grid})
+    assert pipeline.parts == ["anterior", "posterior"]
+    assert list(sides) == ["L", "R"]
+    whole = pipeline.segment(image)
+    left = np.zeros(whole.shape, dtype=bool)
+    left[sides["L"].region] = sides["L"].labels > 0
+    assert np.array_equal(left, whole == 1)
+    right = np.zeros(grid[0], dtype=bool)
+    right[sides["R"].region] = sides["R"].labels > 0
+    coarse = right.reshape(*(n for side in whole.shape for n in (side, 2))).mean(axis=(1, 3, 5))
+    assert evaluate.dice(coarse > 0.5, whole == 2) > 0.95
+    assert set(np.unique(sides["R"].labels)) == {0, 1, 2}
+
+
+def test_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.DataFrame(
+        {
+            "hemi": ["L", "R", "L", "R"],
+            "dice": [0.8, 0.9, 0.7, 1.0],
+            "volume_mm3": [1.0, 2.0, 3.0, 4.0],
+            "reference_mm3": [2.0, 4.0, 6.0, 8.0],
+        }
+    )
+    evaluate.report(table, tmp_path / "table.tsv")
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["dice_mean"] == 0.85
+    assert summary["dice_min"] == 0.7
+    assert summary["volume_correlation"] == 1
+    assert summary["volume_ratio"] == 0.5
+    assert len((tmp_path / "table.tsv").read_text().splitlines()) == 5
+
+
+def test_folder_without_pairs(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="no pair"):
+        list(evaluate.pairs_in(tmp_path))
+
+
+@pytest.mark.slow
+def test_whole_head_agrees_with_freesurfer(
+    pipeline: evaluate.Pipeline, demo_bids: Path, root: Path
+) -> None:
+    pair = (
+        demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz",
+        root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz",
+    )
+    table = evaluate.evaluate_images(pipeline, [pair], (1, 2))
+    assert (table["dice"] > 0.82).all()
+
+
+@pytest.mark.slow
+def test_orientations_give_the_same_hippocampi(
+    pipeline: evaluate.Pipeline, coarse_pair: Path, tmp_path: Path
+) -> None:
+    path = coarse_pair / "sub-0001_T1w.nii.gz"
+    # every axis order and every flip; all 48 are in the tests of conform and of the outputs
+    table = evaluate.evaluate_orientation(pipeline, path, tmp_path, every=7)
+    assert len(table) == 7
+    assert np.allclose(table[["dice_L", "dice_R"]], 1)
