@@ -29,7 +29,8 @@ from hyps_bids.errors import (
     cannot_write,
 )
 from hyps_bids.messages import counted, listed
-from hyps_bids.outputs.dataset import check_output, write_dataset_files
+from hyps_bids.outputs.dataset import write_dataset_files
+from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from hyps_bids import __version__
-from hyps_bids.errors import UsageError, cannot_write
+from hyps_bids.errors import UsageError
+from hyps_bids.outputs.columns import described
+from hyps_bids.outputs.container import running_container
+from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import remove_stale, write_json, write_table, write_text
-from hyps_bids.resources import is_on_root
 from hyps_bids.settings import Settings
 
-__all__ = ["check_output", "write_dataset_files"]
+__all__ = ["write_dataset_files"]
 
-_LOG = logging.getLogger("hyps_bids")
 _BIDS_VERSION = "1.10.0"
 _URL = "https://arxiv.org/abs/2409.00884"
-
-#: folders of a dataset that hold no raw data
-_INNER = ("derivatives", "sourcedata", "code")
 
 _BIDSIGNORE = """\
 .bidsignore
@@ -53,14 +49,14 @@ Hippocampus segmentations of T1-weighted MRI, made by HyPS-BIDS {version}.
 | `*_seg-hippocampus_probseg.nii.gz` | probability of each label, fourth axis in the order of `LabelMap` |
 | `*_label-ICV_mask.nii.gz` | intracranial volume, from the localizer network at 2.5 mm |
 | `*_seg-hippocampus_morph.tsv` | volumes; `.json` defines the columns |
-| `*_seg-hippocampus_qc.tsv` | quality figures and flags; `.json` gives their bounds |
-| `group_*.tsv` | the same over all scans, derived measures and statistics |
+| `*_seg-hippocampus_qc.tsv` | quality measures and flags; `.json` gives their bounds |
+| `group_*.tsv` | the same tables over all scans, derived measures and statistics |
 | `models/` | adapters and classifiers trained on this dataset, each with its card |
 | `logs/` | settings, log and tracebacks of each run |
 
 `volume_mm3` counts voxels; `volume_soft_mm3` sums probabilities and is less sensitive to the voxel
 size. A hippocampus outside the field of view is n/a and flagged `missing`, never 0. Look at every
-scan with a flag. Not a medical device: for research only.
+scan that has a flag. This is a research tool, not a medical device.
 """  # noqa: E501
 
 _DSEG_COLUMNS = {
@@ -72,79 +68,16 @@ _DSEG_COLUMNS = {
 }
 
 
-def check_output(settings: Settings) -> None:
-    """Check that the output folder can be made and written and is in a safe place.
-
-    Raises
-    ------
-    UsageError
-        If it is the input, contains it, or lies in it anywhere but below ``derivatives``; if the
-        work folder is the input, or cleaning it would remove the input or the output.
-    CannotCreateOutput
-        If it cannot be made or written; :class:`~hyps_bids.errors.WriteFailed` on a full disk.
-    """
-    source, output = settings.bids_dir.absolute(), settings.output_dir.absolute()
-    real_source, real_output = source.resolve(), output.resolve()
-    if real_source == real_output:
-        raise UsageError(f"{output}: is BIDS_DIR itself; use {source / 'derivatives' / 'hyps'}")
-    if real_output in real_source.parents:
-        raise UsageError(f"{output}: contains BIDS_DIR; choose a folder beside it")
-    if real_source in real_output.parents:
-        inner = real_output.relative_to(real_source).parts[0]
-        if inner not in _INNER:
-            raise UsageError(
-                f"{output}: inside BIDS_DIR it would be taken for raw data; "
-                f"use {source / 'derivatives' / 'hyps'}"
-            )
-    _check_work(settings, real_source, real_output)
-    # made by whoever has something to write: a run that fails at once leaves no empty folder
-    try:
-        there = next(folder for folder in (output, *output.parents) if folder.exists())
-        probe = there / f".{secrets.token_hex(4)}.probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(output, error) from error
-    if _container() and is_on_root(output):
-        _LOG.warning(
-            "%s: is inside the container, which may be removed with all that is in it; bind a "
-            "folder of yours there (-v or -B)",
-            output,
-        )
-
-
-def _check_work(settings: Settings, source: Path, output: Path) -> None:
-    if settings.work_dir is None:
-        return
-    work = settings.work_dir.resolve()
-    if work == source:
-        raise UsageError(f"{settings.work_dir}: is BIDS_DIR; choose another work folder")
-    if source in work.parents and work.relative_to(source).parts[0] not in _INNER:
-        raise UsageError(
-            f"{settings.work_dir}: inside BIDS_DIR, among the raw data; choose another work folder"
-        )
-    if not settings.clean_workdir:
-        return
-    for folder in (source, output):
-        if work == folder or work in folder.parents:
-            raise UsageError(f"{settings.work_dir}: cleaning it would remove {folder}")
-    if source in work.parents and output not in work.parents:
-        raise UsageError(f"{settings.work_dir}: inside BIDS_DIR, so it is not cleaned")
-    if output in work.parents and work.relative_to(output).parts[0] != "work":
-        raise UsageError(
-            f"{settings.work_dir}: cleaning it may remove results; use {settings.output_dir}/work"
-        )
-
-
 def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = None) -> None:
-    """Write what describes the dataset; a second time gives the same files.
+    """Write the files that describe the dataset. Writing them again gives the same files.
 
     Parameters
     ----------
     settings : Settings
-        Where from and where to.
+        The input dataset and the output folder.
     labels : pandas.DataFrame, optional
-        From :func:`hyps_bids.outputs.labels.label_table`; without, the table stays as it is.
+        The table of :func:`hyps_bids.outputs.labels.label_table`. If it is left out, the table
+        that is there stays.
 
     Raises
     ------
@@ -152,65 +85,53 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
         If the folder holds segmentations whose labels mean something else.
     """
     output = settings.output_dir
-    table = output / "seg-hippocampus_dseg.tsv"
+    table = output / f"{SEG_PREFIX}_dseg.tsv"
     if labels is not None and table.is_file():
         before = read_table(table)["name"].tolist()
         if before != labels["name"].tolist():
             raise UsageError(
-                f"{output}: holds segmentations with the labels {', '.join(before)}; those of this "
-                f"adapter are {', '.join(labels['name'])}: use another output folder"
+                f"{output}: this folder holds segmentations with the labels {', '.join(before)}, "
+                f"but this adapter has the labels {', '.join(labels['name'])}. Use another output "
+                "folder.",
+                code="other-labels-in-output",
             )
     remove_stale(output)
     write_json(output / "dataset_description.json", _description(settings))
     write_text(output / "README.md", _README.format(version=__version__))
     write_text(output / ".bidsignore", _BIDSIGNORE)
-    if labels is None:
-        return
-    write_table(table, labels)
-    columns = {name: {"Description": text} for name, text in _DSEG_COLUMNS.items()}
-    write_json(table.with_suffix(".json"), columns)
+    if labels is not None:
+        write_table(table, labels)
+        write_json(sidecar_path(table), described(_DSEG_COLUMNS))
 
 
 def _description(settings: Settings) -> dict[str, Any]:
-    try:
-        raw = json.loads(
-            (settings.bids_dir / "dataset_description.json").read_text(encoding="utf-8-sig")
-        )
-    except (OSError, ValueError):
-        # allowed with --skip-bids-validation
-        raw = {}
-    if not isinstance(raw, dict):
-        raw = {}
+    raw = _raw_description(settings.bids_dir)
     generated: dict[str, Any] = {"Name": "hyps-bids", "Version": __version__, "CodeURL": _URL}
-    container = _container()
-    if container:
+    if container := running_container():
         generated["Container"] = container
-    # absolute, because "." has no name
-    name = settings.bids_dir.absolute().name
-    source: dict[str, str] = {}
+    # The path is made absolute because "." has no name.
+    name = raw.get("Name") or settings.bids_dir.absolute().name
+    link = os.path.relpath(settings.bids_dir.absolute(), settings.output_dir.absolute())
+    url = Path(link).as_posix()
+    source = {"URL": url}
     if raw.get("DatasetDOI"):
-        # written as a bare DOI, a URI or a link
+        # Datasets write it as a bare DOI, as a URI or as a link.
         prefix = r"(?i)^\s*(https?://(dx\.)?doi\.org/|doi:\s*)"
-        doi = re.sub(prefix, "", str(raw["DatasetDOI"])).strip()
-        source["DOI"] = f"doi:{doi}"
-    relative = os.path.relpath(settings.bids_dir.absolute(), settings.output_dir.absolute())
+        source = {"DOI": "doi:" + re.sub(prefix, "", str(raw["DatasetDOI"])).strip()}
     return {
-        "Name": f"HyPS-BIDS hippocampus segmentations of {raw.get('Name') or name}",
+        "Name": f"HyPS-BIDS hippocampus segmentations of {name}",
         "BIDSVersion": _BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [generated],
-        "SourceDatasets": [source or {"URL": Path(relative).as_posix()}],
-        "DatasetLinks": {"raw": Path(relative).as_posix()},
+        "SourceDatasets": [source],
+        "DatasetLinks": {"raw": url},
     }
 
 
-def _container() -> dict[str, str]:
-    """Name the container we run in, as far as its environment tells."""
-    for variable in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
-        if os.environ.get(variable):
-            return {"Type": "singularity", "Tag": Path(os.environ[variable]).name}
-    if os.environ.get("HYPS_BIDS_CONTAINER"):
-        # set by our image; podman tells its name, Docker and Kubernetes tell nothing
-        engine = "podman" if os.environ.get("container") == "podman" else "docker"  # noqa: SIM112
-        return {"Type": engine, "Tag": os.environ["HYPS_BIDS_CONTAINER"]}
-    return {}
+def _raw_description(dataset: Path) -> dict[str, Any]:
+    """Read the description of the input; --skip-bids-validation allows a missing or bad one."""
+    try:
+        content = json.loads((dataset / "dataset_description.json").read_text("utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

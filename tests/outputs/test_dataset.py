@@ -1,4 +1,4 @@
-"""The files that describe the derivatives, and where they may be written."""
+"""The files that describe the derivatives dataset."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from hyps_bids import __version__
-from hyps_bids.errors import CannotCreateOutput, UsageError
-from hyps_bids.outputs import dataset as description_module
-from hyps_bids.outputs.dataset import check_output, write_dataset_files
+from hyps_bids.errors import UsageError
+from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.settings import Settings
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -39,94 +39,6 @@ def description(raw: Path, output: Path) -> dict[str, Any]:
     return json.loads((output / "dataset_description.json").read_text())
 
 
-def test_checking_leaves_nothing(raw: Path, tmp_path: Path) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    check_output(settings(raw, tmp_path / "new" / "out"))
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("inside", ["derivatives", "derivatives/hyps", "sourcedata/x", "code/x"])
-def test_safe_folders_of_the_input(raw: Path, inside: str) -> None:
-    check_output(settings(raw, raw / inside))
-    (raw / inside).mkdir(parents=True)
-    check_output(settings(raw, raw / inside))
-    assert list((raw / inside).iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        ("raw", "is BIDS_DIR itself"),
-        ("raw/../raw", "is BIDS_DIR itself"),
-        ("link", "is BIDS_DIR itself"),
-        (".", "contains BIDS_DIR"),
-        ("raw/out", "taken for raw data"),
-        ("raw/sub-01", "taken for raw data"),
-        ("link/out", "taken for raw data"),
-    ],
-)
-def test_unsafe_output(raw: Path, tmp_path: Path, output: str, message: str) -> None:
-    (tmp_path / "link").symlink_to(raw)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match=message):
-        check_output(settings(raw, tmp_path / output))
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("output", ["file", "file/below"])
-def test_output_that_cannot_be_made(raw: Path, tmp_path: Path, output: str) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CannotCreateOutput, match="cannot be written"):
-        check_output(settings(raw, tmp_path / output))
-
-
-@pytest.mark.parametrize("work", ["raw", "out", "."])
-def test_cleaning_never_removes_input_or_output(raw: Path, tmp_path: Path, work: str) -> None:
-    with pytest.raises(UsageError, match=r"BIDS_DIR|would remove"):
-        check_output(settings(raw, tmp_path / "out", work_dir=tmp_path / work, clean_workdir=True))
-
-
-def test_work_folder_in_its_place(raw: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    check_output(settings(raw, output, work_dir=output / "work", clean_workdir=True))
-    check_output(settings(raw, output, work_dir=tmp_path))
-    with pytest.raises(UsageError, match="is BIDS_DIR"):
-        check_output(settings(raw, output, work_dir=raw))
-
-
-@pytest.mark.parametrize(
-    ("output", "work", "message"),
-    [
-        ("out", "raw/sub-01", "among the raw data"),
-        ("out", "link", "among the raw data"),
-        ("out", "raw/sourcedata", "inside BIDS_DIR, so it is not cleaned"),
-        ("out", "out/sub-01", "may remove results"),
-        ("raw/derivatives/hyps", "raw/derivatives/other", "inside BIDS_DIR, so it is not cleaned"),
-    ],
-)
-def test_cleaning_never_removes_data_or_results(
-    raw: Path, tmp_path: Path, output: str, work: str, message: str
-) -> None:
-    (tmp_path / "link").symlink_to(raw / "sub-01")
-    with pytest.raises(UsageError, match=message):
-        check_output(settings(raw, tmp_path / output, work_dir=tmp_path / work, clean_workdir=True))
-
-
-def test_work_folder_below_derivatives_is_cleaned(raw: Path) -> None:
-    output = raw / "derivatives/hyps"
-    check_output(settings(raw, output, work_dir=output / "work/mine", clean_workdir=True))
-
-
-def test_output_that_goes_with_its_container(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("HYPS_BIDS_CONTAINER", "hyps-bids:1")
-    for on_root, times in ((False, 0), (True, 1)):
-        monkeypatch.setattr(description_module, "is_on_root", lambda path, told=on_root: told)
-        check_output(settings(raw, tmp_path / "out"))
-        assert caplog.text.count("is inside the container") == times
-
-
 def test_dataset_files(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     content = description(raw, output)
@@ -142,7 +54,7 @@ def test_dataset_files(raw: Path, tmp_path: Path) -> None:
     columns = json.loads((output / "seg-hippocampus_dseg.json").read_text())
     assert set(columns) == set(table.columns)
     ignored = (output / ".bidsignore").read_text().split()
-    # with a slash at its end the validator ignores less
+    # The validator ignores less if the name ends with a slash.
     assert "figures" in ignored
     assert "*_morph.tsv" in ignored
     assert __version__ in (output / "README.md").read_text()
@@ -183,53 +95,40 @@ def test_source_without_description(
     assert description(Path("."), tmp_path / "out")["Name"].endswith("segmentations of raw")
 
 
-_CONTAINER_VARIABLES = (
-    "APPTAINER_CONTAINER",
-    "SINGULARITY_CONTAINER",
-    "HYPS_BIDS_CONTAINER",
-    "container",
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"container": "podman"}, None),
+        # Singularity images made of our Docker image also have the variable of the latter.
+        (
+            {"APPTAINER_CONTAINER": "/images/hyps_0.1.sif", "HYPS_BIDS_CONTAINER": "hyps:1"},
+            ("singularity", "hyps_0.1.sif"),
+        ),
+        ({"SINGULARITY_CONTAINER": "/images/hyps_0.1.sif"}, ("singularity", "hyps_0.1.sif")),
+        ({"HYPS_BIDS_CONTAINER": "hyps:1"}, ("docker", "hyps:1")),
+        ({"HYPS_BIDS_CONTAINER": "hyps:1", "container": "oci"}, ("docker", "hyps:1")),
+        ({"HYPS_BIDS_CONTAINER": "hyps:1", "container": "podman"}, ("podman", "hyps:1")),
+    ],
 )
-
-
-def container(
-    raw: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **variables: str
-) -> dict[str, str] | None:
-    for name in _CONTAINER_VARIABLES:
+def test_container(
+    raw: Path,
+    tmp_path: Path,
+    variables: dict[str, str],
+    expected: tuple[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (
+        "APPTAINER_CONTAINER",
+        "SINGULARITY_CONTAINER",
+        "HYPS_BIDS_CONTAINER",
+        "container",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return description(raw, output)["GeneratedBy"][0].get("Container")
-
-
-def test_without_container(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert container(raw, tmp_path / "out", monkeypatch) is None
-
-
-@pytest.mark.parametrize("variable", ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"])
-def test_singularity(
-    raw: Path, tmp_path: Path, variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # the variable of the Docker image that the file was made of is there, too
-    variables = {variable: "/images/hyps-bids_0.1.sif", "HYPS_BIDS_CONTAINER": "hyps-bids:0.1.0"}
-    named = container(raw, tmp_path / "out", monkeypatch, **variables)
-    assert named == {"Type": "singularity", "Tag": "hyps-bids_0.1.sif"}
-
-
-@pytest.mark.parametrize("variables", [{}, {"container": "oci"}, {"container": "podman"}])
-def test_image(
-    raw: Path, tmp_path: Path, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    variables = variables | {"HYPS_BIDS_CONTAINER": "hyps-bids:0.1.0"}
-    engine = (
-        "podman"
-        if variables.get(
-            "container",
-        )
-        == "podman"
-        else "docker"
-    )
-    named = container(raw, tmp_path / "out", monkeypatch, **variables)
-    assert named == {"Type": engine, "Tag": "hyps-bids:0.1.0"}
+    named = description(raw, tmp_path / "out")["GeneratedBy"][0].get("Container")
+    assert named == (expected and {"Type": expected[0], "Tag": expected[1]})
 
 
 def test_labels_that_mean_something_else_are_refused(raw: Path, tmp_path: Path) -> None:
@@ -237,9 +136,9 @@ def test_labels_that_mean_something_else_are_refused(raw: Path, tmp_path: Path) 
     description(raw, output)
     description(raw, output)
     before = (output / "seg-hippocampus_dseg.tsv").read_text()
-    with pytest.raises(UsageError, match="Right posterior hippocampus; those of this adapter are"):
+    with raises(UsageError, "other-labels-in-output", output, "Right posterior hippocampus"):
         write_dataset_files(settings(raw, output), labels=label_table(["hippocampus"]))
     assert (output / "seg-hippocampus_dseg.tsv").read_text() == before
-    # the group level knows no adapter
+    # The group level has no adapter, so the table stays.
     write_dataset_files(settings(raw, output))
     assert (output / "seg-hippocampus_dseg.tsv").read_text() == before
