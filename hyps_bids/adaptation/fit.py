@@ -189,7 +189,7 @@ def fit_adapter(
             raise UsageError(f"{start}: has the classes {earlier['labels']}, not {list(labels)}")
         config = AdapterConfig.from_card(earlier["adapter"])
     counts = parameter_counts(model)
-    if processes.writes:
+    if processes.is_main_process:
         _LOG.warning(
             "%s: %s of %s parameters train (%.1f %%)",
             config.method,
@@ -246,7 +246,7 @@ def fit_adapter(
             "validation": outcome.figures,
         },
     }
-    if processes.writes:
+    if processes.is_main_process:
         dtype = torch.float16 if half else torch.float32
         save_adapter(path, model, config, base, facts | (card or {}), dtype=dtype)
     return FittedAdapter(

@@ -47,13 +47,12 @@ from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_w
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import write_json, write_table
-from hyps_bids.pretraining.pretrain import hardware
 from hyps_bids.resources import available_cpus
 from hyps_bids.segmentation.devices import choose_device, prepare_process
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.settings import Settings
-from hyps_bids.training.cards import write_model_card
+from hyps_bids.training.cards import hardware, write_model_card
 from hyps_bids.training.distributed import Processes, join_processes
 from hyps_bids.training.loop import LoopSettings, differences
 
@@ -123,7 +122,7 @@ def train_adapter(settings: Settings) -> Path:
     neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     prepare_process(settings.omp_nthreads or max(1, available_cpus() // neighbors))
     with join_processes(device) as (processes, own_device):
-        if not processes.writes:
+        if not processes.is_main_process:
             # what process 0 says is enough
             _LOG.setLevel(logging.ERROR)
         try:
@@ -204,10 +203,10 @@ def _run(settings: Settings, target: Path, processes: Processes, device: torch.d
         seed=settings.seed,
     )
     if settings.dry_run:
-        if processes.writes:
+        if processes.is_main_process:
             print(*(item.scan.path for item in labeled), sep="\n")
         return
-    if settings.clean_workdir and processes.writes:
+    if settings.clean_workdir and processes.is_main_process:
         shutil.rmtree(work, ignore_errors=True)
     with processes.first_alone():
         crops = labeled_crops(
@@ -222,7 +221,7 @@ def _run(settings: Settings, target: Path, processes: Processes, device: torch.d
     if _is_trained(target, identity):
         _LOG.warning("%s: trained before with these data and settings; nothing to do", target)
         return
-    if processes.writes:
+    if processes.is_main_process:
         _claim(work, identity)
     _LOG.warning(
         "training %s: %d crops of %d scans of %d participants, classes %s, %d folds, on %s",
@@ -251,7 +250,7 @@ def _run(settings: Settings, target: Path, processes: Processes, device: torch.d
         title="final fit",
         stop_at=stop_at,
     )
-    if processes.writes:
+    if processes.is_main_process:
         facts = {
             "best steps of the folds, whose median the last fit took": ", ".join(map(str, steps)),
             "minutes of the last run": round((time.monotonic() - began) / 60, 1),
@@ -316,7 +315,7 @@ def _identity(recipe: _Recipe, crops: LabeledCrops, folds: Sequence[Fold]) -> di
                 "folds": [asdict(fold) for fold in folds],
                 "classes": recipe.labels,
                 "base": {"name": recipe.base.stem, "sha256": sha256(recipe.base)},
-                "localizer": sha256(shipped_weights(LOCALIZER)),
+                "localiser": sha256(shipped_weights(LOCALIZER)),
                 "adapter": asdict(recipe.config),
                 "training": asdict(recipe.loop(1, validated=True))
                 | {
@@ -389,7 +388,7 @@ def _cross_validate(
         device,
         title=f"fold {number} of {count}",
     )
-    if processes.writes and not table.is_file():
+    if processes.is_main_process and not table.is_file():
         # folds share nothing: let go of the one before
         cached_adapted.cache_clear()
         pipeline = Pipeline(
@@ -397,7 +396,7 @@ def _cross_validate(
         )
         scans = [item for item in labeled if item.scan.subject in fold.test]
         write_table(table, assess_scans(pipeline, scans, crops, list(recipe.labels), fold=number))
-    if processes.writes:
+    if processes.is_main_process:
         rows = read_table(table)
         seconds = time.monotonic() - began
         _LOG.warning(
@@ -428,7 +427,9 @@ def _fit(
 ) -> FittedAdapter:
     """Train once; a fit that was finished before is read back."""
     result = folder / "result.json"
-    done = json.loads(result.read_text()) if result.is_file() and processes.writes else None
+    done = (
+        json.loads(result.read_text()) if result.is_file() and processes.is_main_process else None
+    )
     done = processes.from_first(done)
     if done is not None:
         return FittedAdapter(folder / "adapter.safetensors", **done)
@@ -448,7 +449,7 @@ def _fit(
         title=title,
         card={"name": str(recipe.settings.train_adapter), "license": recipe.license},
     )
-    if processes.writes:
+    if processes.is_main_process:
         content = asdict(fitted)
         del content["path"]
         write_json(result, content)

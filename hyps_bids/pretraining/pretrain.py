@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,10 +35,10 @@ from hyps_bids.pretraining.synthesis import (
     head_batch,
     load_labelmaps,
 )
-from hyps_bids.training.cards import write_model_card
+from hyps_bids.training.cards import hardware, write_model_card
 from hyps_bids.training.loop import Batch, LoopSettings, fit
 
-__all__ = ["hardware", "pretrain_base", "pretrain_localizer", "segmentation_loss", "synthetic_dice"]
+__all__ = ["pretrain_base", "pretrain_localizer", "segmentation_loss", "synthetic_dice"]
 
 #: label maps, last in order of name, that are never trained on
 HELD_OUT = 2
@@ -282,19 +281,6 @@ def synthetic_dice(
         if not torch.isnan(value)
     }
     return figures | {"dice_mean": float(mean.nanmean())}
-
-
-def hardware(device: torch.device) -> str:
-    """Describe a device, without anything that names the machine.
-
-    Examples
-    --------
-    >>> hardware(torch.device("cpu"))
-    'CPU (...), ... threads'
-    """
-    if device.type == "cuda":
-        return f"1 × {torch.cuda.get_device_name(device)}"
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def _pretrain(

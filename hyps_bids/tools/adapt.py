@@ -81,8 +81,7 @@ def _adapt(args: argparse.Namespace) -> int:
     from hyps_bids.adaptation.fit import adapt
     from hyps_bids.networks.adapters import AdapterConfig
     from hyps_bids.networks.checkpoints import BASE, read_card, shipped_weights
-    from hyps_bids.pretraining.pretrain import hardware
-    from hyps_bids.training.cards import write_model_card
+    from hyps_bids.training.cards import hardware, write_model_card
 
     base = args.base or shipped_weights(BASE)
     labels = _starting_points(args.classes, args.start_from, read_card(base)["labels"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hyps_bids.outputs.writing import write_text
 
-__all__ = ["write_model_card"]
+__all__ = ["hardware", "write_model_card"]
 
 _LOW_RANK, _BOTTLENECK = ("rank",), ("bottleneck", "scale")
 #: method of an adapter → those of its settings that matter
@@ -17,6 +20,19 @@ _SETTINGS = {
     **dict.fromkeys(("parallel", "serial", "cps"), _BOTTLENECK),
     "hyps": _LOW_RANK + _BOTTLENECK,
 }
+
+
+def hardware(device: torch.device) -> str:
+    """Describe a device, without anything that names the machine.
+
+    Examples
+    --------
+    >>> hardware(torch.device("cpu"))
+    'CPU (...), ... threads'
+    """
+    if device.type == "cuda":
+        return f"1 × {torch.cuda.get_device_name(device)}"
+    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def write_model_card(

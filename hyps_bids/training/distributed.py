@@ -40,7 +40,7 @@ class Processes:
     size: int = 1
 
     @property
-    def writes(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
@@ -107,11 +107,11 @@ class Processes:
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """Let process 0 run a block before the others do, so that they find what it cached."""
-        if self.size > 1 and not self.writes:
+        if self.size > 1 and not self.is_main_process:
             dist.barrier()
         yield
         # not after an error: the launcher ends those that wait
-        if self.size > 1 and self.writes:
+        if self.size > 1 and self.is_main_process:
             dist.barrier()
 
 

@@ -204,7 +204,7 @@ def run(
         state.load(checkpoint, known, device)
     if processes.from_first(state.step) != state.step:
         raise UsageError(f"{folder}: all processes must see the same folder; use a shared one")
-    log = _Log(folder / "log.csv" if processes.writes else None, state.step)
+    log = _Log(folder / "log.csv" if processes.is_main_process else None, state.step)
     generator = torch.Generator(device)
     model.train()
     bar = _bar(settings, state.step, title, processes)
@@ -237,10 +237,12 @@ def run(
         bar.update()
         last = state.step == settings.last_step
         if state.step % settings.evaluate_every == 0 or last:
-            figures = processes.from_first(state.evaluate(validate) if processes.writes else {})
+            figures = processes.from_first(
+                state.evaluate(validate) if processes.is_main_process else {}
+            )
             state.note(figures)
             log.write(figures)
-        if processes.writes and (
+        if processes.is_main_process and (
             state.step % settings.checkpoint_every == 0 or last or state.is_stale
         ):
             if state.step % settings.evaluate_every and not last:
@@ -451,7 +453,7 @@ def _bar(settings: LoopSettings, start: int, title: str | None, processes: Proce
         unit="step",
         # a line now and then in the log of a batch job
         mininterval=0.5 if sys.stderr.isatty() else 30,
-        disable=not processes.writes,
+        disable=not processes.is_main_process,
     )
 
 

@@ -52,7 +52,7 @@ with join_processes(torch.device("cpu")) as (processes, device):
         model, batches, loss, validate, settings, Path(sys.argv[1]), device, processes=processes
     )
     assert (outcome.step, outcome.steps) == (4, 6)
-    assert validate.calls == (3 if processes.writes else 0)
+    assert validate.calls == (3 if processes.is_main_process else 0)
     torch.save(model.state_dict(), Path(sys.argv[1]) / f"end-{processes.rank}.pt")
 """
 
