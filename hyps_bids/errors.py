@@ -105,15 +105,25 @@ class Terminated(KeyboardInterrupt):
     exit_code = 143
 
 
-def cannot_write(path: Path, error: OSError) -> CannotCreateOutput:
+def cannot_write(path: Path, error: Exception, hint: str = "") -> CannotCreateOutput:
     """Make the error for a file or folder that cannot be written.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder.
+    error : Exception
+        Why it cannot be written; usually an ``OSError``.
+    hint : str
+        What the user can do, added to the message.
 
     Returns
     -------
     CannotCreateOutput
         A :class:`WriteFailed` if the disk is full or broken.
     """
-    message = f"{path}: cannot be written ({error.strerror})"
-    if error.errno in DISK_ERRORS:
+    reason = getattr(error, "strerror", None) or str(error)
+    message = f"{path}: cannot be written ({reason})" + (f"; {hint}" if hint else "")
+    if getattr(error, "errno", None) in DISK_ERRORS:
         return WriteFailed(message, code="disk-failure")
     return CannotCreateOutput(message, code="not-writable")

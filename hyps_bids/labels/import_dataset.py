@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import secrets
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -36,7 +34,7 @@ from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import bids_uri, output_path
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.writing import write_json, write_nifti, write_table, write_text
+from hyps_bids.outputs.writing import write_json, write_nifti, write_table, write_text, write_with
 
 __all__ = ["LABELS", "Outcome", "import_rows"]
 
@@ -316,25 +314,12 @@ def _write_scan(
     """Write image and labels, sidecars last: they say that the rest is complete."""
     image_path, label_path = _paths(found, output)
     if _kept(found.image, found.row):
-        _copy(found.image.path, image_path)
+        write_with(image_path, lambda partial: shutil.copyfile(found.image.path, partial))
     else:
         write_nifti(image_path, image)
     write_nifti(label_path, labels)
     write_json(_sidecar(image_path), found.raw_sidecar)
     write_json(_sidecar(label_path), found.label_sidecar)
-
-
-def _copy(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, partial)
-        partial.replace(target)
-    except OSError as error:
-        raise CannotCreateOutput(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _descriptions(output: Path, about: Preset, crops: bool) -> dict[Path, dict[str, Any]]:

@@ -8,8 +8,9 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 from hyps_bids.errors import cannot_write
 
 __all__ = [
+    "atomic_path",
     "discard_partials",
     "remove_stale",
     "write_bytes",
@@ -26,6 +28,7 @@ __all__ = [
     "write_nifti",
     "write_table",
     "write_text",
+    "write_with",
 ]
 
 #: hidden names of files that are being written
@@ -50,7 +53,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file of any kind at once."""
-    _write(path, lambda partial: partial.write_bytes(content))
+    write_with(path, lambda partial: partial.write_bytes(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -70,14 +73,68 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
     """Write a NIfTI file at once, compressed fast if the name ends with ``.gz``."""
-    _write(path, lambda partial: nib.save(image, partial))
+    write_with(path, lambda partial: nib.save(image, partial))
+
+
+def write_with(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    failures: tuple[type[Exception], ...] = (),
+    hint: str = "",
+) -> None:
+    """Write a file with a function that takes the path to write to; see :func:`atomic_path`."""
+    with atomic_path(path, failures=failures, hint=hint) as partial:
+        write(partial)
+
+
+@contextlib.contextmanager
+def atomic_path(
+    path: Path, *, failures: tuple[type[Exception], ...] = (), hint: str = ""
+) -> Iterator[Path]:
+    """Give a hidden path to write to, which becomes `path` when the body has ended.
+
+    Readers never see half a file, and a failed or interrupted body leaves what was there before.
+
+    Parameters
+    ----------
+    path : Path
+        The file or folder to write. Its parent folder is made; an existing file is replaced.
+    failures : tuple of exception types
+        Exceptions of the body, besides ``OSError``, that mean that writing has failed: some
+        libraries report a full disk with an exception of their own.
+    hint : str
+        What the user can do, added to the message of the error.
+
+    Yields
+    ------
+    Path
+        A path in the same folder with the same extension, at which nothing exists yet.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If writing fails; :class:`~hyps_bids.errors.WriteFailed` if the disk is full or broken.
+    """
+    # The name is random because jobs in containers or on other nodes may share a process number.
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    failed: tuple[type[Exception], ...] = (OSError, *failures)
+    _UNDER_WAY.add(partial)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except failed as error:
+        raise cannot_write(path, error, hint) from error
+    finally:
+        _remove(partial)
+        _UNDER_WAY.discard(partial)
 
 
 def discard_partials() -> None:
     """Remove what this process has not written to its end; for handlers of signals."""
     for partial in list(_UNDER_WAY):
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def remove_stale(folder: Path) -> None:
@@ -100,19 +157,8 @@ def _number(value: float) -> str:
     return f"{value + 0.0:.6g}" if math.isfinite(value) else str(float(value))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a hidden name in the same folder, then rename: readers never see half a file."""
-    # random: jobs in containers or on other nodes may have the same process number
-    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
-    _UNDER_WAY.add(partial)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        # an interruption leaves nothing either; after the rename there is nothing to remove
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        _UNDER_WAY.discard(partial)
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -13,11 +14,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.errors import CannotCreateOutput
+from hyps_bids.errors import CannotCreateOutput, WriteFailed
 from hyps_bids.outputs.names import bids_uri, output_path
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.writing import remove_stale, write_json, write_nifti, write_table, write_text
+from hyps_bids.outputs.writing import (
+    atomic_path,
+    discard_partials,
+    remove_stale,
+    write_json,
+    write_nifti,
+    write_table,
+    write_text,
+    write_with,
+)
+from tests.raising import raises
 
 SCAN = Scan.from_path(Path("raw/sub-01/ses-M00/anat/sub-01_ses-M00_acq-x_run-01_T1w.nii.gz"))
 
@@ -75,6 +86,58 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(CannotCreateOutput, match=r"y\.txt: cannot be written"):
         write_text(tmp_path / "y.txt", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "y.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), WriteFailed, "disk-failure"),
+        (PermissionError(errno.EACCES, "Permission denied"), CannotCreateOutput, "not-writable"),
+        (ZeroDivisionError("of a library"), CannotCreateOutput, "not-writable"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_failed_writing_is_reported_and_leaves_what_was_there(
+    tmp_path: Path, error: BaseException, kind: type[Exception], code: str | None, folder: bool
+) -> None:
+    path = tmp_path / "x.bin"
+    path.write_text("before")
+
+    def write(partial: Path) -> None:
+        if folder:
+            partial.mkdir()
+            partial /= "inside"
+        partial.write_text("half")
+        raise error
+
+    with pytest.raises(kind) as caught:
+        write_with(path, write, failures=(ZeroDivisionError,), hint="Make room.")
+    if code:
+        assert type(caught.value) is kind
+        assert caught.value.code == code
+        assert f"{path}" in str(caught.value)
+        assert "Make room." in str(caught.value)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_is_written_at_once_and_discarded_on_a_signal(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "new" / "folder") as partial:
+        partial.mkdir()
+        (partial / "x.txt").touch()
+        assert not (tmp_path / "new" / "folder").exists()
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["folder", "x.txt"]
+
+    def write_until_a_signal(partial: Path) -> None:
+        partial.mkdir()
+        (partial / "x.txt").touch()
+        discard_partials()
+        assert not partial.exists()
+
+    with raises(CannotCreateOutput, "not-writable", "other"):
+        write_with(tmp_path / "other", write_until_a_signal)
+    assert not (tmp_path / "other").exists()
 
 
 def test_writers_at_the_same_time_do_not_race(tmp_path: Path) -> None:
