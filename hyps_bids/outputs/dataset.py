@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,17 +10,19 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids import __version__
-from hyps_bids.errors import UsageError
+from hyps_bids.errors import BadData, UsageError
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.container import running_container
+from hyps_bids.outputs.labels import LABEL_COLUMNS
 from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
-from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.reading import read_json_object, read_table
 from hyps_bids.outputs.writing import remove_stale, write_json, write_table, write_text
 from hyps_bids.settings import Settings
 
-__all__ = ["write_dataset_files"]
+__all__ = ["BIDS_VERSION", "write_dataset_files"]
 
-_BIDS_VERSION = "1.10.0"
+#: version of BIDS that the datasets we write follow
+BIDS_VERSION = "1.10.0"
 _URL = "https://arxiv.org/abs/2409.00884"
 
 _BIDSIGNORE = """\
@@ -59,14 +60,6 @@ size. A hippocampus outside the field of view is n/a and flagged `missing`, neve
 scan that has a flag. This is a research tool, not a medical device.
 """  # noqa: E501
 
-_DSEG_COLUMNS = {
-    "index": "Label in the segmentation.",
-    "name": "Name of the structure.",
-    "hemi": "Hemisphere: L left, R right.",
-    "part": "Part of the hippocampus.",
-    "color": "Color for display, RGB in hexadecimal.",
-}
-
 
 def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = None) -> None:
     """Write the files that describe the dataset. Writing them again gives the same files.
@@ -101,7 +94,7 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
     write_text(output / ".bidsignore", _BIDSIGNORE)
     if labels is not None:
         write_table(table, labels)
-        write_json(sidecar_path(table), described(_DSEG_COLUMNS))
+        write_json(sidecar_path(table), described(LABEL_COLUMNS))
 
 
 def _description(settings: Settings) -> dict[str, Any]:
@@ -120,7 +113,7 @@ def _description(settings: Settings) -> dict[str, Any]:
         source = {"DOI": "doi:" + re.sub(prefix, "", str(raw["DatasetDOI"])).strip()}
     return {
         "Name": f"HyPS-BIDS hippocampus segmentations of {name}",
-        "BIDSVersion": _BIDS_VERSION,
+        "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [generated],
         "SourceDatasets": [source],
@@ -131,7 +124,6 @@ def _description(settings: Settings) -> dict[str, Any]:
 def _raw_description(dataset: Path) -> dict[str, Any]:
     """Read the description of the input; --skip-bids-validation allows a missing or bad one."""
     try:
-        content = json.loads((dataset / "dataset_description.json").read_text("utf-8-sig"))
-    except (OSError, ValueError):
+        return read_json_object(dataset / "dataset_description.json")
+    except BadData:
         return {}
-    return content if isinstance(content, dict) else {}

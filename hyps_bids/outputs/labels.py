@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-__all__ = ["HEMISPHERES", "SIDE_NAMES", "WHOLE", "label_table"]
+__all__ = ["HEMISPHERES", "LABEL_COLUMNS", "SIDE_NAMES", "WHOLE", "label_table"]
 
 #: values of the BIDS entity ``hemi``, in the order of the localizer's classes
 HEMISPHERES = ("L", "R")
@@ -14,6 +14,14 @@ HEMISPHERES = ("L", "R")
 SIDE_NAMES = {"L": "left", "R": "right"}
 #: name of the part that is the whole hippocampus, in the tables that we write
 WHOLE = "whole"
+#: column of the table of labels → description
+LABEL_COLUMNS = {
+    "index": "Label in the segmentation.",
+    "name": "Name of the structure.",
+    "hemi": "Hemisphere: L left, R right.",
+    "part": "Part of the hippocampus.",
+    "color": "Color for display, RGB in hexadecimal.",
+}
 
 _SIDE = {"L": "Left", "R": "Right"}
 # distinct for color-blind readers too (Okabe & Ito), left darker than right

@@ -1,19 +1,77 @@
-"""Readers of the tables that we write."""
+"""Readers of JSON files and tables, ours and those of BIDS datasets."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from hyps_bids.errors import MissingInput
+from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.outputs.names import group_path
 
-__all__ = ["WIDE", "read_table", "read_wide"]
+__all__ = ["WIDE", "read_json_object", "read_table", "read_text_table", "read_wide"]
 
 #: the group table with one row per scan
 WIDE = "desc-wide_morph"
+
+
+def read_json_object(
+    path: Path,
+    *,
+    error: type[HypsError] = BadData,
+    unreadable: type[HypsError] | None = None,
+    hint: str = "",
+) -> dict[str, Any]:
+    """Read a JSON file that holds an object. A byte order mark is allowed.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    error : type of HypsError
+        What to raise if the content is not a JSON object.
+    unreadable : type of HypsError, optional
+        What to raise if the file cannot be read; the same as `error` if it is left out.
+    hint : str
+        What the user can do, added to the message.
+
+    Raises
+    ------
+    HypsError
+        An error of the kind asked for, with the code ``json-unreadable``, ``json-invalid`` or
+        ``json-no-object``.
+    """
+    hint = f"; {hint}" if hint else ""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as reason:
+        raise (unreadable or error)(
+            f"{path}: cannot be read ({reason.strerror}){hint}", code="json-unreadable"
+        ) from reason
+    except ValueError as reason:
+        raise error(f"{path}: not valid JSON ({reason}){hint}", code="json-invalid") from reason
+    if not isinstance(content, dict):
+        raise error(f"{path}: not a JSON object{hint}", code="json-no-object")
+    return content
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """Read a TSV file that a user or another program has written; every value is text.
+
+    Raises
+    ------
+    BadData
+        If it cannot be read as a tab-separated table in UTF-8.
+    """
+    try:
+        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise BadData(
+            f"{path}: cannot be read as a tab-separated table in UTF-8 ({error})",
+            code="table-unreadable",
+        ) from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
