@@ -1,4 +1,4 @@
-"""Names of derivatives, and writers that never leave half a file."""
+"""Writers that never leave half a file, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = [
     "write_with",
 ]
 
-#: hidden names of files that are being written
+#: Hidden names of files that are being written.
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
-#: those of this process
+#: Hidden files that this process is writing now.
 _UNDER_WAY: set[Path] = set()
-#: seconds after which nobody writes them any more, whatever the clocks of other machines say
+#: Age in seconds beyond which a hidden file has been abandoned, even if clocks differ.
 _STALE_S = 24 * 3600
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file at once; one that has this text already stays as it is.
+    """Write a text file atomically, unless it has this text already.
 
-    Thousands of jobs that share a dataset thus write its common files once.
+    Thousands of jobs that share a dataset thus write its common files only once.
     """
     content = text.encode()
     with contextlib.suppress(OSError):
@@ -52,27 +52,27 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file of any kind at once."""
+    """Write a binary file atomically."""
     write_with(path, lambda partial: partial.write_bytes(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file at once."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a TSV file at once.
+    """Write a TSV file atomically.
 
-    Missing values are n/a. Numbers have six significant digits or two decimals, whichever is
-    more, and no zeros at the end: a count that became a float is a count again.
+    Missing values are written as ``n/a``. Numbers have six significant digits or two decimals,
+    whichever is more, and no trailing zeros, so that a count stored as float is a count again.
     """
     text = frame.to_csv(sep="\t", index=False, na_rep="n/a", float_format=_number)
     write_text(path, text)
 
 
 def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
-    """Write a NIfTI file at once, compressed fast if the name ends with ``.gz``."""
+    """Write a NIfTI file atomically, compressed if its name ends with ``.gz``."""
     write_with(path, lambda partial: nib.save(image, partial))
 
 
@@ -132,17 +132,14 @@ def atomic_path(
 
 
 def discard_partials() -> None:
-    """Remove what this process has not written to its end; for handlers of signals."""
+    """Remove the files that this process has not finished writing; for signal handlers."""
     for partial in list(_UNDER_WAY):
         _remove(partial)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the hidden files that killed writers have left in a folder.
-
-    Those of writers at work stay: only files older than a day go.
-    """
-    # of another user, or removed by another job at this moment: not ours to worry about
+    """Remove the hidden files, older than a day, that killed processes have left in a folder."""
+    # A file may belong to another user, or another job may be removing it: neither matters here.
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = folder / name
@@ -153,7 +150,7 @@ def remove_stale(folder: Path) -> None:
 def _number(value: float) -> str:
     if 1e3 <= abs(value) < 1e15:
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    # no minus zero
+    # Adding zero turns -0.0 into 0.0.
     return f"{value + 0.0:.6g}" if math.isfinite(value) else str(float(value))
 
 

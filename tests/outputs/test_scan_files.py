@@ -1,4 +1,4 @@
-"""What is written of one scan: on the right grid, in the right place, whole or not at all."""
+"""The files of one scan: on the right grid, in the right place, whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from hyps_bids.outputs.scan_files import (
     write_result,
 )
 from hyps_bids.segmentation.pipeline import native_images
+from tests.raising import raises
 
 PROVENANCE = {"SoftwareVersion": "1", "Models": {"Base": {"SHA256": "ab"}}}
 ORIENTATIONS = [
@@ -35,7 +36,7 @@ ORIENTATIONS = [
     for axes in itertools.permutations(("RL", "AP", "SI"))
     for ends in itertools.product(*axes)
 ]
-#: mm; unlike along all axes, and large enough to be accepted
+#: Voxels and millimeters that differ along all axes and are large enough to be accepted.
 SHAPE, ZOOMS = (9, 11, 13), (3.0, 2.5, 2.0)
 TRANSFORM = (
     "qform_code",
@@ -50,7 +51,7 @@ TRANSFORM = (
     "srow_y",
     "srow_z",
 )
-#: world position of each label's only voxel in the canonical image
+#: Label → position of its only voxel in the canonical image.
 PLACES = {1: (2, 7, 5), 2: (2, 5, 5), 3: (6, 7, 5), 4: (6, 5, 5)}
 
 
@@ -128,10 +129,6 @@ def write(scan: Scan, folder: Path, result: tuple[ScanImages, ScanMeasures] | No
     return write_result(scan, folder / "out", *(result or make_result(scan)), PROVENANCE)
 
 
-def test_there_are_48_orientations() -> None:
-    assert len(set(ORIENTATIONS)) == 48
-
-
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_labels_come_back_to_their_place_in_the_world(codes: str, tmp_path: Path) -> None:
     scan = save(native_image(codes), tmp_path)
@@ -153,9 +150,9 @@ def test_labels_come_back_to_their_place_in_the_world(codes: str, tmp_path: Path
                 nib.affines.apply_affine(image.affine, voxel), world, atol=1e-4
             )
         assert (np.argwhere(probabilities[..., label - 1] > 0.5) == voxel).all()
-        # the source's value there is that of the canonical voxel
+        # The source has the value of the canonical voxel at this place.
         assert np.asarray(source.dataobj)[tuple(voxel)] == np.ravel_multi_index(place, SHAPE)
-    # the mask is cut off below only
+    # The mask spares one voxel at every side but two below.
     inside = nib.as_closest_canonical(mask).get_fdata() > 0
     expected = np.zeros(SHAPE, bool)
     expected[1:-1, 1:-1, 2:-1] = True
@@ -169,7 +166,7 @@ def variant(kind: str) -> nib.Nifti1Image:
     if kind.startswith("sform only"):
         image.set_sform(affine, code=2)
         image.set_qform(None, code=0)
-        # left by other programs, although the code says that it means nothing
+        # Other programs leave values although the code says that they mean nothing.
         image.header["quatern_b"] = 0.25
         image.header["qoffset_x"] = 7
     elif kind.startswith("qform only"):
@@ -322,7 +319,7 @@ def test_done_until_content_or_settings_change(tmp_path: Path) -> None:
     assert not done(scan, tmp_path)
     write(scan, tmp_path)
     assert done(scan, tmp_path)
-    # a copy of the same content, newer, is the same
+    # A newer copy of the same content counts as the same.
     os.utime(scan.path, (1e9, 1e9))
     assert done(scan, tmp_path)
     assert not done(scan, tmp_path, {**PROVENANCE, "BiasFieldCorrection": "N4"})
@@ -351,10 +348,10 @@ def test_not_done_if_the_mark_is_damaged(tmp_path: Path) -> None:
 def test_half_replaced_outputs_are_not_done(tmp_path: Path) -> None:
     scan = save(native_image("RAS"), tmp_path)
     write(scan, tmp_path)
-    # other settings, ended by a folder in the place of a file after two images are written
+    # A folder in the place of a file ends the run with other settings after two images.
     output(tmp_path, "mask").unlink()
     output(tmp_path, "mask").mkdir()
-    with pytest.raises(Exception, match="mask"):
+    with raises(CannotCreateOutput, "not-writable", "mask"):
         write_result(scan, tmp_path / "out", *make_result(scan), {"other": 1})
     output(tmp_path, "mask").rmdir()
     output(tmp_path, "mask").touch()
@@ -382,7 +379,7 @@ def test_failure_removes_what_an_earlier_content_gave(tmp_path: Path) -> None:
     assert qc.loc[0, "status"] == "failed"
     assert qc.loc[0, "reason"] == "line one and two"
     assert not done(scan, tmp_path)
-    # and a success removes the failure
+    # A later success removes the failure.
     write(scan, tmp_path)
     assert read_table(output(tmp_path, "qc.tsv"))["status"].tolist() == ["done"]
     assert done(scan, tmp_path)
@@ -399,12 +396,12 @@ def test_mark_of_another_job_stays_if_it_made_the_same(same: bool, tmp_path: Pat
     scan = save(native_image("RAS"), tmp_path)
     result = make_result(scan)
     other = write_result(scan, tmp_path / "out", *result, PROVENANCE)
-    # where this job cannot replace anything
+    # This job cannot replace anything.
     path = output(tmp_path, "dseg")
     path.unlink()
     (path / "in the way").mkdir(parents=True)
     now = PROVENANCE if same else PROVENANCE | {"SoftwareVersion": "2"}
-    with pytest.raises(CannotCreateOutput):
+    with raises(CannotCreateOutput, "not-writable", path.name):
         write_result(scan, tmp_path / "out", *result, now)
     assert other.exists() == same
 
@@ -415,7 +412,7 @@ def test_failure_is_never_done_whatever_stays(tmp_path: Path) -> None:
     path = output(tmp_path, "dseg")
     path.unlink()
     path.mkdir()
-    # interrupted where it removes the first output: the record is there by then
+    # Removing the first output fails, and the record of the failure is written by then.
     with pytest.raises(OSError, match="dseg"):
         write_failure(scan, tmp_path / "out", "no memory")
     assert not mark.exists()

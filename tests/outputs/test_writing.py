@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from hyps_bids.errors import CannotCreateOutput, WriteFailed
-from hyps_bids.outputs.names import bids_uri, output_path
+from hyps_bids.outputs.names import output_path
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import (
@@ -47,10 +47,6 @@ def test_unknown_entities_are_refused() -> None:
         output_path(Path("out"), SCAN, suffix="dseg", extension=".nii.gz", hemi="L")
 
 
-def test_uri() -> None:
-    assert bids_uri("raw", Path("sub-01") / "anat" / "x.nii") == "bids:raw:sub-01/anat/x.nii"
-
-
 def test_writers_leave_the_file_alone_in_a_new_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     write_text(folder / "x.txt", "μ\n")
@@ -69,7 +65,7 @@ def test_writers_leave_the_file_alone_in_a_new_folder(tmp_path: Path) -> None:
 def test_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "x.nii.gz"
     path.write_text("before")
-    # complex numbers in a header that says uint8: nibabel fails while it writes
+    # nibabel fails while it writes, because complex numbers do not fit a header of type uint8.
     image = nib.Nifti1Image(np.ones((2, 2, 2), np.complex64), np.eye(4))
     image.header.set_data_dtype(np.uint8)
     with pytest.raises(Exception, match=r"(?i)complex|type"):
@@ -80,10 +76,10 @@ def test_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CannotCreateOutput, match=r"x\.txt: cannot be written"):
+    with raises(CannotCreateOutput, "not-writable", "x.txt"):
         write_text(tmp_path / "file" / "x.txt", "")
     (tmp_path / "y.txt").mkdir()
-    with pytest.raises(CannotCreateOutput, match=r"y\.txt: cannot be written"):
+    with raises(CannotCreateOutput, "not-writable", "y.txt"):
         write_text(tmp_path / "y.txt", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "y.txt"]
 
@@ -141,7 +137,7 @@ def test_folder_is_written_at_once_and_discarded_on_a_signal(tmp_path: Path) -> 
 
 
 def test_writers_at_the_same_time_do_not_race(tmp_path: Path) -> None:
-    # of one process number, as in two containers
+    # Two containers may use the same process number.
     path = tmp_path / "x.txt"
     texts = [str(i) * 200_000 for i in range(4)]
     errors: list[Exception] = []
@@ -172,7 +168,7 @@ def test_writers_at_the_same_time_do_not_race(tmp_path: Path) -> None:
         (0.5, "0.5"),
         (-0.123456789, "-0.123457"),
         (123.456789, "123.457"),
-        # a probability of one in millions is not nothing
+        # A probability of one in a million is not zero.
         (1.5e-7, "1.5e-07"),
         (999.9999, "1000"),
         (1234.5678, "1234.57"),
