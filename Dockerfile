@@ -12,7 +12,7 @@
 # With --build-arg VARIANT=cuda the image is for NVIDIA GPUs (CUDA 13), from the ordinary index,
 # and several GB larger.
 
-# a digest may be given, to rebuild the same image: --build-arg BASE=debian@sha256:...
+# To rebuild the same image later, give a digest: --build-arg BASE=debian@sha256:...
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -23,12 +23,12 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends "python3=3.11.*" "python3-venv=3.11.*" \
  && rm -rf /var/lib/apt/lists/*
 
-# the app's environment has no pip: that of another installs into it
+# The app's environment has no pip; the pip of another environment installs into it.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/hyps-bids
 ENV PATH=/opt/pip/bin:$PATH
 WORKDIR /build
 
-# what changes seldom comes first: PyTorch, then the other dependencies, then the app
+# Layers that seldom change come first: PyTorch, then the other dependencies, then the app.
 COPY constraints/ constraints/
 RUN sed -n '/^torch==/,/[^\\]$/p' "constraints/image-${VARIANT}.txt" > torch.txt \
  && pip --python /opt/hyps-bids/bin/python install --no-deps --require-hashes --find-links constraints -r torch.txt \
@@ -37,7 +37,8 @@ RUN sed -n '/^torch==/,/[^\\]$/p' "constraints/image-${VARIANT}.txt" > torch.txt
            "index>, or put the wheel into constraints/, or build with --build-arg VARIANT=cuda" >&2; exit 1; }
 RUN pip --python /opt/hyps-bids/bin/python install --no-deps --require-hashes --find-links constraints -r "constraints/image-${VARIANT}.txt" \
  && pip install --require-hashes -r constraints/image-build.txt
-# not needed to run: libraries' own tests, headers, build tools; -x: syntax of a later Python
+# Remove the tests, headers and build tools of libraries. -x skips files with the syntax of a
+# later Python.
 RUN cd /opt/hyps-bids/lib/python3.11/site-packages \
  && rm -rf torch/test torch/include torch/share \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
@@ -46,7 +47,7 @@ RUN cd /opt/hyps-bids/lib/python3.11/site-packages \
 
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY hyps_bids/ hyps_bids/
-# -I: neither the caller's PYTHON* variables nor packages in their home get in
+# -I ignores the caller's PYTHON* variables and the packages in their home folder.
 RUN pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir wheel . \
  && pip --python /opt/hyps-bids/bin/python install --no-deps --no-index wheel/*.whl \
  && python -m compileall -q --invalidation-mode unchecked-hash /opt/hyps-bids/lib/python3.11/site-packages/hyps_bids \
@@ -61,8 +62,8 @@ COPY --from=build /opt/hyps-bids /opt/hyps-bids
 
 ARG VERSION=0.1.0
 ARG NAME=hyps-bids
-# the tag is written to dataset_description.json; a user without a passwd entry needs some name,
-# because a library asks for it
+# The tag is written to dataset_description.json. LOGNAME is set because a library asks for the
+# user's name, and a user without a passwd entry has none.
 ENV HYPS_BIDS_CONTAINER=${NAME}:${VERSION} \
     LANG=C.UTF-8 \
     LOGNAME=hyps-bids \
@@ -73,8 +74,8 @@ LABEL org.opencontainers.image.title="HyPS-BIDS" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-4.0 AND CC0-1.0" \
       org.opencontainers.image.documentation="https://arxiv.org/abs/2409.00884"
-# a batch job has no service to ask; this tells that the installation is whole
+# A batch job offers no service to query; this check tells that the installation is complete.
 HEALTHCHECK --interval=10m --timeout=30s CMD ["hyps-bids", "--version"]
-# the app itself is process 1 and gets the signals
+# The app itself is process 1, so it receives the signals.
 ENTRYPOINT ["hyps-bids"]
 CMD ["--help"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Write the lock files of the container images, image-*.txt, anew: every package with version and
-# hashes. cpu.txt and what is locked already decide the versions; to upgrade the others, delete the
-# locks first. Needs uv; downloads descriptions of packages only.
+# Renew the lock files of the container images, image-*.txt, which list every package with its version
+# and hashes. cpu.txt and the existing locks decide the versions; to upgrade other packages, delete
+# the locks first. This needs uv and downloads only descriptions of packages.
 #
 #     constraints/lock.sh WHEELS     # a folder with the wheel of PyTorch's CPU build for Python 3.11
 set -euo pipefail
@@ -14,7 +14,7 @@ lock() {
     --python-platform x86_64-manylinux_2_28 "$@" >/dev/null
 }
 
-# torch asks for setuptools, but only to build extensions
+# torch asks for setuptools, which is only needed to build extensions.
 app=(pyproject.toml --constraints constraints/cpu.txt --no-emit-package setuptools)
 lock "${app[@]}" --find-links "$wheels" --output-file constraints/image-cpu.txt
 lock "${app[@]}" --output-file constraints/image-cuda.txt
