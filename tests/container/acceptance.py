@@ -1,13 +1,13 @@
-"""Check a container of HyPS-BIDS the way strangers run it: no network, read-only, as any user.
+"""Check a container of HyPS-BIDS as its users run it: no network, read-only, as any user.
 
     python tests/container/acceptance.py hyps-bids
     python tests/container/acceptance.py hyps-bids --engine "podman --runtime runc" --flags "..."
     python tests/container/acceptance.py --prefix "apptainer run --containall {binds} hyps-bids.sif"
 
-The first takes docker or podman, whichever is there; the last any command that takes binds as
-``-B HOST:INSIDE[:ro]`` at ``{binds}``, with its container's arguments at the end. Needs Python 3.11
-and nothing else. The images are those of the demo. Prints one line per check and ends with 1 if any
-failed.
+The first form uses docker or podman, whichever is installed. The last form uses any command that
+takes binds as ``-B HOST:INSIDE[:ro]`` in the place of ``{binds}`` and the arguments of the container
+at its end. The script needs only Python 3.11 and the demo images of the package. It prints one line
+per check and exits with 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Run:
-    """What the container is asked: arguments, binds, and what of its surroundings is special."""
+    """One call of the container: arguments, binds, and special settings of its environment."""
 
     args: tuple[str, ...]
     binds: tuple[Bind, ...] = ()
@@ -92,7 +92,7 @@ class Image:
         command += ["--tmpfs", run.tmp, "--user", "12345:12345", "--cap-drop", "ALL"]
         command += ["--security-opt", "no-new-privileges"]
         if Path(self.engine[0]).name == "podman":
-            # it would make an entry for the user
+            # Podman would otherwise add a passwd entry for the user.
             command += ["--passwd=false"]
         environment = {"HOME": "/nonexistent", **run.environment}
         binds = run.binds
@@ -130,12 +130,12 @@ class Prefix:
     def start(self, run: Run) -> Iterator[subprocess.Popen[str]]:
         """Start the command in the background, with the caller's environment."""
         if run.entrypoint is not None or run.limits or run.tmp != "/tmp":
-            raise Skipped("not to be had through a command prefix")
+            raise Skipped("a command prefix does not allow this check")
         binds = shlex.join(part for bind in run.binds for part in ("-B", str(bind)))
         command = [*shlex.split(self.template.replace("{binds}", binds)), *run.args]
         environment = dict(os.environ)
         for key, value in run.environment.items():
-            # also where the command is told to leave the caller's environment outside
+            # The prefixed names also work where the command drops the caller's environment.
             environment |= {
                 key: value,
                 f"APPTAINERENV_{key}": value,
@@ -194,16 +194,16 @@ class Bench:
 
 
 def version(bench: Bench) -> str:
-    """Tell the version; also what the image's health check does."""
+    """The image prints its version, as its health check does."""
     printed = bench.call(Run(("--version",)))
     assert printed.splitlines()[-1].startswith("hyps-bids "), printed
     return printed.splitlines()[-1]
 
 
 def contents(bench: Bench) -> str:
-    """The image is small, and holds neither pip nor tests nor caches."""
+    """The image is small and contains neither pip nor tests nor caches."""
     if not isinstance(bench.engine, Image):
-        raise Skipped("not to be had through a command prefix")
+        raise Skipped("a command prefix does not allow this check")
     query = ["image", "inspect", "--format", "{{.Size}}", bench.engine.name]
     shown = subprocess.run([*bench.engine.engine, *query], stdout=subprocess.PIPE, check=True)
     size = int(shown.stdout)
@@ -216,7 +216,7 @@ def contents(bench: Bench) -> str:
 
 
 def participant_level(bench: Bench) -> str:
-    """All scans are done, with nothing left behind."""
+    """All scans are done, and nothing temporary is left behind."""
     bench.call(bench.app("participant", output=bench.output("derivatives")))
     _whole(bench.derivatives)
     assert len(_masks(bench.derivatives)) == 2 * len(SCANS)
@@ -224,7 +224,7 @@ def participant_level(bench: Bench) -> str:
 
 
 def group_level(bench: Bench) -> str:
-    """The tables have all scans."""
+    """The group tables list all scans."""
     bench.call(bench.app("group", output=bench.derivatives))
     table = bench.derivatives / "group_seg-hippocampus_desc-wide_morph.tsv"
     rows = table.read_text().splitlines()[1:]
@@ -237,7 +237,7 @@ def provenance(bench: Bench) -> str:
     described = json.loads((bench.derivatives / "dataset_description.json").read_text())
     container = described["GeneratedBy"][0].get("Container")
     if isinstance(bench.engine, Prefix) and container is None:
-        raise Skipped("the command is none of Apptainer's, which names its image")
+        raise Skipped("the command is not Apptainer, which names its image")
     assert container, described
     return f"{container['Type']} {container['Tag']}"
 
@@ -269,7 +269,7 @@ def tools(bench: Bench) -> str:
 
 
 def host_python(bench: Bench) -> str:
-    """Neither PYTHON* variables nor packages in the home folder get in."""
+    """PYTHON* variables and packages in the home folder are ignored."""
     home = bench.folder / "home"
     site = home / ".local" / "lib" / "python3.11" / "site-packages"
     site.mkdir(parents=True)
@@ -291,7 +291,7 @@ def host_python(bench: Bench) -> str:
 
 
 def unwritable_output(bench: Bench) -> str:
-    """An output bound read-only is 73."""
+    """An output folder that is bound read-only gives exit code 73."""
     output = bench.output("unwritable")
     binds = (Bind(bench.raw, "/data"), Bind(output, "/out"))
     printed = bench.call(Run(("/data", "/out", "participant"), binds), code=73)
@@ -299,14 +299,14 @@ def unwritable_output(bench: Bench) -> str:
 
 
 def missing_input(bench: Bench) -> str:
-    """A dataset that was not bound is 66."""
+    """A dataset that is not bound gives exit code 66."""
     binds = (Bind(bench.output("missing"), "/out", writable=True),)
     printed = bench.call(Run(("/data", "/out", "participant"), binds), code=66)
     return _message(printed, "/data")
 
 
 def dangling_link(bench: Bench) -> str:
-    """An annexed image whose content is elsewhere is 66."""
+    """An annexed image without content gives exit code 66."""
     raw = bench.folder / "dangling"
     shutil.copytree(bench.raw, raw, symlinks=True)
     shutil.rmtree(raw / ".git")
@@ -317,13 +317,13 @@ def dangling_link(bench: Bench) -> str:
 
 
 def no_gpu(bench: Bench) -> str:
-    """A GPU that was asked for and is not visible is 64."""
+    """A requested GPU that is not visible gives exit code 64."""
     run = bench.app("participant", "--device", "cuda", output=bench.output("gpu"))
     return _message(bench.call(run, code=64), "--device cuda")
 
 
 def tiny_tmp(bench: Bench) -> str:
-    """The temporary folder is not needed."""
+    """The app runs with a temporary folder of 1 MB."""
     run = bench.app(
         *("participant", "--participant-label", "05"),
         output=bench.output("tiny"),
@@ -334,7 +334,7 @@ def tiny_tmp(bench: Bench) -> str:
 
 
 def limits(bench: Bench) -> str:
-    """CPUs and memory that the container may use are what the app counts with."""
+    """The app sees the limits of CPUs and memory that the container has."""
     code = (
         "from hyps_bids.resources import available_cpus, available_memory_gb as memory;"
         "print(available_cpus(), round(memory(), 2))"
@@ -350,7 +350,7 @@ def limits(bench: Bench) -> str:
 
 
 def little_memory(bench: Bench) -> str:
-    """With 1 GB a run ends well or with a message, and is not killed without a word."""
+    """With 1 GB of memory, a run succeeds or says that memory is short."""
     run = bench.app(
         *("participant", "--participant-label", "0001"),
         output=bench.output("memory"),
@@ -365,7 +365,7 @@ def little_memory(bench: Bench) -> str:
 
 
 def termination(bench: Bench) -> str:
-    """SIGTERM ends a run with 143 and nothing half-written; the next run finishes the work."""
+    """SIGTERM ends a run with exit code 143 and no partial file; the next run finishes the work."""
     output = bench.output("terminated")
     run = bench.app("participant", "--nprocs", "1", output=output)
     with bench.engine.start(run) as process:
@@ -381,7 +381,7 @@ def termination(bench: Bench) -> str:
     code = process.returncode
     done = sum((output / scan / "anat").is_dir() for scan in SCANS)
     assert code in (143, -signal.SIGTERM), f"exit code {code}\n{printed}"
-    # a command that passes no signal on ends its container with SIGKILL
+    # A command that does not forward the signal kills its container, which cannot clean up.
     if code == 143:
         _whole(output)
     bench.call(bench.app("participant", output=output))
@@ -410,10 +410,10 @@ CHECKS: tuple[Callable[[Bench], str], ...] = (
 
 
 def prepare(folder: Path) -> None:
-    """Copy the demo dataset, one image annexed: a link to content in ``.git/annex/objects``."""
+    """Copy the demo dataset and annex one image: a link to content in ``.git/annex/objects``."""
     raw = folder / "raw"
     shutil.copytree(DEMO, raw)
-    # other users are to read it, whatever the checkout's permissions
+    # Other users must be able to read it, whatever the permissions of the checkout.
     for path in [folder, raw, *raw.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     image = raw / ANNEXED
@@ -462,7 +462,7 @@ def _report(check: Callable[[Bench], str], bench: Bench) -> str:
     except Skipped as reason:
         outcome, remark = "skipped", str(reason)
     except Exception:
-        # whatever it is, the other checks go on
+        # The other checks run, whatever the error is.
         outcome, remark = "failed", traceback.format_exc(limit=-1)
     seconds = time.monotonic() - began
     print(f"{outcome:8}{check.__name__:18}{seconds:5.0f} s  {remark}", flush=True)
@@ -481,7 +481,7 @@ def _popen(command: Sequence[str], **options: object) -> subprocess.Popen[str]:
 
 
 def _masks(output: Path) -> dict[str, bytes]:
-    """Content of all masks and label images, by path."""
+    """Return the content of all masks and label images, by path."""
     found = [
         *output.glob("sub-*/anat/sub-*_dseg.nii.gz"),
         *output.glob("sub-*/anat/sub-*_mask.nii.gz"),
@@ -492,7 +492,7 @@ def _masks(output: Path) -> dict[str, bytes]:
 
 
 def _whole(output: Path) -> None:
-    """Fail if any file is half-written or temporary."""
+    """Fail if any file is partial or temporary."""
     for path in output.rglob("*"):
         assert path.name == ".bidsignore" or not path.name.startswith("."), f"left behind: {path}"
         if path.suffix == ".gz":
@@ -503,7 +503,7 @@ def _whole(output: Path) -> None:
 
 
 def _message(printed: str, *words: str) -> str:
-    """Return the one line that says what is wrong; it has to name `words`."""
+    """Return the line that states the error; it must contain all `words`."""
     assert "Traceback" not in printed, printed
     line = printed.strip().splitlines()[-1]
     assert all(word in line for word in words), printed

@@ -1,7 +1,7 @@
-"""Run the acceptance checks on an image, where there is one.
+"""Run the acceptance checks if there is an image.
 
-``HYPS_BIDS_ACCEPTANCE`` has the arguments of ``acceptance.py``; without it, the image is
-``hyps-bids`` of docker or podman.
+``HYPS_BIDS_ACCEPTANCE`` gives the arguments of ``acceptance.py``. If it is not set, the image
+``hyps-bids`` of docker or podman is checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files that images are built from say the same as the package."""
+"""The files from which images are built agree with the package."""
 
 from __future__ import annotations
 
