@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hyps_bids import app
 from hyps_bids.cli import main
 from hyps_bids.outputs.reading import read_table
+from hyps_bids.workflows import execution
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def derivatives(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Outputs of one participant run, in two batches, and one group run."""
     out = tmp_path_factory.mktemp("out") / "derivatives"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "_MOST_SCANS", 3)
+        patch.setattr(execution, "_MAX_SCANS", 3)
         assert main([str(dataset), str(out), "participant", "--nprocs", "2"]) == 1
     assert main([str(dataset), str(out), "group"]) == 0
     return out
@@ -203,7 +203,7 @@ def test_a_run_that_fails_at_once_leaves_no_folder(
     ):
         assert main([str(dataset), str(out), "participant", *options]) == code
         assert not out.exists()
-    assert "no outputs of participant constant, good, truncated; run" in capsys.readouterr().err
+    assert "no outputs of participant constant, good, truncated" in capsys.readouterr().err
 
 
 def test_options_of_the_group_level_are_not_ignored_in_silence(
@@ -244,7 +244,7 @@ def test_a_run_that_stops_leaves_what_it_did_not_reach(
     old = tmp_path / "out/sub-02/anat/sub-02_seg-hippocampus_morph.tsv"
     old.parent.mkdir(parents=True)
     old.write_text("of other content")
-    monkeypatch.setattr(app, "_MOST_SCANS", size)
+    monkeypatch.setattr(execution, "_MAX_SCANS", size)
     options = ["--skip-bids-validation", "--stop-on-first-crash", "--nprocs", "1"]
     assert main([str(tmp_path / "raw"), str(tmp_path / "out"), "participant", *options]) == 1
     failed = sorted(path.name for path in (tmp_path / "out").glob("sub-*/anat/*_qc.tsv"))
@@ -281,10 +281,10 @@ def test_results_outlive_a_scheduler_or_disk_that_fails(
 ) -> None:
     raw, out = changed
     before = {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")}
-    monkeypatch.setattr(app, "_run_nipype", lambda workflow, engine: error)
+    monkeypatch.setattr(execution, "_run_workflow", lambda workflow, engine: error)
     arguments = [str(raw), str(out), "participant", "--skip-bids-validation"]
     assert main(arguments) == code
-    assert "run again to go on" in capsys.readouterr().err
+    assert "run the command again to continue" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
 
 

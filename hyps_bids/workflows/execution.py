@@ -1,0 +1,381 @@
+"""Run the workflows with nipype, and find out what happened to each scan and report.
+
+Import this module late: nipype reads its configuration folder from the environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nipype import config
+from nipype import logging as nipype_logging
+
+from hyps_bids import __version__
+from hyps_bids.errors import DISK_ERRORS, HypsError, MissingInput, UsageError, WriteFailed
+from hyps_bids.messages import counted
+from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import fingerprint, is_complete, is_done, write_failure
+from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.settings import Settings, settings_to_toml
+from hyps_bids.workflows.crashes import crash_reasons
+from hyps_bids.workflows.engines import engine, read_plugin
+from hyps_bids.workflows.reports import init_reports_wf, report_name
+
+if TYPE_CHECKING:
+    from hyps_bids.workflows.participant import Models
+
+__all__ = ["Run", "Setup", "build_reports", "prepare_networks", "process_scans"]
+
+_LOG = logging.getLogger("hyps_bids")
+_Key = TypeVar("_Key")
+
+#: Most scans in one workflow: the time that nipype needs for each step grows with their number.
+_MAX_SCANS = 1000
+#: Free bytes on a disk below which it is taken to be full.
+_NO_SPACE = 1_000_000
+#: Seconds that a worker has to stop before it is killed.
+_GRACE_S = 2
+#: The settings that decide the results, which reports show: all jobs of a dataset share them.
+_SHOWN_SETTINGS = ("adapter", "base_model", "device", "n4")
+_CONTINUE = "finished results are kept, run the command again to continue"
+_NOT_REACHED = "not reached: the run stopped at the first failure"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run, the folder of its log and crash files, and its work folder."""
+
+    settings: Settings
+    log_dir: Path
+    work_dir: Path
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What decides the results of all scans, besides their images.
+
+    Attributes
+    ----------
+    models : Models
+        The files of weights.
+    labels : list of str
+        Names of the adapter's classes.
+    device : str
+        ``cpu`` or ``cuda[:N]``.
+    provenance : Provenance
+        The same facts for the sidecars.
+    """
+
+    models: Models
+    labels: list[str]
+    device: str
+    provenance: Provenance
+
+    def is_done(self, scan: Scan, output_dir: Path) -> bool:
+        """Tell whether the outputs of a scan are complete and would be the same again."""
+        return is_done(scan, output_dir, fingerprint(scan, self.provenance))
+
+
+def prepare_networks(settings: Settings) -> Setup:
+    """Choose the device and the weights, and load the networks.
+
+    Workers that are forked later share the memory of the loaded networks.
+
+    Raises
+    ------
+    MissingInput
+        If a file of weights does not exist.
+    UsageError
+        If there is no such adapter or device, or the adapter does not belong to the base.
+    BadData
+        If a file of weights cannot be used.
+    """
+    # Imported here, because reports need no networks.
+    from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
+    from hyps_bids.segmentation.devices import choose_device, prepare_process
+    from hyps_bids.segmentation.inference import cached_adapted, cached_network
+    from hyps_bids.workflows.participant import Models
+
+    device = str(choose_device(settings.device))
+    models = Models(
+        localizer=shipped_weights(LOCALIZER),
+        base=(settings.base_model or shipped_weights(BASE)).absolute(),
+        adapter=_find_adapter(settings.adapter),
+    )
+    # Forked workers would hang on a pool of threads that stayed in this process.
+    prepare_process(threads=1)
+    cached_network(models.localizer)
+    _, card = cached_adapted(models.adapter, models.base)
+    # Every trained adapter is in a file called adapter.safetensors, so its card names it.
+    name = f"adapter-{card['name']}" if "name" in card else models.adapter.stem
+    provenance: Provenance = {
+        "SoftwareVersion": __version__,
+        "Models": {
+            "Localizer": {"Name": models.localizer.stem, "SHA256": sha256(models.localizer)},
+            "Base": {"Name": models.base.stem, "SHA256": sha256(models.base)},
+            "Adapter": {
+                "Name": name,
+                "SHA256": sha256(models.adapter),
+                "License": card.get("license", "n/a"),
+            },
+        },
+        "BiasFieldCorrection": "N4" if settings.n4 else "none",
+    }
+    return Setup(models, card["labels"], device, provenance)
+
+
+def _find_adapter(name: str) -> Path:
+    """Find the weights of an adapter by its name, its file or the folder of a trained one."""
+    from hyps_bids.networks.checkpoints import shipped_weights
+
+    path = Path(name)
+    if path.suffix == ".safetensors" or path.exists():
+        if path.is_dir():
+            path = path / "adapter.safetensors"
+        if not path.is_file():
+            raise MissingInput(f"{path}: there is no such adapter file.", code="adapter-missing")
+        return path.absolute()
+    shipped = shipped_weights(f"adapter-{name}")
+    if not shipped.is_file():
+        names = sorted(
+            p.stem.removeprefix("adapter-") for p in shipped.parent.glob("adapter-*.safetensors")
+        )
+        raise UsageError(
+            f"--adapter {name}: this is neither a file nor a shipped adapter; the shipped adapters "
+            f"are {', '.join(names)}.",
+            code="adapter-unknown",
+        )
+    return shipped
+
+
+def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
+    """Process scans in batches; log and return those that failed or were not reached.
+
+    Raises
+    ------
+    WriteFailed
+        If the disk is full or broken.
+    HypsError
+        If nipype stops although no scan has failed.
+    """
+    began = time.monotonic()
+    failed: dict[Scan, str] = {}
+    for first in range(0, len(scans), _MAX_SCANS):
+        batch = scans[first : first + _MAX_SCANS]
+        failures = _process_batch(run, setup, batch)
+        for scan, reason in failures.items():
+            _LOG.error("%s: %s", scan.stem, reason)
+        failed |= failures
+        if failed and run.settings.stop_on_first_crash:
+            rest = scans[first + _MAX_SCANS :]
+            failed |= dict.fromkeys(rest, _NOT_REACHED)
+            if rest:
+                _LOG.error("%s more: %s", counted(len(rest), "scan"), _NOT_REACHED)
+            break
+    _LOG.info(
+        "%d of %s done now, in %.0f s; the outputs are in %s",
+        len(scans) - len(failed),
+        counted(len(scans), "scan"),
+        time.monotonic() - began,
+        run.settings.output_dir,
+    )
+    return list(failed)
+
+
+def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, str]:
+    """Run one workflow and return the scans that are not done, each with its reason."""
+    from hyps_bids.workflows.participant import init_participant_wf
+
+    settings = run.settings
+    nprocs = settings.nprocs or available_cpus()
+    engine_arguments = _configure_nipype(
+        run, setup.device, stop_on_first_crash=settings.stop_on_first_crash
+    )
+    workflow = init_participant_wf(
+        scans=scans,
+        models=setup.models,
+        output_dir=settings.output_dir.absolute(),
+        work_dir=run.work_dir.absolute(),
+        provenance=setup.provenance,
+        device=setup.device,
+        n4=settings.n4,
+        # If there are fewer scans than CPUs, each scan gets several.
+        omp_nthreads=settings.omp_nthreads or max(1, min(8, nprocs // len(scans))),
+        # On a cluster, each removal of intermediate files would be a job of its own.
+        keep_intermediates=settings.work_dir is not None or settings.use_plugin is not None,
+    )
+    error = _run_workflow(workflow, engine_arguments)
+    if settings.work_dir is None:
+        # Failed scans leave intermediate files, and the next batch may need the space.
+        shutil.rmtree(run.work_dir / workflow.name, ignore_errors=True)
+    undone = [scan for scan in scans if not setup.is_done(scan, settings.output_dir)]
+    crashes = crash_reasons(run.log_dir)
+    reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
+    if error is not None and not reasons:
+        raise _explain_early_end(settings, error)
+    return _record_failures(settings, undone, reasons, error)
+
+
+def _record_failures(
+    settings: Settings, undone: Sequence[Scan], reasons: Mapping[Scan, str], error: Exception | None
+) -> dict[Scan, str]:
+    """Replace the outputs of the scans that failed by a record of the reason.
+
+    Earlier outputs stay if the disk failed, or if the scan was not reached.
+    """
+    on_disk = _disk_failures(settings, reasons)
+    failed = {}
+    for scan in undone:
+        if scan in reasons:
+            reason, keep_outputs = reasons[scan], scan in on_disk
+        elif settings.stop_on_first_crash and reasons:
+            failed[scan] = _NOT_REACHED
+            continue
+        else:
+            reason = f"not processed: {error}" if error else "not processed; see the log"
+            keep_outputs = is_complete(scan, settings.output_dir)
+        failed[scan] = f"failed: {reason}"
+        if not keep_outputs:
+            write_failure(scan, settings.output_dir, reason)
+    return failed
+
+
+def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
+    """Build the reports of subjects; log and return the subjects whose report failed.
+
+    Raises
+    ------
+    WriteFailed
+        If the disk is full or broken.
+    HypsError
+        If nipype stops although no report has failed.
+    """
+    settings = run.settings
+    # The settings of this run have not made the results if it only builds reports.
+    text = "" if settings.reports_only else settings_to_toml(settings, _SHOWN_SETTINGS)
+    engine_arguments = _configure_nipype(run, "cpu", stop_on_first_crash=False)
+    workflow = init_reports_wf(
+        subjects=subjects,
+        bids_dir=settings.bids_dir.absolute(),
+        output_dir=settings.output_dir.absolute(),
+        work_dir=run.work_dir.absolute(),
+        settings_text="" if settings.reports_only else text or "# all are the defaults\n",
+    )
+    error = _run_workflow(workflow, engine_arguments)
+    crashes = crash_reasons(run.log_dir)
+    failed = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
+    _disk_failures(settings, failed)
+    _LOG.info("The reports are in %s", settings.output_dir / "sub-*.html")
+    for subject, reason in failed.items():
+        _LOG.error("sub-%s: no report: %s", subject, reason)
+    if error is not None and not failed:
+        raise _explain_early_end(settings, error)
+    return list(failed)
+
+
+def _explain_early_end(settings: Settings, error: Exception) -> HypsError:
+    """Explain why a run ended although no scan failed: the plugin or its scheduler failed."""
+    if isinstance(error, HypsError):
+        return error
+    _LOG.debug("The run ended early.", exc_info=error)
+    return _disk_failure(settings, str(error)) or HypsError(
+        f"nipype cannot continue ({' '.join(str(error).split())}); {_CONTINUE}.",
+        code="nipype-failed",
+    )
+
+
+def _disk_failures(settings: Settings, reasons: Mapping[_Key, str]) -> set[_Key]:
+    """Return which failures the disk caused; raise its error if it caused all of them."""
+    found = {key: _disk_failure(settings, text) for key, text in reasons.items()}
+    errors = {key: error for key, error in found.items() if error is not None}
+    if errors and len(errors) == len(reasons):
+        raise next(iter(errors.values()))
+    return set(errors)
+
+
+def _disk_failure(settings: Settings, reason: str) -> WriteFailed | None:
+    """Recognize a full or broken disk by the reason of a failure, or by the free space."""
+    # nipype gives no reason when the result of a node does not fit on the disk.
+    for folder in (settings.output_dir, settings.work_dir or settings.output_dir):
+        if shutil.disk_usage(folder).free < _NO_SPACE:
+            return WriteFailed(
+                f"{folder}: {os.strerror(errno.ENOSPC)}; {_CONTINUE}.", code="disk-failure"
+            )
+    for number in DISK_ERRORS:
+        if os.strerror(number) in reason:
+            where = f"{settings.output_dir} or the work folder"
+            return WriteFailed(f"{where}: {os.strerror(number)}; {_CONTINUE}.", code="disk-failure")
+    return None
+
+
+def _configure_nipype(run: Run, device: str, *, stop_on_first_crash: bool) -> dict[str, Any]:
+    """Configure nipype and return the arguments of ``Workflow.run``.
+
+    Do it before workflows are made, because they remember the configuration.
+    """
+    config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(run.log_dir),
+                "crashfile_format": "txt",
+                "stop_on_first_crash": str(stop_on_first_crash).lower(),
+                "poll_sleep_duration": "0.05",
+                "remove_unnecessary_outputs": "false",
+                "hash_method": "timestamp",
+                "check_version": "false",
+                "create_report": "false",
+            },
+            "logging": {"log_to_file": "false"},
+        }
+    )
+    nipype_logging.update_logging(config)
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        level = logging.INFO if run.settings.verbose > 1 else logging.CRITICAL
+        logging.getLogger(name).setLevel(level)
+    return engine(**_choose_plugin(run.settings, device))
+
+
+def _choose_plugin(settings: Settings, device: str) -> dict[str, Any]:
+    if settings.use_plugin is not None:
+        return read_plugin(settings.use_plugin)
+    return {
+        "plugin": "MultiProc",
+        "plugin_args": {
+            "n_procs": settings.nprocs or available_cpus(),
+            "memory_gb": settings.mem_gb or available_memory_gb() * 0.9,
+            "raise_insufficient": False,
+            "n_gpu_procs": 1,
+            # Forked workers share the loaded networks, but CUDA cannot be used after a fork.
+            "mp_context": "fork" if device == "cpu" else "forkserver",
+        },
+    }
+
+
+def _run_workflow(workflow: Any, engine_arguments: Mapping[str, Any]) -> Exception | None:
+    """Run a workflow to its end; return what nipype raised because nodes failed."""
+    try:
+        workflow.run(**engine_arguments)
+    except KeyboardInterrupt:
+        # Stop the workers before their work folder is removed.
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(_GRACE_S)
+            worker.kill()
+        raise
+    except Exception as error:
+        # nipype raises after all other scans have run; the crash files tell what failed.
+        return error
+    return None
