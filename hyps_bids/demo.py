@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from hyps_bids import cli
-from hyps_bids.errors import CannotCreateOutput
+from hyps_bids.errors import cannot_write
 
 __all__ = ["demo_dataset", "run_demo"]
 
@@ -23,7 +23,7 @@ def run_demo(output: Path) -> int:
     Parameters
     ----------
     output : Path
-        Receives the dataset in ``bids`` and the results in ``derivatives``; may exist.
+        Receives the dataset in ``bids`` and the results in ``derivatives``; it may exist.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def run_demo(output: Path) -> int:
     try:
         shutil.copytree(demo_dataset(), bids, dirs_exist_ok=True)
     except OSError as error:
-        raise CannotCreateOutput(f"{bids}: cannot be written ({error})") from error
+        raise cannot_write(bids, error) from error
     code = max(cli.main([str(bids), str(derivatives), level]) for level in ("participant", "group"))
     print(f"Images: {bids}\nResults: {derivatives}")
     return code

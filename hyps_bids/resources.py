@@ -1,4 +1,4 @@
-"""What the machine, or the job that holds us, allows."""
+"""Find out how many CPUs and how much memory this process may use."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def available_cpus(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
-    """Count the CPUs this process may use: affinity and cgroup quota respected.
+    """Count the CPUs that the affinity of this process and its control groups allow.
 
     Parameters
     ----------
     cgroup : Path
-        Where the control groups are mounted.
+        The folder where the control groups are mounted.
     membership : Path
         The kernel's list of the groups of this process.
     """
@@ -27,7 +27,7 @@ def available_cpus(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> in
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     for folder in _groups("cpu", cgroup, membership):
-        # version 2, then version 1
+        # The files of control groups version 2, then those of version 1.
         quota = _read(folder / "cpu.max").split() or [
             _read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
         ]
@@ -37,13 +37,13 @@ def available_cpus(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> in
 
 
 def available_memory_gb(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float:
-    """Memory this process may use, GB: the machine's or the least of its cgroups'.
+    """Return the memory in GB that the machine and the control groups of this process allow.
 
     The parameters are those of :func:`available_cpus`.
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _groups("memory", cgroup, membership):
-        # version 2, then version 1
+        # The files of control groups version 2, then those of version 1.
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = _read(folder / name).strip()
             if limit.isdigit():
@@ -52,29 +52,29 @@ def available_memory_gb(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) 
 
 
 def is_on_root(path: Path, mounts: Path = _MOUNTS) -> bool:
-    """Tell whether a path is on no mount but the root's: in a container, it goes with that.
+    """Tell whether a path is on the root's own file system, which goes with a container.
 
     Parameters
     ----------
     path : Path
-        It need not exist.
+        A path that need not exist.
     mounts : Path
-        The kernel's list of mounts; without it the answer is no.
+        The kernel's list of mounts; if it is missing, the answer is no.
     """
-    # spaces are written in octal
+    # The kernel writes spaces in octal.
     points = {Path(line.split()[4].replace("\\040", " ")) for line in _read(mounts).splitlines()}
     path = path.resolve()
     return bool(points) and points.isdisjoint([path, *path.parents][:-1])
 
 
 def _groups(controller: str, cgroup: Path, membership: Path) -> Iterator[Path]:
-    """List the folders of our groups and all their parents: a job's limit is on any of them."""
-    # in a container the root may be our own group
+    """List the folders of our control groups and their parents; any of them may have a limit."""
+    # In a container the root may be our own group.
     yield cgroup
     yield cgroup / controller
     for line in _read(membership).splitlines():
         _, controllers, name = line.split(":", 2)
-        # version 2 has one tree for all controllers
+        # Version 2 has one tree for all controllers.
         if controllers and controller not in controllers.split(","):
             continue
         folder = cgroup / controller if controllers else cgroup

@@ -11,6 +11,7 @@ import json
 import math
 import tomllib
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -427,7 +428,7 @@ class Option:
         if self.kind is int:
             end = f" to {self.most}" if self.most < math.inf else ""
             return f"a whole number {'from' if end else 'of at least'} {self.least}{end}"
-        names = {bool: "true or false", float: "a positive, finite number"}
+        names: dict[type, str] = {bool: "true or false", float: "a positive, finite number"}
         return names.get(self.kind, "a text")
 
     def check(self, value: object) -> Any:
@@ -452,13 +453,11 @@ class Option:
 
     def parse(self, text: str) -> Any:
         """Return the value that a word of the command line stands for; errors as in `check`."""
-        if self.kind not in (int, float):
-            return self.check(text)
-        try:
-            number = self.kind(text)
-        except ValueError:
-            number = text
-        return self.check(number)
+        value: object = text
+        if self.kind in (int, float):
+            with suppress(ValueError):
+                value = self.kind(text)
+        return self.check(value)
 
 
 @dataclass(frozen=True)

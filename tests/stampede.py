@@ -78,7 +78,7 @@ def _start(arguments: list[str], log: str) -> int:
 
 if __name__ == "__main__":
     # once for all processes: this takes longer than their work
-    for name in ("group.tables", "workflows.participant", "workflows.plugin"):
+    for name in ("cohort.tables", "workflows.execution", "workflows.participant"):
         importlib.import_module(f"hyps_bids.{name}")
     from hyps_bids.cli import main
     from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights

@@ -3,75 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hyps_bids import __version__
-from hyps_bids.cli import build_parser, main, parse_settings, settings_to_toml
+from hyps_bids.cli import main, parse_settings
 from hyps_bids.errors import MissingInput, UsageError
-from hyps_bids.settings import Settings
+from hyps_bids.networks.adapters.config import METHODS, PRESETS, AdapterConfig
+from hyps_bids.settings import GROUPS, Option, Settings, all_options, settings_to_toml
+from tests.raising import raises
 
 BASIC = ["in", "out", "participant"]
-POSITIONAL = {"bids_dir", "output_dir", "analysis_level"}
-
-#: one value that is not the default, as it is written in a file, for every setting
-OTHER: dict[str, Any] = {
-    "participant_label": ["01", "b"],
-    "exclude_participant_label": ["02"],
-    "session_label": ["M00"],
-    "bids_filter_file": "filter.json",
-    "bids_database_dir": "db",
-    "skip_bids_validation": True,
-    "work_dir": "work",
-    "clean_workdir": True,
-    "nprocs": 3,
-    "omp_nthreads": 2,
-    "mem_gb": 7.5,
-    "device": "cuda:1",
-    "adapter": "mine.safetensors",
-    "base_model": "base.safetensors",
-    "n4": True,
-    "use_plugin": "slurm.yml",
-    "stop_on_first_crash": True,
-    "dry_run": True,
-    "reports_only": True,
-    "verbose": 2,
-    "model": ["volume ~ age"],
-    "controls": "diagnosis=CN",
-    "target": "diagnosis",
-    "contrast": ["AD:CN"],
-    "features": ["icv_mm3"],
-    "covariates": ["age", "sex"],
-    "site": "scanner",
-    "harmonize": True,
-    "leave_one_site_out": True,
-    "held_out": "cohort=B",
-    "estimators": ["svm"],
-    "folds": 3,
-    "repeats": 2,
-    "permutations": 10,
-    "apply_classifier": "models/classifier",
-    "train_adapter": "mine",
-    "labels": ["derivatives/manual"],
-    "label_map": "aseg",
-    "peft": "lora",
-    "preset": "paper",
-    "rank": 4,
-    "bottleneck": 3,
-    "scale": 0.5,
-    "dropout": 0.1,
-    "layers": ["mlp"],
-    "trainable": ["out"],
-    "steps": 7,
-    "batch_size": 2,
-    "learning_rate": 0.01,
-    "stratify": "sex",
-    "seed": 3,
+OPTIONS = {option.name: option for option in all_options()}
+#: Options that the README leaves to --help.
+ONLY_IN_HELP = {
+    *("estimators", "features", "learning_rate", "omp_nthreads", "permutations", "repeats"),
+    *("seed", "steps"),
 }
 
 
@@ -79,9 +33,37 @@ def parse(*options: str) -> Settings:
     return parse_settings([*BASIC, *options])
 
 
+def other_value(option: Option) -> Any:
+    """Return a value that is no option's default."""
+    values = {bool: True, int: 3, float: 0.25, str: "x", Path: Path("x")}
+    value: Any = values[option.kind]
+    return (value, option.kind("y")) if option.several else value
+
+
+def with_values(*names: str) -> Settings:
+    values = {name: other_value(OPTIONS[name]) for name in names}
+    return Settings(
+        bids_dir=Path("in"), output_dir=Path("out"), analysis_level="participant", **values
+    )
+
+
 def test_defaults_are_those_of_the_settings() -> None:
-    expected = Settings(bids_dir=Path("in"), output_dir=Path("out"), analysis_level="participant")
-    assert parse() == expected
+    assert parse() == with_values()
+    assert parse("--notrack") == with_values()
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [(each.name, flag) for each in all_options() for flag in each.flags]
+)
+def test_every_spelling_of_every_option_sets_its_setting(name: str, flag: str) -> None:
+    value = other_value(OPTIONS[name])
+    if OPTIONS[name].counted:
+        words = [flag] * value
+    elif value is True:
+        words = [flag]
+    else:
+        words = [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    assert parse(*words) == with_values(name)
 
 
 @pytest.mark.parametrize(
@@ -89,48 +71,17 @@ def test_defaults_are_those_of_the_settings() -> None:
     [
         (["--participant-label", "01", "sub-02"], "participant_label", ("01", "02")),
         (["--participant_label", "sub-sub"], "participant_label", ("sub",)),
-        (
-            ["--exclude-participant-label", "sub-01", "02"],
-            "exclude_participant_label",
-            ("01", "02"),
-        ),
-        (["--exclude_participant_label", "x"], "exclude_participant_label", ("x",)),
-        (["--session-label", "ses-M00", "M12"], "session_label", ("M00", "M12")),
-        (["--session_label", "M00"], "session_label", ("M00",)),
-        (["--bids-filter-file", "f.json"], "bids_filter_file", Path("f.json")),
-        (["--bids-database-dir", "db"], "bids_database_dir", Path("db")),
-        (["--skip-bids-validation"], "skip_bids_validation", True),
+        (["--exclude_participant_label", "sub-01"], "exclude_participant_label", ("01",)),
+        (["--session_label", "ses-M00", "M12"], "session_label", ("M00", "M12")),
         (["--skip_bids_validation"], "skip_bids_validation", True),
         (["-w", "work"], "work_dir", Path("work")),
-        (["--work-dir", "work"], "work_dir", Path("work")),
-        (["--clean-workdir"], "clean_workdir", True),
-        (["--nprocs", "4"], "nprocs", 4),
         (["--n-cpus", "4"], "nprocs", 4),
         (["--n_cpus", "4"], "nprocs", 4),
-        (["--omp-nthreads", "2"], "omp_nthreads", 2),
-        (["--mem-gb", "2.5"], "mem_gb", 2.5),
         (["--mem_gb", "2"], "mem_gb", 2.0),
-        (["--device", "cuda:0"], "device", "cuda:0"),
-        (["--adapter", "a.safetensors"], "adapter", "a.safetensors"),
-        (["--base-model", "b.safetensors"], "base_model", Path("b.safetensors")),
-        (["--n4"], "n4", True),
         (["--n4", "--no-n4"], "n4", False),
         (["--model", "volume ~ a", "--model", "volume ~ b"], "model", ("volume ~ a", "volume ~ b")),
-        (["--contrast", "A:B", "C:D"], "contrast", ("A:B", "C:D")),
-        (["--labels", "a", "--labels", "b"], "labels", (Path("a"), Path("b"))),
-        (["--rank", "2"], "rank", 2),
         (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
         (["--seed", "0"], "seed", 0),
-        (["--layers", "attention", "mlp"], "layers", ("attention", "mlp")),
-        (
-            ["--participant-label", "01", "--participant-label", "02"],
-            "participant_label",
-            ("01", "02"),
-        ),
-        (["--use-plugin", "p.yml"], "use_plugin", Path("p.yml")),
-        (["--stop-on-first-crash"], "stop_on_first_crash", True),
-        (["--dry-run"], "dry_run", True),
-        (["-v"], "verbose", 1),
         (["-vv"], "verbose", 2),
         (["--verbose", "-v"], "verbose", 2),
     ],
@@ -142,17 +93,6 @@ def test_option(options: list[str], name: str, value: object) -> None:
     assert changed <= {name}
 
 
-def test_every_option_has_a_setting_and_every_setting_an_option() -> None:
-    names = {action.dest for action in build_parser()._actions}
-    # not of one run: help and version; --notrack does nothing
-    assert names - {"help", "version", "config", "notrack"} == {f.name for f in fields(Settings)}
-    assert set(OTHER) | POSITIONAL == {f.name for f in fields(Settings)}
-
-
-def test_notrack_does_nothing() -> None:
-    assert parse("--notrack") == parse()
-
-
 @pytest.mark.parametrize(
     "argv",
     [
@@ -160,7 +100,7 @@ def test_notrack_does_nothing() -> None:
         ["in", "out"],
         ["in", "out", "both"],
         [*BASIC, "--unknown"],
-        # no abbreviations: they change their meaning when options are added
+        # Abbreviations would change their meaning when options are added.
         [*BASIC, "--participant", "01"],
         [*BASIC, "--conf", "x.toml"],
         [*BASIC, "--config"],
@@ -180,15 +120,55 @@ def test_wrong_usage_is_64(argv: list[str], capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as end:
         main(argv)
     assert end.value.code == 64
-    assert "hyps-bids: error:" in capsys.readouterr().err
+    assert re.search(r"^hyps-bids: error: .* \[wrong-usage\]$", capsys.readouterr().err, re.M)
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_are_0(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def shown_help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(SystemExit) as end:
-        main([option])
+        main([*argv, "--help"])
     assert end.value.code == 0
-    assert "hyps-bids" in capsys.readouterr().out
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_every_option_and_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys)
+    for group in GROUPS:
+        assert f"{group.title}:" in text
+    for option in all_options():
+        sentence = option.help.removesuffix(".")
+        assert text.count(sentence) == 1
+        default = re.escape(sentence) + r" \(default: (.+?)\)\."
+        has_value = option.default not in (None, ()) and option.kind is not bool
+        shown = option.unset or (has_value and not option.counted)
+        assert bool(re.search(default, text)) == bool(shown)
+
+
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_help_of_a_level_shows_its_options_only(
+    level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown_help(capsys, "in", "out", level)
+    for group in GROUPS:
+        assert (f"{group.title}:" in text) == (group.level in (None, level))
+
+
+def test_help_names_the_methods_and_defaults_of_adapters() -> None:
+    for name in METHODS:
+        assert re.search(rf"\b{name}\b", OPTIONS["peft"].help)
+    for name in PRESETS:
+        assert name in OPTIONS["preset"].help
+    for name in ("rank", "bottleneck", "scale", "dropout"):
+        assert OPTIONS[name].unset.endswith(f" {getattr(AdapterConfig(), name):g}")
+    for name in ("layers", "trainable"):
+        values = getattr(AdapterConfig(), name)
+        assert re.split(", | and ", OPTIONS[name].unset) == list(values)
+
+
+def test_readme_names_every_option(root: Path) -> None:
+    text = (root / "README.md").read_text()
+    named = set(re.findall(r"--?[a-z][a-z0-9-]*", text))
+    missing = {name for name, option in OPTIONS.items() if not named.intersection(option.flags)}
+    assert missing <= ONLY_IN_HELP
 
 
 def config(tmp_path: Path, text: str) -> list[str]:
@@ -217,61 +197,55 @@ def test_config_file_is_below_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code", "names"),
     [
-        ("nprocs = ", "not valid TOML"),
-        ("procs = 2", "unknown options procs"),
-        ('bids_dir = "x"', "unknown options bids_dir"),
+        ("nprocs = ", "config-not-toml", ""),
+        ("procs = 2", "config-option-unknown", "procs"),
+        ('bids_dir = "x"', "config-option-unknown", "bids_dir"),
         (
             'output-dir = "x"\nanalysis_level = "group"',
-            "unknown options analysis_level, output_dir",
+            "config-option-unknown",
+            "analysis_level, output_dir",
         ),
-        ("notrack = true", "unknown options notrack"),
-        ('nprocs = "2"', "nprocs = '2' is not a int"),
-        ("nprocs = 2.0", "nprocs"),
-        ("nprocs = true", "nprocs"),
-        ("nprocs = 0", "nprocs"),
-        ("omp_nthreads = -2", "omp_nthreads"),
-        ("verbose = -1", "verbose"),
-        ("n4 = 1", "n4"),
-        ('mem_gb = "2"', "mem_gb"),
-        ("mem_gb = -1", "mem_gb"),
-        ("mem_gb = nan", "mem_gb"),
-        ("mem_gb = true", "mem_gb"),
-        ("work_dir = 1", "work_dir"),
-        ("adapter = 1", "adapter"),
-        ("participant_label = 1", "participant_label"),
-        ("participant_label = [1, 2]", "participant_label"),
-        ("[participant]\nnprocs = 2", "unknown options participant"),
+        ("notrack = true", "config-option-unknown", "notrack"),
+        ("[participant]\nnprocs = 2", "config-option-unknown", "participant"),
+        ('nprocs = "2"', "config-value-invalid", "nprocs: '2'"),
+        ("nprocs = 2.0", "config-value-invalid", "nprocs"),
+        ("nprocs = true", "config-value-invalid", "nprocs"),
+        ("nprocs = 0", "config-value-invalid", "nprocs"),
+        ("omp_nthreads = -2", "config-value-invalid", "omp_nthreads"),
+        ("verbose = -1", "config-value-invalid", "verbose"),
+        ("seed = 4294967296", "config-value-invalid", "seed"),
+        ("n4 = 1", "config-value-invalid", "n4"),
+        ('mem_gb = "2"', "config-value-invalid", "mem_gb"),
+        ("mem_gb = -1", "config-value-invalid", "mem_gb"),
+        ("mem_gb = nan", "config-value-invalid", "mem_gb"),
+        ("mem_gb = true", "config-value-invalid", "mem_gb"),
+        ("work_dir = 1", "config-value-invalid", "work_dir"),
+        ("adapter = 1", "config-value-invalid", "adapter"),
+        ("participant_label = 1", "config-value-invalid", "participant_label"),
+        ("participant_label = [1, 2]", "config-value-invalid", "participant_label"),
     ],
 )
 def test_bad_config_file(
-    tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, text: str, code: str, names: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = config(tmp_path, text)
-    with pytest.raises(UsageError, match=message):
+    with raises(UsageError, code, "hyps.toml", names):
         parse(*options)
     assert main([*BASIC, *options]) == 64
-    assert "hyps.toml" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f"[{code}]\n")
 
 
 def test_missing_config_file(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match=r"nowhere\.toml"):
+    with raises(MissingInput, "config-unreadable", "nowhere.toml"):
         parse("--config", str(tmp_path / "nowhere.toml"))
     assert main([*BASIC, "--config", str(tmp_path)]) == 66
 
 
-@pytest.mark.parametrize("names", [[], *([name] for name in OTHER), list(OTHER)])
+@pytest.mark.parametrize("names", [[], *([name] for name in OPTIONS), list(OPTIONS)])
 def test_settings_come_back_from_their_file(tmp_path: Path, names: list[str]) -> None:
-    paths = {f.name for f in fields(Settings) if "Path" in str(f.type)}
-    values: dict[str, Any] = {}
-    for name in names:
-        value = OTHER[name]
-        read = Path if name in paths else lambda x: x
-        values[name] = tuple(map(read, value)) if isinstance(value, list) else read(value)
-    settings = Settings(
-        bids_dir=Path("in"), output_dir=Path("out"), analysis_level="participant", **values
-    )
+    settings = with_values(*names)
     assert parse(*config(tmp_path, settings_to_toml(settings))) == settings
 
 
@@ -289,6 +263,7 @@ def test_odd_file_names_come_back(tmp_path: Path, name: str) -> None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
+    """A dataset whose only image is a link to nowhere."""
     folder = tmp_path / "raw"
     (folder / "sub-01" / "anat").mkdir(parents=True)
     (folder / "sub-01" / "anat" / "sub-01_T1w.nii.gz").symlink_to("nowhere")
@@ -327,8 +302,32 @@ def test_exit_codes(
     output = output_dir.format(name=raw.parent.name)
     assert main([bids_dir, output, "participant", "--dry-run", *options]) == code
     message = capsys.readouterr().err
-    assert "hyps-bids: error:" in message
+    assert re.search(r"^hyps-bids: error: .* \[[a-z-]+\]$", message, re.M)
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "code"),
+    [
+        (OSError(28, "full", "x"), 74, "disk-failure"),
+        (OSError(2, "gone", "x"), 66, "file-unusable"),
+    ],
+)
+def test_errors_of_the_system_name_their_file(
+    raw: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    exit_code: int,
+    code: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hyps_bids.app.find_scans", fail)
+    assert main([str(raw), str(tmp_path / "out"), "participant", "--dry-run"]) == exit_code
+    assert capsys.readouterr().err.endswith(f"x: {error.strerror} [{code}]\n")
 
 
 def test_dry_run_lists_the_scans(
@@ -338,10 +337,51 @@ def test_dry_run_lists_the_scans(
     assert main([*argv, "--participant-label", "sub-05"]) == 0
     expected = demo_bids / "sub-05" / "anat" / "sub-05_T1w.nii.gz"
     assert capsys.readouterr().out.split() == [str(expected)]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "unused"),
+    [
+        ("participant", ["--target", "diagnosis", "--n4", "--seed", "1"], ["--target", "--seed"]),
+        ("group", ["--adapter", "mine", "--nprocs", "1"], ["--adapter"]),
+    ],
+)
+def test_options_that_a_level_does_not_use_are_named(
+    demo_bids: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    level: str,
+    options: list[str],
+    unused: list[str],
+) -> None:
+    assert main([str(demo_bids), str(tmp_path / "out"), level, "--dry-run", *options]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
+    assert re.findall(r"--[a-z0-9-]+", line) == unused
 
 
 def test_group_without_participants_is_66(raw: Path, tmp_path: Path) -> None:
     assert main([str(raw), str(tmp_path / "out"), "group"]) == 66
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--train-adapter", "mine"], "adapter-without-labels"),
+        (["--labels", "manual"], "adapter-without-labels"),
+        (["--contrast", "AD:CN"], "contrast-without-target"),
+        (["--train-adapter", "mine", "--labels", "m", "--target", "dx"], "adapter-not-alone"),
+        (["--target", "dx", "--folds", "1"], "too-few-folds"),
+        (["--harmonize"], "site-missing"),
+        (["--leave-one-site-out"], "site-missing"),
+    ],
+)
+def test_group_options_that_contradict(
+    raw: Path, tmp_path: Path, options: list[str], code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(raw), str(tmp_path / "out"), "group", *options]) == 64
+    assert capsys.readouterr().err.endswith(f"[{code}]\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_module_tells_its_version() -> None:
@@ -351,30 +391,19 @@ def test_module_tells_its_version() -> None:
     assert done.stdout.strip() == f"hyps-bids {__version__}"
 
 
-def test_parsing_imports_nothing_slow() -> None:
-    code = (
-        "import sys; from hyps_bids.cli import parse_settings; "
-        f"parse_settings({BASIC!r}); "
-        "print({'torch', 'nipype', 'bids', 'nibabel', 'pandas', 'numpy'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "statement",
     [
-        (["--train-adapter", "mine"], "belong together"),
-        (["--labels", "manual"], "belong together"),
-        (["--contrast", "AD:CN"], "--contrast needs --target"),
-        (["--train-adapter", "mine", "--labels", "m", "--target", "dx"], "a run of its own"),
-        (["--harmonize"], "need --site"),
-        (["--leave-one-site-out"], "need --site"),
+        "import hyps_bids.tools",
+        f"from hyps_bids.cli import parse_settings; parse_settings({BASIC})",
     ],
 )
-def test_group_options_that_contradict(
-    raw: Path, tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(raw), str(tmp_path / "out"), "group", *options]) == 64
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_parsing_imports_nothing_slow(statement: str) -> None:
+    code = (
+        f"import sys; {statement}; "
+        "print({'torch', 'nipype', 'bids', 'nibabel', 'pandas', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,16 +1,13 @@
-"""``hyps-tools``: everything around the BIDS App. One module per command.
+"""``hyps-tools``: everything around the BIDS App, one module for each command.
 
-Imports are lazy, so that ``--help`` and usage errors come at once.
+The modules import libraries late, so that ``--help`` and usage errors answer at once.
 """
 
 from __future__ import annotations
 
-import sys
-
-from hyps_bids.errors import HypsError
+from hyps_bids.cli import Parser, run_command, start_logging
 from hyps_bids.tools import adapt, demo, evaluate, importing, pretrain, synthesize
 from hyps_bids.tools.adapt import choose_crops
-from hyps_bids.tools.options import Parser
 from hyps_bids.tools.synthesize import sample_figure
 
 __all__ = ["choose_crops", "main", "sample_figure"]
@@ -36,8 +33,5 @@ def main(argv: list[str] | None = None) -> int:
     for module in _COMMANDS:
         module.add_command(commands)
     args = parser.parse_args(argv)
-    try:
-        return args.run(args)
-    except HypsError as error:
-        print(f"hyps-tools: {error}", file=sys.stderr)
-        return error.exit_code
+    start_logging()
+    return run_command("hyps-tools", lambda: args.run(args))

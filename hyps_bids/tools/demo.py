@@ -1,4 +1,4 @@
-"""``hyps-tools demo``: the app on the data that comes with it."""
+"""``hyps-tools demo``: run the app on the data that comes with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ __all__ = ["add_command"]
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""
-    parser = add_parser(
-        commands, "demo", _demo, "Run the app on the small dataset shipped with it."
-    )
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write")
+    text = "Run the app on the small dataset that comes with it."
+    parser = add_parser(commands, "demo", _demo, text)
+    parser.add_argument("output", type=Path, metavar="OUT", help="Folder to write the results to")
 
 
 def _demo(args: argparse.Namespace) -> int:

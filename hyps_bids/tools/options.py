@@ -1,14 +1,14 @@
-"""What the commands of ``hyps-tools`` share."""
+"""The options and helpers that the commands of ``hyps-tools`` share."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from hyps_bids.errors import CannotCreateOutput, UsageError
+from hyps_bids.cli import Parser
+from hyps_bids.errors import cannot_write
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Parser",
+    "add_compute_options",
     "add_parser",
     "add_training_options",
     "loop_settings",
@@ -27,17 +28,8 @@ __all__ = [
 ]
 
 
-class Parser(argparse.ArgumentParser):
-    """Ends with the exit code that BIDS Apps use for wrong usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and message, and end."""
-        self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_code, f"{self.prog}: {message}\n")
-
-
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the lines of long texts as they are."""
+    """Shows defaults, and keeps the line breaks of long texts."""
 
 
 def add_parser(
@@ -53,20 +45,20 @@ def add_parser(
     Parameters
     ----------
     commands : argparse action
-        From ``add_subparsers``.
+        The result of ``add_subparsers``.
     name : str
-        The word to type.
+        The name of the command.
     run : callable
-        Gets the parsed arguments, returns the exit code.
+        Takes the parsed arguments and returns the exit code.
     text : str
-        What the command does, a sentence.
+        What the command does, as one sentence.
     details : str
-        Shown below the options by ``--help``, lines as they are.
+        Text that ``--help`` shows below the options, with its own line breaks.
 
     Returns
     -------
     Parser
-        For the arguments of the command.
+        The parser of the command, without arguments yet.
     """
     parser = commands.add_parser(
         name, help=text, description=text, epilog=details, formatter_class=_Help
@@ -75,22 +67,35 @@ def add_parser(
     return parser
 
 
+def add_compute_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that choose the device and the number of threads."""
+    parser.add_argument(
+        "--device", default="auto", help="Compute on this device: auto, cpu, cuda or cuda:N"
+    )
+    parser.add_argument(
+        "--threads", type=positive, help="Number of CPU threads; PyTorch chooses if not given"
+    )
+
+
 def add_training_options(
     parser: argparse.ArgumentParser, *, steps: int, learning_rate: float
 ) -> None:
-    """Add the options that all training commands have, with the defaults of this one."""
+    """Add the options of all training commands, with the defaults of this command."""
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=positive, default=steps, help="optimizer steps in all")
-    group.add_argument("--batch-size", type=positive, help="default: fits the network")
-    group.add_argument("--learning-rate", type=float, default=learning_rate, help="at the start")
-    group.add_argument("--seed", type=int, default=0, help="of weights and images")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
-    group.add_argument("--fp16", action="store_true", help="write the weights in half precision")
+    group.add_argument("--steps", type=positive, default=steps, help="Number of optimizer steps")
+    group.add_argument(
+        "--batch-size", type=positive, help="Images per step; suits the network if not given"
+    )
+    group.add_argument(
+        "--learning-rate", type=float, default=learning_rate, help="Learning rate at the start"
+    )
+    group.add_argument("--seed", type=int, default=0, help="Seed of the weights and images")
+    group.add_argument("--fp16", action="store_true", help="Write the weights in half precision")
+    add_compute_options(group)
 
 
 def prepare(args: argparse.Namespace) -> torch.device:
-    """Set threads and memory up, and choose the device."""
+    """Set up threads and memory, and choose the device."""
     from hyps_bids.segmentation.devices import choose_device, prepare_process
 
     prepare_process(args.threads)
@@ -98,22 +103,22 @@ def prepare(args: argparse.Namespace) -> torch.device:
 
 
 def loop_settings(args: argparse.Namespace) -> LoopSettings:
-    """Make the loop's settings from the training options."""
+    """Make the settings of the training loop from the training options."""
     from hyps_bids.training.loop import LoopSettings
 
     return LoopSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, which may exist."""
+    """Make a folder, unless it exists."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotCreateOutput(f"{path}: cannot be made ({error})") from error
+        raise cannot_write(path, error) from error
 
 
 def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -121,7 +126,7 @@ def positive(text: str) -> int:
 
 
 def names(text: str) -> list[str]:
-    """Read names with commas between them."""
+    """Parse names that are separated by commas."""
     found = [name.strip() for name in text.split(",")]
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name")

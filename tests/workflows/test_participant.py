@@ -163,14 +163,6 @@ def test_nothing_is_left_behind(derivatives: Path) -> None:
     assert "sub-constant: failed" in logs[0]
 
 
-def test_dry_run_writes_nothing(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert main([str(dataset), str(tmp_path / "out"), "participant", "--dry-run"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
-    assert not (tmp_path / "out").exists()
-
-
 def test_plugin_file_and_missing_side(tmp_path: Path, coarse_head: nib.Nifti1Image) -> None:
     """Without the left half of the field of view the left hippocampus is n/a, not zero."""
     canonical = nib.as_closest_canonical(coarse_head)
@@ -204,14 +196,6 @@ def test_a_run_that_fails_at_once_leaves_no_folder(
         assert main([str(dataset), str(out), "participant", *options]) == code
         assert not out.exists()
     assert "no outputs of participant constant, good, truncated" in capsys.readouterr().err
-
-
-def test_options_of_the_group_level_are_not_ignored_in_silence(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    options = ["--dry-run", "--target", "diagnosis", "--n4", "--seed", "1"]
-    assert main([str(dataset), str(tmp_path / "out"), "participant", *options]) == 0
-    assert "not used at the participant level: --target, --seed" in capsys.readouterr().err
 
 
 def test_reports_are_built_again_from_the_outputs(
