@@ -434,7 +434,7 @@ class TestSlurm:
         slurm("scancel", f"{array}", group)
         wait_until(lambda: ended(first), 60)
         shown = slurm("scontrol", "show", "job", first)
-        assert "JobState=CANCELED" in shown
+        assert "JobState=CANCELLED" in shown
         assert "Restarts=0" in shown
 
     @pytest.mark.parametrize("plugin", ["slurm", "slurmgraph"])
