@@ -1,1 +1,1 @@
-"""Tables and statistics over all scans of a dataset."""
+"""Tables and statistics over all scans of a dataset: the group level without classifiers."""

@@ -1,4 +1,4 @@
-"""Collect what the participant level left of every scan."""
+"""Collect the tables that the participant level has left for every scan."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from hyps_bids.outputs.columns import KEYS, table_columns
-from hyps_bids.outputs.names import SEG_PREFIX
+from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
-__all__ = ["Gathered", "gather", "outputs_of"]
+__all__ = ["Gathered", "find_outputs", "gather", "scan_named"]
 
 _TEXT = {"name", "hemi", "part", "status", "reason", "flags", "remarks"}
-#: what a table cannot do without
-_NEEDED = {"morph": ("hemi", "part", "volume_mm3", "volume_soft_mm3"), "qc": ("status",)}
-_ENDING = f"_{SEG_PREFIX}_{{}}.tsv"
-#: files are small and may be on a network: waiting for one must not hold up the others
+#: kind of table → columns without which it is useless
+_REQUIRED = {"morph": ("hemi", "part", "volume_mm3", "volume_soft_mm3"), "qc": ("status",)}
+#: The files are small and may be on a network: waiting for one must not hold up the others.
 _READERS = 8
+_RUN_AGAIN = "run the participant level again"
 
 Rows = list[list[str]]
 
@@ -54,8 +54,14 @@ class Gathered:
     provenance: pd.DataFrame
 
 
-def outputs_of(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str, Path]]:
-    """Find the tables of the scans; what killed writers left beside them goes.
+class _MadeBy(NamedTuple):
+    software_version: str | None = None
+    adapter: str | None = None
+    models: str | None = None
+
+
+def find_outputs(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str, Path]]:
+    """Find the tables of the scans, and remove the partial files of writers that were killed.
 
     Parameters
     ----------
@@ -72,65 +78,73 @@ def outputs_of(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str
     found: dict[str, dict[str, Path]] = {"morph": {}, "qc": {}}
     for folder in _anat_folders(output):
         remove_stale(folder)
-        for name in sorted(os.listdir(folder)):
-            for kind, paths in found.items():
-                ending = _ENDING.format(kind)
-                # hidden names are those of files that are being written
-                if name.endswith(ending) and not name.startswith("."):
-                    stem = name.removesuffix(ending)
-                    if keep(_scan(stem)):
-                        paths[stem] = folder / name
+        for name in os.listdir(folder):
+            stem, _, kind = name.removesuffix(".tsv").partition(f"_{SEG_PREFIX}_")
+            # Files that are being written have hidden names.
+            is_table = name.endswith(".tsv") and kind in found and not name.startswith(".")
+            if is_table and keep(scan_named(stem)):
+                found[kind][stem] = folder / name
     return {kind: dict(sorted(paths.items())) for kind, paths in found.items()}
 
 
 def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Gathered:
     """Stack the tables of all scans.
 
-    Tables of several versions may differ in their columns; what one of them lacks is missing.
+    Tables of several versions may differ in their columns; a column that a table lacks is missing
+    for its scans.
 
     Parameters
     ----------
     output : Path
         The derivatives dataset.
     keep : callable
-        Which scans.
+        Whether a scan is wanted.
 
     Returns
     -------
     Gathered
         Sorted by scan; empty tables if there are no outputs.
     """
-    paths = outputs_of(output, keep)
-    tables, problems = {}, {}
-    for kind, files in paths.items():
-        tables[kind], problems[kind] = _stack(kind, files)
-    qc, morph = tables["qc"], tables["morph"]
-    done = set(qc.loc[qc["status"] == "done", "scan"])
-    with_volumes = set(morph["scan"])
-    reasons = {stem: reason for stem, reason in problems["morph"].items() if stem in done}
-    for stem in sorted(done - with_volumes - set(reasons)):
-        reasons[stem] = "no volume table; run the participant level again"
-    sidecars = {stem: paths["qc"][stem].with_suffix(".json") for stem in sorted(done)}
+    paths = find_outputs(output, keep)
+    qc, qc_problems = _stack("qc", paths["qc"])
+    morph, morph_problems = _stack("morph", paths["morph"])
+    done = qc.loc[qc["status"] == "done", "scan"].tolist()
     with ThreadPoolExecutor(_READERS) as pool:
-        there = dict(zip(sidecars, pool.map(Path.is_file, sidecars.values()), strict=True))
-    for stem in done - set(reasons):
-        if not there[stem]:
-            # written last: the tables may be of different runs
-            reasons[stem] = "no QC sidecar, interrupted; run the participant level again"
-    for stem in sorted(set(paths["morph"]) - set(paths["qc"])):
-        reasons[stem] = "no QC table, interrupted; run the participant level again"
-    reasons |= problems["qc"]
-    kept = qc[~qc["scan"].isin(reasons.keys())]
+        made_by = dict(
+            zip(done, pool.map(_made_by, (sidecar_path(paths["qc"][s]) for s in done)), strict=True)
+        )
+    with_volumes = set(morph["scan"])
+    reasons = {}
+    for stem in done:
+        if stem in morph_problems:
+            reasons[stem] = morph_problems[stem]
+        elif stem not in with_volumes:
+            reasons[stem] = f"no volume table; {_RUN_AGAIN}"
+        elif made_by[stem] is None:
+            # The sidecar is written last: without it, the tables may be from different runs.
+            reasons[stem] = f"no QC sidecar, interrupted; {_RUN_AGAIN}"
+    for stem in set(paths["morph"]) - set(paths["qc"]):
+        reasons[stem] = f"no QC table, interrupted; {_RUN_AGAIN}"
+    reasons |= qc_problems
     failed = pd.DataFrame(
         [[*_keys(stem), "failed", reason] for stem, reason in reasons.items()],
         columns=[*KEYS, "status", "reason"],
     )
-    qc = _concat([kept, failed]).sort_values("scan", kind="stable", ignore_index=True)
-    done -= set(reasons)
-    # volumes count only with a QC row that says done
-    morph = morph[morph["scan"].isin(done)].reset_index(drop=True)
-    made = _provenance({stem: path for stem, path in sidecars.items() if stem in done})
-    return Gathered(morph, qc, made)
+    qc = _concat([qc[~qc["scan"].isin(reasons)], failed])
+    made = {stem: facts for stem, facts in made_by.items() if facts and stem not in reasons}
+    provenance = pd.DataFrame(list(made.values()), columns=list(_MadeBy._fields), dtype="str")
+    provenance.insert(0, "scan", list(made))
+    return Gathered(
+        # Volumes count only together with a QC row that says done.
+        morph=morph[morph["scan"].isin(made)].reset_index(drop=True),
+        qc=qc.sort_values("scan", kind="stable", ignore_index=True),
+        provenance=provenance,
+    )
+
+
+def scan_named(stem: str) -> Scan:
+    """Return the scan with this name; its path is a file name only."""
+    return Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
 
 
 def _anat_folders(output: Path) -> Iterable[Path]:
@@ -145,50 +159,44 @@ def _folders(parent: Path, start: str) -> list[Path]:
         return sorted(Path(e.path) for e in entries if e.name.startswith(start) and e.is_dir())
 
 
-def _scan(stem: str) -> Scan:
-    return Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
-
-
 def _keys(stem: str) -> list[str | None]:
-    scan = _scan(stem)
+    scan = scan_named(stem)
     return [f"sub-{scan.subject}", f"ses-{scan.session}" if scan.session else None, stem]
 
 
 def _stack(kind: str, paths: dict[str, Path]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Stack one kind of table; those that cannot be used come back with the reason."""
+    """Stack one kind of table; return also why the tables of some scans cannot be used."""
     with ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(lambda path: _read(path, kind), paths.values()))
+    # One frame per distinct header, because one per file would take long.
     rows: dict[tuple[str, ...], list[list[str | None]]] = defaultdict(list)
     problems = {}
     for (stem, path), content in zip(paths.items(), contents, strict=True):
         if isinstance(content, str):
-            problems[stem] = f"{path.name}: {content}; run the participant level again"
-            continue
-        keys = _keys(stem)
-        header, *body = content
-        # one table per distinct header, whatever the number of files
-        rows[tuple(header)].extend([*keys, *line] for line in body)
+            problems[stem] = f"{path.name}: {content}; {_RUN_AGAIN}"
+        else:
+            rows[tuple(content[0])].extend([*_keys(stem), *line] for line in content[1:])
+    columns = table_columns(kind)
     frames = [pd.DataFrame(body, columns=[*KEYS, *header]) for header, body in rows.items()]
-    frame = _concat([pd.DataFrame(columns=list(table_columns(kind))), *frames])
+    frame = _concat([pd.DataFrame(columns=list(columns)), *frames])
     frame = frame.replace({"n/a": None, "": None})
     for column in frame.columns.difference([*KEYS, *_TEXT]):
         numbers = pd.to_numeric(frame[column], errors="coerce").astype("float64")
-        odd = numbers.isna() & frame[column].notna()
-        if odd.any() and column not in table_columns(kind):
-            # of another version, and text
+        wrong = numbers.isna() & frame[column].notna()
+        if wrong.any() and column not in columns:
+            # This is a column of text from another version.
             continue
-        for stem, value in frame.loc[odd, ["scan", column]].itertuples(index=False):
+        for stem, value in frame.loc[wrong, ["scan", column]].itertuples(index=False):
             problems[stem] = (
-                f"{paths[stem].name}: {column} is '{value}', not a number; "
-                "run the participant level again"
+                f"{paths[stem].name}: {column} is '{value}', not a number; {_RUN_AGAIN}"
             )
         frame[column] = numbers
-    frame = frame[~frame["scan"].isin(problems.keys())]
+    frame = frame[~frame["scan"].isin(problems)]
     return frame.sort_values("scan", kind="stable", ignore_index=True), problems
 
 
 def _read(path: Path, kind: str) -> Rows | str:
-    """Read a table as text, header first, or say why it cannot be."""
+    """Read a table as text, header first, or say why it cannot be used."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -198,7 +206,7 @@ def _read(path: Path, kind: str) -> Rows | str:
     lines = [line for line in csv.reader(io.StringIO(text), delimiter="\t") if line]
     if len(lines) < 2:
         return "empty"
-    lacking = [name for name in _NEEDED[kind] if name not in lines[0]]
+    lacking = [name for name in _REQUIRED[kind] if name not in lines[0]]
     if lacking:
         return f"no column {', '.join(lacking)}"
     if len(set(map(len, lines))) > 1:
@@ -208,30 +216,23 @@ def _read(path: Path, kind: str) -> Rows | str:
     return lines
 
 
-def _provenance(sidecars: dict[str, Path]) -> pd.DataFrame:
-    with ThreadPoolExecutor(_READERS) as pool:
-        made = list(pool.map(_made_by, sidecars.values()))
-    columns = ["software_version", "adapter", "models"]
-    frame = pd.DataFrame(made, columns=columns, dtype="str")
-    frame.insert(0, "scan", list(sidecars))
-    return frame
-
-
-def _made_by(sidecar: Path) -> tuple[str | None, str | None, str | None]:
-    """Read version, adapter, and all weights and corrections that decide the volumes."""
+def _made_by(sidecar: Path) -> _MadeBy | None:
+    """Read what decided the volumes; None without a sidecar, and nothing from a damaged one."""
     try:
         content: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
-        models = {role: (m["Name"], m["SHA256"][:8]) for role, m in content["Models"].items()}
-        words = [f"{name}:{digest}" for name, digest in models.values()]
+        models = content["Models"]
+        words = [f"{model['Name']}:{model['SHA256'][:8]}" for model in models.values()]
         words.append(f"n4:{content['BiasFieldCorrection']}")
-        return str(content["SoftwareVersion"]), models["Adapter"][0], " ".join(words)
+        version, adapter = str(content["SoftwareVersion"]), models["Adapter"]["Name"]
+        return _MadeBy(version, adapter, " ".join(words))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # damaged; reported by whoever needs to know: what made these volumes is not known
-        return None, None, None
+        return _MadeBy()
 
 
 def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Concatenate; columns of the first frame first, empty frames only for their columns."""
+    """Stack frames with the columns of the first in front; of empty ones only the columns count."""
     columns = list(dict.fromkeys(name for frame in frames for name in frame.columns))
     filled = [frame for frame in frames if len(frame)]
     if not filled:

@@ -1,4 +1,4 @@
-"""Change over time of each subject."""
+"""Change of the volumes of each subject over time."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ import logging
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.derived import volume_columns
+from hyps_bids.cohort.derived import KINDS, volume_columns
+from hyps_bids.messages import counted
 
 __all__ = ["COLUMNS", "annual_change", "scan_times"]
 
 _LOG = logging.getLogger("hyps_bids")
 
 _DAYS_PER_YEAR = 365.25
-#: years; a shorter span would blow up the error of measurement to a change per year
+#: years; over a shorter span, the error of measurement would be a large change per year
 _SHORTEST = 0.25
 
 #: column of the table → description
 COLUMNS = {
     "participant_id": "Subject, as in participants.tsv.",
     "measure": "Column of the wide table.",
-    "n_scans": "Scans with this volume and a time.",
-    "n_sessions": "Sessions among them.",
-    "time_source": "acq_time (dates) or age: what the times are from. Dates are used if all scans "
-    "of the subject have one. Ages in whole years make the change inexact.",
-    "span_years": "From the first to the last scan, years.",
+    "n_scans": "Number of scans with this volume and a time.",
+    "n_sessions": "Number of sessions with these scans.",
+    "time_source": "Origin of the times: acq_time (dates) or age. Dates are used if all scans of "
+    "the subject have one. Ages in whole years make the change inexact.",
+    "span_years": "Years from the first to the last scan.",
     "baseline_mm3": "Value of the fitted line at the first scan, mm3.",
     "mm3_per_year": "Slope of the least-squares line over the subject's scans, mm3 per year.",
-    "mm3_per_year_se": "Its standard error; n/a with two scans.",
+    "mm3_per_year_se": "Standard error of the slope; n/a with two scans.",
     "percent_per_year": "Slope in percent of baseline_mm3, per year.",
-    "remarks": "Why there is no slope.",
+    "remarks": "Reason why there is no slope.",
 }
 
 
 def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tell when each scan was made.
+    """Return the time of each scan.
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Same index: ``years`` since a date that is the same for all scans of the subject, missing
-        if not known, and ``time_source``.
+        With the same index: ``years`` since a date that is the same for all scans of the subject,
+        missing if unknown, and ``time_source``.
 
     Examples
     --------
@@ -59,12 +60,13 @@ def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
     dates = missing
     if "acq_time" in frame:
         parsed = pd.to_datetime(frame["acq_time"], format="ISO8601", errors="coerce", utc=True)
-        odd = parsed.isna() & frame["acq_time"].notna()
-        if odd.any():
+        wrong = parsed.isna() & frame["acq_time"].notna()
+        if wrong.any():
             _LOG.warning(
-                "acq_time of %d scans is no date of the form 2001-12-31T12:00:00, such as '%s'",
-                odd.sum(),
-                frame.loc[odd, "acq_time"].iloc[0],
+                "The column acq_time of %s is not a date, such as '%s', and is not used. Write "
+                "dates like 2001-12-31T12:00:00.",
+                counted(int(wrong.sum()), "scan"),
+                frame.loc[wrong, "acq_time"].iloc[0],
             )
         dates = (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds() / 86400 / _DAYS_PER_YEAR
     ages = frame["age"] if "age" in frame and frame["age"].dtype == float else missing
@@ -84,21 +86,21 @@ def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     frame : pandas.DataFrame
-        Wide table of the scans that are done.
+        The wide table of the scans that are done.
 
     Returns
     -------
     pandas.DataFrame
         One row per subject and volume (:data:`COLUMNS`); empty if no subject has two times.
-        Subjects whose scans were made by different models, or span less than three months, have
-        no slope but a remark.
+        Subjects whose scans were processed with different models, or span less than three months,
+        have a remark instead of a slope.
     """
     made_by = frame["software_version"].fillna("n/a") + " " + frame["models"].fillna("n/a")
     frame = frame.join(scan_times(frame)).assign(made_by=made_by)
     subjects = frame.groupby("participant_id")
     spread = subjects["years"].transform("max") - subjects["years"].transform("min")
     frame = frame[spread > 0]
-    measures = [*volume_columns(frame, "volume_mm3"), *volume_columns(frame, "volume_soft_mm3")]
+    measures = [name for kind in KINDS for name in volume_columns(frame, kind)]
     tables = [_slopes(frame, measure) for measure in measures] if len(frame) else []
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -113,9 +115,8 @@ def _slopes(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     subject = known.groupby("participant_id")
     means = subject[["years", measure]].transform("mean")
     x, y = known["years"] - means["years"], known[measure] - means[measure]
-    sums = (
-        pd.DataFrame({"xx": x * x, "xy": x * y, "yy": y * y}).groupby(known["participant_id"]).sum()
-    )
+    products = pd.DataFrame({"xx": x * x, "xy": x * y, "yy": y * y})
+    sums = products.groupby(known["participant_id"]).sum()
     table = pd.DataFrame(
         {
             "n_scans": subject.size(),
@@ -134,8 +135,7 @@ def _slopes(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     residual = (sums["yy"] - slope * sums["xy"]).clip(lower=0)
     table["baseline_mm3"] = subject[measure].mean() + slope * first
     table["mm3_per_year"] = slope
-    error = np.sqrt(residual / freedom.where(freedom > 0) / sums["xx"])
-    table["mm3_per_year_se"] = error
+    table["mm3_per_year_se"] = np.sqrt(residual / freedom.where(freedom > 0) / sums["xx"])
     table["percent_per_year"] = 100 * slope / table["baseline_mm3"]
     table["remarks"] = remarks
     return table.reset_index().assign(measure=measure)

@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import SCAN_MEASURES, SIDE_MEASURES, quality_bounds
 
-__all__ = ["KEYS", "MORPH_COLUMNS", "described", "qc_columns", "table_columns"]
+__all__ = [
+    "KEYS",
+    "MORPH_COLUMNS",
+    "ColumnDescription",
+    "described",
+    "qc_columns",
+    "table_columns",
+]
+
+
+class ColumnDescription(TypedDict, total=False):
+    """What a BIDS sidecar says about a column; sidecars of raw datasets may have other keys too.
+
+    Attributes
+    ----------
+    Description, Units : str
+        As in BIDS.
+    Format : str
+        ``number`` or ``string``.
+    Levels : object
+        Values and their meanings, in BIDS a dict; a raw dataset may have anything here.
+    ICVAdjustment : dict
+        How a volume was adjusted for the intracranial volume.
+    """
+
+    Description: str
+    Units: str
+    Format: str
+    Levels: object
+    ICVAdjustment: dict[str, str | float]
+
 
 #: columns in front of every table of the group level → description
 KEYS = {
@@ -57,6 +88,6 @@ def table_columns(kind: str) -> dict[str, str]:
     return KEYS | (MORPH_COLUMNS if kind == "morph" else qc_columns())
 
 
-def described(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+def described(columns: Mapping[str, str]) -> dict[str, ColumnDescription]:
     """Turn column descriptions into the form that BIDS sidecars have."""
     return {name: {"Description": text} for name, text in columns.items()}

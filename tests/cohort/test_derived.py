@@ -9,11 +9,11 @@ import pytest
 from hyps_bids.cohort.derived import (
     derive,
     describe,
-    icv_residuals,
     split_column,
     volume_columns,
     volumes,
 )
+from hyps_bids.cohort.icv import icv_residuals
 
 
 def long(scan: str, values: dict[tuple[str, str], float | None], icv: float = 1e6) -> pd.DataFrame:

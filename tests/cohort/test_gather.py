@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hyps_bids.cohort.gather import gather, outputs_of
+from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.outputs.columns import table_columns
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
@@ -54,7 +54,7 @@ def test_what_killed_writers_left_goes(study: Any) -> None:
 def test_selection_is_by_name(study: Any) -> None:
     for stem in ("sub-1", "sub-11"):
         study.scan(stem)
-    paths = outputs_of(study.output, lambda scan: scan.subject == "1")
+    paths = find_outputs(study.output, lambda scan: scan.subject == "1")
     assert {kind: list(files) for kind, files in paths.items()} == {
         "morph": ["sub-1"],
         "qc": ["sub-1"],

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hyps_bids.cohort.metadata import Metadata, join, read_metadata, typed
+from hyps_bids.cohort.column_types import infer_types
+from hyps_bids.cohort.metadata import Metadata, join, read_metadata
 from hyps_bids.errors import UsageError
 
 
@@ -140,7 +141,9 @@ def test_our_columns_keep_their_names(study: Any) -> None:
 
 def types(values: list[str | None], **described: Any) -> list[Any]:
     frame = pd.DataFrame({"x": pd.Series(values, dtype="str")})
-    return typed(frame, {"x": described}, "made.tsv")["x"].astype("object").fillna("?").tolist()
+    return (
+        infer_types(frame, {"x": described}, "made.tsv")["x"].astype("object").fillna("?").tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_types(values: list[str | None], described: dict[str, Any], expected: li
 
 def test_levels_keep_their_order(caplog: pytest.LogCaptureFixture) -> None:
     frame = pd.DataFrame({"group": ["b", "z", "a", "b"]})
-    column = typed(frame, {"group": {"Levels": {"b": "B", "a": "A", "c": "C"}}}, "made.tsv")[
+    column = infer_types(frame, {"group": {"Levels": {"b": "B", "a": "A", "c": "C"}}}, "made.tsv")[
         "group"
     ]
     assert column.cat.categories.tolist() == ["b", "a", "c", "z"]

@@ -11,7 +11,8 @@ import statsmodels.formula.api as smf
 from scipy import stats
 from scipy.stats import false_discovery_control
 
-from hyps_bids.cohort.statistics import COLUMNS, fit_models, formula_variables
+from hyps_bids.cohort.formulas import formula_variables
+from hyps_bids.cohort.statistics import COLUMNS, fit_models
 from hyps_bids.errors import UsageError
 
 FORMULA = "volume ~ group + age + sex + icv"

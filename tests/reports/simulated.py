@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.derived import derive, icv_residuals
+from hyps_bids.cohort.derived import derive
+from hyps_bids.cohort.icv import icv_residuals
 from hyps_bids.outputs.writing import write_json, write_table
 from tests.cohorts import simulate
 

@@ -1,0 +1,126 @@
+"""Formulas of linear models: parse them, and find the columns they mean."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from hyps_bids.cohort.column_types import mistyped_numbers
+from hyps_bids.cohort.derived import MEASURES, volume_columns
+from hyps_bids.errors import UsageError
+from hyps_bids.messages import listed, similar
+
+__all__ = ["FAMILIES", "Outcome", "find_outcome", "formula_variables"]
+
+#: name in a formula → the measure whose columns it stands for, one after the other
+FAMILIES = {measure.removesuffix("_mm3"): measure for measure in MEASURES}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The left side of a formula.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the formula.
+    measures : tuple of str
+        Columns of the wide table to model, one after the other.
+    """
+
+    name: str
+    measures: tuple[str, ...]
+
+
+def formula_variables(formula: str) -> set[str]:
+    """Name the variables of a formula.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be parsed, or has not exactly one name before ``~``.
+
+    Examples
+    --------
+    >>> sorted(formula_variables("volume ~ C(site) + np.log(age) + `ICD-10`"))
+    ['ICD-10', 'age', 'site', 'volume']
+    """
+    return {str(name) for name in _parse(formula).required_variables}
+
+
+def find_outcome(formula: str, data: pd.DataFrame) -> Outcome:
+    """Find the columns that a formula models, and check those that it uses.
+
+    Parameters
+    ----------
+    formula : str
+        What stands before ``~`` is a name of :data:`FAMILIES`, or a column.
+    data : pandas.DataFrame
+        The wide table.
+
+    Raises
+    ------
+    UsageError
+        If the formula cannot be parsed, a column does not exist, or has mistyped numbers.
+    """
+    parsed = _parse(formula)
+    start = f"--model '{formula}':"
+    (name,) = map(str, parsed.lhs.required_variables)
+    variables = formula_variables(formula)
+    unknown = sorted(variables - set(data) - {name})
+    if name not in data and name not in FAMILIES:
+        unknown.append(name)
+    if unknown:
+        raise UsageError(
+            f"{start} there is no column {', '.join(unknown)} in the group table. Choose from "
+            f"{similar(unknown, list(data.columns))}; before ~ also from {', '.join(FAMILIES)}.",
+            code="formula-column-unknown",
+        )
+    # C(name) says that the numbers of a column are categories, so only bare names are checked.
+    bare = {str(factor) for term in parsed.rhs for factor in term.factors}
+    for variable in sorted(bare & set(data)):
+        if wrong := mistyped_numbers(data[variable]):
+            raise UsageError(
+                f"{start} most values of {variable} are numbers, but not {listed(map(repr, wrong))}"
+                f". Correct the table, or write C({variable}) if it is a category.",
+                code="formula-number-mistyped",
+            )
+    if name in data:
+        if not pd.api.types.is_numeric_dtype(data[name]):
+            raise UsageError(
+                f"{start} the column {name} before ~ does not contain numbers. Name a measure or "
+                "another column of numbers there.",
+                code="formula-outcome-text",
+            )
+        return Outcome(name, (name,))
+    measures = tuple(volume_columns(data, FAMILIES[name]))
+    if not measures:
+        raise UsageError(
+            f"{start} the group table has no columns of {name}. Name another measure before ~.",
+            code="formula-measure-missing",
+        )
+    return Outcome(name, measures)
+
+
+def _parse(formula: str) -> Any:
+    from formulaic import Formula
+    from formulaic.errors import FormulaicError
+
+    try:
+        parsed = Formula(formula)
+    except (FormulaicError, SyntaxError) as error:
+        # formulaic marks the position with the colors of a terminal.
+        text = " ".join(re.sub(r"\x1b\[[\d;]*m|[⧛⧚]", "", str(error)).split())
+        raise UsageError(
+            f"--model '{formula}': the formula cannot be understood. {text}", code="formula-syntax"
+        ) from error
+    if not hasattr(parsed, "lhs") or len(parsed.lhs.required_variables) != 1:
+        raise UsageError(
+            f"--model '{formula}': write exactly one name before ~, as in "
+            "'volume ~ age + sex + icv'.",
+            code="formula-outcome-count",
+        )
+    return parsed

@@ -1,0 +1,202 @@
+"""Adjust volumes for the intracranial volume (ICV) by the residual method."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
+from hyps_bids.errors import UsageError
+from hyps_bids.messages import listed, similar
+
+__all__ = ["Adjustment", "Controls", "adjustment_scans", "icv_residuals", "warn_of_few"]
+
+_LOG = logging.getLogger("hyps_bids")
+#: A line through fewer subjects is not worth subtracting.
+_FEWEST = 3
+#: number of subjects below which the adjustment is doubtful
+_FEW = 20
+
+
+class Controls(NamedTuple):
+    """The level of a column that marks the controls."""
+
+    column: str
+    level: str
+
+    @classmethod
+    def parse(cls, text: str) -> Controls:
+        """Read COLUMN=LEVEL.
+
+        Raises
+        ------
+        UsageError
+            If the text has another form.
+        """
+        column, _, level = text.partition("=")
+        if not column or not level:
+            raise UsageError(
+                f"--controls {text}: write COLUMN=LEVEL, for example group=control.",
+                code="controls-syntax",
+            )
+        return cls(column, level)
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """Regression of a volume on the intracranial volume.
+
+    Attributes
+    ----------
+    fitted_on : str
+        ``all`` or ``column=level``.
+    slope : float
+        mm³ per mm³.
+    mean_icv : float
+        mm³; at this intracranial volume, the adjusted volume is the volume itself.
+    n : int
+        Number of subjects; a subject with several scans counts once, with their mean.
+    """
+
+    fitted_on: str
+    slope: float
+    mean_icv: float
+    n: int
+
+    def record(self) -> dict[str, str | float]:
+        """Return the entry for the sidecar."""
+        return {
+            "FittedOn": self.fitted_on,
+            "Slope": self.slope,
+            "MeanICV": self.mean_icv,
+            "N": self.n,
+        }
+
+
+def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Series, str]:
+    """Select the scans on which the adjustment is fitted.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        With status, flags and the columns of the dataset.
+    controls : str or None
+        COLUMN=LEVEL; all scans if None. Scans whose intracranial volume is flagged are left out.
+
+    Returns
+    -------
+    pandas.Series
+        Boolean, one value per scan.
+    str
+        The selection in words.
+
+    Raises
+    ------
+    UsageError
+        If there is no such column, or no scan with volumes has the level.
+    """
+    done = frame["status"] == "done"
+    flagged = done & frame["flags"].str.contains("_icv_mm3", na=False)
+    if flagged.any():
+        _LOG.warning(
+            "The intracranial volume (ICV) of these scans is flagged, so the adjustment of volumes "
+            "for ICV is fitted without them; please look at them: %s",
+            listed(frame.loc[flagged, "scan"]),
+        )
+        done &= ~flagged
+    if controls is None:
+        return done, "all"
+    column, level = Controls.parse(controls)
+    if column not in frame:
+        raise UsageError(
+            f"--controls {controls}: there is no column {column} in the group table. Choose one "
+            f"of these: {similar([column], list(frame.columns))}",
+            code="controls-column-unknown",
+        )
+    values = frame[column]
+    is_number = pd.api.types.is_numeric_dtype(values)
+    chosen = values == (pd.to_numeric(level, errors="coerce") if is_number else level)
+    if not (done & chosen).any():
+        found = sorted(map(str, values[done].dropna().unique()))
+        raise UsageError(
+            f"--controls {controls}: no scan with volumes has the value {level} in the column "
+            f"{column}. Choose one of these: {listed(found)}",
+            code="controls-level-unknown",
+        )
+    return done & chosen, f"{column}={level}"
+
+
+def icv_residuals(
+    frame: pd.DataFrame, fit_on: pd.Series, fitted_on: str
+) -> tuple[pd.DataFrame, dict[str, Adjustment]]:
+    """Adjust volumes for the intracranial volume.
+
+    A line is fitted to the selected subjects, each with the mean of its scans. Every scan's volume
+    is then moved along it to their mean intracranial volume. All volumes are adjusted with the same
+    subjects: those without a missing volume.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        With participant_id and the columns of :func:`hyps_bids.cohort.derived.volumes`.
+    fit_on : pandas.Series
+        Rows to fit on, boolean.
+    fitted_on : str
+        The selection in words.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With the same index: icv_residual_mm3_SIDE_PART and icv_residual_soft_mm3_SIDE_PART.
+        Volumes that none of the selected scans has are left out, and all volumes if no line can be
+        fitted: with fewer than three subjects, or if all have the same intracranial volume.
+    dict of str to Adjustment
+        By column.
+    """
+    # Volumes of another adapter's parts may be known for other scans only.
+    names = [
+        name
+        for kind in KINDS
+        for name in volume_columns(frame, kind)
+        if frame.loc[fit_on, name].notna().any()
+    ]
+    known = frame.loc[fit_on, ["participant_id", "icv_mm3", *names]].dropna()
+    subjects = known.groupby("participant_id").mean()
+    icv = subjects["icv_mm3"]
+    if len(subjects) < _FEWEST or np.ptp(icv) == 0:
+        return pd.DataFrame(index=frame.index), {}
+    centered = icv - icv.mean()
+    columns, adjustments = {}, {}
+    for name in names:
+        kind, side, part = split_column(name)
+        slope = float((centered * subjects[name]).sum() / (centered**2).sum())
+        column = f"icv_residual{KINDS[kind]}_mm3_{side}_{part}"
+        columns[column] = frame[name] - slope * (frame["icv_mm3"] - icv.mean())
+        adjustments[column] = Adjustment(fitted_on, slope, float(icv.mean()), len(subjects))
+    return pd.DataFrame(columns, index=frame.index), adjustments
+
+
+def warn_of_few(adjustments: Mapping[str, Adjustment], fitted_on: str) -> None:
+    """Warn if the adjustment could not be made, or rests on few subjects."""
+    if not adjustments:
+        _LOG.warning(
+            "No volumes were adjusted for the intracranial volume (ICV): there are fewer than %d "
+            "subjects with all volumes (%s), or all have the same ICV. The columns icv_residual "
+            "are missing.",
+            _FEWEST,
+            fitted_on,
+        )
+        return
+    fewest = min(adjustment.n for adjustment in adjustments.values())
+    if fewest < _FEW:
+        _LOG.warning(
+            "The adjustment for the intracranial volume (ICV) rests on only %d subjects (%s); use "
+            "the columns icv_residual with caution.",
+            fewest,
+            fitted_on,
+        )

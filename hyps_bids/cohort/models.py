@@ -1,0 +1,344 @@
+"""Fit one linear model to one measure, by least squares or with random intercepts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.cohort.icv import Controls
+from hyps_bids.errors import UsageError
+
+__all__ = ["CannotFit", "Design", "Fit", "build_design", "coefficient_rows", "fit_design"]
+
+_LEVEL = 0.95
+#: cumulative probabilities at which a noncentral distribution has the interval's lower, upper end
+_ENDS = ((1 + _LEVEL) / 2, (1 - _LEVEL) / 2)
+#: noncentrality above which SciPy fails (F) or becomes very slow (t); such a fit is perfect
+_FARTHEST = 1e4
+#: degrees of freedom below which a fit warns
+_FEW_DF = 10
+#: SciPy's L-BFGS is faster, but often steps so far that matrices become singular.
+_OPTIMIZERS = ["bfgs", "powell"]
+
+Row = dict[str, Any]
+
+
+class CannotFit(Exception):
+    """The reason why one measure cannot be modeled; it is written to the table."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """One model of one measure, ready to be fitted.
+
+    Attributes
+    ----------
+    outcome : numpy.ndarray
+        Shape ``(scans,)``.
+    matrix : numpy.ndarray
+        Shape ``(scans, columns)``.
+    names : tuple of str
+        Names of the columns.
+    terms : dict of str to slice
+        Columns of each term.
+    subjects : numpy.ndarray
+        Subject of each scan.
+    references : dict of str to str
+        First level of each categorical variable.
+    """
+
+    outcome: np.ndarray
+    matrix: np.ndarray
+    names: tuple[str, ...]
+    terms: dict[str, slice]
+    subjects: np.ndarray
+    references: dict[str, str]
+
+    @property
+    def n_subjects(self) -> int:
+        """Number of subjects."""
+        return len(np.unique(self.subjects))
+
+    @property
+    def scales(self) -> np.ndarray:
+        """Largest magnitude of each column; divided by it, mm³ and years are of one size."""
+        largest = np.abs(self.matrix).max(axis=0)
+        return np.where(largest > 0, largest, 1.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Estimates of a linear model.
+
+    Attributes
+    ----------
+    estimate : numpy.ndarray
+        Coefficients.
+    covariance : numpy.ndarray
+        Covariance of the coefficients.
+    sd : float
+        Residual standard deviation, including that between subjects.
+    df : float
+        Degrees of freedom of t; of a mixed model, subjects minus coefficients.
+    method : str
+        ``ols`` or ``mixed``.
+    converged : bool
+        Whether the fit ended as it should.
+    warnings : tuple of str
+        Warnings of the fit.
+    """
+
+    estimate: np.ndarray
+    covariance: np.ndarray
+    sd: float
+    df: float
+    method: str
+    converged: bool
+    warnings: tuple[str, ...]
+
+
+def build_design(
+    formula: str, used: pd.DataFrame, outcome: str, controls: Controls | None
+) -> Design:
+    """Build the design matrix.
+
+    Parameters
+    ----------
+    formula : str
+        The model.
+    used : pandas.DataFrame
+        participant_id and the variables of the formula, without missing values.
+    outcome : str
+        Name before ``~``.
+    controls : Controls or None
+        Their level is the reference level of its column, instead of the first.
+
+    Raises
+    ------
+    CannotFit
+        If the data do not allow the model.
+    UsageError
+        If the formula cannot be evaluated.
+    """
+    if used.empty:
+        raise CannotFit("no scan has all values")
+    columns: dict[str, pd.Series] = {}
+    references: dict[str, str] = {}
+    for name, column in used.items():
+        if name not in ("participant_id", outcome):
+            if column.nunique() < 2:
+                raise CannotFit(f"{name} is {column.iloc[0]} in all {len(used)} scans")
+            if not pd.api.types.is_numeric_dtype(column):
+                column = _with_reference(column, controls)
+                references[str(name)] = str(column.cat.categories[0])
+        columns[str(name)] = column
+    left, right = _matrices(formula, pd.DataFrame(columns))
+    y, matrix = (np.asarray(side, dtype=np.float64) for side in (left, right))
+    if y.shape[1] != 1:
+        raise UsageError(
+            f"--model '{formula}': {outcome} before ~ must be one number for each scan.",
+            code="formula-outcome-text",
+        )
+    # The logarithm of zero, for example, is not finite.
+    finite = np.isfinite(y[:, 0]) & np.isfinite(matrix).all(axis=1)
+    spec = right.model_spec
+    design = Design(
+        outcome=y[finite, 0],
+        matrix=matrix[finite],
+        names=tuple(spec.column_names),
+        terms={
+            "Intercept" if str(t) == "1" else str(t): where for t, where in spec.term_slices.items()
+        },
+        subjects=used["participant_id"].to_numpy()[finite],
+        references=references,
+    )
+    scans, count = design.matrix.shape
+    if scans <= count:
+        raise CannotFit(f"{scans} scans for {count} coefficients")
+    if np.linalg.matrix_rank(design.matrix / design.scales) < count:
+        raise CannotFit("the terms cannot be told apart: one follows from the others")
+    if np.ptp(design.outcome) == 0:
+        raise CannotFit("the measure is the same in all scans")
+    return design
+
+
+def _with_reference(column: pd.Series, controls: Controls | None) -> pd.Series:
+    """Make a column categorical; its first category is the reference level."""
+    column = column.astype("category").cat.remove_unused_categories()
+    levels = list(column.cat.categories)
+    if controls is not None:
+        name, reference = controls
+        if column.name == name and reference in levels:
+            levels.sort(key=lambda level: level != reference)
+    return column.cat.reorder_categories(levels)
+
+
+def _matrices(formula: str, data: pd.DataFrame) -> tuple[Any, Any]:
+    from formulaic import model_matrix
+    from formulaic.errors import FormulaicError
+
+    try:
+        # The empty context hides our own variables; formulas see the table and NumPy as np.
+        matrices = model_matrix(formula, data, context={}, na_action="ignore")
+    except (FormulaicError, ValueError, TypeError, NameError, SyntaxError) as error:
+        raise UsageError(
+            f"--model '{formula}': the formula cannot be computed from the group table. "
+            f"{' '.join(str(error).split())}",
+            code="formula-not-computable",
+        ) from error
+    return matrices.lhs, matrices.rhs
+
+
+def fit_design(design: Design) -> Fit:
+    """Fit by least squares, or with a random intercept per subject if some have several scans.
+
+    Raises
+    ------
+    CannotFit
+        If there are too few subjects, or the mixed model cannot be solved.
+    """
+    return _least_squares(design) if design.n_subjects == len(design.outcome) else _mixed(design)
+
+
+def _least_squares(design: Design) -> Fit:
+    from statsmodels.regression.linear_model import OLS
+
+    scales = design.scales
+    result = OLS(design.outcome, design.matrix / scales).fit()
+    sd, df = float(np.sqrt(result.mse_resid)), float(result.df_resid)
+    texts = _few_subjects(design, df)
+    if not sd > 1e-8 * np.ptp(design.outcome):
+        texts = (*texts, "the fit is perfect")
+    return Fit(
+        estimate=result.params / scales,
+        covariance=np.asarray(result.cov_params()) / np.outer(scales, scales),
+        sd=sd,
+        df=df,
+        method="ols",
+        converged=True,
+        warnings=texts,
+    )
+
+
+def _mixed(design: Design) -> Fit:
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    scales, unit = design.scales, float(design.outcome.std())
+    subjects, count = design.n_subjects, len(scales)
+    if subjects <= count:
+        raise CannotFit(f"{subjects} subjects for {count} coefficients")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = MixedLM(design.outcome / unit, design.matrix / scales, design.subjects)
+            result = model.fit(reml=True, method=_OPTIMIZERS)
+        except np.linalg.LinAlgError as why:
+            raise CannotFit(f"the mixed model cannot be solved ({why})") from why
+        covariance = np.asarray(result.cov_params())[:count, :count]
+        between = float(np.asarray(result.cov_re)[0, 0])
+    texts = dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
+    covariance = covariance * unit**2 / np.outer(scales, scales)
+    # Each subject counts as one observation: z-tests find too much in few subjects.
+    df = float(subjects - count)
+    return Fit(
+        estimate=np.asarray(result.fe_params) * unit / scales,
+        covariance=covariance,
+        sd=float(np.sqrt(between + result.scale)) * unit,
+        df=df,
+        method="mixed",
+        converged=bool(result.converged) and bool(np.isfinite(_errors(covariance)).all()),
+        warnings=(*_few_subjects(design, df), *texts),
+    )
+
+
+def _errors(covariance: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.diag(covariance))
+
+
+def _few_subjects(design: Design, df: float) -> tuple[str, ...]:
+    count = design.matrix.shape[1]
+    text = f"few subjects ({design.n_subjects}) for {count} coefficients"
+    return (text,) if df < _FEW_DF else ()
+
+
+def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
+    """Test each coefficient, and together those of a term that has several.
+
+    Yields
+    ------
+    dict
+        Columns of the table of models, from ``term`` to ``effect_kind``.
+    """
+    from scipy import stats
+
+    t = stats.t.ppf((1 + _LEVEL) / 2, fit.df)
+    errors = _errors(fit.covariance)
+    for term, where in design.terms.items():
+        for i in range(len(design.names))[where]:
+            estimate, error = fit.estimate[i], errors[i]
+            statistic = estimate / error
+            row = {
+                "term": term,
+                "coefficient": design.names[i],
+                "reference": design.references.get(term),
+                "estimate": estimate,
+                "se": error,
+                "ci_low": estimate - t * error,
+                "ci_high": estimate + t * error,
+                "statistic": statistic,
+                "df": f"{fit.df:g}",
+                "p": 2 * stats.t.sf(abs(statistic), fit.df),
+            }
+            if term != "Intercept":
+                row |= _effect(design.matrix[:, i], row, fit)
+            yield row
+        if where.stop - where.start > 1:
+            yield {"term": term, "coefficient": "(all)"} | _joint_test(where, fit)
+
+
+def _effect(column: np.ndarray, row: Row, fit: Fit) -> Row:
+    """Standardize a coefficient by the residual standard deviation."""
+    from scipy.special import nctdtrinc
+
+    is_indicator = set(np.unique(column)) <= {0.0, 1.0}
+    scale = (1.0 if is_indicator else float(column.std(ddof=1))) / fit.sd
+    low, high = row["ci_low"] * scale, row["ci_high"] * scale
+    if fit.method == "ols":
+        # The estimate and the SD are both uncertain.
+        known = abs(row["statistic"]) < _FARTHEST
+        ends = nctdtrinc(fit.df, _ENDS, row["statistic"] if known else np.nan)
+        low, high = ends * row["se"] * scale
+    return {
+        "effect": row["estimate"] * scale,
+        "effect_low": low,
+        "effect_high": high,
+        "effect_kind": "d" if is_indicator else "d_per_sd",
+    }
+
+
+def _joint_test(where: slice, fit: Fit) -> Row:
+    """Test all coefficients of a term at once."""
+    from scipy import stats
+    from scipy.special import ncfdtrinc
+
+    estimate, count = fit.estimate[where], where.stop - where.start
+    wald = float(estimate @ np.linalg.solve(fit.covariance[where, where], estimate))
+    f = wald / count
+    test = {"statistic": f, "df": f"{count}, {fit.df:g}", "p": stats.f.sf(f, count, fit.df)}
+    if fit.method != "ols":
+        return test
+    ends = ncfdtrinc(count, fit.df, _ENDS, f)
+    ends = np.where(ends < _FARTHEST, ends, np.nan)
+    low, high = ends / (ends + count + fit.df + 1)
+    return test | {
+        "effect": wald / (wald + fit.df),
+        "effect_low": low,
+        "effect_high": high,
+        "effect_kind": "partial_eta2",
+    }

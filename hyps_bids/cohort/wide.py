@@ -1,0 +1,116 @@
+"""The wide table: one row per scan, with all measures and the dataset's own columns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+
+from hyps_bids.cohort.column_types import infer_types
+from hyps_bids.cohort.derived import derive, describe, volumes
+from hyps_bids.cohort.gather import Gathered, scan_named
+from hyps_bids.cohort.icv import adjustment_scans, icv_residuals, warn_of_few
+from hyps_bids.cohort.metadata import Metadata, join
+from hyps_bids.cohort.selection import compare_participants, warn_of_withdrawn
+from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
+from hyps_bids.settings import Settings
+
+__all__ = ["STATUS", "WideTable", "build_wide_table"]
+
+#: description of the column status in all group tables
+STATUS = "done, failed (reason says why), or missing: there are no outputs."
+_MADE_BY = {
+    "software_version": "Version of HyPS-BIDS that made the volumes.",
+    "adapter": "Adapter that made the volumes.",
+    "models": "All weights with the first digits of their SHA-256, and the bias field correction. "
+    "Volumes are comparable where software_version and models are the same.",
+}
+#: what join() puts in front of the dataset's columns whose name is taken
+_JOIN_PREFIX = r"^(participants|sessions|phenotype)_"
+
+
+@dataclass(frozen=True)
+class WideTable:
+    """A table and the descriptions of its columns, in the same order."""
+
+    table: pd.DataFrame
+    columns: dict[str, ColumnDescription]
+
+
+def build_wide_table(
+    gathered: Gathered, qc: pd.DataFrame, metadata: Metadata, settings: Settings
+) -> WideTable:
+    """Put everything that is known about each scan into one row.
+
+    Parameters
+    ----------
+    gathered : Gathered
+        The outputs of all scans.
+    qc : pandas.DataFrame
+        Its QC table, with the missing scans added.
+    metadata : Metadata
+        The dataset's own tables.
+    settings : Settings
+        ``controls`` are the scans on which the adjustment for intracranial volume is fitted.
+
+    Returns
+    -------
+    WideTable
+        Keys, further entities, status, provenance, volumes, derived measures, metadata.
+
+    Raises
+    ------
+    UsageError
+        If ``controls`` names a column or a level that does not exist.
+    """
+    entities = _further_entities(qc["scan"])
+    keys, state = ["participant_id", "session_id", "scan"], ["status", "reason", "flags", "remarks"]
+    base = pd.concat([qc[keys], entities, qc[state]], axis=1)
+    warn_of_withdrawn(base["participant_id"], settings.bids_dir)
+    base = compare_participants(base, metadata, settings)
+    measured = volumes(gathered.morph)
+    measured = pd.concat([measured, derive(measured)], axis=1)
+    base = base.merge(gathered.provenance, on="scan", how="left")
+    base = base.merge(measured, left_on="scan", right_index=True, how="left")
+    joined = join(base, metadata)
+    added = joined[joined.columns.difference(base.columns, sort=False)]
+    raw = {name: metadata.columns.get(re.sub(_JOIN_PREFIX, "", name), {}) for name in added}
+    added = infer_types(added, raw, str(settings.bids_dir))
+    fit_on, fitted_on = adjustment_scans(pd.concat([base, added], axis=1), settings.controls)
+    residuals, adjustments = icv_residuals(base, fit_on, fitted_on)
+    warn_of_few(adjustments, fitted_on)
+    table = pd.concat([base, residuals, added], axis=1)
+
+    columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY)
+    columns |= described({name: f"Entity {name} of the scan's name." for name in entities})
+    columns |= {name: describe(name) for name in [*measured, *residuals] if name != "icv_mm3"}
+    columns["icv_mm3"] = {"Description": table_columns("morph")["icv_mm3"], "Units": "mm3"}
+    for name, adjustment in adjustments.items():
+        columns[name]["ICVAdjustment"] = adjustment.record()
+    columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
+    numbers = set(table.select_dtypes("number"))
+    return WideTable(
+        table,
+        {
+            name: {**columns[name], "Format": "number" if name in numbers else "string"}
+            for name in table
+        },
+    )
+
+
+def _further_entities(stems: pd.Series) -> pd.DataFrame:
+    """Return the entities of scans beyond subject and session, as text."""
+    rows = [dict(scan_named(stem).entities) for stem in stems]
+    frame = pd.DataFrame(rows, index=stems.index, dtype="str")
+    return frame.drop(columns=["sub", "ses"], errors="ignore")
+
+
+def _with_all_levels(description: ColumnDescription, values: pd.Series) -> ColumnDescription:
+    """Take over what the dataset's sidecar says, and list all levels that occur."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        return description
+    given = description.get("Levels")
+    meanings = {str(k): v for k, v in given.items()} if isinstance(given, dict) else {}
+    levels = {level: meanings.get(level, level) for level in values.cat.categories}
+    return {**description, "Levels": levels}
