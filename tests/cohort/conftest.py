@@ -11,9 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from hyps_bids.cohort.gather import scan_named
+from hyps_bids.cohort.tables import write_group_tables
 from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
-from hyps_bids.outputs.names import output_path
+from hyps_bids.outputs.names import group_path, scan_paths, sidecar_path
+from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import write_failure
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
@@ -39,6 +43,15 @@ class MadeStudy:
             bids_dir=self.raw, output_dir=self.output, analysis_level="group", **options
         )
 
+    def write_tables(self, **options: Any) -> pd.DataFrame:
+        return write_group_tables(self.settings(**options))
+
+    def group_table(self, kind: str) -> pd.DataFrame:
+        return read_table(group_path(self.output, kind))
+
+    def group_sidecar(self, kind: str) -> dict[str, Any]:
+        return json.loads(sidecar_path(group_path(self.output, kind)).read_text())
+
     def table(self, name: str, text: str) -> Path:
         """Write a table of the raw dataset; columns are separated by spaces here."""
         path = self.raw / name
@@ -48,7 +61,7 @@ class MadeStudy:
 
     def image(self, stem: str) -> Scan:
         """Add an empty file with the name of an image."""
-        scan = Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
+        scan = scan_named(stem)
         path = self.raw / scan.folder / scan.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -64,10 +77,10 @@ class MadeStudy:
         parts: Mapping[str, float] = PARTS,
         adapter: str = "adapter-made",
         version: str = "0.0.1",
-        flags: str | None = None,
+        **quality: Any,
     ) -> None:
-        """Add an image and what the participant level leaves of it; None is a missing side."""
-        scan = self.image(stem)
+        """Add an image and its outputs of the participant level; None is a missing side."""
+        self.image(stem)
         rows = []
         for hemi, volume in (("L", left), ("R", right)):
             for part, share in (parts | {"whole": 1.0}).items():
@@ -76,9 +89,9 @@ class MadeStudy:
                 voxels = None if mm3 is None else round(mm3)
                 index = None if part == "whole" else 1
                 rows.append([index, part, hemi, part, voxels, mm3, soft, icv])
-        write_table(self.path(scan, "morph"), pd.DataFrame(rows, columns=list(MORPH_COLUMNS)))
-        row = {"status": "done", "flags": flags, "icv_mm3": icv}
-        write_table(self.path(scan, "qc"), pd.DataFrame([row], columns=list(qc_columns())))
+        write_table(self.path(stem, "morph"), pd.DataFrame(rows, columns=list(MORPH_COLUMNS)))
+        row = {"status": "done", "icv_mm3": icv} | quality
+        write_table(self.path(stem, "qc"), pd.DataFrame([row], columns=list(qc_columns())))
         made = {
             "SoftwareVersion": version,
             "Models": {
@@ -87,12 +100,16 @@ class MadeStudy:
             },
             "BiasFieldCorrection": "none",
         }
-        write_json(self.path(scan, "qc").with_suffix(".json"), made)
+        write_json(self.sidecar(stem), made)
 
-    def path(self, scan: Scan | str, kind: str) -> Path:
-        if isinstance(scan, str):
-            scan = Scan.from_path(Path(f"{scan}_T1w.nii.gz"))
-        return output_path(self.output, scan, seg="hippocampus", suffix=kind, extension=".tsv")
+    def failed_scan(self, stem: str, reason: str) -> None:
+        write_failure(self.image(stem), self.output, reason)
+
+    def path(self, stem: str, kind: str) -> Path:
+        return scan_paths(scan_named(stem), self.output)[kind]
+
+    def sidecar(self, stem: str) -> Path:
+        return sidecar_path(self.path(stem, "qc"))
 
 
 @pytest.fixture

@@ -22,12 +22,14 @@ def long(scan: str, values: dict[tuple[str, str], float | None], icv: float = 1e
     return pd.DataFrame(rows, columns=names)
 
 
+def halves(*values: float) -> dict[tuple[str, str], float | None]:
+    """Volumes of left anterior, left posterior, right anterior, right posterior."""
+    parts = [(hemi, part) for hemi in "LR" for part in ("anterior", "posterior")]
+    return dict(zip(parts, values, strict=True))
+
+
 def test_sums() -> None:
-    morph = long(
-        "a",
-        {("L", "anterior"): 1, ("L", "posterior"): 2, ("R", "anterior"): 4, ("R", "posterior"): 8},
-    )
-    row = volumes(morph).loc["a"]
+    row = volumes(long("a", halves(1, 2, 4, 8))).loc["a"]
     assert row["volume_mm3_L_whole"] == 3
     assert row["volume_mm3_R_whole"] == 12
     assert row["volume_mm3_bilateral_anterior"] == 5
@@ -36,7 +38,7 @@ def test_sums() -> None:
 
 
 def test_a_given_whole_stands() -> None:
-    # soft volumes are rounded: their sum may differ in the last digit
+    # Soft volumes are rounded, so their sum may differ in the last digit.
     morph = long("a", {("L", "head"): 1.11, ("L", "tail"): 2.22, ("L", "whole"): 3.34})
     assert volumes(morph).loc["a", "volume_mm3_L_whole"] == 3.34
 
@@ -62,41 +64,22 @@ def test_one_part_is_the_whole(part: str) -> None:
 
 
 def test_adapters_of_different_parts_in_one_table() -> None:
-    morph = pd.concat(
-        [
-            long(
-                "a",
-                {("L", "head-body"): 1, ("L", "tail"): 2, ("R", "head-body"): 1, ("R", "tail"): 2},
-            ),
-            long("b", {("L", "hippocampus"): 5, ("R", "hippocampus"): 6}),
-        ]
-    )
-    frame = volumes(morph)
-    assert volume_columns(frame)[:3] == [
-        "volume_mm3_L_head_body",
-        "volume_mm3_L_tail",
-        "volume_mm3_L_whole",
-    ]
+    parts = {(hemi, part): i for hemi in "LR" for i, part in ((1, "head-body"), (2, "tail"))}
+    other = {("L", "hippocampus"): 5.0, ("R", "hippocampus"): 6.0}
+    frame = volumes(pd.concat([long("a", parts), long("b", other)]))
+    names = ["head_body", "tail", "whole"]
+    assert volume_columns(frame)[:3] == [f"volume_mm3_L_{part}" for part in names]
     assert frame["volume_mm3_bilateral_whole"].tolist() == [6, 11]
     assert np.isnan(frame.loc["b", "volume_mm3_L_tail"])
 
 
 def test_ratios() -> None:
-    morph = long(
-        "a",
-        {
-            ("L", "anterior"): 300,
-            ("L", "posterior"): 200,
-            ("R", "anterior"): 200,
-            ("R", "posterior"): 0,
-        },
-    )
-    row = derive(volumes(morph)).loc["a"]
+    row = derive(volumes(long("a", halves(300, 200, 200, 0)))).loc["a"]
     assert row["asymmetry_anterior"] == 0.4
     assert row["asymmetry_whole"] == pytest.approx(300 / 350)
     assert row["anterior_posterior_ratio_L"] == 1.5
     assert row["anterior_posterior_ratio_bilateral"] == 2.5
-    # nothing is infinite
+    # A ratio to zero is missing, not infinite.
     assert np.isnan(row["anterior_posterior_ratio_R"])
     assert row["icv_fraction_soft_L_whole"] == 5e-4
 
@@ -122,24 +105,16 @@ def test_residuals_take_icv_out_and_leave_the_group() -> None:
     adjusted, adjustments = icv_residuals(frame, controls, "sick=no")
     column = adjusted["icv_residual_mm3_L_whole"]
     made = adjustments["icv_residual_mm3_L_whole"]
-    slope, intercept = np.polyfit(
-        frame.loc[controls, "icv_mm3"], frame.loc[controls, "volume_mm3_L_whole"], 1
-    )
+    icv, volume = frame["icv_mm3"], frame["volume_mm3_L_whole"]
+    slope, intercept = np.polyfit(icv[controls], volume[controls], 1)
     assert made.slope == pytest.approx(slope)
     assert made.slope == pytest.approx(0.002, rel=0.1)
     assert (made.n, made.fitted_on) == (30, "sick=no")
-    # among those it was fitted on, what is left has nothing to do with ICV and has the same mean
-    assert np.corrcoef(column[controls], frame.loc[controls, "icv_mm3"])[0, 1] == pytest.approx(
-        0, abs=1e-9
-    )
-    assert column[controls].mean() == pytest.approx(
-        frame.loc[controls, "volume_mm3_L_whole"].mean()
-    )
+    # Among the controls, the residuals do not depend on ICV and have the mean of the volumes.
+    assert np.corrcoef(column[controls], icv[controls])[0, 1] == pytest.approx(0, abs=1e-9)
+    assert column[controls].mean() == pytest.approx(volume[controls].mean())
     assert column[~controls].mean() - column[controls].mean() == pytest.approx(-500, abs=40)
-    # the same as the residuals of the line, moved to the mean
-    line = slope * frame["icv_mm3"] + intercept
-    expected = frame["volume_mm3_L_whole"] - line + frame.loc[controls, "volume_mm3_L_whole"].mean()
-    assert np.allclose(column, expected)
+    assert np.allclose(column, volume - (slope * icv + intercept) + volume[controls].mean())
 
 
 def test_repeated_scans_count_once() -> None:
@@ -163,10 +138,9 @@ def test_no_line_no_residuals() -> None:
 
 
 def test_every_column_is_described() -> None:
-    morph = long("a", {(h, p): 1.0 for h in "LR" for p in ("anterior", "posterior")})
-    frame = volumes(morph)
+    frame = volumes(long("a", halves(1, 1, 1, 1)))
     frame = pd.concat([frame, derive(frame)], axis=1)
     for name in frame.columns.drop("icv_mm3"):
         assert describe(name)["Units"] in ("mm3", "1")
-    with pytest.raises(ValueError, match="not a measure"):
+    with pytest.raises(ValueError, match="volume_mm3_M_whole"):
         split_column("volume_mm3_M_whole")

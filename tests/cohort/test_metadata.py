@@ -10,39 +10,37 @@ import pandas as pd
 import pytest
 
 from hyps_bids.cohort.column_types import infer_types
-from hyps_bids.cohort.metadata import Metadata, join, read_metadata
+from hyps_bids.cohort.metadata import join, read_metadata
 from hyps_bids.errors import UsageError
-
-
-def people(study: Any, content: bytes) -> pd.DataFrame:
-    (study.raw / "participants.tsv").write_bytes(content)
-    return read_metadata(study.raw, []).participants
+from tests.raising import raises
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "fact"),
     [
-        (b"participant_id\tname\tage\nsub-01\tJos\xe9\t70\n", "not UTF-8, read as Windows-1252"),
+        (b"participant_id\tname\tage\nsub-01\tJos\xe9\t70\n", "Windows-1252"),
         ("participant_id\tname\tage\nsub-01\tJosé\t70\n".encode("utf-16"), "UTF-16"),
         ("\ufeffparticipant_id\tname\tage\r\nsub-01\tJosé\t70\r\n".encode(), None),
-        ("participant_id,name,age\nsub-01,José,70\n".encode(), "separated by commas"),
-        ("participant_id;name;age\nsub-01;José;70\n".encode(), "separated by semicolons"),
-        ("participant_id\tname\tage\n01\tJosé\t70\n".encode(), "without sub-, which was added"),
+        ("participant_id,name,age\nsub-01,José,70\n".encode(), "commas"),
+        ("participant_id;name;age\nsub-01;José;70\n".encode(), "semicolons"),
+        ("participant_id\tname\tage\n01\tJosé\t70\n".encode(), "sub-"),
         ('"participant_id"\t"name"\t"age"\n"sub-01"\t"José"\t70\n'.encode(), None),
-        ("participant_id\tname\tage\tname\nsub-01\tJosé\t70\tx\n".encode(), "more than once"),
+        ("participant_id\tname\tage\tname\nsub-01\tJosé\t70\tx\n".encode(), "column name"),
         ("participant_id\tname\tage\nsub-01\tJosé\t70\nsub-02\ta\t1\t2\n".encode(), "row 3"),
         ("\nparticipant_id\tname\tage\t\nsub-01 \t José\t70\t\n\n".encode(), None),
     ],
 )
 def test_odd_files_are_read(
-    study: Any, caplog: pytest.LogCaptureFixture, content: bytes, message: str | None
+    study: Any, caplog: pytest.LogCaptureFixture, content: bytes, fact: str | None
 ) -> None:
-    frame = people(study, content)
+    (study.raw / "participants.tsv").write_bytes(content)
+    frame = read_metadata(study.raw, []).participants
     assert frame.to_dict("records") == [{"participant_id": "sub-01", "name": "José", "age": "70"}]
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == (message is not None)
-    assert message is None or message in messages[0]
-    assert all("participants.tsv" in text for text in messages)
+    assert len(messages) == (fact is not None)
+    for text in messages:
+        assert "participants.tsv" in text
+        assert str(fact) in text
 
 
 @pytest.mark.parametrize("content", [b"", b"name\tage\nx\t1\n", b"\x00\x01\x02"])
@@ -66,12 +64,12 @@ def test_participants_twice(study: Any, caplog: pytest.LogCaptureFixture) -> Non
         "participant_id age sex\nsub-1 70 F\nsub-2 60 M\nsub-1 71 F\nsub-2 60 M\nsub-3 50 n/a",
     )
     frame = read_metadata(study.raw, []).participants.set_index("participant_id").sort_index()
-    # what the rows agree on is known
+    # Values on which the rows agree are known.
     assert frame["sex"].fillna("?").tolist() == ["F", "M", "?"]
     assert frame["age"].fillna("?").tolist() == ["?", "60", "50"]
     (record,) = caplog.records
-    assert "more than one row of sub-1, sub-2" in record.getMessage()
-    assert "values that differ are taken as missing, in age" in record.getMessage()
+    for fact in ("participants.tsv", "sub-1, sub-2", "missing", "age"):
+        assert fact in record.getMessage()
 
 
 def frame_of(*scans: tuple[str, str | None]) -> pd.DataFrame:
@@ -127,7 +125,7 @@ def test_phenotype_on_request(study: Any) -> None:
     assert joined["age"].tolist() == ["70", "70"]
     assert metadata.columns["APOE4"] == {"Description": "Alleles"}
     study.table("phenotype/other.tsv", "participant_id MMSE\nsub-1 30")
-    with pytest.raises(UsageError, match=r"MMSE is in .*mmse\.tsv and in .*other\.tsv"):
+    with raises(UsageError, "phenotype-column-ambiguous", "MMSE", "mmse.tsv", "other.tsv"):
         read_metadata(study.raw, ["sub-1"], ["MMSE"])
 
 
@@ -175,7 +173,8 @@ def test_levels_keep_their_order(caplog: pytest.LogCaptureFixture) -> None:
     ]
     assert column.cat.categories.tolist() == ["b", "a", "c", "z"]
     (record,) = caplog.records
-    assert "group has values that its JSON does not list: z" in record.getMessage()
+    for fact in ("made.tsv", "group", ": z"):
+        assert fact in record.getMessage()
 
 
 def test_many_files_with_one_fault_give_one_warning(
@@ -188,5 +187,5 @@ def test_many_files_with_one_fault_give_one_warning(
     assert len(metadata.sessions) == 5
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "and 4 more such files: separated by commas" in record.getMessage()
-    assert isinstance(metadata, Metadata)
+    for fact in ("sub-0_sessions.tsv", "4 more", "commas"):
+        assert fact in record.getMessage()
