@@ -76,7 +76,8 @@ def find_outcome(formula: str, data: pd.DataFrame) -> Outcome:
     if unknown:
         raise UsageError(
             f"{start} there is no column {', '.join(unknown)} in the group table. Choose from "
-            f"{similar(unknown, list(data.columns))}; before ~ also from {', '.join(sorted(FAMILIES))}.",
+            f"{similar(unknown, list(data.columns))}; before ~ also from "
+            f"{', '.join(sorted(FAMILIES))}.",
             code="formula-column-unknown",
         )
     # C(name) says that the numbers of a column are categories, so only bare names are checked.
