@@ -33,7 +33,8 @@ from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.resample import coarsen, resample
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror, shifted
 from hyps_bids.imaging.volumes import decide
-from hyps_bids.labels.find import WHOLE, LabeledScan, LabelImage
+from hyps_bids.labels.find import LabeledScan, LabelImage
+from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
 from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES
@@ -62,7 +63,7 @@ FARTHEST = 30.0
 #: share of a label outside the network's box that is worth a remark, and that is an error
 LOST_REMARK, LOST_ERROR = 0.05, 0.5
 #: order of known parts; others follow by the smallest of their values
-_ORDER = (WHOLE, "anterior", "head", "body", "posterior", "tail")
+_ORDER = (WHOLE_HIPPOCAMPUS, "anterior", "head", "body", "posterior", "tail")
 _SIDES = {"L": "left", "R": "right"}
 #: changes when crops of the same files would differ
 _VERSION = 2
@@ -546,7 +547,11 @@ def _names(item: LabeledScan) -> str:
 
 
 def _name(mask: _Mask) -> str:
-    words = [_SIDES[mask.hemi], *([] if mask.part == WHOLE else [mask.part]), "hippocampus"]
+    words = [
+        _SIDES[mask.hemi],
+        *([] if mask.part == WHOLE_HIPPOCAMPUS else [mask.part]),
+        "hippocampus",
+    ]
     return " ".join(words)
 
 

@@ -19,9 +19,9 @@ def _without_settings() -> Iterator[None]:
         os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
-# results must not depend on them, and a home that may not be read is none of ours
+# Results must not depend on the user's settings, and a home that may not be read must not matter.
 with _without_settings():
     from bids.config import reset_options
 
-# nor on those of the folder it was started in
+# Settings in the current folder must not matter either.
 reset_options()

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from bids.config import get_option
-from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
-from sqlalchemy.exc import SQLAlchemyError
-
-from hyps_bids.errors import (
-    BadData,
-    InvalidBids,
-    MissingInput,
-    NothingMatches,
-    UsageError,
-    cannot_write,
-)
+from hyps_bids.bids.filters import filtered_paths, read_filters
+from hyps_bids.bids.layouts import T1W, index_t1w
+from hyps_bids.errors import InvalidBids, MissingInput, NothingMatches
 from hyps_bids.messages import counted, listed
+from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
-__all__ = ["check_dataset", "find_scans", "index_files", "not_here"]
+__all__ = ["check_dataset", "find_scans", "refuse_dangling"]
 
 _LOG = logging.getLogger("hyps_bids")
-_QUERY = "t1w"
-#: what makes an image one of ours; not to be filtered on
-_FIXED = {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"]}
-#: arguments of pybids' query that are no entities and would change what it returns
-_ARGUMENTS = {"absolute_paths", "invalid_filters", "return_type", "scope", "target"}
-_WORDS = {
-    None: Query.NONE,
-    "*": Query.ANY,
-    "Query.NONE": Query.NONE,
-    "Query.ANY": Query.ANY,
-    "Query.OPTIONAL": Query.OPTIONAL,
-    "Query.REQUIRED": Query.REQUIRED,
-}
 
 
 def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
@@ -79,45 +54,51 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
     CannotCreateOutput
         If the index cannot be written.
     """
-    root = settings.bids_dir
+    root, filter_file = settings.bids_dir, settings.bids_filter_file
     check_dataset(root, "BIDS_DIR", skip=settings.skip_bids_validation)
     available = sorted(p.name[4:] for p in root.glob("sub-*") if p.is_dir())
     asked = _select(settings, available)
-    filters = _read_filters(settings.bids_filter_file)
-    layout = _layout(settings, asked)
-    # labels are compared here, not queried: with regex_search, 01 would be that of 101 as well
+    filters = read_filters(filter_file) if filter_file else {}
+    layout = index_t1w(root, asked, settings.bids_database_dir)
+    # Labels are compared here instead of queried: with regex_search, 01 would also match 101.
     candidates = [
         Scan.from_path(path)
-        for path in (Path(file.relpath) for file in layout.get(**_FIXED))
+        for path in (Path(file.relpath) for file in layout.get(**T1W))
         if _is_asked(path, asked, settings.session_label)
     ]
     _refuse_unknown_sessions(settings, available, candidates)
-    candidates = _well_named(root, candidates, leave_out=settings.skip_bids_validation)
-    scans = sorted(candidates)
-    if filters:
-        # the filters narrow what the labels selected, whatever they say of subject and session
-        passed = _filtered(layout, filters, settings)
-        scans = [scan for scan in scans if scan.path in passed]
+    scans = sorted(_well_named(root, candidates, leave_out=settings.skip_bids_validation))
+    of_labels = len(scans)
+    if filter_file and filters:
+        # The filters narrow the selection by labels, also where they name subject or session.
+        passed = filtered_paths(layout, filters, filter_file)
+        scans = [scan for scan in scans if scan.path.relative_to(root) in passed]
     if not scans:
-        raise NothingMatches(_nothing(settings, asked, len(candidates)))
+        raise NothingMatches(_nothing(settings, asked, of_labels), code="no-images-selected")
     _refuse_duplicates(scans)
     if need_content:
-        _refuse_dangling(scans)
-    _LOG.warning(
+        _refuse_outdated_index(scans)
+        refuse_dangling(scan.path for scan in scans)
+    _log_selection(settings, asked, scans, f"{len(scans)} of {of_labels}" if filters else "")
+    return scans
+
+
+def _log_selection(
+    settings: Settings, asked: Collection[str], scans: Sequence[Scan], passed: str
+) -> None:
+    subjects = {scan.subject for scan in scans}
+    _LOG.info(
         "%s of %s selected from %s%s",
         counted(len(scans), "T1w image"),
-        counted(len({scan.subject for scan in scans}), "participant"),
-        root,
-        f"; {settings.bids_filter_file} passed {len(scans)} of {len(candidates)}"
-        if filters
-        else "",
+        counted(len(subjects), "participant"),
+        settings.bids_dir,
+        f"; {settings.bids_filter_file} passed {passed}" if passed else "",
     )
-    without = sorted(set(settings.participant_label) & asked - {scan.subject for scan in scans})
+    without = sorted(set(settings.participant_label) & set(asked) - subjects)
     if without:
-        _LOG.warning("no T1w image selected of participants asked for: %s", ", ".join(without))
+        _LOG.warning("these participants have no selected T1w image: %s", ", ".join(without))
     for scan in scans:
-        _LOG.info("selected %s", scan.path)
-    return scans
+        _LOG.debug("selected %s", scan.path)
 
 
 def check_dataset(root: Path, name: str, *, skip: bool) -> None:
@@ -140,46 +121,51 @@ def check_dataset(root: Path, name: str, *, skip: bool) -> None:
         If it is no folder, or has no valid description.
     """
     if not root.exists():
-        raise MissingInput(f"{root}: no such folder")
+        raise MissingInput(f"{root}: there is no such folder.", code="folder-missing")
     if not root.is_dir():
-        raise InvalidBids(f"{root}: not a folder, but {name} must be a dataset")
+        raise InvalidBids(
+            f"{root}: this is not a folder, but {name} must be a dataset.", code="not-a-folder"
+        )
     if not os.access(root, os.R_OK | os.X_OK):
-        raise MissingInput(f"{root}: this user may not read it")
+        raise MissingInput(f"{root}: this user may not read it.", code="folder-locked")
     if skip:
         return
     path = root / "dataset_description.json"
     hint = "add one with Name and BIDSVersion, or use --skip-bids-validation"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InvalidBids(f"{path}: cannot be read ({error.strerror}); {hint}") from error
-    except ValueError as error:
-        raise InvalidBids(f"{path}: not valid JSON ({error}); {hint}") from error
-    if not isinstance(description, dict):
-        raise InvalidBids(f"{path}: not a JSON object; {hint}")
+    description = read_json_object(path, error=InvalidBids, hint=hint)
     missing = [key for key in ("Name", "BIDSVersion") if key not in description]
     if missing:
-        raise InvalidBids(f"{path}: lacks {' and '.join(missing)}; {hint}")
+        raise InvalidBids(
+            f"{path}: lacks {' and '.join(missing)}; {hint}", code="description-incomplete"
+        )
 
 
 def _select(settings: Settings, available: Sequence[str]) -> set[str]:
     """Apply the participant labels."""
+    root = settings.bids_dir
     if not available:
-        raise NothingMatches(f"{settings.bids_dir}: no sub-* folders, so no T1w images")
+        raise NothingMatches(
+            f"{root}: there are no sub-* folders, so there are no T1w images.",
+            code="no-participants",
+        )
     unknown = sorted(set(settings.participant_label) - set(available))
     if unknown:
         raise NothingMatches(
-            f"{settings.bids_dir}: no participant {listed(unknown)}; there are {listed(available)}"
+            f"{root}: there is no participant {listed(unknown)}; there are {listed(available)}.",
+            code="participant-unknown",
         )
     asked = set(settings.participant_label or available) - set(settings.exclude_participant_label)
     if not asked:
-        raise NothingMatches("--exclude-participant-label leaves no participant")
-    folders = [settings.bids_dir / f"sub-{label}" for label in sorted(asked)]
+        raise NothingMatches(
+            "--exclude-participant-label leaves no participant.", code="all-excluded"
+        )
+    folders = [root / f"sub-{label}" for label in sorted(asked)]
     locked = [folder for folder in folders if not os.access(folder, os.R_OK | os.X_OK)]
     if locked:
         raise MissingInput(
-            f"{locked[0]}: this user may not read it ({len(locked)} such participants); change "
-            "its permissions or exclude the participant"
+            f"{locked[0]}: this user may not read it ({len(locked)} such participants). Change "
+            "its permissions or exclude the participant.",
+            code="folder-locked",
         )
     return asked
 
@@ -196,127 +182,14 @@ def _refuse_unknown_sessions(
     if unknown - known:
         there = listed(sorted(known)) or "none"
         raise NothingMatches(
-            f"{settings.bids_dir}: no session {listed(sorted(unknown - known))}; there are {there}"
+            f"{settings.bids_dir}: there is no session {listed(sorted(unknown - known))}; the "
+            f"sessions are {there}.",
+            code="session-unknown",
         )
 
 
-def _read_filters(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get(_QUERY), dict):
-        raise UsageError(f"{path}: must hold a query '{_QUERY}': {{entity: value, …}}")
-    ignored = sorted(set(content) - {_QUERY})
-    if ignored:
-        _LOG.warning("%s: queries %s are not used here, only '%s' is", path, ignored, _QUERY)
-    fixed = sorted(set(content[_QUERY]) & set(_FIXED))
-    if fixed:
-        raise UsageError(f"{path}: {', '.join(fixed)} cannot be set: only T1w images are processed")
-    arguments = sorted(set(content[_QUERY]) & _ARGUMENTS)
-    if arguments:
-        raise UsageError(f"{path}: {', '.join(arguments)} are not entities")
-    nested = sorted(key for key, value in content[_QUERY].items() if isinstance(value, dict))
-    if nested:
-        raise UsageError(f"{path}: {', '.join(nested)}: must be a value or a list of values")
-    return {key: _translate(value) for key, value in content[_QUERY].items()}
-
-
-def _translate(value: Any) -> Any:
-    """Turn null, "*" and "Query.…" into what pybids wants."""
-    if isinstance(value, list):
-        return [_translate(item) for item in value]
-    return _WORDS.get(value, value)
-
-
-def _filtered(layout: BIDSLayout, filters: dict[str, Any], settings: Settings) -> set[Path]:
-    """Query with the filters alone."""
-    try:
-        files = layout.get(**_FIXED | filters, invalid_filters="error")
-    except (ValueError, AttributeError, TypeError, SQLAlchemyError) as error:
-        raise UsageError(f"{settings.bids_filter_file}: {error}") from error
-    return {settings.bids_dir / file.relpath for file in files}
-
-
-def index_files(
-    root: Path, wanted: str, *, config: Sequence[str] = ("bids",), database: Path | None = None
-) -> BIDSLayout:
-    """Index some files of a dataset, without metadata.
-
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    wanted : str
-        Regular expression of the files to index and of the folders on the way to them, as paths
-        below `root` that begin with a slash.
-    config : sequence of str
-        pybids' lists of entities.
-    database : Path, optional
-        Folder to write the index to; in memory if None.
-
-    Returns
-    -------
-    BIDSLayout
-        The index. Entities are those of the path below `root`.
-    """
-    indexer = BIDSLayoutIndexer(
-        validate=False, index_metadata=False, ignore=[re.compile(rf"^(?!(?:{wanted})$).+")]
-    )
-    return BIDSLayout(
-        root,
-        validate=False,
-        config=[_entities(root, name) for name in config],
-        indexer=indexer,
-        database_path=database,
-    )
-
-
-def _entities(root: Path, name: str) -> dict[str, Any]:
-    """Take pybids' entities, each to be looked for below the dataset only.
-
-    pybids searches the whole path: a dataset in ``func/`` would have no anatomical image, and one
-    in ``run-03/`` nothing but third runs.
-    """
-    content = json.loads(Path(get_option("config_paths")[name]).read_text())
-    below = f"^{re.escape(str(root.absolute()))}(?=/).*?"
-    entities = [e | {"pattern": f"{below}(?:{e['pattern']})"} for e in content["entities"]]
-    return {"name": name, "entities": entities}
-
-
-def _layout(settings: Settings, asked: set[str]) -> BIDSLayout:
-    root, database = settings.bids_dir, settings.bids_database_dir
-    subjects = r"[^/]+" if database else "(?:" + "|".join(map(re.escape, sorted(asked))) + ")"
-    wanted = rf"/sub-{subjects}(?:/ses-[^/]+)?(?:/anat(?:/[^/]+_T1w\.nii(?:\.gz)?)?)?"
-    if database is None:
-        return index_files(root, wanted)
-    kept = database / "layout_index.sqlite"
-    try:
-        if not kept.exists():
-            database.mkdir(parents=True, exist_ok=True)
-            # made elsewhere and renamed: other jobs never see half an index
-            with tempfile.TemporaryDirectory(dir=database) as folder:
-                index_files(root, wanted, database=Path(folder))
-                (Path(folder) / kept.name).replace(kept)
-        layout = BIDSLayout(root, validate=False, database_path=database)
-        made = layout.connection_manager.layout_info
-    except OSError as error:
-        raise cannot_write(database, error) from error
-    except SQLAlchemyError as error:
-        raise BadData(f"{kept}: not an index of pybids; remove it") from error
-    if Path(made.root) != root.absolute():
-        raise UsageError(f"{database}: is an index of {made.root}; choose another folder")
-    if made.config != [_entities(root, "bids")]:
-        raise UsageError(f"{kept}: was not made by this version of HyPS-BIDS; remove it")
-    return layout
-
-
 def _is_asked(path: Path, subjects: set[str], sessions: Sequence[str]) -> bool:
-    """Judge by the folders: it is they that are selected."""
+    """Judge by the folders, because it is folders that labels select."""
     subject, session = path.parts[0], path.parts[1]
     return subject[4:] in subjects and (
         not sessions or (session.startswith("ses-") and session[4:] in sessions)
@@ -324,31 +197,30 @@ def _is_asked(path: Path, subjects: set[str], sessions: Sequence[str]) -> bool:
 
 
 def _well_named(root: Path, scans: Iterable[Scan], *, leave_out: bool) -> list[Scan]:
-    """Put scans under their dataset; one whose name contradicts its folder is nobody's."""
+    """Put scans under their dataset, without those whose name contradicts their folder."""
     good: list[Scan] = []
     bad: list[Scan] = []
     for scan in scans:
         fits = "sub" in dict(scan.entities) and scan.folder == scan.path.parent
         (good if fits else bad).append(Scan(root / scan.path, scan.entities))
+    why = "the name and the folder state different participants or sessions"
     if bad and not leave_out:
         raise InvalidBids(
-            f"{bad[0].path}: its name and its folder are not those of one participant and session"
-            f" ({len(bad)} such images); rename it, or leave it out with --skip-bids-validation"
+            f"{bad[0].path}: {why} ({len(bad)} such images). Rename it, or leave it out with "
+            "--skip-bids-validation.",
+            code="name-contradicts-folder",
         )
     for scan in bad:
-        _LOG.warning(
-            "%s: left out, its name and its folder are not those of one participant and session",
-            scan.path,
-        )
+        _LOG.warning("%s: left out, because %s", scan.path, why)
     return good
 
 
 def _nothing(settings: Settings, asked: set[str], candidates: int) -> str:
     if candidates:
-        return f"{settings.bids_filter_file}: passes none of {candidates} T1w images"
+        return f"{settings.bids_filter_file}: passes none of {candidates} T1w images."
     sessions = f", session {', '.join(settings.session_label)}" if settings.session_label else ""
     people = listed(sorted(asked))
-    return f"{settings.bids_dir}: no T1w image of participant {people}{sessions}"
+    return f"{settings.bids_dir}: there is no T1w image of participant {people}{sessions}."
 
 
 def _refuse_duplicates(scans: Iterable[Scan]) -> None:
@@ -356,30 +228,34 @@ def _refuse_duplicates(scans: Iterable[Scan]) -> None:
     for scan in scans:
         if scan.stem in seen:
             raise InvalidBids(
-                f"{scan.path} and {seen[scan.stem].path.name} are the same image by name; keep one"
+                f"{scan.path} and {seen[scan.stem].path.name} are the same image by name. Keep "
+                "one of them.",
+                code="image-twice",
             )
         seen[scan.stem] = scan
 
 
-def _refuse_dangling(scans: Iterable[Scan]) -> None:
-    absent = [scan.path for scan in scans if not scan.path.exists()]
-    gone = [path for path in absent if not path.is_symlink()]
-    if gone:
-        raise MissingInput(f"{gone[0]}: is in the index but not there; remove the index")
-    if absent:
-        raise MissingInput(not_here(absent))
+def _refuse_outdated_index(scans: Iterable[Scan]) -> None:
+    for scan in scans:
+        if not os.path.lexists(scan.path):
+            raise MissingInput(
+                f"{scan.path}: the image is in the index but not in the dataset. Remove the index.",
+                code="index-outdated",
+            )
 
 
-def not_here(paths: Sequence[Path]) -> str:
-    """Say that the content of annexed files must be fetched first.
+def refuse_dangling(paths: Iterable[Path]) -> None:
+    """Refuse links to nowhere, as annexed files are until they are fetched.
 
-    Examples
-    --------
-    >>> not_here([Path("sub-01_T1w.nii.gz")])
-    "sub-01_T1w.nii.gz: its content is not here (1 such images); run 'datalad get
-    sub-01_T1w.nii.gz' or exclude the participant"
+    Raises
+    ------
+    MissingInput
+        If the content of a file is not here.
     """
-    return (
-        f"{paths[0]}: its content is not here ({len(paths)} such images); "
-        f"run 'datalad get {paths[0]}' or exclude the participant"
-    )
+    absent = [path for path in paths if not path.exists()]
+    if absent:
+        raise MissingInput(
+            f"{absent[0]}: its content is not here ({counted(len(absent), 'such image')}). Run "
+            f"'datalad get {absent[0]}' or exclude the participant.",
+            code="content-not-fetched",
+        )

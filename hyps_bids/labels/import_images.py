@@ -1,4 +1,4 @@
-"""Read NIfTI and Analyze images with an orientation that is known or said to be assumed."""
+"""Read NIfTI and Analyze images, whose orientation is either stated or assumed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
     "to_nifti",
 ]
 
-#: where a crop around a left hippocampus is placed, mm: about where it lies in MNI space
+#: nominal center of a crop around a left hippocampus, mm: about its place in MNI space
 CROP_CENTER = (-26.0, -22.0, -14.0)
-#: what Analyze files that say nothing are taken for, as in nibabel and SPM
+#: orientation that is assumed for files that state none, as in nibabel and SPM
 ANALYZE = "LAS"
 _AXES = {letter: pair for pair in ("LR", "PA", "IS") for letter in pair}
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
@@ -46,7 +46,7 @@ class SourceImage:
     affine : numpy.ndarray
         Voxel to world (RAS, mm), shape (4, 4).
     assumed : bool
-        The file itself does not say how it is oriented.
+        The file itself does not state its orientation.
     """
 
     path: Path
@@ -71,7 +71,10 @@ class SourceImage:
         try:
             stored = np.asanyarray(proxy) if scaled else proxy.get_unscaled()
         except _UNREADABLE as error:
-            raise BadData(f"{self.path}: truncated or damaged ({error}); fetch it again") from error
+            raise BadData(
+                f"{self.path}: the file is truncated or damaged ({error}). Fetch it again.",
+                code="image-damaged",
+            ) from error
         return np.asarray(stored).reshape(self.shape)
 
 
@@ -91,7 +94,8 @@ def check_orientation(codes: str) -> str:
     upper = codes.upper()
     if sorted(_AXES.get(letter, letter) for letter in upper) != sorted(set(_AXES.values())):
         raise UsageError(
-            f"orientation {codes}: write where the three voxel axes point to, such as LAS or RPI"
+            f"orientation {codes}: write where the three voxel axes point to, such as LAS or RPI.",
+            code="orientation-invalid",
         )
     return upper
 
@@ -104,8 +108,8 @@ def read_image(path: Path, orientation: str = ANALYZE) -> SourceImage:
     path : Path
         ``.nii``, ``.nii.gz``, or either file of a pair ``.hdr`` and ``.img``.
     orientation : str
-        Where the voxel axes point to in files that do not say it: Analyze files, and NIfTI files
-        whose ``sform_code`` and ``qform_code`` are zero.
+        Where the voxel axes point to in files that do not state it: Analyze files, and NIfTI
+        files whose ``sform_code`` and ``qform_code`` are zero.
 
     Returns
     -------
@@ -120,15 +124,24 @@ def read_image(path: Path, orientation: str = ANALYZE) -> SourceImage:
         If it cannot be read, is of another format, or holds several volumes.
     """
     if not path.is_file():
-        raise MissingInput(f"{path}: no such file")
+        raise MissingInput(f"{path}: there is no such file.", code="image-missing")
     try:
         image = nib.load(path)
     except _UNREADABLE as error:
-        raise BadData(f"{path}: cannot be read ({error}); convert it to .nii.gz") from error
+        raise BadData(
+            f"{path}: the image cannot be read ({error}). Convert it to .nii.gz.",
+            code="image-unreadable",
+        ) from error
     if not isinstance(image, nib.analyze.AnalyzeImage):
-        raise BadData(f"{path}: is neither NIfTI nor Analyze; convert it to .nii.gz")
+        raise BadData(
+            f"{path}: the image is neither NIfTI nor Analyze. Convert it to .nii.gz.",
+            code="image-format",
+        )
     if len(image.shape) < 3 or any(extra != 1 for extra in image.shape[3:]):
-        raise BadData(f"{path}: shape {image.shape} is not one 3-D volume; split it or pick one")
+        raise BadData(
+            f"{path}: the shape {image.shape} is not one 3-D volume. Split it or pick one.",
+            code="image-not-3d",
+        )
     header = image.header
     stated = isinstance(header, nib.Nifti1Header) and (
         int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
@@ -138,14 +151,17 @@ def read_image(path: Path, orientation: str = ANALYZE) -> SourceImage:
         affine = assumed_affine(image.shape[:3], header.get_zooms()[:3], orientation)
     affine = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise BadData(f"{path}: its transform or voxel size is not valid; correct the header")
+        raise BadData(
+            f"{path}: the transform or voxel size is not valid. Correct the header.",
+            code="affine-invalid",
+        )
     return SourceImage(path, image, affine, not stated)
 
 
 def assumed_affine(
     shape: tuple[int, ...], zooms: tuple[float, ...], orientation: str
 ) -> np.ndarray:
-    """Affine of an image that says nothing about its place: its center is the origin.
+    """Make the affine of an image that does not state its place: its center is the origin.
 
     Examples
     --------
@@ -161,11 +177,11 @@ def assumed_affine(
 
 
 def crop_affine(shape: tuple[int, ...], zooms: tuple[float, ...], hemisphere: str) -> np.ndarray:
-    """Affine of a crop around one hippocampus that is stored in left orientation, RAS axes.
+    """Make the affine of a crop around one hippocampus that is stored in left orientation.
 
-    The voxels stay as they are: that a right hippocampus was mirrored is undone by an affine whose
-    first axis points to the left. Left crops then lie at negative, right ones at positive x. The
-    place itself is nominal.
+    The voxels stay as they are. The mirroring of a right hippocampus is undone by an affine whose
+    first axis points to the left, so that left crops lie at negative and right ones at positive x.
+    The position itself is nominal.
 
     Examples
     --------
@@ -178,12 +194,12 @@ def crop_affine(shape: tuple[int, ...], zooms: tuple[float, ...], hemisphere: st
     affine[:3, 3] += CROP_CENTER
     if hemisphere == "R":
         affine[0] *= -1
-    # no minus zero in the header
+    # Adding zero removes negative zeros, which would be stored in the header.
     return affine + 0.0
 
 
 def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
-    """Read a label image, its axes ordered and flipped as those of the image.
+    """Read a label image, with its axes ordered and flipped like those of the image.
 
     Parameters
     ----------
@@ -218,10 +234,11 @@ def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
         hint = ""
         if label.assumed != image.assumed:
             which = label if label.assumed else image
-            hint = f"; {which.path.name} does not say how it is oriented, the other does"
+            hint = f"; {which.path.name} does not state its orientation, the other does"
         raise BadData(
-            f"{label.path}: its grid is not that of {image.path.name} ({how}{hint}); resample the "
-            "labels, or correct the header"
+            f"{label.path}: the grid differs from that of {image.path.name} ({how}{hint}). "
+            "Resample the labels, or correct the header.",
+            code="grids-differ",
         )
     return data
 
@@ -244,7 +261,7 @@ def to_nifti(source: SourceImage, affine: np.ndarray) -> nib.Nifti1Image:
     image = nib.Nifti1Image(source.data(scaled=False), affine)
     slope, inter = source.image.dataobj.slope, source.image.dataobj.inter
     if (slope, inter) != (1, 0):
-        # kept as they are: nibabel then writes the stored values untouched
+        # With the factors set, nibabel writes the stored values untouched.
         image.header.set_slope_inter(slope, inter)
     image.header.set_xyzt_units("mm")
     for kind in (image.set_sform, image.set_qform):

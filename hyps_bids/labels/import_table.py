@@ -1,21 +1,22 @@
-"""The table that an import follows: which image, with which labels, of whom."""
+"""The table that an import follows: images, their participants and their label images."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
-from hyps_bids.labels.meanings import LabelMap
+from hyps_bids.labels.meanings import LabelMap, parse_label_map
+from hyps_bids.outputs.reading import read_text_table
+from hyps_bids.outputs.scan import Scan
 
 __all__ = ["COLUMNS", "Row", "read_rows", "rows_to_tsv"]
 
-#: columns of a table: those that every line needs, and the others
+#: columns that every line needs, and optional ones
 REQUIRED = ("participant", "image", "label", "label_map")
 OPTIONAL = ("session", "acquisition", "crop", "split")
 COLUMNS = ("participant", "session", "acquisition", "image", "label", "label_map", "crop", "split")
@@ -67,6 +68,16 @@ class Row:
         named = (("sub", self.participant), ("ses", self.session), ("acq", self.acquisition))
         return "_".join(f"{key}-{_label(key, value)}" for key, value in named if value)
 
+    @property
+    def subject(self) -> str:
+        """BIDS name of the participant, such as ``sub-01``."""
+        return self.stem.split("_")[0]
+
+    @property
+    def scan(self) -> Scan:
+        """The image in BIDS, without dataset and extension."""
+        return Scan.from_path(Path(f"{self.stem}_T1w"))
+
 
 def _label(key: str, text: str) -> str:
     """Keep letters and digits, and not the name of the entity in front of them."""
@@ -94,20 +105,18 @@ def read_rows(table: Path) -> list[Row]:
         If it is not such a table.
     """
     if not table.is_file():
-        raise MissingInput(f"{table}: no such table")
-    try:
-        frame = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadData(f"{table}: not a tab-separated table in UTF-8 ({error})") from error
+        raise MissingInput(f"{table}: there is no such table.", code="table-missing")
+    frame = read_text_table(table)
     missing = [name for name in REQUIRED if name not in frame]
     unknown = [name for name in frame if name not in COLUMNS]
     if missing or unknown:
         raise BadData(
-            f"{table}: columns are {', '.join(frame)}; needed are {', '.join(REQUIRED)}, "
-            f"possible are {', '.join(OPTIONAL)}, separated by tabs"
+            f"{table}: the columns are {', '.join(frame)}. The table needs "
+            f"{', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}, separated by tabs.",
+            code="import-table-columns",
         )
     if frame.empty:
-        raise BadData(f"{table}: has no lines")
+        raise BadData(f"{table}: the table has no lines.", code="import-table-empty")
     rows: dict[str, Row] = {}
     for number, line in enumerate(frame.to_dict("records"), start=2):
         values = {k: v.strip() for k, v in line.items() if v.strip() not in ("", "n/a")}
@@ -115,49 +124,40 @@ def read_rows(table: Path) -> list[Row]:
             row = _row(values)
             rows[row.stem] = _join(rows[row.stem], row) if row.stem in rows else row
         except (BadData, UsageError) as error:
-            raise BadData(f"{table}, line {number}: {error}") from error
+            raise BadData(f"{table}, line {number}: {error}", code="import-table-line") from error
     return list(rows.values())
 
 
 def _row(values: dict[str, str]) -> Row:
     missing = [name for name in REQUIRED if name not in values]
     if missing:
-        raise BadData(f"has no {' and no '.join(missing)}")
+        raise BadData(f"has no {' and no '.join(missing)}", code="import-line-incomplete")
     for key, name in (("sub", "participant"), ("ses", "session"), ("acq", "acquisition")):
         if name in values and not _label(key, values[name]):
-            raise BadData(f"{name} {values[name]!r} has no letter or digit")
+            raise BadData(
+                f"{name} {values[name]!r} has no letter or digit", code="import-label-invalid"
+            )
     if values.get("crop") not in (None, "L", "R"):
-        raise BadData(f"crop is {values['crop']!r}; write L or R, or leave it empty")
-    return Row(
-        values["participant"],
-        Path(values["image"]),
-        ((Path(values["label"]), LabelMap.parse(values["label_map"])),),
-        values.get("session"),
-        values.get("acquisition"),
-        values.get("crop"),
-        values.get("split"),
-    )
+        raise BadData(
+            f"crop is {values['crop']!r}; write L or R, or leave it empty", code="import-crop-side"
+        )
+    labels = ((Path(values["label"]), parse_label_map(values["label_map"])),)
+    session, acquisition, crop, split = map(values.get, OPTIONAL)
+    participant, image = values["participant"], Path(values["image"])
+    return Row(participant, image, labels, session, acquisition, crop, split)
 
 
 def _join(first: Row, second: Row) -> Row:
     """Put the label images of two lines together."""
-    same = ("participant", "image", "crop", "split")
-    differ = [name for name in same if getattr(first, name) != getattr(second, name)]
-    if differ:
-        values = " and ".join(str(getattr(row, differ[0])) for row in (first, second))
-        raise BadData(
-            f"{first.stem} has two values of {differ[0]} ({values}); tell images of one "
-            "participant apart by session or acquisition"
-        )
-    return Row(
-        first.participant,
-        first.image,
-        first.labels + second.labels,
-        first.session,
-        first.acquisition,
-        first.crop,
-        first.split,
-    )
+    for name in ("participant", "image", "crop", "split"):
+        values = [str(getattr(row, name)) for row in (first, second)]
+        if values[0] != values[1]:
+            raise BadData(
+                f"{first.stem} has two values of {name} ({' and '.join(values)}); tell images of "
+                "one participant apart by session or acquisition",
+                code="import-lines-differ",
+            )
+    return replace(first, labels=first.labels + second.labels)
 
 
 def rows_to_tsv(rows: Iterable[Row]) -> str:
@@ -165,7 +165,7 @@ def rows_to_tsv(rows: Iterable[Row]) -> str:
 
     Examples
     --------
-    >>> row = Row("01", Path("a.nii"), ((Path("b.nii"), LabelMap.parse("1:L")),))
+    >>> row = Row("01", Path("a.nii"), ((Path("b.nii"), parse_label_map("1:L")),))
     >>> print(rows_to_tsv([row]), end="")
     participant	session	acquisition	image	label	label_map	crop	split
     01	n/a	n/a	a.nii	b.nii	1:L	n/a	n/a
@@ -177,7 +177,7 @@ def rows_to_tsv(rows: Iterable[Row]) -> str:
             row.acquisition,
             row.image.as_posix(),
             label.as_posix(),
-            label_map.text,
+            label_map.line,
             row.crop,
             row.split,
         )
@@ -185,6 +185,4 @@ def rows_to_tsv(rows: Iterable[Row]) -> str:
         for label, label_map in row.labels
     ]
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
-    out = io.StringIO()
-    frame.to_csv(out, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-    return out.getvalue()
+    return frame.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")

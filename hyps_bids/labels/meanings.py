@@ -1,26 +1,76 @@
-"""What the values of a label image mean, written in one line: ``165:L,166:R,*:-``."""
+"""What the values of a label image mean: one type, and one parser for every way to write it.
+
+A meaning can be given as a preset name (``aseg``), as a line (``165:L,166:R,*:-``) or as a TSV
+file with the columns index, hemi and part. The ``dseg.tsv`` of a BIDS dataset is such a file, too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import scipy.ndimage
-from nibabel.affines import apply_affine
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
 
 from hyps_bids.errors import BadData, UsageError
+from hyps_bids.outputs.reading import read_text_table
 
-__all__ = ["LabelMap", "Structure"]
+__all__ = [
+    "LABEL_MAPS",
+    "SIDES",
+    "WHOLE_HIPPOCAMPUS",
+    "LabelMap",
+    "Structure",
+    "parse_label_map",
+    "read_label_table",
+    "recognize",
+]
 
-#: hemisphere L or R, and part of the hippocampus
-Structure = tuple[str, str]
-
-_WHOLE = "hippocampus"
+#: preset name → whether a label image may have no other values than those of the preset
+LABEL_MAPS = {"aseg": False, "whole": True, "anteriorposterior": True}
+#: the part that is a whole hippocampus
+WHOLE_HIPPOCAMPUS = "hippocampus"
+#: ways to write a hemisphere, in lower case
+SIDES = {"l": "L", "lh": "L", "left": "L", "r": "R", "rh": "R", "right": "R"}
+_PARTS = {
+    "anterior": "anterior",
+    "ant": "anterior",
+    "posterior": "posterior",
+    "post": "posterior",
+    "head": "head",
+    "body": "body",
+    "tail": "tail",
+}
+#: words of a name that change nothing
+_FILLERS = {"whole", "formation", "of", "the"}
+#: VALUE:HEMISPHERE[:PART]
+_ITEM = re.compile(r"(\d+|mask|\*):(LR|L|R|-)(?::((?:-*[^\W_])+-*)?)?")
 _SYNTAX = (
-    "write VALUE:HEMISPHERE[:PART] with commas between, such as 1:L:anterior,2:L:posterior; VALUE "
-    "is a whole number, 'mask' (the higher of two values) or '*' (all others), HEMISPHERE is L, R, "
-    "LR (both, told apart by position) or - (not hippocampus)"
+    "Write VALUE:HEMISPHERE[:PART] with commas between, such as 1:L:anterior,2:L:posterior. VALUE "
+    "is a whole number, 'mask' (the higher of two values) or '*' (all others); HEMISPHERE is L, R, "
+    "LR (both, told apart by position) or - (not hippocampus)."
 )
+
+
+@dataclass(frozen=True, order=True)
+class Structure:
+    """What one value of a label image means.
+
+    Attributes
+    ----------
+    index : int
+        The value, above 0; 1 stands for the foreground of a mask.
+    hemi : {"L", "R", "LR"}
+        Side. LR means both, which are told apart by their position.
+    part : str
+        Part of the hippocampus; ``hippocampus`` if it is the whole.
+    """
+
+    index: int
+    hemi: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -29,156 +79,220 @@ class LabelMap:
 
     Attributes
     ----------
-    text : str
-        As written by the user.
-    values : tuple of (int, str, str)
-        Value, hemisphere (L, R or LR) and part.
-    ignored : tuple of int
-        Values that are there but are not hippocampus.
-    others_ignored : bool
-        All values that are not named are ignored; otherwise they are an error.
-    mask : tuple of (str, str) or None
-        Hemisphere and part of the higher of the two values that a mask has.
+    structures : tuple of Structure
+        The values that show a hippocampus; several values may mean the same.
+    listed : frozenset of int or None
+        All values that may occur, including those that are not hippocampus: another value shows
+        that the map does not fit the image. Any value may occur if None.
+    is_mask : bool
+        The image is a mask: the higher of its two values is the only structure.
+    line : str
+        The map in one line. It is made from the other attributes if it is not given.
     """
 
-    text: str
-    values: tuple[tuple[int, str, str], ...] = ()
-    ignored: tuple[int, ...] = ()
-    others_ignored: bool = False
-    mask: Structure | None = None
+    structures: tuple[Structure, ...]
+    listed: frozenset[int] | None = None
+    is_mask: bool = False
+    line: str = ""
 
-    @classmethod
-    def parse(cls, text: str) -> LabelMap:
-        """Read a map.
+    def __post_init__(self) -> None:
+        if not self.line:
+            items = [
+                f"{s.index}:{s.hemi}" + (f":{s.part}" if s.part != WHOLE_HIPPOCAMPUS else "")
+                for s in self.structures
+            ]
+            others = set(self.listed or ()) - {0, *(s.index for s in self.structures)}
+            items += ["*:-"] if self.listed is None else [f"{value}:-" for value in sorted(others)]
+            object.__setattr__(self, "line", ",".join(items))
 
-        Raises
-        ------
-        UsageError
-            If it is not written as it should be.
 
-        Examples
-        --------
-        >>> LabelMap.parse("165:L,166:R,*:-").values
-        ((165, 'L', 'hippocampus'), (166, 'R', 'hippocampus'))
-        >>> LabelMap.parse("mask:LR").mask
-        ('LR', 'hippocampus')
-        """
-        values: list[tuple[int, str, str]] = []
-        ignored: list[int] = []
-        others, mask = False, None
-        for item in text.split(","):
-            value, _, meaning = item.strip().partition(":")
-            hemi, _, part = meaning.partition(":")
-            part = part or _WHOLE
-            if hemi not in ("L", "R", "LR", "-") or not part.replace("-", "").isalnum():
-                raise UsageError(
-                    f"label map {text!r}: {item.strip()!r} is not understood; {_SYNTAX}"
-                )
-            if value == "*" and hemi == "-":
-                others = True
-            elif value == "mask" and hemi != "-":
-                mask = (hemi, part)
-            elif value.isdigit() and int(value) > 0:
-                if hemi == "-":
-                    ignored.append(int(value))
-                else:
-                    values.append((int(value), hemi, part))
-            else:
-                raise UsageError(
-                    f"label map {text!r}: {item.strip()!r} is not understood; {_SYNTAX}"
-                )
-        named = [value for value, _, _ in values] + ignored
-        if len(set(named)) < len(named) or not (values or mask) or (mask and (named or others)):
-            raise UsageError(
-                f"label map {text!r}: each value once, a hippocampus among them, and a mask alone"
-            )
-        return cls(text, tuple(values), tuple(ignored), others, mask)
+def parse_label_map(written: str) -> LabelMap:
+    """Read what label values mean, in any of the forms in which it can be written.
 
-    @property
-    def structures(self) -> tuple[Structure, ...]:
-        """Every hemisphere and part that the map can give, in order."""
-        pairs = [(hemi, part) for _, hemi, part in self.values] + ([self.mask] if self.mask else [])
-        return tuple(dict.fromkeys((side, part) for sides, part in pairs for side in sides))
+    Parameters
+    ----------
+    written : str
+        One of :data:`LABEL_MAPS`; the path of a TSV file (see :func:`read_label_table`), which
+        leaves the meaning of other values open; or a line such as ``165:L,166:R,*:-``.
 
-    def apply(self, data: np.ndarray, affine: np.ndarray) -> dict[Structure, np.ndarray]:
-        """Find the structures in a label image.
+    Raises
+    ------
+    UsageError
+        If it has none of these forms.
+    BadData
+        If the TSV file is not valid or names no hippocampus.
 
-        Parameters
-        ----------
-        data : numpy.ndarray
-            Values, shape ``(x, y, z)``.
-        affine : numpy.ndarray
-            Voxel to world, shape (4, 4); tells left from right where the map says LR.
-
-        Returns
-        -------
-        dict of (str, str) to numpy.ndarray
-            Hemisphere and part → boolean voxels; none that is empty.
-
-        Raises
-        ------
-        BadData
-            If there are values that the map does not name, or the sides cannot be told apart. The
-            message does not name the file.
-
-        Examples
-        --------
-        >>> found = LabelMap.parse("1:L,2:R").apply(np.array([[[0, 1, 2, 2]]]), np.eye(4))
-        >>> {structure: int(voxels.sum()) for structure, voxels in found.items()}
-        {('L', 'hippocampus'): 1, ('R', 'hippocampus'): 2}
-        """
-        present = np.unique(data)
-        if not np.isfinite(present).all():
-            raise BadData("has values that are not finite")
-        found: dict[Structure, np.ndarray] = {}
-        for voxels, sides, part in self._regions(data, present):
-            parted = _by_side(voxels, affine) if sides == "LR" else {sides: voxels}
-            for side, there in parted.items():
-                if there.any():
-                    found[side, part] = found.get((side, part), False) | there
-        if not found:
-            raise BadData(f"has no voxel of a hippocampus under the label map {self.text}")
-        return found
-
-    def _regions(self, data: np.ndarray, present: np.ndarray) -> list[tuple[np.ndarray, str, str]]:
-        """Voxels, sides and part of every item of the map."""
-        if self.mask:
-            # some releases store masks with an offset: 26896.988 and 26897.988, for example
-            if len(present) != 2:
-                raise BadData(f"has {len(present)} values ({_some(present)}), which is not a mask")
-            return [(data == present[1], *self.mask)]
-        whole = np.rint(present)
-        if np.abs(present - whole).max() > 1e-3:
-            raise BadData(f"has values that are not whole numbers ({_some(present)})")
-        known = {0, *self.ignored, *(value for value, _, _ in self.values)}
-        unknown = [value for value in whole if value not in known]
-        if unknown and not self.others_ignored:
+    Examples
+    --------
+    >>> parse_label_map("aseg").structures[1]
+    Structure(index=53, hemi='R', part='hippocampus')
+    >>> parse_label_map("17:L,53:R,*:-") == parse_label_map("aseg")
+    True
+    """
+    if written in LABEL_MAPS:
+        shipped = files("hyps_bids") / "data" / "label_maps" / f"{written}.tsv"
+        preset = read_label_table(Path(str(shipped)))
+        return preset if LABEL_MAPS[written] else _open(preset)
+    if os.path.isfile(written):
+        label_map = read_label_table(Path(written))
+        if not label_map.structures:
             raise BadData(
-                f"has the values {_some(unknown)}, which the label map {self.text} does not name; "
-                "add them, or ',*:-' for what is not hippocampus"
+                f"{written}: names no left or right hippocampus. Add a line for each with index, "
+                "hemi (L or R) and part.",
+                code="label-table-without-hippocampus",
             )
-        rounded = np.rint(data)
-        return [(rounded == value, sides, part) for value, sides, part in self.values]
-
-
-def _by_side(voxels: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray]:
-    """Part a mask of both hippocampi in left and right by the world position of its pieces."""
-    if not voxels.any():
-        return {}
-    pieces, count = scipy.ndimage.label(voxels, structure=np.ones((3, 3, 3)))
-    x = [apply_affine(affine, np.argwhere(pieces == i + 1))[:, 0] for i in range(count)]
-    middle = (min(side.min() for side in x) + max(side.max() for side in x)) / 2
-    left = [i + 1 for i in range(count) if x[i].mean() < middle]
-    sides = {"L": np.isin(pieces, left), "R": voxels & ~np.isin(pieces, left)}
-    sizes = sorted(int(side.sum()) for side in sides.values())
-    if sizes[0] * 4 < sizes[1]:
-        raise BadData(
-            f"has {sizes[0]} and {sizes[1]} voxels left and right of its middle: the two "
-            "hippocampi cannot be told apart; use a label image with a value for each"
+        return _open(label_map)
+    if ":" not in written:
+        raise UsageError(
+            f"label map {written!r}: this is neither a file nor one of "
+            f"{', '.join(sorted(LABEL_MAPS))}, nor a line of values. {_SYNTAX}",
+            code="label-map-unknown",
         )
-    return sides
+    return _parse_line(written)
 
 
-def _some(values: np.ndarray | list[float]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:6])
-    return shown + (", …" if len(values) > 6 else "")
+def _open(label_map: LabelMap) -> LabelMap:
+    """Allow any other value."""
+    return replace(label_map, listed=None, line="")
+
+
+def _parse_line(line: str) -> LabelMap:
+    structures: list[Structure] = []
+    values: list[str] = []
+    others_ignored = False
+    for item in map(str.strip, line.split(",")):
+        match = _ITEM.fullmatch(item)
+        value, hemi, part = match.groups() if match else ("0", "", "")
+        number = int(value) if value.isdigit() else 1
+        ignored = hemi == "-"
+        if number < 1 or (value == "*" and not ignored) or (value == "mask" and ignored):
+            raise UsageError(
+                f"label map {line!r}: {item!r} is not understood. {_SYNTAX}",
+                code="label-map-syntax",
+            )
+        if value == "*":
+            others_ignored = True
+            continue
+        values.append(str(number) if value.isdigit() else value)
+        if not ignored:
+            structures.append(Structure(number, hemi, part or WHOLE_HIPPOCAMPUS))
+    is_mask = "mask" in values
+    alone = len(values) == 1 and not others_ignored
+    if len(set(values)) < len(values) or not structures or (is_mask and not alone):
+        raise UsageError(
+            f"label map {line!r}: name each value once, name at least one hippocampus, and let a "
+            "mask stand alone.",
+            code="label-map-contradictory",
+        )
+    listed = None if is_mask or others_ignored else frozenset(map(int, values))
+    return LabelMap(tuple(structures), listed, is_mask, line)
+
+
+def read_label_table(path: Path) -> LabelMap:
+    """Read a table of labels, such as the ``dseg.tsv`` of a dataset.
+
+    Parameters
+    ----------
+    path : Path
+        Tab-separated table with the columns ``index`` and either ``hemi`` (and ``part``; the
+        whole hippocampus if it is left out) or ``name``.
+
+    Returns
+    -------
+    LabelMap
+        The lines that speak of a hippocampus, if any; all values of the table are listed.
+
+    Raises
+    ------
+    BadData
+        If the table is not valid.
+    """
+    table = read_text_table(path)
+    if "index" not in table or not {"name", "hemi"} & set(table):
+        raise BadData(
+            f"{path}: needs the columns index and name, or index and hemi.",
+            code="label-table-columns",
+        )
+    structures: list[Structure] = []
+    sideless: list[int] = []
+    indices: set[int] = set()
+    for row in table.to_dict("records"):
+        value = row["index"].strip()
+        if not re.fullmatch(r"\d+(\.0*)?", value):
+            raise BadData(
+                f"{path}: index '{value}' is not a whole number.", code="label-index-invalid"
+            )
+        index = int(float(value))
+        indices.add(index)
+        hemi, part = _row_meaning(row) if index else (None, None)
+        if part and hemi:
+            structures.append(Structure(index, hemi, part))
+        elif part:
+            sideless.append(index)
+    if sideless and not structures:
+        raise BadData(
+            f"{path}: index {sideless[0]} is a hippocampus without a side. Add a column hemi with "
+            "L or R.",
+            code="label-without-side",
+        )
+    repeated = [i for i, count in Counter(s.index for s in structures).items() if count > 1]
+    if repeated:
+        raise BadData(f"{path}: index {min(repeated)} occurs twice.", code="label-index-repeated")
+    return LabelMap(tuple(structures), frozenset(indices))
+
+
+def _row_meaning(row: dict[str, str]) -> tuple[str | None, str | None]:
+    """Return the side, if it is given, and the part; no part if it is no hippocampus."""
+    given = {key: row.get(key, "").strip() for key in ("name", "hemi", "part", "abbreviation")}
+    given = {key: "" if value == "n/a" else value for key, value in given.items()}
+    mentioned, side, part = recognize(given["name"])
+    if given["name"] and not (mentioned and (part or given["part"])):
+        return None, None
+    hemi = SIDES.get(given["hemi"].lower(), side) or recognize(given["abbreviation"])[1]
+    return hemi, given["part"] or part or WHOLE_HIPPOCAMPUS
+
+
+def recognize(name: str) -> tuple[bool, str | None, str | None]:
+    """Find side and part of the hippocampus in a name.
+
+    Parameters
+    ----------
+    name : str
+        As in tables of labels and in BIDS entities: words in any order, run together as
+        ``LeftHippocampus`` or separated by anything.
+
+    Returns
+    -------
+    mentioned : bool
+        Whether the name speaks of a hippocampus.
+    hemi : {"L", "R"} or None
+        Side, if the name has one.
+    part : str or None
+        ``hippocampus``, ``anterior``, ``posterior``, ``head``, ``body`` or ``tail``; None if the
+        name has other words too, as "left hippocampal fissure" has.
+
+    Examples
+    --------
+    >>> recognize("R hippocampus anterior")
+    (True, 'R', 'anterior')
+    >>> recognize("ctx-lh-parahippocampal")
+    (False, 'L', None)
+    """
+    words = list(_words(name))
+    about = [word for word in words if word in ("hip", "hipp") or word.startswith("hippoc")]
+    sides = {SIDES[word] for word in words if word in SIDES}
+    parts = {_PARTS[word] for word in words if word in _PARTS}
+    rest = set(words) - {*about, *SIDES, *_PARTS, *_FILLERS}
+    clear = not rest and len(parts) < 2 and len(sides) < 2
+    part = (parts or {WHOLE_HIPPOCAMPUS}).pop() if clear else None
+    return bool(about), sides.pop() if len(sides) == 1 else None, part
+
+
+def _words(name: str) -> Iterable[str]:
+    """Split a name into its words, in lower case; ``Lhippocampus`` has two."""
+    for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name):
+        together = re.fullmatch(
+            r"(l|r|lh|rh|left|right)(hip.*|ant.*|post.*|head|body|tail)", word, re.I
+        )
+        for part in together.groups() if together else [word]:
+            yield part.lower()

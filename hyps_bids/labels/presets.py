@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tomllib
@@ -13,7 +14,9 @@ from typing import Any
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.import_table import Row
-from hyps_bids.labels.meanings import LabelMap
+from hyps_bids.labels.meanings import LabelMap, parse_label_map
+from hyps_bids.labels.msd import split_every_fifth
+from hyps_bids.outputs.labels import SIDE_NAMES
 
 __all__ = ["Found", "Layout", "Preset", "find_rows", "load_presets", "read_preset"]
 
@@ -25,7 +28,6 @@ _PLACEHOLDERS = {
     "session": r"[A-Za-z0-9]+",
     "ext": r"(?:nii\.gz|nii|img)",
 }
-_SIDES = {"L": "left", "R": "right"}
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,15 @@ def read_preset(path: Path) -> Preset:
         If it is not a preset.
     """
     if not path.is_file():
-        raise MissingInput(f"{path}: no such preset")
+        raise MissingInput(f"{path}: there is no such preset.", code="preset-missing")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         (table,) = tables.values()
         return _preset(table)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadData(
-            f"{path}: not a preset ({error!r}); see presets.toml of the package"
+            f"{path}: this is not a preset ({error!r}). See presets.toml of the package.",
+            code="preset-invalid",
         ) from error
 
 
@@ -188,7 +191,7 @@ def find_rows(
         If a label map is not understood.
     """
     if not source.is_dir():
-        raise MissingInput(f"{source}: no such folder")
+        raise MissingInput(f"{source}: there is no such folder.", code="folder-missing")
     paths = _walk(source)
     for layout in preset.layouts:
         pattern = _regex(layout.image, {})
@@ -197,10 +200,12 @@ def find_rows(
             return _collect(preset, layout, images, paths, label_map, keep_left_out)
     hint = ""
     if any(path.endswith((".mnc", ".mnc.gz")) for path in paths):
-        hint = "; MINC images must be converted to NIfTI first, for example with mnc2nii"
+        hint = " MINC images must be converted to NIfTI first, for example with mnc2nii."
     templates = " or ".join(layout.image for layout in preset.layouts)
     raise MissingInput(
-        f"{source}: no file named {templates}{hint}; for other names write a table (see --help)"
+        f"{source}: there is no file named {templates}.{hint} For other names write a table (see "
+        "--help).",
+        code="preset-not-found",
     )
 
 
@@ -215,6 +220,7 @@ def _collect(
     found = Found()
     left_out = {_plain(name) for name in preset.left_out}
     seen: dict[str, str] = {}
+    parse = functools.cache(parse_label_map)
     for path, match in images:
         values = match.groupdict()
         participant = layout.participant.format(**values)
@@ -230,8 +236,8 @@ def _collect(
             pattern = _regex(template, values)
             candidates = [other for other in paths if pattern.fullmatch(other)]
             if len(candidates) == 1:
-                meaning = (label_map or text).format(crop=row.crop)
-                labels.append((Path(candidates[0]), LabelMap.parse(meaning)))
+                meaning = (label_map or text).replace("{crop}", str(row.crop))
+                labels.append((Path(candidates[0]), parse(meaning)))
             else:
                 what = "no label image" if not candidates else f"{len(candidates)} label images"
                 found.problems.append(f"{path}: {what} named {_fill(template, values)}")
@@ -249,13 +255,11 @@ def _one_of_a_pair(row: Row, number: int) -> Row:
     """Name a crop by the subject that it shares with its partner, and by its side."""
     side = "L" if number % 2 else "R"
     subject = f"{(number + 1) // 2:03d}"
-    return replace(row, participant=subject, acquisition=_SIDES[side], crop=side)
+    return replace(row, participant=subject, acquisition=SIDE_NAMES[side], crop=side)
 
 
 def _split(rows: list[Row]) -> None:
     """Mark the fixed test set: every fifth subject, in place."""
-    from hyps_bids.labels.msd import split_every_fifth
-
     _, test = split_every_fifth([int(row.participant) for row in rows])
     rows[:] = [
         replace(row, split="test" if int(row.participant) in test else "train") for row in rows
@@ -290,7 +294,10 @@ def _regex(template: str, values: Mapping[str, str]) -> re.Pattern[str]:
             named.add(name)
             out.append(f"(?P<{name}>{_PLACEHOLDERS[name]})")
         else:
-            raise UsageError(f"{template}: {piece} is none of {', '.join(_PLACEHOLDERS)}")
+            raise UsageError(
+                f"{template}: {piece} is none of {', '.join(_PLACEHOLDERS)}.",
+                code="preset-placeholder",
+            )
     return re.compile("(?:.*/)?" + "".join(out))
 
 

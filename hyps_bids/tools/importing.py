@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.tools.options import Parser, add_parser, make_folder, positive
+
+if TYPE_CHECKING:
+    from hyps_bids.labels.presets import Found, Preset
 
 __all__ = ["add_command"]
 
@@ -24,7 +29,7 @@ presets (SOURCE is the folder of the download, at any depth)
               has the fixed test set (every fifth subject) in its column split.
   harp        ADNI_002_S_0295_NNNN_ACPC.nii with ADNI_002_S_0295_NNNN_L.nii and _R.nii (convert the
               MINC images first), or subN/subN_img.nii.gz with subN_mask.nii.gz. Five subjects
-              whose labels do not match are left out: see --include-mismatched.
+              are left out because their labels do not match: see --include-mismatched.
   lpba40      delineation space: SNN.delineation.skullstripped.img (or .nii.gz) with
               SNN.delineation.structure.label.img; 165 left, 166 right hippocampus.
   hfh         Train/HFH_NNN.img with HFH_NNN_Hipp_Labels.img; 1 left, 2 right.
@@ -45,26 +50,28 @@ tables
 
 label maps
   VALUE:HEMISPHERE[:PART] with commas between. VALUE: a whole number, 'mask' (the higher of the
-  two values of a mask) or '*' (all others). HEMISPHERE: L, R, LR (both; told apart by where they
-  lie) or - (not hippocampus). PART: hippocampus if not given; anterior, posterior, … Values that
-  the map does not name are an error, unless '*:-' is in it.
+  two values of a mask) or '*' (all others). HEMISPHERE: L, R, LR (both; told apart by position)
+  or - (not hippocampus). PART: hippocampus if not given; anterior, posterior, … Values that the
+  map does not name are an error, unless '*:-' is in it. Instead of a line, give aseg, whole,
+  anteriorposterior or a TSV file with the columns index, hemi and part.
 
 orientation
-  NIfTI files say how their axes lie. Analyze files do not, nor do NIfTI files with sform_code and
+  NIfTI files state how their axes lie. Analyze files do not, nor do NIfTI files with sform_code and
   qform_code 0: they are taken as LAS (the first axis points to the left), as nibabel and SPM do,
-  with a warning. Labels of which the left would lie right of the right are refused: then give
-  --orientation RAS, for example, or correct the label map. Up and down, front and back cannot be
-  checked in this way: look at some images.
+  with a warning. Labels with left and right swapped are refused: then give --orientation RAS, for
+  example, or correct the label map. Up and down, front and back cannot be checked in this way:
+  look at some images.
 
 exit code
-  0 all imported; 1 some could not be, the others are there; others as in the README.
-  Running it again adds what is missing. A dataset of another kind is never overwritten.
+  0: all images were imported. 1: some could not be imported, the others are there. Others: see the
+  README. Running the command again adds what is missing. A dataset of another kind is never
+  overwritten.
 """
 
 _BASE_DETAILS = """\
-For SwinUNETR version 1 of MONAI with its default depths, heads and window, such as the BraTS21
-models (4 inputs, 3 outputs, feature_size 48). Names may have a prefix such as 'module.', weights
-may lie under 'state_dict'. No code in the file is run.
+Reads SwinUNETR version 1 of MONAI with its default depths, heads and window, such as the BraTS21
+models (4 inputs, 3 outputs, feature_size 48). Names may have a prefix such as 'module.', and
+weights may lie under 'state_dict'. No code in the file is run.
 
   hyps-tools import-base fold1_f48_ep300_4gpu_dice1_9059.pt brats21.safetensors
   hyps-tools adapt IMAGES LABELS OUT --base brats21.safetensors --classes NAMES --start-from none
@@ -72,15 +79,16 @@ may lie under 'state_dict'. No code in the file is run.
       --base-model brats21.safetensors
 
 channels
-  Ours is a network of one z-scored T1w image. Of kernels with several input channels,
-    sum    adds them: what the network computes if all channels show the same image. Responses
-           stay about as large as in pre-training, since channels of one head are correlated
-    mean   makes them 4 times smaller: too small beside the bias of the patch embedding
-    N      takes channel N, from 0, the others being zero. MONAI's BraTS21 models have FLAIR, T1c,
-           T1, T2, so T1 is 2; models of MSD Task01 have FLAIR, T1, T1c, T2, so T1 is 1
+  Our network has one input, a z-scored T1w image. Kernels with several input channels are reduced:
+    sum    adds the channels, which is what the network computes if all show the same image.
+           Responses stay about as large as in pre-training, since channels of a head correlate.
+    mean   averages them. With 4 channels, responses are 4 times smaller: too small beside the bias
+           of the patch embedding.
+    N      takes channel N, counted from 0. MONAI's BraTS21 models have FLAIR, T1c, T1, T2, so T1 is
+           2; models of MSD Task01 have FLAIR, T1, T1c, T2, so T1 is 1.
 
-The head is not taken, its classes are not ours. What was taken, reduced, re-initialized and
-ignored is printed and recorded in the file.
+The head is not taken, because its classes differ from ours. The weights that were taken, reduced,
+re-initialized and ignored are printed and recorded in the file.
 """
 
 
@@ -99,20 +107,27 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         "--orientation",
         default="LAS",
         metavar="CODES",
-        help="where the axes of images point to that do not say it",
+        help="where the axes point to in images that do not state it",
     )
     parser.add_argument(
-        "--label-map", metavar="MAP", help="replaces the label map of the preset or table"
+        "--label-map",
+        metavar="MAP",
+        help="replaces the label map of the preset or table: a line, aseg, whole, "
+        "anteriorposterior or a TSV file",
     )
     parser.add_argument(
         "--include-mismatched",
         action="store_true",
-        help="harp: keep the five subjects whose labels do not match, as they are",
+        help="harp: keep the five subjects with labels that do not match, as they are",
     )
     parser.add_argument("--split", metavar="NAME", help="only this part, such as train")
     parser.add_argument("--first", type=positive, metavar="N", help="only the first N images")
-    parser.add_argument("--name", help="of a table's dataset; default: the name of the table")
-    parser.add_argument("--license", default="unknown: see the source", help="of a table's dataset")
+    parser.add_argument(
+        "--name", help="name of the dataset of a table; default: the name of the table"
+    )
+    parser.add_argument(
+        "--license", default="unknown: see the source", help="license of the dataset of a table"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the table of what would be imported"
     )
@@ -130,42 +145,21 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from hyps_bids.labels.import_dataset import LABELS, import_rows
+    from hyps_bids.labels.import_dataset import import_rows
+    from hyps_bids.labels.import_descriptions import LABELS
     from hyps_bids.labels.import_images import check_orientation
-    from hyps_bids.labels.import_table import read_rows, rows_to_tsv
-    from hyps_bids.labels.meanings import LabelMap
-    from hyps_bids.labels.presets import Found, Preset, find_rows, load_presets, read_preset
+    from hyps_bids.labels.import_table import rows_to_tsv
 
     orientation = check_orientation(args.orientation)
-    presets = load_presets()
-    if args.what.endswith(".tsv"):
-        table = Path(args.what)
-        about = Preset(args.name or table.stem, args.license)
-        found = Found(read_rows(table))
-        if not args.source.is_dir():
-            raise MissingInput(f"{args.source}: no such folder")
-        if args.label_map:
-            new = LabelMap.parse(args.label_map)
-            found.rows[:] = [
-                replace(row, labels=tuple((path, new) for path, _ in row.labels))
-                for row in found.rows
-            ]
-    elif args.what in presets or args.what.endswith(".toml"):
-        about = presets.get(args.what) or read_preset(Path(args.what))
-        found = find_rows(
-            about, args.source, label_map=args.label_map, keep_left_out=args.include_mismatched
-        )
-    else:
-        raise UsageError(
-            f"{args.what}: is none of {', '.join(sorted(presets))}, nor a .tsv or .toml file"
-        )
+    about, found = _find(args)
     rows = [row for row in found.rows if args.split in (None, row.split)][: args.first]
     for message in found.left_out:
         print(f"hyps-tools: {message}", file=sys.stderr)
     if not rows and not found.problems:
-        raise MissingInput(f"{args.source}: nothing to import with these options")
+        raise MissingInput(
+            f"{args.source}: there is nothing to import with these options.",
+            code="nothing-to-import",
+        )
     if args.dry_run:
         print(rows_to_tsv(rows), end="")
         problems = tuple(found.problems)
@@ -181,6 +175,32 @@ def _import(args: argparse.Namespace) -> int:
     for message in problems:
         print(f"hyps-tools: {message}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _find(args: argparse.Namespace) -> tuple[Preset, Found]:
+    """Find what to import, with a table or a preset."""
+    from hyps_bids.labels.import_table import read_rows
+    from hyps_bids.labels.meanings import parse_label_map
+    from hyps_bids.labels.presets import Found, Preset, find_rows, load_presets, read_preset
+
+    presets = load_presets()
+    if args.what.endswith(".tsv"):
+        table = Path(args.what)
+        rows = read_rows(table)
+        if not args.source.is_dir():
+            raise MissingInput(f"{args.source}: there is no such folder.", code="folder-missing")
+        if args.label_map:
+            new = parse_label_map(args.label_map)
+            rows = [replace(r, labels=tuple((path, new) for path, _ in r.labels)) for r in rows]
+        return Preset(args.name or table.stem, args.license), Found(rows)
+    if args.what in presets or args.what.endswith(".toml"):
+        about = presets.get(args.what) or read_preset(Path(args.what))
+        keep = args.include_mismatched
+        return about, find_rows(about, args.source, label_map=args.label_map, keep_left_out=keep)
+    raise UsageError(
+        f"{args.what}: is none of {', '.join(sorted(presets))}, nor a .tsv or .toml file.",
+        code="preset-unknown",
+    )
 
 
 def _import_base(args: argparse.Namespace) -> int:

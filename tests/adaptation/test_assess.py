@@ -28,14 +28,15 @@ from hyps_bids.adaptation.charts import (
 )
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
 from hyps_bids.imaging.conform import conform
-from hyps_bids.labels.find import LabeledScan, LabelImage, Structure, read_label_map
+from hyps_bids.labels.find import LabeledScan, LabelImage
+from hyps_bids.labels.meanings import Structure, parse_label_map
 from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline
 
 CPU = torch.device("cpu")
 PARTS = ["anterior", "posterior"]
-MAP = read_label_map("anteriorposterior")
+MAP = parse_label_map("anteriorposterior").structures
 
 
 @pytest.fixture(scope="module")

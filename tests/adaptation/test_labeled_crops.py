@@ -27,7 +27,8 @@ from hyps_bids.adaptation.labeled_crops import (
 from hyps_bids.errors import BadData, CannotCreateOutput
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
-from hyps_bids.labels.find import LabeledScan, LabelImage, Structure, find_labeled, read_label_map
+from hyps_bids.labels.find import LabeledScan, LabelImage, find_labeled
+from hyps_bids.labels.meanings import Structure, parse_label_map
 from hyps_bids.networks.checkpoints import GRID, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import BOX
@@ -38,7 +39,7 @@ from hyps_bids.settings import Settings
 
 CPU = torch.device("cpu")
 WEIGHTS = shipped_weights(LOCALIZER)
-WHOLE = read_label_map("whole")
+WHOLE = parse_label_map("whole").structures
 
 
 @pytest.fixture(scope="session")
@@ -341,16 +342,16 @@ def test_wrong_label_maps(
     head: tuple[Path, Path], small: tuple[Path, Path], tmp_path: Path
 ) -> None:
     # two wholes taken for two parts of the left: the second lies on the right
-    item = labeled(*head, structures=read_label_map("anteriorposterior"))
+    item = labeled(*head, structures=parse_label_map("anteriorposterior").structures)
     with pytest.raises(BadData, match="left posterior hippocampus lies on the other side"):
         crop(item)
     with pytest.raises(BadData, match="values 1, 2, but what the labels mean is said of 17, 53"):
-        crop(labeled(*small, structures=read_label_map("aseg")))
+        crop(labeled(*small, structures=parse_label_map("aseg").structures))
     # parts taken for wholes
     more = changed(
         small[1], tmp_path / "more.nii.gz", lambda data, affine: (data**2 * np.uint8(1), affine)
     )
-    image = LabelImage(more, read_label_map("whole"), frozenset({1, 2}))
+    image = LabelImage(more, parse_label_map("whole").structures, frozenset({1, 2}))
     with pytest.raises(BadData, match="values 4, but what the labels mean is said of 1, 2"):
         crop(replace(labeled(*small), labels=(image,)))
 
@@ -408,7 +409,7 @@ def test_parts_must_agree() -> None:
     halves = labeled(
         Path("sub-02_T1w.nii.gz"),
         Path("sub-02_dseg.nii.gz"),
-        structures=read_label_map("anteriorposterior"),
+        structures=parse_label_map("anteriorposterior").structures,
     )
     assert parts([whole]) == ["hippocampus"]
     assert parts([halves]) == ["anterior", "posterior"]
