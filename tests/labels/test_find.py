@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
-from hyps_bids.errors import BadData, InvalidBids, MissingInput, NothingMatches, UsageError
-from hyps_bids.labels.find import (
-    LABEL_MAPS,
-    LabeledScan,
-    Structure,
-    find_labeled,
-    read_label_map,
-    recognize,
+from hyps_bids.errors import (
+    BadData,
+    HypsError,
+    InvalidBids,
+    MissingInput,
+    NothingMatches,
+    UsageError,
 )
+from hyps_bids.labels.find import LabeledScan, find_labeled
+from hyps_bids.labels.meanings import Structure
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.settings import Settings
+from tests.raising import raises
 
 SCANS = (
     "sub-01/anat/sub-01_T1w.nii.gz",
@@ -127,7 +129,7 @@ def test_labels_find_their_image(derivatives: Path, find: Find, label: str, stem
 )
 def test_labels_of_no_image(derivatives: Path, find: Find, label: str) -> None:
     add(derivatives, label)
-    with pytest.raises(NothingMatches, match=r"no labels in .*manual belong to any of the 7"):
+    with raises(NothingMatches, "no-labels-found", derivatives, "7 T1w"):
         find(label_map="whole")
 
 
@@ -140,15 +142,17 @@ def test_what_was_found_is_said(
         "sub-01/anat/sub-01_space-MNI_dseg.nii.gz",
         "sub-02/ses-3/anat/sub-02_ses-3_dseg.nii.gz",
     )
-    find(label_map="whole")
-    assert "1 of 7 T1w images have labels" in caplog.text
-    assert "1 label images in a template's space (sub-01_space-MNI_dseg.nii.gz)" in caplog.text
-    assert "1 label images of no selected T1w image (sub-02_ses-3_dseg.nii.gz)" in caplog.text
+    with caplog.at_level("INFO", "hyps_bids"):
+        find(label_map="whole")
+    lines = "\n".join(record.message for record in caplog.records)
+    for fact in ("1 of 7 T1w images", "sub-01_space-MNI_dseg", "sub-02_ses-3_dseg", "template"):
+        assert fact in lines
 
 
 def test_ambiguous_labels_name_their_images(derivatives: Path, find: Find) -> None:
     add(derivatives, "sub-03/anat/sub-03_dseg.nii.gz")
-    with pytest.raises(UsageError, match=r"sub-03_run-1_T1w.nii.gz, sub-03_run-2_T1w.nii.gz"):
+    names = ("sub-03_dseg.nii.gz", "sub-03_run-1_T1w.nii.gz", "sub-03_run-2_T1w.nii.gz")
+    with raises(UsageError, "label-image-ambiguous", *names):
         find(label_map="whole")
 
 
@@ -171,14 +175,57 @@ def test_selection_is_respected(derivatives: Path, find: Find) -> None:
     assert len(find(label_map="whole", exclude_participant_label=("02",))) == 1
 
 
-def test_several_label_images_are_ambiguous(derivatives: Path, find: Find) -> None:
-    add(
-        derivatives,
-        "sub-01/anat/sub-01_desc-rater1_dseg.nii.gz",
-        "sub-01/anat/sub-01_desc-rater2_dseg.nii.gz",
-    )
-    with pytest.raises(UsageError, match=r"desc-rater1_dseg.nii.gz, sub-01_desc-rater2_dseg"):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sub-01_desc-rater1_dseg.nii.gz", "sub-01_desc-rater2_dseg.nii.gz"),
+        ("sub-01_dseg.nii.gz", "sub-01_label-Lhippocampus_mask.nii.gz"),
+    ],
+)
+def test_several_label_images_are_ambiguous(
+    derivatives: Path, find: Find, names: tuple[str, ...]
+) -> None:
+    add(derivatives, *(f"sub-01/anat/{name}" for name in names))
+    with raises(UsageError, "several-label-images", *names):
         find(label_map="whole")
+
+
+@pytest.mark.parametrize(
+    ("written", "structures", "listed"),
+    [
+        ("1:L,2:R", WHOLE, {1, 2}),
+        ("17:L,53:R,9:-,*:-", ASEG, None),
+        ("whole", WHOLE, {1, 2}),
+        ("map.tsv", ASEG, None),
+    ],
+)
+def test_given_label_map(
+    derivatives: Path,
+    find: Find,
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+    structures: tuple[Structure, ...],
+    listed: set[int] | None,
+) -> None:
+    add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
+    (derivatives / "map.tsv").write_text("index\themi\n17\tL\n53\tR\n9\tn/a\n")
+    monkeypatch.chdir(derivatives)
+    (image,) = find(label_map=written)[0].labels
+    assert (image.structures, image.listed) == (structures, listed)
+
+
+@pytest.mark.parametrize(
+    ("written", "code"),
+    [
+        ("freesurfer", "label-map-unknown"),
+        ("1:L,2", "label-map-syntax"),
+        ("mask:L", "label-map-needs-voxels"),
+        ("1:LR", "label-map-needs-voxels"),
+    ],
+)
+def test_label_map_that_cannot_be_used(find: Find, written: str, code: str) -> None:
+    with raises(UsageError, code, written):
+        find(label_map=written)
 
 
 def test_freesurfer_as_fmriprep_stores_it(derivatives: Path, find: Find) -> None:
@@ -192,7 +239,7 @@ def test_freesurfer_as_fmriprep_stores_it(derivatives: Path, find: Find) -> None
     for name in names[:2]:
         (derivatives / f"{name}.tsv").write_text(table)
     (derivatives / "dseg.tsv").write_text("index\tname\n1\tGray Matter\n")
-    with pytest.raises(UsageError, match="several label images fit"):
+    with raises(UsageError, "several-label-images", "desc-aseg_dseg", "desc-aparcaseg_dseg"):
         find()
     (item,) = find(label_map="aseg")
     assert pairs([item]) == [("sub-01", ["sub-01_desc-aseg_dseg.nii.gz"])]
@@ -217,7 +264,7 @@ def test_table_by_inheritance(derivatives: Path, find: Find) -> None:
         return find()[0].structures[0].index
 
     write("seg-amygdala_dseg.tsv", 90)
-    with pytest.raises(BadData, match=r"no dseg.tsv applies to it; say what .* --label-map aseg"):
+    with raises(BadData, "label-meaning-unknown", label, "no dseg.tsv", "--label-map"):
         find()
     # each is nearer or more specific than those before
     for i, name in enumerate(
@@ -246,98 +293,6 @@ def test_own_segmentation_is_understood(derivatives: Path, find: Find) -> None:
         assert [(s.index, s.hemi, s.part) for s in item.structures] == expected
 
 
-def test_preset_is_our_own_table() -> None:
-    expected = label_table(["anterior", "posterior"])[["index", "hemi", "part"]]
-    found = [(s.index, s.hemi, s.part) for s in read_label_map("anteriorposterior")]
-    assert found == [tuple(row) for row in expected.itertuples(index=False)]
-    assert read_label_map("whole") == WHOLE
-    assert read_label_map("aseg") == ASEG
-    assert set(LABEL_MAPS) == {"aseg", "whole", "anteriorposterior"}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("index\themi\tpart\n3\tL\themi1\n4\tR\themi1\n", [(3, "L", "hemi1"), (4, "R", "hemi1")]),
-        ("index\themi\n3\tleft\n4\tright\n", [(3, "L", "hippocampus"), (4, "R", "hippocampus")]),
-        # several values of one meaning; a side by abbreviation; what is something else
-        (
-            "index\tname\tabbreviation\n0\tbackground\tbg\n1\thippocampus\tHIP_L\n"
-            "2\tHippocampus (left)\tn/a\n3\tAmygdala\tAMY_L\n",
-            [(1, "L", "hippocampus"), (2, "L", "hippocampus")],
-        ),
-        (
-            "index\tname\n231\tLeft hippocampal tail\n232\tleft hippocampus, head\n"
-            "9\tLeft hippocampal fissure\n8\thippocampus\n",
-            [(231, "L", "tail"), (232, "L", "head")],
-        ),
-    ],
-)
-def test_tables(tmp_path: Path, text: str, expected: list[tuple[int, str, str]]) -> None:
-    path = tmp_path / "map.tsv"
-    path.write_text(text)
-    assert [(s.index, s.hemi, s.part) for s in read_label_map(str(path))] == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "cannot be read"),
-        ("index,name\n1,Left hippocampus\n", "needs the columns index and name"),
-        ("name\nLeft hippocampus\n", "needs the columns index"),
-        ("index\tname\none\tLeft hippocampus\n", "'one' is not a whole number"),
-        ("index\tname\n1.5\tLeft hippocampus\n", "'1.5' is not a whole number"),
-        ("index\tname\n1\tAmygdala\n", "names no left or right hippocampus"),
-        ("index\tname\n1\thippocampus\n", "without a side"),
-        ("index\themi\n1\tL\n1\tR\n", "index 1 is there more than once"),
-    ],
-)
-def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "map.tsv"
-    path.write_text(text)
-    with pytest.raises(BadData, match=message):
-        read_label_map(str(path))
-
-
-def test_table_of_another_encoding(tmp_path: Path) -> None:
-    path = tmp_path / "map.tsv"
-    path.write_text("index\tname\n1\tLeft hippocampus §\n", encoding="utf-16")
-    with pytest.raises(BadData, match="cannot be read as a tab-separated table"):
-        read_label_map(str(path))
-
-
-def test_unknown_label_map(find: Find) -> None:
-    with pytest.raises(UsageError, match="neither a file nor one of anteriorposterior, aseg"):
-        find(label_map="freesurfer")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("Left-Hippocampus", (True, "L", "hippocampus")),
-        ("Hippocampus_R", (True, "R", "hippocampus")),
-        ("LeftHippocampus", (True, "L", "hippocampus")),
-        ("lefthippocampus", (True, "L", "hippocampus")),
-        ("Rhippocampus", (True, "R", "hippocampus")),
-        ("LHippocampusPosterior", (True, "L", "posterior")),
-        ("Right anterior hippocampus", (True, "R", "anterior")),
-        ("rh-hippocampus-head", (True, "R", "head")),
-        ("HIP_L", (True, "L", "hippocampus")),
-        ("L", (False, "L", "hippocampus")),
-        ("Leftanterior", (False, "L", "anterior")),
-        ("hippocampus", (True, None, "hippocampus")),
-        ("Left-hippocampal_fissure", (True, "L", None)),
-        ("left hippocampus anterior posterior", (True, "L", None)),
-        ("left right hippocampus", (True, None, None)),
-        ("Left-Parahippocampal gyrus", (False, "L", None)),
-        ("Left-Lateral-Ventricle", (False, "L", None)),
-        ("Brain-Stem", (False, None, None)),
-    ],
-)
-def test_recognize(name: str, expected: tuple[bool, str | None, str | None]) -> None:
-    assert recognize(name) == expected
-
-
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
@@ -361,36 +316,27 @@ def test_masks(derivatives: Path, find: Find, names: list[str], expected: list[s
 
 
 @pytest.mark.parametrize(
-    ("names", "error", "message"),
+    ("names", "error", "code"),
     [
-        (["label-hippocampus"], BadData, "does not say clearly which side"),
-        (["hemi-R_label-Lhippocampus"], BadData, "does not say clearly which side"),
-        (["label-L", "label-Lhippocampus"], UsageError, "both show the same structure"),
-        (["label-L", "label-Lanterior"], UsageError, "whole L hippocampus and of its parts"),
+        (["label-hippocampus"], BadData, "mask-side-unclear"),
+        (["hemi-R_label-Lhippocampus"], BadData, "mask-side-unclear"),
+        (["label-L", "label-Lhippocampus"], UsageError, "structure-labeled-twice"),
+        (["label-L", "label-Lanterior"], UsageError, "whole-beside-parts"),
     ],
 )
 def test_masks_in_doubt(
-    derivatives: Path, find: Find, names: list[str], error: type[Exception], message: str
+    derivatives: Path, find: Find, names: list[str], error: type[HypsError], code: str
 ) -> None:
-    add(derivatives, *(f"sub-01/anat/sub-01_{name}_mask.nii.gz" for name in names))
-    with pytest.raises(error, match=message):
+    files = [f"sub-01_{name}_mask.nii.gz" for name in names]
+    add(derivatives, *(f"sub-01/anat/{name}" for name in files))
+    with raises(error, code, *files):
         find()
-
-
-def test_mask_beside_segmentation(derivatives: Path, find: Find) -> None:
-    add(
-        derivatives,
-        "sub-01/anat/sub-01_dseg.nii.gz",
-        "sub-01/anat/sub-01_label-Lhippocampus_mask.nii.gz",
-    )
-    with pytest.raises(UsageError, match="several label images fit"):
-        find(label_map="whole")
 
 
 def test_table_without_hippocampus(derivatives: Path, find: Find) -> None:
     add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
     (derivatives / "dseg.tsv").write_text("index\tname\n1\tGray Matter\n")
-    with pytest.raises(BadData, match=r"dseg.tsv names no left or right hippocampus; say what"):
+    with raises(BadData, "label-meaning-unknown", derivatives / "dseg.tsv", "--label-map"):
         find()
 
 
@@ -404,26 +350,26 @@ def test_several_datasets(derivatives: Path, find: Find, tmp_path: Path) -> None
     # the same dataset twice is one
     assert len(find(other, other / ".." / "func", label_map="whole")) == 1
     add(other, "sub-01/anat/sub-01_dseg.nii.gz")
-    with pytest.raises(UsageError, match=r"sub-01 has labels in .*manual and in .*func"):
+    with raises(UsageError, "labels-in-two-datasets", "sub-01", derivatives, other):
         find(derivatives, other, label_map="whole")
 
 
 def test_datasets_that_cannot_be_used(raw: Path, find: Find, tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match="nowhere: no such folder"):
+    with raises(MissingInput, "folder-missing", tmp_path / "nowhere"):
         find(tmp_path / "nowhere", label_map="whole")
     (tmp_path / "plain").mkdir()
-    with pytest.raises(InvalidBids, match="dataset_description"):
+    with raises(InvalidBids, "json-unreadable", tmp_path / "plain/dataset_description.json"):
         find(tmp_path / "plain", label_map="whole")
-    with pytest.raises(NothingMatches, match="no labels in"):
+    with raises(NothingMatches, "no-labels-found", tmp_path / "plain"):
         find(tmp_path / "plain", label_map="whole", skip_bids_validation=True)
     settings = Settings(bids_dir=raw, output_dir=tmp_path / "out", analysis_level="group")
-    with pytest.raises(UsageError, match="--labels is needed"):
+    with raises(UsageError, "labels-not-given"):
         find_labeled(settings)
 
 
 def test_label_image_in_the_wrong_folder(derivatives: Path, find: Find) -> None:
     add(derivatives, "sub-01/anat/sub-04_dseg.nii.gz")
-    with pytest.raises(InvalidBids, match=r"sub-04_dseg.nii.gz: its name and its folder"):
+    with raises(InvalidBids, "name-contradicts-folder", "sub-01/anat/sub-04_dseg.nii.gz"):
         find(label_map="whole")
 
 
@@ -437,5 +383,5 @@ def test_dangling_links(raw: Path, derivatives: Path, find: Find) -> None:
     label = derivatives / "sub-01/anat/sub-01_dseg.nii.gz"
     label.unlink()
     label.symlink_to("../../.git/annex/objects/y")
-    with pytest.raises(MissingInput, match=r"datalad get .*sub-01_dseg.nii.gz"):
+    with raises(MissingInput, "content-not-fetched", f"datalad get {label}"):
         find(label_map="whole")

@@ -8,6 +8,7 @@ import pytest
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.labels.import_table import read_rows, rows_to_tsv
+from tests.raising import raises
 
 HEAD = "participant\tsession\timage\tlabel\tlabel_map\n"
 
@@ -26,7 +27,7 @@ def test_lines_of_one_image_are_joined(tmp_path: Path) -> None:
     )
     rows = read_rows(write(tmp_path, HEAD + text))
     assert [row.stem for row in rows] == ["sub-01", "sub-02_ses-M12"]
-    assert [(str(path), label_map.text) for path, label_map in rows[0].labels] == [
+    assert [(str(path), label_map.line) for path, label_map in rows[0].labels] == [
         ("l.nii", "mask:L"),
         ("r.nii", "mask:R"),
     ]
@@ -44,28 +45,37 @@ def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code", "facts"),
     [
-        ("participant,image\n1,a", "columns are"),
-        ("participant\timage\tlabel\tlabel_map\tage\n", "columns are"),
-        (HEAD, "has no lines"),
-        (HEAD + "01\t\ta.nii\t\t1:L\n", "line 2: has no label"),
-        (HEAD + "--\t\ta.nii\tb.nii\t1:L\n", "line 2: participant '--'"),
-        (HEAD + "01\t\ta.nii\tb.nii\tleft\n", "line 2: label map 'left'"),
-        (HEAD + "01\t\ta.nii\tl.nii\t1:L\n01\t\tb.nii\tr.nii\t1:R\n", "line 3: sub-01 has two"),
-        (HEAD + "0-1\t\ta.nii\tl.nii\t1:L\n01\t\ta.nii\tr.nii\t1:R\n", "line 3: sub-01 has two"),
-        (HEAD.replace("session", "crop") + "01\tleft\ta.nii\tb.nii\t1:L\n", "crop is 'left'"),
+        ("participant,image\n1,a", "import-table-columns", ["participant,image"]),
+        ("participant\timage\tlabel\tlabel_map\tage\n", "import-table-columns", ["age"]),
+        (HEAD, "import-table-empty", []),
+        (HEAD + "01\t\ta.nii\t\t1:L\n", "import-table-line", ["line 2", "label"]),
+        (HEAD + "--\t\ta.nii\tb.nii\t1:L\n", "import-table-line", ["line 2", "participant '--'"]),
+        (HEAD + "01\t\ta.nii\tb.nii\tleft\n", "import-table-line", ["line 2", "'left'"]),
+        (
+            HEAD + "01\t\ta.nii\tl.nii\t1:L\n01\t\tb.nii\tr.nii\t1:R\n",
+            "import-table-line",
+            ["line 3", "sub-01", "image", "a.nii", "b.nii"],
+        ),
+        (
+            HEAD + "0-1\t\ta.nii\tl.nii\t1:L\n01\t\ta.nii\tr.nii\t1:R\n",
+            "import-table-line",
+            ["line 3", "sub-01", "participant", "0-1"],
+        ),
+        (
+            HEAD.replace("session", "crop") + "01\tleft\ta.nii\tb.nii\t1:L\n",
+            "import-table-line",
+            ["line 2", "crop", "'left'"],
+        ),
     ],
 )
-def test_bad_tables_say_where(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(BadData, match=message):
-        read_rows(write(tmp_path, text))
+def test_bad_tables_say_where(tmp_path: Path, text: str, code: str, facts: list[str]) -> None:
+    path = write(tmp_path, text)
+    with raises(BadData, code, path, *facts):
+        read_rows(path)
 
 
 def test_no_table(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match=r"none\.tsv"):
+    with raises(MissingInput, "table-missing", tmp_path / "none.tsv"):
         read_rows(tmp_path / "none.tsv")
-    latin = tmp_path / "latin.tsv"
-    latin.write_bytes((HEAD + "M\xfcller\t\ta\tb\t1:L\n").encode("latin-1"))
-    with pytest.raises(BadData, match="UTF-8"):
-        read_rows(latin)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.presets import find_rows, load_presets, read_preset
+from tests.raising import raises
 
 PRESETS = load_presets()
 
@@ -34,7 +33,7 @@ def test_msd_crops_are_sides_of_subjects(tmp_path: Path) -> None:
         "sub-002_acq-left",
     ]
     assert [row.crop for row in found.rows[:2]] == ["L", "R"]
-    assert [row.labels[0][1].text for row in found.rows[:2]] == [
+    assert [row.labels[0][1].line for row in found.rows[:2]] == [
         "1:L:anterior,2:L:posterior",
         "1:R:anterior,2:R:posterior",
     ]
@@ -60,9 +59,9 @@ def test_harp_release(tmp_path: Path) -> None:
     assert [row.stem for row in found.rows] == ["sub-002S0295"]
     assert [path.name[-5:] for path, _ in found.rows[0].labels] == ["L.nii", "R.nii"]
     assert len(found.left_out) == 1
-    assert "007_S_1304: left out, labels do not match" in found.left_out[0]
+    assert "007_S_1304" in found.left_out[0]
     assert len(found.problems) == 1
-    assert "ADNI_011_S_0002_1_ACPC.nii.gz: no label image named" in found.problems[0]
+    assert "ADNI_011_S_0002_1_ACPC.nii.gz" in found.problems[0]
     kept = find_rows(PRESETS["harp"], tmp_path, keep_left_out=True)
     assert {row.participant: row.check_sides for row in kept.rows} == {
         "002_S_0295": True,
@@ -76,8 +75,8 @@ def test_harp_as_the_authors_processed_it(tmp_path: Path) -> None:
     found = find_rows(PRESETS["harp"], touch(tmp_path, *names))
     assert [row.participant for row in found.rows] == ["sub1", "sub18"]
     assert len(found.left_out) == 5
-    replaced = find_rows(PRESETS["harp"], tmp_path, label_map="1:L,2:R")
-    assert replaced.rows[0].labels[0][1].text == "1:L,2:R"
+    replaced = find_rows(PRESETS["harp"], tmp_path, label_map="whole")
+    assert replaced.rows[0].labels[0][1].line == "1:L,2:R"
 
 
 def test_lpba40_and_hfh(tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_lpba40_and_hfh(tmp_path: Path) -> None:
         *(f"S01/S01.delineation.{kind}" for kind in ("structure.label.img", "structure.label.hdr")),
     )
     (row,) = find_rows(PRESETS["lpba40"], lpba).rows
-    assert (row.stem, row.labels[0][1].text) == ("sub-S01", "165:L,166:R,*:-")
+    assert (row.stem, row.labels[0][1].line) == ("sub-S01", "165:L,166:R,*:-")
     hfh = touch(
         tmp_path / "b",
         "Train/HFH_001.img",
@@ -106,16 +105,17 @@ def test_ambiguity_is_a_problem(tmp_path: Path) -> None:
     touch(tmp_path, "1/HFH_001.img", "2/HFH_001.img", "HFH_001_Hipp_Labels.img")
     found = find_rows(PRESETS["hfh"], tmp_path)
     assert len(found.rows) == 1
-    assert "2/HFH_001.img: is sub-HFH001, and so is 1/HFH_001.img" in found.problems[0]
+    for fact in ("2/HFH_001.img", "sub-HFH001", "1/HFH_001.img"):
+        assert fact in found.problems[0]
     touch(tmp_path, "old/HFH_001_Hipp_Labels.img")
     assert "2 label images" in find_rows(PRESETS["hfh"], tmp_path).problems[0]
 
 
 def test_nothing_found(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match="no such folder"):
+    with raises(MissingInput, "folder-missing", tmp_path / "none"):
         find_rows(PRESETS["hfh"], tmp_path / "none")
     touch(tmp_path, "100/ADNI_002_S_0295_13722_ACPC.mnc")
-    with pytest.raises(MissingInput, match=r"no file named ADNI_.*mnc2nii"):
+    with raises(MissingInput, "preset-not-found", tmp_path, "ADNI_", "mnc2nii"):
         find_rows(PRESETS["harp"], tmp_path)
 
 
@@ -132,9 +132,9 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     assert [row.stem for row in found.rows] == ["sub-ann_ses-M0"]
     assert len(found.problems) == 1
     path.write_text('[mine]\nname = "Mine"\n', encoding="utf-8")
-    with pytest.raises(BadData, match=r"mine\.toml: not a preset"):
+    with raises(BadData, "preset-invalid", path):
         read_preset(path)
-    with pytest.raises(MissingInput):
+    with raises(MissingInput, "preset-missing", tmp_path / "none.toml"):
         read_preset(tmp_path / "none.toml")
 
 
@@ -144,5 +144,5 @@ def test_unknown_placeholders_are_refused(tmp_path: Path) -> None:
         '[a]\nname = "A"\nlicense = "CC0"\n[[a.layouts]]\nimage = "{subject}.{ext}"\nlabels = []\n',
         encoding="utf-8",
     )
-    with pytest.raises(UsageError, match=r"\{subject\} is none of"):
+    with raises(UsageError, "preset-placeholder", "{subject}"):
         find_rows(read_preset(path), tmp_path)
