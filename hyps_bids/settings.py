@@ -286,10 +286,10 @@ class AdapterSettings:
     )
     label_map: str | None = option(
         None,
-        help="Meaning of the label values: aseg, whole, anteriorposterior, or a TSV file with the "
-        "columns index, hemi and part.",
+        help="Meaning of the label values: aseg, whole, anteriorposterior, a line such as "
+        "17:L,53:R, or a TSV file with the columns index, hemi and part.",
         unset="the dseg.tsv of the labels",
-        metavar="NAME|FILE",
+        metavar="MAP",
     )
     peft: str = option(
         "hyps",
