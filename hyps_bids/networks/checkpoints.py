@@ -1,16 +1,17 @@
-"""Weights on disk: safetensors only, strict loading, bases named by their sha256.
+"""Files of weights: safetensors only, loaded strictly, each with a card in its header.
 
-The header of each file is a JSON *card* under the key ``hyps``: architecture, class names, the
-grid the network expects and, for an adapter, its settings and its base.
+The card is JSON under the key ``hyps``: architecture, class names, the grid that the network
+expects and, for an adapter, its settings and the name and sha256 of its base.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import torch
 from monai.networks.nets import BasicUNet
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
+from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.networks.adapters import (
     AdapterConfig,
     adapter_state,
@@ -27,12 +28,17 @@ from hyps_bids.networks.adapters import (
 )
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.writing import write_with
 
 __all__ = [
     "ADAPTER",
     "BASE",
     "GRID",
     "LOCALIZER",
+    "AdapterCard",
+    "Architecture",
+    "Card",
+    "NetworkCard",
     "build_network",
     "load_adapted",
     "load_network",
@@ -43,9 +49,10 @@ __all__ = [
     "shipped_weights",
 ]
 
-#: shape of the box around a hippocampus that segmentation networks see, 1 mm voxels
+#: Shape of the box around a hippocampus that segmentation networks see, 1 mm voxels.
 GRID = (40, 56, 40)
-#: shipped weights, by name
+
+# Names of the weights that come with the package.
 LOCALIZER = "localizer-synthetic"
 BASE = "base-synthetic"
 ADAPTER = "adapter-anteriorposterior"
@@ -56,12 +63,66 @@ _ARCHITECTURES: dict[str, type[nn.Module]] = {
 }
 
 
+class Architecture(TypedDict):
+    """A network's class, by name, and the arguments it is built with."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+
+class Card(TypedDict):
+    """What every card holds.
+
+    Attributes
+    ----------
+    labels : list of str
+        Names of the classes. A network's begin with the background; an adapter's leave it out.
+    grid : list of int
+        Shape of the boxes that the network sees, voxels.
+    license : str
+        License of the weights.
+    name : str
+        Name of an adapter that was trained with ``--train-adapter``.
+    training : dict
+        Facts about the training, and the metrics of the ``validation``.
+    """
+
+    labels: list[str]
+    grid: NotRequired[list[int]]
+    license: NotRequired[str]
+    name: NotRequired[str]
+    training: NotRequired[dict[str, Any]]
+
+
+class NetworkCard(Card):
+    """Card of a whole network; ``imported`` tells what a conversion did to its tensors."""
+
+    kind: Literal["network"]
+    architecture: Architecture
+    imported: NotRequired[Mapping[str, Any]]
+
+
+class BaseRecord(TypedDict):
+    """The network that an adapter belongs to."""
+
+    name: str
+    sha256: str
+
+
+class AdapterCard(Card):
+    """Card of an adapter; ``adapter`` holds the fields of an :class:`AdapterConfig`."""
+
+    kind: Literal["adapter"]
+    adapter: dict[str, Any]
+    base: BaseRecord
+
+
 def shipped_weights(name: str) -> Path:
     """Return the path of weights that come with the package."""
     return Path(str(files("hyps_bids") / "data" / "weights" / f"{name}.safetensors"))
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> NetworkCard | AdapterCard:
     """Read the card in the header of a weights file.
 
     Raises
@@ -69,27 +130,33 @@ def read_card(path: Path) -> dict[str, Any]:
     MissingInput
         If there is no such file.
     BadData
-        If it is not a safetensors file, or not one of ours.
+        If it is not a safetensors file, or has no complete card.
     """
     if not path.is_file():
-        raise MissingInput(f"{path}: no such weights file")
+        raise MissingInput(f"{path}: no such weights file", code="weights-missing")
     try:
         with safe_open(path, "pt") as weights:
             metadata = weights.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise BadData(f"{path}: not a complete safetensors file ({error})") from error
+        raise BadData(
+            f"{path}: not a complete safetensors file ({error}); copy or download it again",
+            code="weights-unreadable",
+        ) from error
     if "hyps" not in metadata:
         raise BadData(
             f"{path}: a safetensors file without a HyPS card; "
-            "convert it with 'hyps-tools import-base'"
+            "convert it with 'hyps-tools import-base'",
+            code="card-missing",
         )
     card = json.loads(metadata["hyps"])
     if not {"kind", "labels"} <= card.keys():
-        raise BadData(f"{path}: its card is incomplete; it needs a kind and labels")
-    return card
+        raise BadData(
+            f"{path}: its card is incomplete; it needs a kind and labels", code="card-incomplete"
+        )
+    return cast(NetworkCard | AdapterCard, card)
 
 
-def build_network(architecture: dict[str, Any]) -> nn.Module:
+def build_network(architecture: Architecture) -> nn.Module:
     """Build an untrained network from the ``architecture`` of a card.
 
     Examples
@@ -101,30 +168,37 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
 
 
 def save_network(
-    path: Path, model: nn.Module, card: dict[str, Any], *, dtype: torch.dtype = torch.float32
+    path: Path, model: nn.Module, card: Mapping[str, Any], *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write all weights of a network with its card."""
-    _save(path, model.state_dict(), card | {"kind": "network"}, dtype)
+    """Write all weights of a network with its card, a :class:`NetworkCard` but for the kind."""
+    _save(path, model.state_dict(), {**card, "kind": "network"}, dtype)
 
 
-def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a network in float32 on the CPU, in evaluation mode.
+def load_network(path: Path) -> tuple[nn.Module, NetworkCard]:
+    """Load a network in float32 on the CPU, in evaluation mode, with its card.
 
-    Returns
-    -------
-    model : torch.nn.Module
-        The network.
-    card : dict
-        Its card.
+    Raises
+    ------
+    MissingInput
+        If there is no such file.
+    UsageError
+        If it holds an adapter.
+    BadData
+        If its tensors do not fit its architecture.
     """
     card = read_card(path)
     if card["kind"] != "network":
-        raise UsageError(f"{path}: holds an adapter, not a whole network")
+        raise UsageError(
+            f"{path}: holds an adapter, but a whole network is needed here",
+            code="adapter-not-network",
+        )
     model = build_network(card["architecture"])
     try:
         model.load_state_dict(_tensors(path))
     except RuntimeError as error:
-        raise BadData(f"{path}: weights do not fit their architecture: {error}") from error
+        raise BadData(
+            f"{path}: the weights do not fit their architecture: {error}", code="weights-misfit"
+        ) from error
     return model.eval(), card
 
 
@@ -133,7 +207,7 @@ def save_adapter(
     model: nn.Module,
     config: AdapterConfig,
     base: Path,
-    card: dict[str, Any],
+    card: Mapping[str, Any],
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -146,23 +220,20 @@ def save_adapter(
     model : torch.nn.Module
         The adapted network.
     config : AdapterConfig
-        How it was adapted.
+        The settings of the adapter.
     base : Path
-        Its base; recorded by name and sha256.
-    card : dict
-        At least ``labels`` (list of str) and ``grid``.
+        The file of its base; recorded by name and sha256.
+    card : mapping
+        Entries of a :class:`Card`, at least ``labels``.
     dtype : torch.dtype
         Storage type of the tensors.
     """
-    card = card | {
-        "kind": "adapter",
-        "adapter": asdict(config),
-        "base": {"name": base.stem, "sha256": sha256(base)},
-    }
-    _save(path, adapter_state(model), card, dtype)
+    record: BaseRecord = {"name": base.stem, "sha256": sha256(base)}
+    complete = {**card, "kind": "adapter", "adapter": asdict(config), "base": record}
+    _save(path, adapter_state(model), complete, dtype)
 
 
-def load_adapted(path: Path, base: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
     """Load an adapter onto its base, unmerged, float32, CPU, evaluation mode.
 
     Raises
@@ -176,14 +247,16 @@ def load_adapted(path: Path, base: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     card = read_card(path)
     if card["kind"] != "adapter":
-        raise UsageError(f"{path}: holds a whole network, not an adapter")
-    if read_card(base)["kind"] != "network":
-        raise UsageError(f"{base}: holds an adapter, not the whole network that a base is")
-    if card["base"]["sha256"] != sha256(base):
+        raise UsageError(
+            f"{path}: holds a whole network, but an adapter is needed here",
+            code="network-not-adapter",
+        )
+    if read_card(base)["kind"] == "network" and card["base"]["sha256"] != sha256(base):
         raise UsageError(
             f"{path}: was trained on base {card['base']['name']} (sha256 "
             f"{card['base']['sha256'][:12]}…), not on {base.name} ({sha256(base)[:12]}…); "
-            "give its own base with --base-model"
+            "give its own base with --base-model",
+            code="adapter-other-base",
         )
     model, base_card = load_network(base)
     replace_head(model, base_card["labels"], {name: [] for name in card["labels"]})
@@ -191,7 +264,7 @@ def load_adapted(path: Path, base: Path) -> tuple[nn.Module, dict[str, Any]]:
         add_adapters(model, AdapterConfig.from_card(card["adapter"]))
         load_adapter_state(model, _tensors(path))
     except ValueError as error:
-        raise BadData(f"{path}: {error}") from error
+        raise BadData(f"{path}: {error}", code="adapter-misfit") from error
     return model.eval(), card
 
 
@@ -203,10 +276,10 @@ def replace_head(model: nn.Module, base_labels: list[str], labels: dict[str, lis
     model : torch.nn.Module
         SwinUNETR with ``len(base_labels)`` outputs; changed in place.
     base_labels : list of str
-        What the base's outputs mean, background first.
+        Names of the base's outputs, background first.
     labels : dict of str to list of str
-        New output → base outputs whose mean it starts from. Without any it starts at zero.
-        The background is added as output 0 and starts from the mean of all that are left over.
+        New output → base outputs from whose mean it starts; an output without any starts at zero.
+        The background is added as output 0 and starts from the mean of all remaining ones.
     """
     block = model.get_submodule("out.conv")
     old = block.get_submodule("conv")
@@ -232,16 +305,14 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _save(
-    path: Path, state: dict[str, torch.Tensor], card: dict[str, Any], dtype: torch.dtype
+    path: Path, state: dict[str, torch.Tensor], card: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in state.items()}
-    partial = path.with_suffix(".partial")
-    try:
-        save_file(tensors, partial, metadata={"hyps": json.dumps(card, sort_keys=True)})
-        partial.replace(path)
-    # safetensors words a full disk in its own error
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise CannotCreateOutput(
-            f"{path}: the weights cannot be written ({error}); what was there before is kept"
-        ) from error
+    metadata = {"hyps": json.dumps(card, sort_keys=True)}
+    write_with(
+        path,
+        lambda partial: save_file(tensors, partial, metadata=metadata),
+        # safetensors reports a full disk with an error of its own
+        failures=(SafetensorError,),
+        hint="weights that were there before are kept",
+    )

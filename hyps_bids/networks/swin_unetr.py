@@ -1,6 +1,6 @@
-"""SwinUNETR (MONAI) with memory-efficient window attention and boxes divisible by 8.
+"""MONAI's SwinUNETR with memory-efficient window attention, for boxes with sides divisible by 8.
 
-The parameters and their names are MONAI's: checkpoints move freely between the two.
+The parameters have MONAI's names and shapes, so that checkpoints fit both.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["FusedWindowAttention", "HippocampusSwinUNETR"]
 class FusedWindowAttention(nn.Module):
     """Window attention that never materializes the attention matrices.
 
-    Numerically equal to :class:`monai.networks.nets.swin_unetr.WindowAttention` (without dropout)
-    and, unlike MONAI's own flash option, also used while training. Windows that share a shift mask
+    It equals :class:`monai.networks.nets.swin_unetr.WindowAttention` (without dropout) numerically
+    and, unlike MONAI's own flash option, also serves in training. Windows that share a shift mask
     share one bias of shape ``(1, num_heads, n, n)``, so that memory does not grow with the volume.
 
     Parameters
     ----------
     attention : monai.networks.nets.swin_unetr.WindowAttention
-        The module to replace; its parameters are taken over, names unchanged.
+        The module to replace; its parameters are taken over under the same names.
 
     References
     ----------
@@ -40,7 +40,7 @@ class FusedWindowAttention(nn.Module):
         self.qkv = attention.qkv
         self.proj = attention.proj
         self.relative_position_bias_table = attention.relative_position_bias_table
-        # derived from the window size alone, hence not saved
+        # The index follows from the window size alone, so it is not saved.
         index = attention.get_buffer("relative_position_index")
         self.register_buffer("relative_position_index", index, persistent=False)
 
@@ -69,7 +69,7 @@ class FusedWindowAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         else:
             out = torch.empty_like(q)
-            # every row of a window's mask follows from its first: compare those only
+            # The first row of a window's mask determines the others, so comparing it is enough.
             kinds, kind = torch.unique(mask[:, 0], dim=0, return_inverse=True)
             kind = kind.repeat(b // len(mask))
             parts, order = [], []
@@ -89,9 +89,9 @@ class FusedWindowAttention(nn.Module):
 class HippocampusSwinUNETR(SwinUNETR):
     """SwinUNETR for boxes whose sides are multiples of 8 voxels.
 
-    MONAI's network demands multiples of 32; a hippocampus with its surroundings fits in
-    40 × 56 × 40 mm, a third of the 64³ voxels that the rule would cost. The patch merging pads odd
-    token grids already, so it is enough to crop each up-sampled map to its skip connection.
+    MONAI's network requires multiples of 32, but a hippocampus with its surroundings fits in
+    40 × 56 × 40 mm, a third of the 64³ voxels that it would then cost. The patch merging already
+    pads odd token grids, so it is enough to crop each up-sampled map to its skip connection.
 
     Parameters
     ----------

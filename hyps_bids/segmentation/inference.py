@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from hyps_bids.networks.adapters import merge_adapters
-from hyps_bids.networks.checkpoints import load_adapted, load_network
+from hyps_bids.networks.checkpoints import AdapterCard, NetworkCard, load_adapted, load_network
 from hyps_bids.segmentation.devices import supports_bfloat16
 
 __all__ = ["cached_adapted", "cached_network", "predict"]
@@ -20,14 +19,14 @@ _LOG = logging.getLogger("hyps_bids")
 
 
 @cache
-def cached_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def cached_network(path: Path) -> tuple[nn.Module, NetworkCard]:
     """Load a network once per process, ready for inference on the CPU."""
     model, card = load_network(path)
     return model.requires_grad_(False), card
 
 
 @cache
-def cached_adapted(path: Path, base: Path) -> tuple[nn.Module, dict[str, Any]]:
+def cached_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
     """Load an adapter on its base once per process, merged, ready for inference on the CPU."""
     model, card = load_adapted(path, base)
     merge_adapters(model)

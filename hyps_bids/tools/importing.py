@@ -204,10 +204,10 @@ def _find(args: argparse.Namespace) -> tuple[Preset, Found]:
 
 
 def _import_base(args: argparse.Namespace) -> int:
-    from hyps_bids.networks.foreign import describe_import, import_swin_unetr
+    from hyps_bids.networks.monai_checkpoints import describe_import, import_swin_unetr
 
     make_folder(args.output.parent)
-    card = import_swin_unetr(args.checkpoint, args.output, args.channels)
-    print(describe_import(card))
+    record = import_swin_unetr(args.checkpoint, args.output, args.channels)
+    print(describe_import(record))
     print(args.output)
     return 0

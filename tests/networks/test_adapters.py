@@ -351,7 +351,6 @@ def test_a_step_of_training_moves_only_what_trains() -> None:
     }
     still = {n for n, p in model.named_parameters() if p.requires_grad} - moved
     # nothing but Down, which waits for Up, and norms before an instance norm may stand still
-    # nothing but Down, which waits for Up, and norms before an instance norm may stand still
     assert all(".down." in n for n in still), still
     assert all(n in adapter_state(model) for n in moved)
 
@@ -426,26 +425,26 @@ def test_state_that_does_not_fit_is_refused() -> None:
         state | {"surprise": torch.zeros(1)},
         state | {name: state[name][:1]},
     ):
-        with pytest.raises(ValueError, match="does not fit the network"):
+        with pytest.raises(ValueError, match="adapter"):
             load_adapter_state(model, wrong)
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown adapter method 'prompt': choose from"):
+    with pytest.raises(ValueError, match="prompt"):
         AdapterConfig("prompt")
     for wrong in ({"rank": 0}, {"bottleneck": 0}):
-        with pytest.raises(ValueError, match="at least 1"):
+        with pytest.raises(ValueError, match="bottleneck"):
             AdapterConfig(**wrong)
-    with pytest.raises(ValueError, match=r"layers \['heads'\]: choose from attention"):
+    with pytest.raises(ValueError, match="heads"):
         AdapterConfig(layers=("heads",))
-    with pytest.raises(ValueError, match="dropout must be in"):
+    with pytest.raises(ValueError, match="dropout"):
         AdapterConfig(dropout=1.0)
     # it would not be saved, and come back as zeros
-    with pytest.raises(ValueError, match="trainable must hold 'out'"):
+    with pytest.raises(ValueError, match="out"):
         AdapterConfig(trainable=("decoder",))
-    with pytest.raises(ValueError, match="unknown preset 'mine'"):
+    with pytest.raises(ValueError, match="mine"):
         AdapterConfig.preset("mine")
-    with pytest.raises(ValueError, match="no attention layer in Sequential"):
+    with pytest.raises(ValueError, match="attention"):
         add_adapters(nn.Sequential(nn.Linear(2, 2)), AdapterConfig())
 
 
@@ -454,7 +453,7 @@ def test_settings_survive_their_card_and_the_first_cards_are_read() -> None:
     assert AdapterConfig.from_card(json.loads(json.dumps(asdict(config)))) == config
     first = {"method": "hyps", "rank": 8, "targets": "swinViT", "trainable": ["decoder", "out"]}
     assert AdapterConfig.from_card(first) == AdapterConfig()
-    with pytest.raises(ValueError, match="unknown settings flavor: made by a newer version"):
+    with pytest.raises(ValueError, match="flavor"):
         AdapterConfig.from_card({"flavor": 1})
 
 

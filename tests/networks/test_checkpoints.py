@@ -28,6 +28,7 @@ from hyps_bids.networks.checkpoints import (
     shipped_weights,
 )
 from hyps_bids.outputs.digests import sha256
+from tests.raising import raises
 
 CONFIG = AdapterConfig(rank=2, bottleneck=2)
 LABELS = ["background", "white", "hippocampus", "rest"]
@@ -179,10 +180,9 @@ def test_adapter_is_smaller_than_the_base_and_holds_no_frozen_weight(
 
 def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
     other = save_base(tmp_path / "other.safetensors", 1)
-    with pytest.raises(UsageError, match="trained on base base") as error:
+    facts = (adapter, "base base", other.name, sha256(other)[:12], "--base-model")
+    with raises(UsageError, "adapter-other-base", *facts):
         load_adapted(adapter, other)
-    assert "--base-model" in str(error.value)
-    assert sha256(other)[:12] in str(error.value)
 
 
 def test_base_replaced_under_the_same_name_is_refused(
@@ -192,17 +192,15 @@ def test_base_replaced_under_the_same_name_is_refused(
     path.write_bytes(base.read_bytes())
     load_adapted(adapter, path)
     save_base(path, 1)
-    with pytest.raises(UsageError, match="trained on base base"):
+    with raises(UsageError, "adapter-other-base", adapter):
         load_adapted(adapter, path)
 
 
 def test_adapter_and_base_swapped(base: Path, adapter: Path) -> None:
-    with pytest.raises(UsageError, match=r"base\.safetensors: holds a whole network"):
+    with raises(UsageError, "network-not-adapter", base):
         load_adapted(base, adapter)
-    with pytest.raises(UsageError, match=r"adapter\.safetensors: holds an adapter"):
+    with raises(UsageError, "adapter-not-network", adapter):
         load_adapted(adapter, adapter)
-    with pytest.raises(UsageError, match=r"adapter\.safetensors: holds an adapter"):
-        load_network(adapter)
 
 
 @pytest.mark.parametrize(
@@ -214,10 +212,10 @@ def test_tensors_that_do_not_fit(
     change: dict[str, torch.Tensor | None], base: Path, adapter: Path, tmp_path: Path
 ) -> None:
     wrong = rewritten(base, tmp_path / "wrong-base.safetensors", change)
-    with pytest.raises(BadData, match=r"wrong-base.*do not fit"):
+    with raises(BadData, "weights-misfit", wrong):
         load_network(wrong)
     wrong = rewritten(adapter, tmp_path / "wrong-adapter.safetensors", change)
-    with pytest.raises(BadData, match=r"wrong-adapter.*does not fit"):
+    with raises(BadData, "adapter-misfit", wrong):
         load_adapted(wrong, base)
 
 
@@ -229,20 +227,21 @@ def test_truncated(kept: float, base: Path, adapter: Path, tmp_path: Path) -> No
         path = tmp_path / f"cut-{source.name}"
         path.write_bytes(content[:end])
         load = load_network if source == base else lambda path: load_adapted(path, base)
-        with pytest.raises(BadData, match=r"cut-.*not a complete safetensors file"):
+        with raises(BadData, "weights-unreadable", path):
             load(path)
 
 
 def test_not_safetensors_and_not_ours(tmp_path: Path) -> None:
     path = tmp_path / "text.safetensors"
     path.write_text("weights, honestly " * 100)
-    with pytest.raises(BadData, match=r"text\.safetensors: not a complete safetensors file"):
+    with raises(BadData, "weights-unreadable", path):
         read_card(path)
     path = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(1)}, path, {"format": "pt"})
-    with pytest.raises(
-        BadData, match="without a HyPS card; convert it with 'hyps-tools import-base'"
-    ):
+    with raises(BadData, "card-missing", path, "hyps-tools import-base"):
+        read_card(path)
+    save_file({"a": torch.zeros(1)}, path, {"hyps": "{}"})
+    with raises(BadData, "card-incomplete", path):
         read_card(path)
 
 
@@ -255,7 +254,7 @@ def test_missing_files(base: Path, adapter: Path, tmp_path: Path) -> None:
         lambda: load_adapted(adapter, absent),
         lambda: read_card(tmp_path),
     ):
-        with pytest.raises(MissingInput, match="no such weights file"):
+        with raises(MissingInput, "weights-missing"):
             load()
 
 
@@ -321,7 +320,7 @@ def test_full_disk_keeps_the_weights_that_were_there(tmp_path: Path) -> None:
     try:
         # as if the disk were full
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.raises(CannotCreateOutput, match=r"weights\.safetensors: .* cannot be written"):
+        with raises(CannotCreateOutput, "not-writable", path, "kept"):
             save_network(path, nn.Linear(100, 100), card)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -110,7 +110,7 @@ def test_multiples_of_eight_work(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(36, 56, 40), (40, 52, 40), (40, 56, 41)])
 def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
     network = HippocampusSwinUNETR(1, 3, FEATURES)
-    with pytest.raises(ValueError, match="multiple of 8 voxels, got"):
+    with pytest.raises(ValueError, match="multiple of 8"):
         network(torch.zeros(1, 1, *shape))
 
 

@@ -1,4 +1,4 @@
-"""What can be adapted, and how: the settings of an adapter."""
+"""The settings of an adapter: method, sizes, and which layers it adapts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 __all__ = ["LAYERS", "METHODS", "PRESETS", "AdapterConfig"]
 
-#: method → what trains, besides what :attr:`AdapterConfig.trainable` names
+#: What trains under each method, in addition to :attr:`AdapterConfig.trainable`.
 METHODS = {
     "full": "everything",
-    "decoder": "nothing else: the encoder stays as it is",
-    "bitfit": "every bias, and of `trainable` the head alone",
+    "decoder": "nothing more; the encoder stays as it is",
+    "bitfit": "every bias and the head, but not the rest of `trainable`",
     "lora": "W x + (α/r) B A x",
-    "dora": "LoRA of the directions of W's rows, and their lengths",
+    "dora": "the lengths of the rows of W, and by LoRA their directions",
     "pissa": "the principal part of W; the residual is frozen",
     "parallel": "W x + s Up(ReLU(Down(x)))",
     "serial": "h + s Up(ReLU(Down(h))), h = W x + b",
@@ -22,7 +22,7 @@ METHODS = {
     "hyps": "pissa, followed by serial",
 }
 
-#: kind of layer → how the names of its modules end (linear) or begin (convolutions)
+#: How the module names of each kind of layer end (linear layers) or begin (convolutions).
 LAYERS = {
     "attention": (".attn.qkv", ".attn.proj"),
     "mlp": (".mlp.linear1", ".mlp.linear2"),
@@ -30,7 +30,7 @@ LAYERS = {
     "convolutions": ("encoder",),
 }
 
-#: named settings; "paper" is what arXiv:2409.00884 publishes
+#: Named settings; "paper" has the values that arXiv:2409.00884 publishes.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {"rank": 2, "bottleneck": 2, "scale": 1.0},
@@ -39,27 +39,32 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What to adapt, and how.
+    """Settings of an adapter.
 
     Attributes
     ----------
     method : str
         A name in :data:`METHODS`.
     rank : int
-        Rank r of low-rank parts; layers smaller than that use their full rank.
+        Rank r of low-rank parts; a layer with fewer inputs or outputs uses its full rank.
     bottleneck : int
         Width d of bottleneck parts.
     scale : float
         Factor s of bottleneck parts.
     alpha : float or None
-        LoRA's and DoRA's α: the low-rank part counts α/r times; once if None.
+        α of LoRA and DoRA, whose low-rank part is multiplied by α/r; by 1 if None.
     dropout : float
-        Probability with which inputs of the added parts are dropped in training, in [0, 1).
+        Probability that an input of the added parts is dropped in training, in [0, 1).
     layers : tuple of str
         Kinds of layers to adapt, from :data:`LAYERS`.
     trainable : tuple of str
-        Prefixes of the modules that train besides the adapters and the encoder's norms; the head
-        ``out`` must be among them, since its classes are new.
+        Prefixes of further modules that train, in addition to the adapters and the encoder's
+        norms. The head ``out`` must be among them, since its classes are new.
+
+    Raises
+    ------
+    ValueError
+        If a value is unknown or out of range.
 
     Examples
     --------
@@ -85,16 +90,16 @@ class AdapterConfig:
             raise ValueError("rank and bottleneck must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-        # a head that does not train is not saved, and would come back as zeros
+        # A head that does not train is not saved, and would be zero after loading.
         if "out" not in self.trainable:
-            raise ValueError(f"trainable must hold 'out', the head, not {self.trainable}")
+            raise ValueError(f"trainable must contain 'out', the head, not only {self.trainable}")
         unknown = sorted(set(self.layers) - set(LAYERS))
         if unknown or not self.layers:
             raise ValueError(f"layers {unknown or 'missing'}: choose from {', '.join(LAYERS)}")
 
     @classmethod
     def preset(cls, name: str, method: str = "hyps", **changes: Any) -> AdapterConfig:
-        """Make the settings of a preset, with changes.
+        """Make the settings of a preset from :data:`PRESETS`, with changes.
 
         Raises
         ------
@@ -107,18 +112,20 @@ class AdapterConfig:
 
     @classmethod
     def from_card(cls, adapter: Mapping[str, Any]) -> AdapterConfig:
-        """Read the settings that an adapter file's card holds.
+        """Read the settings from the ``adapter`` entry of a card.
 
         Raises
         ------
         ValueError
-            If the card has settings that this version does not know.
+            If this version does not know one of the settings.
         """
         known = {field.name for field in fields(cls)}
-        # the first adapters named the encoder that all of them adapt
+        # The first adapters also recorded the encoder, which is the same for all of them.
         unknown = sorted(adapter.keys() - known - {"targets"})
         if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}: made by a newer version")
+            raise ValueError(
+                f"the settings {', '.join(unknown)} are unknown; a newer version made the adapter"
+            )
         values: dict[str, Any] = {name: adapter[name] for name in known & adapter.keys()}
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values | lists)

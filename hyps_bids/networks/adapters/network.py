@@ -1,4 +1,4 @@
-"""Adapters in a whole network: put in, count, save, load, merge."""
+"""Adapters in a whole network: add, count, save, load, merge."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many parameters there are.
+    """Numbers of parameters.
 
     Attributes
     ----------
     adapters : int
-        Those of the adapters in the encoder.
+        Parameters that the adapters add to the encoder.
     trainable : int
-        All that train: adapters, norms, decoder, head.
+        All parameters that train: adapters, norms, decoder, head.
     total : int
-        The pre-trained network's and the adapters'.
+        Parameters of the pre-trained network and of the adapters.
     """
 
     adapters: int
@@ -48,42 +48,26 @@ def add_adapters(model: nn.Module, config: AdapterConfig) -> None:
     model : torch.nn.Module
         A SwinUNETR with its pre-trained weights loaded.
     config : AdapterConfig
-        Which layers, which method.
+        The method, the layers to adapt, and the modules that train besides.
 
     Raises
     ------
     ValueError
-        If a kind of layer that is to be adapted is not in the network.
+        If the network has no layer of a kind that is to be adapted.
     """
     found = dict(_layers(model, config)) if config.method in ADAPTERS else {}
+    bitfit = config.method == "bitfit"
+    trainable = ("out",) if bitfit else config.trainable
     model.requires_grad_(config.method == "full")
     for name, module in model.named_modules():
-        if config.method == "bitfit":
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                bias.requires_grad_(True)
-        trainable = ("out",) if config.method == "bitfit" else config.trainable
-        if isinstance(module, nn.LayerNorm) or (trainable and name.startswith(trainable)):
+        bias = getattr(module, "bias", None)
+        if bitfit and isinstance(bias, nn.Parameter):
+            bias.requires_grad_(True)
+        if isinstance(module, nn.LayerNorm) or name.startswith(trainable):
             module.requires_grad_(True)
     for name, layer in found.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, ADAPTERS[config.method](layer, config))
-
-
-def _layers(model: nn.Module, config: AdapterConfig) -> Iterator[tuple[str, nn.Linear | nn.Conv3d]]:
-    """Find the layers of the encoder that the settings name."""
-    for kind in config.layers:
-        count = 0
-        for name, module in model.named_modules():
-            if kind == "convolutions":
-                fits = isinstance(module, nn.Conv3d) and name.startswith(LAYERS[kind])
-            else:
-                fits = isinstance(module, nn.Linear) and name.endswith(LAYERS[kind])
-            if fits:
-                count += 1
-                yield name, module
-        if not count:
-            raise ValueError(f"no {kind} layer in {type(model).__name__}")
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -114,7 +98,7 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None
     )
     if wrong:
         raise ValueError(
-            f"adapter does not fit the network: {len(wrong)} tensors, first {wrong[0]}"
+            f"the adapter does not fit the network: {len(wrong)} tensors, first {wrong[0]}"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -136,9 +120,25 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     added = 0
     for _, module in _adapters(model):
         added += sum(p.numel() for p in module.parameters())
-        # the base's weight and bias became buffers
+        # The weight and the bias of the base have become buffers, which parameters() leaves out.
         total += module.weight.numel() + (0 if module.bias is None else module.bias.numel())
     return ParameterCounts(added, trainable, total)
+
+
+def _layers(model: nn.Module, config: AdapterConfig) -> Iterator[tuple[str, nn.Linear | nn.Conv3d]]:
+    """Find the layers of the encoder that the settings name."""
+    for kind in config.layers:
+        count = 0
+        for name, module in model.named_modules():
+            if kind == "convolutions":
+                fits = isinstance(module, nn.Conv3d) and name.startswith(LAYERS[kind])
+            else:
+                fits = isinstance(module, nn.Linear) and name.endswith(LAYERS[kind])
+            if fits:
+                count += 1
+                yield name, module
+        if not count:
+            raise ValueError(f"the network {type(model).__name__} has no {kind} layer to adapt")
 
 
 def _adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
