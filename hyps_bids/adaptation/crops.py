@@ -137,15 +137,13 @@ def augmented_batch(
     """
     device = generator.device
     index = torch.randint(len(crops), (size,), generator=generator, device=device)
-    offsets = augment.random_sampling_grid(
-        size,
-        GRID,
-        generator,
+    deformation = augment.Deformation(
         rotation=15 * strength,
         scaling=0.15 * strength,
         shearing=0.05 * strength,
         elastic=1.5 * strength,
     )
+    offsets = augment.random_sampling_grid(size, GRID, generator, deformation)
     labels = torch.nn.functional.one_hot(crops.labels[index, 0], classes).movedim(-1, 1).float()
     stack = torch.cat((crops.images[index], crops.inside[index].float(), labels), dim=1)
     moved = augment.sample(stack, offsets)

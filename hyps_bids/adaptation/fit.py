@@ -28,7 +28,7 @@ from hyps_bids.networks.checkpoints import (
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training.distributed import Processes
-from hyps_bids.training.loop import LoopSettings, run
+from hyps_bids.training.loop import LoopSettings, Objective, run
 
 __all__ = [
     "LOSSES",
@@ -214,13 +214,16 @@ def fit_adapter(
     training = training.to(device)
     held_out = validation.to(device) if validation is not None and len(validation) else None
     classes = len(labels) + 1
-    outcome = run(
-        model,
+    objective = Objective(
         lambda generator: augmented_batch(
             training, batch_size, classes, generator, strength=augmentation
         ),
         LOSSES[loss](),
         lambda network: crop_dice(network, held_out, list(labels)) if held_out else {},
+    )
+    outcome = run(
+        model,
+        objective,
         settings,
         folder,
         device,
@@ -243,7 +246,7 @@ def fit_adapter(
             "started from": start.name if start else "base",
             "seed": settings.seed,
             "trainable parameters": f"{counts.trainable:,} of {counts.total:,}",
-            "validation": outcome.figures,
+            "validation": outcome.metrics,
         },
     }
     if processes.is_main_process:
@@ -251,7 +254,7 @@ def fit_adapter(
         save_adapter(path, model, config, base, facts | (card or {}), dtype=dtype)
     return FittedAdapter(
         path,
-        outcome.figures,
+        outcome.metrics,
         outcome.step,
         outcome.steps,
         {"adapters": counts.adapters, "trainable": counts.trainable, "total": counts.total},

@@ -53,8 +53,9 @@ from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.settings import Settings
 from hyps_bids.training.cards import hardware, write_model_card
+from hyps_bids.training.checkpoint import differences
 from hyps_bids.training.distributed import Processes, join_processes
-from hyps_bids.training.loop import LoopSettings, differences
+from hyps_bids.training.loop import LoopSettings
 
 __all__ = ["loop_settings", "train_adapter"]
 

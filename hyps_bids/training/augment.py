@@ -1,17 +1,19 @@
-"""Random deformations and intensity changes for batches of volumes, on the device they live on.
+"""Random deformations and intensity changes for batches of volumes, on CPU or GPU.
 
-Every function takes a :class:`torch.Generator`: the same seed gives the same batch. Lengths are in
-voxels, batches have shape ``(batch, channels, x, y, z)``.
+Each function draws from a :class:`torch.Generator`, on whose device it computes, so that the same
+seed gives the same batch. Lengths are in voxels, batches have shape ``(batch, channels, x, y, z)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 __all__ = [
+    "Deformation",
     "gaussian_blur",
     "random_bias_field",
     "random_box",
@@ -29,10 +31,9 @@ __all__ = [
 def uniform(
     size: Sequence[int], low: float, high: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw from [low, high) on the generator's device."""
-    return low + (high - low) * torch.rand(
-        tuple(size), generator=generator, device=generator.device
-    )
+    """Draw from [low, high)."""
+    draws = torch.rand(tuple(size), generator=generator, device=generator.device)
+    return low + (high - low) * draws
 
 
 def smooth_noise(
@@ -47,9 +48,9 @@ def smooth_noise(
     shape : sequence of int
         Spatial shape.
     spacing : int
-        Distance of the coarse grid's points in voxels.
+        Distance of the coarse grid's points, voxels.
     generator : torch.Generator
-        Source of randomness; its device is the result's.
+        Source of randomness.
 
     Returns
     -------
@@ -61,19 +62,39 @@ def smooth_noise(
     return F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)
 
 
+@dataclass(frozen=True)
+class Deformation:
+    """Ranges of a random deformation.
+
+    Attributes
+    ----------
+    rotation : float
+        Largest angle about each axis, degrees.
+    scaling, shearing : float
+        Largest deviation of the affine's diagonal from 1, and of the other elements from 0.
+    translation : float
+        Largest shift along each axis, voxels.
+    elastic : float
+        Largest standard deviation of the elastic displacement, voxels.
+    elastic_spacing : int
+        Spacing of the coarse grid of the elastic displacement, voxels.
+    """
+
+    rotation: float = 15.0
+    scaling: float = 0.15
+    shearing: float = 0.05
+    translation: float = 4.0
+    elastic: float = 1.5
+    elastic_spacing: int = 12
+
+
 def random_sampling_grid(
     batch: int,
     shape: Sequence[int],
     generator: torch.Generator,
-    *,
-    rotation: float = 15.0,
-    scaling: float = 0.15,
-    shearing: float = 0.05,
-    translation: float = 4.0,
-    elastic: float = 1.5,
-    elastic_spacing: int = 12,
+    deformation: Deformation,
 ) -> torch.Tensor:
-    """Draw where each output voxel samples its source, relative to the center of the source.
+    """Draw where each output voxel samples its source.
 
     Parameters
     ----------
@@ -83,22 +104,31 @@ def random_sampling_grid(
         Output shape.
     generator : torch.Generator
         Source of randomness.
-    rotation : float
-        Largest angle about each axis, degrees.
-    scaling, shearing : float
-        Largest deviation of the affine's diagonal from 1, and of the rest from 0.
-    translation : float
-        Largest shift along each axis, voxels.
-    elastic : float
-        Largest standard deviation of the elastic displacement, voxels.
-    elastic_spacing : int
-        Smoothness of the elastic displacement, voxels.
+    deformation : Deformation
+        Ranges of the random draws.
 
     Returns
     -------
     torch.Tensor
         Offsets from the source's center in voxels, shape ``(batch, x, y, z, 3)``.
     """
+    device = generator.device
+    affine = _random_affine(batch, generator, deformation)
+    axes = [torch.arange(side, device=device) - (side - 1) / 2 for side in shape]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    strength = uniform((batch, 1, 1, 1, 1), 0, deformation.elastic, generator)
+    elastic = smooth_noise(batch, 3, shape, deformation.elastic_spacing, generator) * strength
+    largest = deformation.translation
+    shift = uniform((batch, 1, 1, 1, 3), -largest, largest, generator)
+    moved = torch.einsum("bij,xyzj->bxyzi", affine, points)
+    return moved + elastic.movedim(1, -1) + shift
+
+
+def _random_affine(
+    batch: int, generator: torch.Generator, deformation: Deformation
+) -> torch.Tensor:
+    """Draw rotations about the three axes, followed by stretches; shape ``(batch, 3, 3)``."""
+    rotation, scaling, shearing = deformation.rotation, deformation.scaling, deformation.shearing
     device = generator.device
     angles = torch.deg2rad(uniform((batch, 3), -rotation, rotation, generator))
     affine = torch.eye(3, device=device).expand(batch, 3, 3)
@@ -111,14 +141,7 @@ def random_sampling_grid(
     stretch = uniform((batch, 3, 3), -shearing, shearing, generator)
     diagonal = 1 + uniform((batch, 3), -scaling, scaling, generator)
     stretch[:, range(3), range(3)] = diagonal
-    affine = affine @ stretch
-    axes = [torch.arange(side, device=device) - (side - 1) / 2 for side in shape]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    strength = uniform((batch, 1, 1, 1, 1), 0, elastic, generator)
-    displacement = smooth_noise(batch, 3, shape, elastic_spacing, generator) * strength
-    shift = uniform((batch, 1, 1, 1, 3), -translation, translation, generator)
-    moved = torch.einsum("bij,xyzj->bxyzi", affine, points)
-    return moved + displacement.movedim(1, -1) + shift
+    return affine @ stretch
 
 
 def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
@@ -141,7 +164,7 @@ def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear")
     half = torch.tensor(
         [max((side - 1) / 2, 0.5) for side in volumes.shape[2:]], device=volumes.device
     )
-    # grid_sample wants the last axis first
+    # grid_sample expects the last axis first.
     grid = (offsets / half).flip(-1)
     return F.grid_sample(volumes, grid, mode=mode, padding_mode="zeros", align_corners=True)
 
@@ -165,20 +188,16 @@ def random_box(
         width = uniform((batch, 1), least, side, generator)
         center = (side - 1) / 2 + uniform((batch, 1), -offset, offset, generator)
         index = torch.arange(side, device=generator.device)[None]
-        view = [batch, 1, 1, 1, 1]
-        view[axis + 2] = side
-        inside &= ((index - center).abs() <= width / 2).view(view)
+        inside &= _along(axis, (index - center).abs() <= width / 2)
     return inside
 
 
 def random_gamma(x: torch.Tensor, spread: float, generator: torch.Generator) -> torch.Tensor:
-    """Raise volumes, scaled to 0–1, to a random power ``exp(N(0, spread))``."""
+    """Scale volumes to 0–1 and raise them to a random power ``exp(N(0, spread))``."""
     low = x.amin(dim=(1, 2, 3, 4), keepdim=True)
     high = x.amax(dim=(1, 2, 3, 4), keepdim=True)
-    power = torch.exp(
-        spread * torch.randn(len(x), 1, 1, 1, 1, generator=generator, device=x.device)
-    )
-    return ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) ** power
+    draws = torch.randn(len(x), 1, 1, 1, 1, generator=generator, device=x.device)
+    return ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) ** torch.exp(spread * draws)
 
 
 def random_bias_field(
@@ -192,9 +211,10 @@ def random_bias_field(
 def random_resolution(
     x: torch.Tensor, thickest: float, probability: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Give some volumes coarser voxels, alike in all directions or along one axis.
+    """Give some volumes coarser voxels, in all directions or along one axis.
 
-    Volumes are averaged down to the coarser grid and interpolated back.
+    Volumes are averaged onto the coarser grid and interpolated back; `thickest` is the largest
+    voxel side, `probability` the fraction of volumes that change.
     """
     out = x.clone()
     for i in range(len(x)):
@@ -220,9 +240,9 @@ def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torc
     x : torch.Tensor
         Volumes, shape ``(batch, channels, x, y, z)``.
     sigma : torch.Tensor
-        Standard deviations in voxels, shape ``(batch,)``; 0 leaves a volume as it is.
+        Standard deviations in voxels, shape ``(batch,)``; 0 leaves a volume unchanged.
     radius : int
-        Where the kernel ends, voxels.
+        Radius of the kernel, voxels.
 
     Returns
     -------
@@ -236,7 +256,7 @@ def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torc
         pad = [0] * 6
         pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = radius
         wide = F.pad(x, pad, mode="replicate")
-        # shifted sums, not a convolution: each volume has its own kernel
+        # Shifted sums serve instead of a convolution because each volume has its own kernel.
         x = sum(  # type: ignore[assignment]
             kernel[:, i] * wide.narrow(axis, i, x.shape[axis]) for i in range(2 * radius + 1)
         )
@@ -253,7 +273,7 @@ def random_cuts(
     deep_probability: float,
     deep: tuple[float, float],
 ) -> torch.Tensor:
-    """Draw a field of view for each volume by cutting each of its six sides on its own.
+    """Draw a field of view for each volume by cutting each of its six sides independently.
 
     Parameters
     ----------
@@ -264,9 +284,9 @@ def random_cuts(
     generator : torch.Generator
         Source of randomness.
     probability, deep_probability : float
-        How often a side is cut mildly, and deeply.
+        Probabilities that a side is cut mildly, and deeply.
     mild, deep : tuple of float
-        Range of what is left of the half that a cut side belongs to, 0 (up to the center) to 1.
+        Range of the fraction that is left of the half on a cut side, 0 (nothing) to 1.
 
     Returns
     -------
@@ -281,11 +301,8 @@ def random_cuts(
     left = torch.where(deeply, uniform((batch, 3, 2), *deep, generator), left)
     inside = torch.ones(batch, 1, *shape, dtype=torch.bool, device=device)
     for axis, side in enumerate(shape):
-        view = [batch, 1, 1, 1, 1]
-        view[axis + 2] = side
         place = (torch.arange(side, device=device) - (side - 1) / 2) / (side / 2)
-        kept = (place >= -left[:, axis, :1]) & (place <= left[:, axis, 1:])
-        inside &= kept.view(view)
+        inside &= _along(axis, (place >= -left[:, axis, :1]) & (place <= left[:, axis, 1:]))
     return inside
 
 
@@ -310,7 +327,7 @@ def scale_percentiles(
     torch.Tensor
         Same shape as `x`.
     """
-    # every other voxel along each axis is enough, and eight times as fast to sort
+    # Every other voxel along each axis is enough, and eight times as fast to sort.
     seen = torch.where(inside, x, torch.nan)
     if min(x.shape[2:]) >= 32:
         seen = seen[:, :, ::2, ::2, ::2]
@@ -318,3 +335,10 @@ def scale_percentiles(
     levels = torch.tensor([low / 100, high / 100], device=x.device, dtype=x.dtype)
     floor, ceiling = torch.nanquantile(seen, levels, dim=1).nan_to_num().view(2, -1, 1, 1, 1, 1)
     return ((x - floor) / (ceiling - floor).clamp(min=1e-6)).clamp(0, clip) * inside
+
+
+def _along(axis: int, values: torch.Tensor) -> torch.Tensor:
+    """Turn values along one axis, shape ``(batch, side)``, into a broadcastable batch."""
+    shape = [len(values), 1, 1, 1, 1]
+    shape[axis + 2] = values.shape[1]
+    return values.view(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write_model_card(
     path: Path,
     *,
     title: str,
-    card: dict[str, Any],
+    card: Mapping[str, Any],
     data: str,
     license: str,
     hardware: str,
@@ -98,7 +99,7 @@ def write_model_card(
     return out
 
 
-def _network_facts(card: dict[str, Any]) -> dict[str, str]:
+def _network_facts(card: Mapping[str, Any]) -> dict[str, str]:
     if "adapter" in card:
         adapter, base = card["adapter"], card["base"]
         # the methods that add nothing have nothing to set

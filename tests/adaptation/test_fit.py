@@ -86,7 +86,7 @@ def test_fit_writes_an_adapter_that_loads(
     again = crop_dice(model, made_crops("c"), list(LABELS))
     assert again == pytest.approx(fitted.figures, abs=0.02)
     # other data in the same folder would be another run
-    with pytest.raises(UsageError, match="checkpoint of other training data"):
+    with pytest.raises(UsageError, match="other training data"):
         fit_adapter(made_crops("a"), made_crops("c"), LABELS, base, CONFIG, SETTINGS, tmp_path, CPU)
 
 

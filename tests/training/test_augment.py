@@ -21,8 +21,11 @@ def volumes() -> torch.Tensor:
     return torch.rand(3, 1, 14, 12, 10, generator=seeded(1))
 
 
+STILL = augment.Deformation(rotation=0, scaling=0, shearing=0, translation=0, elastic=0)
 RANDOM: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
-    "grid": lambda x, g: augment.random_sampling_grid(len(x), x.shape[2:], g),
+    "grid": lambda x, g: augment.random_sampling_grid(
+        len(x), x.shape[2:], g, augment.Deformation()
+    ),
     "box": lambda x, g: augment.random_box(len(x), x.shape[2:], (6, 6, 6), 2.0, g),
     "gamma": lambda x, g: augment.random_gamma(x, 0.5, g),
     "bias": lambda x, g: augment.random_bias_field(x, 0.5, 5, g),
@@ -47,15 +50,13 @@ def test_same_seed_same_result(name: str, volumes: torch.Tensor) -> None:
 
 
 def test_grid_without_deformation_is_the_identity(volumes: torch.Tensor) -> None:
-    still = {"rotation": 0.0, "scaling": 0.0, "shearing": 0.0, "translation": 0.0, "elastic": 0.0}
-    grid = augment.random_sampling_grid(len(volumes), volumes.shape[2:], seeded(), **still)
+    grid = augment.random_sampling_grid(len(volumes), volumes.shape[2:], seeded(), STILL)
     for mode in ("bilinear", "nearest"):
         torch.testing.assert_close(augment.sample(volumes, grid, mode), volumes)
 
 
 def test_grid_shifts_along_the_right_axis(volumes: torch.Tensor) -> None:
-    still = {"rotation": 0.0, "scaling": 0.0, "shearing": 0.0, "translation": 0.0, "elastic": 0.0}
-    grid = augment.random_sampling_grid(len(volumes), volumes.shape[2:], seeded(), **still)
+    grid = augment.random_sampling_grid(len(volumes), volumes.shape[2:], seeded(), STILL)
     grid[..., 1] += 1
     moved = augment.sample(volumes, grid)
     torch.testing.assert_close(moved[..., :-1, :], volumes[..., 1:, :])

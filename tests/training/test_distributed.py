@@ -24,7 +24,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from hyps_bids.training.distributed import join_processes
-from hyps_bids.training.loop import LoopSettings, run
+from hyps_bids.training.loop import LoopSettings, Objective, run
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -48,9 +48,8 @@ def validate(network):
 validate.calls = 0
 with join_processes(torch.device("cpu")) as (processes, device):
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
-    outcome = run(
-        model, batches, loss, validate, settings, Path(sys.argv[1]), device, processes=processes
-    )
+    objective = Objective(batches, loss, validate)
+    outcome = run(model, objective, settings, Path(sys.argv[1]), device, processes=processes)
     assert (outcome.step, outcome.steps) == (4, 6)
     assert validate.calls == (3 if processes.is_main_process else 0)
     torch.save(model.state_dict(), Path(sys.argv[1]) / f"end-{processes.rank}.pt")

@@ -1,20 +1,23 @@
-"""Tests of :mod:`hyps_bids.training.loop`."""
+"""Tests of :mod:`hyps_bids.training.loop` and of its checkpoints and log."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from hyps_bids.errors import CannotCreateOutput, HypsError, UsageError
-from hyps_bids.training.loop import Batch, LoopSettings, Outcome, fit, run
+from hyps_bids.training.loop import Batch, LoopSettings, Objective, Outcome, run
+from tests.raising import raises
 
-CPU = torch.device("cpu")
 SETTINGS = LoopSettings(steps=8, warmup=2, checkpoint_every=3, evaluate_every=4, seed=7)
+PATIENT = replace(SETTINGS, steps=20, evaluate_every=2, patience=2)
 
 
 class Killed(Exception):
@@ -31,153 +34,149 @@ def make_batch(generator: torch.Generator) -> Batch:
     return x, (x > 0.5).long()
 
 
-def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cross_entropy(logits, targets[:, 0])
-
-
-def no_figures(_: nn.Module) -> dict[str, float]:
-    return {}
-
-
-def train(folder: Path, settings: LoopSettings = SETTINGS, die_at: int | None = None) -> nn.Module:
-    calls = 0
+def dies_at(call: int) -> Callable[[torch.Generator], Batch]:
+    calls = iter(range(1, call))
 
     def batches(generator: torch.Generator) -> Batch:
-        nonlocal calls
-        calls += 1
-        if calls == die_at:
+        if next(calls, None) is None:
             raise Killed
         return make_batch(generator)
 
-    model = make_model()
-    fit(model, batches, loss, no_figures, settings, folder, CPU)
-    return model
+    return batches
 
 
-@pytest.mark.parametrize("die_at", [2, 5, 8])
-def test_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, die_at: int) -> None:
-    whole = train(tmp_path / "whole").state_dict()
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits, targets[:, 0])
+
+
+def no_metrics(_: nn.Module) -> dict[str, float]:
+    return {}
+
+
+def train(
+    folder: Path,
+    settings: LoopSettings = SETTINGS,
+    *,
+    model: nn.Module | None = None,
+    batches: Callable[[torch.Generator], Batch] = make_batch,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
+    validate: Callable[[nn.Module], dict[str, float]] = no_metrics,
+    **options: Any,
+) -> tuple[dict[str, torch.Tensor], Outcome]:
+    """Train and return the final weights with the outcome."""
+    model = model or make_model()
+    objective = Objective(batches, loss, validate)
+    outcome = run(model, objective, settings, folder, torch.device("cpu"), **options)
+    assert not model.training
+    return model.state_dict(), outcome
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "log.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("call", [2, 5, 8])
+def test_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, call: int) -> None:
+    whole, _ = train(tmp_path / "whole")
     with pytest.raises(Killed):
-        train(tmp_path / "resumed", die_at=die_at)
-    resumed = train(tmp_path / "resumed").state_dict()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        train(tmp_path / "resumed", batches=dies_at(call))
+    assert same(whole, train(tmp_path / "resumed")[0])
 
 
 def test_finished_run_is_not_repeated(tmp_path: Path) -> None:
-    first = train(tmp_path).state_dict()
-    again = train(tmp_path, die_at=1).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert same(train(tmp_path)[0], train(tmp_path, batches=dies_at(1))[0])
 
 
 def test_other_seed_gives_other_weights(tmp_path: Path) -> None:
-    first = train(tmp_path / "a").state_dict()
-    other = train(tmp_path / "b", LoopSettings(steps=8, warmup=2, seed=8)).state_dict()
-    assert not torch.equal(first["2.weight"], other["2.weight"])
+    first, _ = train(tmp_path / "a")
+    assert not same(first, train(tmp_path / "b", replace(SETTINGS, seed=8))[0])
 
 
 def test_loss_falls(tmp_path: Path) -> None:
     x, y = make_batch(torch.Generator())
+    model = make_model()
     with torch.inference_mode():
-        before = float(loss(make_model()(x), y))
+        before = float(cross_entropy(model(x), y))
     settings = LoopSettings(steps=60, warmup=2, learning_rate=3e-2, ema=0.8)
-    model = train(tmp_path, settings)
+    train(tmp_path, settings, model=model)
     with torch.inference_mode():
-        after = float(loss(model(x), y))
-    assert after < 0.7 * before
+        assert float(cross_entropy(model(x), y)) < 0.7 * before
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path, bad: float) -> None:
-    good = train(tmp_path / "good", replace(SETTINGS, stop_at=3)).state_dict()
-    calls = 0
-
-    def spoilt(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return loss(logits, targets) * (bad if calls == 6 else 1)
-
-    model = make_model()
-    with pytest.raises(HypsError, match=rf"loss is {bad} at step 5; the weights of step 3 .*--lea"):
-        fit(model, make_batch, spoilt, no_figures, SETTINGS, tmp_path / "bad", CPU)
-    state = model.state_dict()
-    assert all(torch.equal(good[name], state[name]) for name in good)
-    kept = torch.load(tmp_path / "bad/checkpoint.pt", weights_only=True)
-    assert kept["step"] == 3
+    good, _ = train(tmp_path / "good", replace(SETTINGS, stop_at=3))
+    factors = iter([1, 1, 1, 1, 1, bad])
+    model, folder = make_model(), tmp_path / "bad"
+    facts = (bad, "step 5", "step 3", "--learning-rate")
+    with raises(HypsError, "training-diverged", *facts):
+        train(folder, model=model, loss=lambda *pair: cross_entropy(*pair) * next(factors))
+    assert same(good, model.state_dict())
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
 
 
 def test_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
-    def spoilt(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # finite value, infinite slope
-        return loss(logits, targets) + (logits - logits.detach()).sum().sqrt()
+    def steep(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        # a finite value with an infinite slope
+        return cross_entropy(logits, targets) + (logits - logits.detach()).sum().sqrt()
 
     model = make_model()
-    before = {name: p.clone() for name, p in model.state_dict().items()}
-    with pytest.raises(HypsError, match="gradient is not finite at step 0; there is no checkpoint"):
-        fit(model, make_batch, spoilt, no_figures, SETTINGS, tmp_path, CPU)
-    assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    with raises(HypsError, "training-diverged", "gradient", "step 0", "no checkpoint"):
+        train(tmp_path, model=model, loss=steep)
+    assert same(make_model().state_dict(), model.state_dict())
 
 
 class Scores:
-    """Figures of successive validations, and the weights they were asked about."""
+    """Metrics of successive validations, and the weights that were validated."""
 
     def __init__(self, *values: float) -> None:
         self.values = list(values)
         self.seen: list[torch.Tensor] = []
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
+        assert not model.training
         self.seen.append(model.state_dict()["2.weight"].clone())
         return {"dice": self.values[len(self.seen) - 1]}
 
 
 def test_stops_early_and_returns_the_best_average(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=20, evaluate_every=2, patience=2)
     scores = Scores(0.1, 0.5, 0.4, 0.45, 0.9)
-    model = make_model()
-    outcome = run(model, make_batch, loss, scores, settings, tmp_path, CPU)
+    weights, outcome = train(tmp_path, PATIENT, validate=scores)
     assert outcome == Outcome({"dice": 0.5}, step=4, steps=8)
-    assert torch.equal(model.state_dict()["2.weight"], scores.seen[1])
-    # nothing is left to do
-    again = make_model()
-    scores = Scores()
-    assert run(again, make_batch, loss, scores, settings, tmp_path, CPU) == outcome
-    assert torch.equal(again.state_dict()["2.weight"], model.state_dict()["2.weight"])
+    assert torch.equal(weights["2.weight"], scores.seen[1])
+    # nothing is left to do for a second run
+    again, repeated = train(tmp_path, PATIENT, validate=Scores())
+    assert repeated == outcome
+    assert same(again, weights)
 
 
 def test_patience_survives_a_kill(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=20, evaluate_every=2, patience=2, checkpoint_every=1)
-    calls = 0
-
-    def dies(generator: torch.Generator) -> Batch:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            raise Killed
-        return make_batch(generator)
-
+    settings = replace(PATIENT, checkpoint_every=1)
     with pytest.raises(Killed):
-        run(make_model(), dies, loss, Scores(0.1, 0.5, 0.4), settings, tmp_path, CPU)
-    outcome = run(make_model(), make_batch, loss, Scores(0.3), settings, tmp_path, CPU)
+        train(tmp_path, settings, batches=dies_at(8), validate=Scores(0.1, 0.5, 0.4))
+    _, outcome = train(tmp_path, settings, validate=Scores(0.3))
     assert outcome == Outcome({"dice": 0.5}, step=4, steps=8)
-    with open(tmp_path / "log.csv", newline="") as stream:
-        steps = [int(row["step"]) for row in csv.DictReader(stream)]
-    # no step twice, none forgotten
-    assert steps == list(range(1, 9))
+    # every step is logged once
+    assert [int(row["step"]) for row in logged(tmp_path)] == list(range(1, 9))
 
 
 def test_stop_at_ends_on_the_rates_of_the_whole(tmp_path: Path) -> None:
     settings = replace(SETTINGS, stop_at=3)
     assert settings.rate(2) == SETTINGS.rate(2)
-    outcome = run(make_model(), make_batch, loss, no_figures, settings, tmp_path, CPU)
-    assert outcome.steps == 3
+    assert train(tmp_path, settings)[1].steps == 3
 
 
 def test_adam_is_not_adamw(tmp_path: Path) -> None:
-    # decoupled decay alone would shrink a weight without a gradient
     decayed = replace(SETTINGS, weight_decay=0.5)
-    adamw = train(tmp_path / "adamw", decayed).state_dict()
-    adam = train(tmp_path / "adam", replace(decayed, optimizer="adam")).state_dict()
+    adamw, _ = train(tmp_path / "adamw", decayed)
+    adam, _ = train(tmp_path / "adam", replace(decayed, optimizer="adam"))
     assert not torch.allclose(adamw["2.weight"], adam["2.weight"])
-    with pytest.raises(ValueError, match="choose from"):
+    with pytest.raises(ValueError, match="sgd"):
         replace(SETTINGS, optimizer="sgd")
 
 
@@ -186,91 +185,77 @@ def test_head_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
         model = nn.Sequential()
         model.add_module("body", nn.Conv3d(1, 4, 3, padding=1))
         model.add_module("out", nn.Conv3d(4, 2, 1))
-        before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        # Adam's first step is as long as the learning rate, whatever the gradient
-        fit(model, make_batch, loss, no_figures, settings, folder, CPU)
-        return {n: float((p - before[n]).detach().abs().max()) for n, p in model.named_parameters()}
+        before = {name: w.clone() for name, w in model.state_dict().items()}
+        after, _ = train(folder, settings, model=model)
+        return {name: float((w - before[name]).abs().max()) for name, w in after.items()}
 
+    # Adam's first step is as long as the learning rate, whatever the gradient.
     once = replace(SETTINGS, steps=1, warmup=0, weight_decay=0.0, ema=0.0)
-    same = moved(once, tmp_path / "same")
+    same_rate = moved(once, tmp_path / "same")
     faster = moved(replace(once, head_learning_rate=1e-2), tmp_path / "faster")
-    assert same["out.weight"] == pytest.approx(1e-3, rel=1e-2)
+    assert same_rate["out.weight"] == pytest.approx(1e-3, rel=1e-2)
     assert faster["out.weight"] == pytest.approx(1e-2, rel=1e-2)
     assert faster["body.weight"] == pytest.approx(1e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize(
-    ("settings", "identity", "named"),
+    ("settings", "data", "named"),
     [
-        (replace(SETTINGS, learning_rate=1e-2), {"data": "a"}, r"settings \(learning_rate\)"),
-        (SETTINGS, {"data": "b"}, "data"),
+        (replace(SETTINGS, learning_rate=1e-2), "a", "settings (learning_rate)"),
+        (SETTINGS, "b", "data"),
     ],
 )
 def test_checkpoint_of_another_run_is_refused(
-    tmp_path: Path, settings: LoopSettings, identity: dict[str, str], named: str
+    tmp_path: Path, settings: LoopSettings, data: str, named: str
 ) -> None:
-    first = run(
-        make_model(), make_batch, loss, no_figures, SETTINGS, tmp_path, CPU, identity={"data": "a"}
-    )
-    assert first.steps == 8
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(UsageError, match=f"checkpoint of other {named};"):
-        run(make_model(), make_batch, loss, no_figures, settings, tmp_path, CPU, identity=identity)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    train(tmp_path, identity={"data": "a"})
+    path = tmp_path / "checkpoint.pt"
+    before = path.read_bytes()
+    with raises(UsageError, "checkpoint-other-run", path, f"other {named};"):
+        train(tmp_path, settings, identity={"data": data})
+    assert path.read_bytes() == before
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    whole = train(tmp_path / "whole").state_dict()
+    whole, _ = train(tmp_path / "whole")
     folder = tmp_path / "full"
+    checkpoint = folder / "checkpoint.pt"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def filling(generator: torch.Generator) -> Batch:
-        if (folder / "checkpoint.pt").is_file():
-            # as if the disk were full; the kernel refuses to write beyond
+        if checkpoint.is_file():
+            # The kernel refuses to write more than this, as if the disk were full.
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         return make_batch(generator)
 
     try:
-        with pytest.raises(CannotCreateOutput, match=r"step 6 cannot be written.*step 3 is"):
-            fit(make_model(), filling, loss, no_figures, SETTINGS, folder, CPU)
+        with raises(CannotCreateOutput, "not-writable", checkpoint, "previous checkpoint"):
+            train(folder, batches=filling)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
-    assert not (folder / "checkpoint.partial").exists()
-    # with room again, it goes on
-    resumed = train(folder).state_dict()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert torch.load(checkpoint, weights_only=True)["step"] == 3
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "log.csv"}
+    # with room again, the run continues
+    assert same(whole, train(folder)[0])
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CannotCreateOutput, match="cannot be made"):
+    with raises(CannotCreateOutput, "not-writable", tmp_path / "file" / "run"):
         train(tmp_path / "file" / "run")
 
 
 def test_frozen_parameters_stay(tmp_path: Path) -> None:
     model = make_model()
     model[0].requires_grad_(False)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    fit(model, make_batch, loss, no_figures, SETTINGS, tmp_path, CPU)
-    after = dict(model.named_parameters())
+    before, after = make_model().state_dict(), train(tmp_path, model=model)[0]
     assert torch.equal(before["0.weight"], after["0.weight"])
     assert not torch.equal(before["2.weight"], after["2.weight"])
 
 
-def test_log_and_figures(tmp_path: Path) -> None:
-    seen_in_training_mode = []
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        seen_in_training_mode.append(model.training)
-        return {"dice": 0.25}
-
-    model = make_model()
-    assert fit(model, make_batch, loss, validate, SETTINGS, tmp_path, CPU) == {"dice": 0.25}
-    assert seen_in_training_mode == [False, False]
-    assert not model.training
-    with open(tmp_path / "log.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    measured = {int(row["step"]): float(row["value"]) for row in rows if row["metric"] == "dice"}
-    assert measured == {4: 0.25, 8: 0.25}
+def test_log_and_metrics(tmp_path: Path) -> None:
+    _, outcome = train(tmp_path, validate=Scores(0.25, 0.5))
+    assert outcome.metrics == {"dice": 0.5}
+    measured = {row["step"]: float(row["value"]) for row in logged(tmp_path) if row["metric"]}
+    assert measured == {"4": 0.25, "8": 0.5}
