@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from torch import nn
 from hyps_bids.errors import UsageError
 from hyps_bids.networks.checkpoints import (
     LOCALIZER,
+    Architecture,
+    NetworkCard,
     build_network,
     load_network,
     read_card,
@@ -24,26 +26,29 @@ from hyps_bids.networks.checkpoints import (
     shipped_weights,
 )
 from hyps_bids.outputs.digests import sha256
-from hyps_bids.pretraining.synthesis import (
+from hyps_bids.pretraining.label_maps import (
     BASE_CLASSES,
-    BOX,
-    HEAD,
     HEAD_CLASSES,
     LabelMaps,
-    SynthesisSettings,
-    box_batch,
-    head_batch,
     load_labelmaps,
 )
+from hyps_bids.pretraining.synthesis import BOX, HEAD, SynthesisSettings, box_batch, head_batch
 from hyps_bids.training.cards import hardware, write_model_card
-from hyps_bids.training.loop import Batch, LoopSettings, fit
+from hyps_bids.training.loop import Batch, LoopSettings, Objective, run
 
-__all__ = ["pretrain_base", "pretrain_localizer", "segmentation_loss", "synthetic_dice"]
+__all__ = [
+    "PretrainingTask",
+    "base_task",
+    "localizer_task",
+    "pretrain",
+    "segmentation_loss",
+    "synthetic_dice",
+]
 
-#: label maps, last in order of name, that are never trained on
+#: Number of label maps, the last in order of name, that are never trained on.
 HELD_OUT = 2
 
-#: weight of the localizer's hippocampi in the cross-entropy: they are 1 voxel in 2,000
+#: Weight of the hippocampi in the localizer's cross-entropy; they are 1 voxel in 2,000.
 _HIPPOCAMPUS_WEIGHT = 6.0
 _VALIDATION_SEED = 20_240
 
@@ -53,134 +58,71 @@ _DATA = (
     "uses are SynthSeg's (Billot et al. 2023, Medical Image Analysis 86:102789, Apache-2.0)."
 )
 _NOTES = (
-    "Research use. The figures are Dice coefficients on synthetic images of the held-out heads, "
+    "Research use. The metrics are Dice coefficients on synthetic images of the held-out heads, "
     "many of them far worse than real ones: they compare training runs, and do not say how well "
     "real scans are segmented."
 )
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What distinguishes the training of one network from that of another."""
+class PretrainingTask:
+    """A network to pre-train, and the synthetic images to train it on.
+
+    Attributes
+    ----------
+    name : str
+        Stem of the weights file.
+    architecture : Architecture
+        The network.
+    labels : tuple of str
+        Classes in the order of the network's outputs, background first.
+    draw : callable
+        Draws a batch: :func:`head_batch` or :func:`box_batch`.
+    synthesis : SynthesisSettings
+        Ranges of the images. Sides must be divisible by 16 for the localizer, by 8 for the base.
+    batch_size : int
+        Images per step.
+    validation_batches : int
+        Number of batches of two held-out images for the metrics.
+    class_weights : dict of str to float
+        Weights of classes in the cross-entropy, where they are not 1.
+    memory_format : torch.memory_format
+        Layout of the weights; channels-last slows instance norm down.
+    """
 
     name: str
-    architecture: dict[str, Any]
+    architecture: Architecture
     labels: tuple[str, ...]
-    #: classes → weights in the cross-entropy, where not 1
-    weights: dict[str, float]
-    maker: Callable[[LabelMaps, SynthesisSettings, int, torch.Generator], Batch]
-    memory_format: torch.memory_format
+    draw: Callable[[LabelMaps, SynthesisSettings, int, torch.Generator], Batch]
+    synthesis: SynthesisSettings
+    batch_size: int
+    validation_batches: int = 8
+    class_weights: dict[str, float] = field(default_factory=dict)
+    memory_format: torch.memory_format = torch.contiguous_format
 
 
-def pretrain_localizer(
-    labelmaps: Path,
-    folder: Path,
-    settings: LoopSettings,
-    device: torch.device,
-    resume_from: Path | None = None,
-    *,
-    synthesis: SynthesisSettings = HEAD,
-    batch_size: int = 12,
-    validation_batches: int = 8,
-    half: bool = False,
-) -> Path:
-    """Train the network that finds the brain and both hippocampi in a whole head.
-
-    Parameters
-    ----------
-    labelmaps : Path
-        Folder of label maps; the last two in order of name are held out.
-    folder : Path
-        Receives the log, the checkpoint (continued from when it is there),
-        ``localizer.safetensors`` and its model card.
-    settings : LoopSettings
-        How to train.
-    device : torch.device
-        Where to train.
-    resume_from : Path or None
-        Weights to start from; random ones if None.
-    synthesis : SynthesisSettings
-        What images to draw; sides divisible by 16.
-    batch_size : int
-        Heads per step.
-    validation_batches : int
-        Batches of two held-out heads that figures are computed on.
-    half : bool
-        Write the weights in float16.
-
-    Returns
-    -------
-    Path
-        The weights.
-    """
-    task = _Task(
+def localizer_task() -> PretrainingTask:
+    """Return the task of finding the brain and both hippocampi in a whole head."""
+    return PretrainingTask(
         "localizer",
-        read_card(shipped_weights(LOCALIZER))["architecture"],
+        cast(NetworkCard, read_card(shipped_weights(LOCALIZER)))["architecture"],
         HEAD_CLASSES,
-        dict.fromkeys(HEAD_CLASSES[2:], _HIPPOCAMPUS_WEIGHT),
         head_batch,
-        # channels last slows instance norm down
-        torch.contiguous_format,
-    )
-    return _pretrain(
-        task,
-        labelmaps,
-        folder,
-        settings,
-        device,
-        resume_from,
-        synthesis=synthesis,
-        batch_size=batch_size,
-        validation_batches=validation_batches,
-        half=half,
+        HEAD,
+        batch_size=12,
+        class_weights=dict.fromkeys(HEAD_CLASSES[2:], _HIPPOCAMPUS_WEIGHT),
     )
 
 
-def pretrain_base(
-    labelmaps: Path,
-    folder: Path,
-    settings: LoopSettings,
-    device: torch.device,
-    resume_from: Path | None = None,
-    *,
-    synthesis: SynthesisSettings = BOX,
-    batch_size: int = 16,
-    validation_batches: int = 8,
-    feature_size: int = 24,
-    half: bool = False,
-) -> Path:
-    """Train the network that tells brain structures apart in a box around a hippocampus.
+def base_task(feature_size: int = 24) -> PretrainingTask:
+    """Return the task of distinguishing brain structures in a box around a hippocampus.
 
     Parameters
     ----------
-    labelmaps : Path
-        Folder of label maps; the last two in order of name are held out.
-    folder : Path
-        Receives the log, the checkpoint (continued from when it is there), ``base.safetensors``
-        and its model card.
-    settings : LoopSettings
-        How to train.
-    device : torch.device
-        Where to train.
-    resume_from : Path or None
-        Weights to start from; random ones if None.
-    synthesis : SynthesisSettings
-        What images to draw; sides divisible by 8.
-    batch_size : int
-        Boxes per step.
-    validation_batches : int
-        Batches of two held-out boxes that figures are computed on.
     feature_size : int
         Width of the SwinUNETR, a multiple of 12.
-    half : bool
-        Write the weights in float16.
-
-    Returns
-    -------
-    Path
-        The weights.
     """
-    architecture = {
+    architecture: Architecture = {
         "name": "HippocampusSwinUNETR",
         "kwargs": {
             "in_channels": 1,
@@ -188,19 +130,103 @@ def pretrain_base(
             "feature_size": feature_size,
         },
     }
-    task = _Task("base", architecture, BASE_CLASSES, {}, box_batch, torch.channels_last_3d)
-    return _pretrain(
-        task,
-        labelmaps,
-        folder,
-        settings,
-        device,
-        resume_from,
-        synthesis=synthesis,
-        batch_size=batch_size,
-        validation_batches=validation_batches,
-        half=half,
+    return PretrainingTask(
+        "base",
+        architecture,
+        BASE_CLASSES,
+        box_batch,
+        BOX,
+        batch_size=16,
+        memory_format=torch.channels_last_3d,
     )
+
+
+def pretrain(
+    task: PretrainingTask,
+    labelmaps: Path,
+    folder: Path,
+    settings: LoopSettings,
+    device: torch.device,
+    start: Path | None = None,
+    *,
+    half: bool = False,
+) -> Path:
+    """Train a network on synthetic images and write it with its model card.
+
+    Parameters
+    ----------
+    task : PretrainingTask
+        The network and its images.
+    labelmaps : Path
+        Folder of label maps; the last two in order of name are held out.
+    folder : Path
+        Receives the log, the checkpoint (from which an interrupted run resumes),
+        ``<name>.safetensors`` and its model card.
+    settings : LoopSettings
+        How to train.
+    device : torch.device
+        Where to train.
+    start : Path, optional
+        Weights to start from; random ones if None.
+    half : bool
+        Write the weights in float16.
+
+    Returns
+    -------
+    Path
+        The weights.
+
+    Raises
+    ------
+    UsageError
+        If there are too few label maps, or `start` holds another network.
+    """
+    maps = load_labelmaps(labelmaps)
+    if len(maps) <= HELD_OUT:
+        raise UsageError(
+            f"{labelmaps}: pre-training needs more than {HELD_OUT} label maps, and there are "
+            f"{len(maps)}",
+            code="label-maps-too-few",
+        )
+    maps = maps.to(device)
+    training, held_out = maps[:-HELD_OUT], maps[-HELD_OUT:]
+    torch.manual_seed(settings.seed)
+    model = _start(task, start)
+    # torch's stubs lack the memory format.
+    model = model.to(device=device, memory_format=task.memory_format)  # type: ignore[call-overload]
+    began = time.monotonic()
+    outcome = run(model, _objective(task, training, held_out, device), settings, folder, device)
+    shape = " × ".join(map(str, task.synthesis.shape))
+    held_out_names = ", ".join(held_out.names)
+    card = {
+        "architecture": task.architecture,
+        "labels": list(task.labels),
+        "license": "Apache-2.0",
+        "training": {
+            "start": f"{start.name} (sha256 {sha256(start)})" if start else "random weights",
+            "label maps": len(training),
+            "held out": held_out_names,
+            "steps": settings.steps,
+            "batch size": task.batch_size,
+            "learning rate": settings.learning_rate,
+            "seed": settings.seed,
+            "image": f"{shape} voxels of {task.synthesis.voxel:g} mm",
+            "minutes of the last run": round((time.monotonic() - began) / 60, 1),
+            "validation": outcome.metrics,
+        },
+    }
+    path = folder / f"{task.name}.safetensors"
+    save_network(path, model, card, dtype=torch.float16 if half else torch.float32)
+    write_model_card(
+        path,
+        title=f"{task.architecture['name']} {task.name}, pre-trained on synthetic brain MRI",
+        card=card,
+        data=_DATA.format(training=len(training), held_out=len(held_out), names=held_out_names),
+        license="Apache-2.0",
+        hardware=hardware(device),
+        notes=_NOTES,
+    )
+    return path
 
 
 def segmentation_loss(
@@ -232,23 +258,23 @@ def segmentation_loss(
 @torch.inference_mode()
 def synthetic_dice(
     model: nn.Module,
-    make: Callable[[torch.Generator], Batch],
+    draw: Callable[[torch.Generator], Batch],
     labels: tuple[str, ...],
     batches: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Mean Dice per class over the same random batches each time.
+    """Compute the mean Dice per class, each time on the same random batches.
 
     Parameters
     ----------
     model : torch.nn.Module
         Network on `device`, in evaluation mode.
-    make : callable
-        Makes a batch from a generator.
+    draw : callable
+        Draws a batch from a generator.
     labels : tuple of str
         Names of the classes, background first.
     batches : int
-        How many batches.
+        Number of batches.
     device : torch.device
         Where to compute.
 
@@ -263,109 +289,52 @@ def synthetic_dice(
         apply_argmax=False,
         num_classes=len(labels),
         get_not_nans=False,
-        # else a class that an image lacks counts as 0
+        # Other reductions count a class that an image lacks as 0.
         reduction="none",
     )
     scores = []
     for i in range(batches):
-        inputs, targets = make(torch.Generator(device).manual_seed(_VALIDATION_SEED + i))
-        # autocast as in training, where it is on
+        inputs, targets = draw(torch.Generator(device).manual_seed(_VALIDATION_SEED + i))
+        # Use autocast wherever training does.
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             predicted = model(inputs).argmax(dim=1, keepdim=True)
         pairs = zip(predicted, targets, strict=True)
         scores += [torch.as_tensor(helper(p[None], t[None])).flatten() for p, t in pairs]
     mean = torch.stack(scores).nanmean(dim=0)
-    figures = {
+    metrics = {
         f"dice_{label}": float(value)
         for label, value in zip(labels[1:], mean, strict=True)
         if not torch.isnan(value)
     }
-    return figures | {"dice_mean": float(mean.nanmean())}
+    return metrics | {"dice_mean": float(mean.nanmean())}
 
 
-def _pretrain(
-    task: _Task,
-    labelmaps: Path,
-    folder: Path,
-    settings: LoopSettings,
-    device: torch.device,
-    resume_from: Path | None,
-    *,
-    synthesis: SynthesisSettings,
-    batch_size: int,
-    validation_batches: int,
-    half: bool,
-) -> Path:
-    maps = load_labelmaps(labelmaps)
-    if len(maps) <= HELD_OUT:
-        raise UsageError(f"{labelmaps}: needs more than {HELD_OUT} label maps, has {len(maps)}")
-    maps = maps.to(device)
-    training, held_out = maps[:-HELD_OUT], maps[-HELD_OUT:]
-    torch.manual_seed(settings.seed)
-    model = _start(task, resume_from)
-    # torch's own stubs forget the memory format
-    model = model.to(device=device, memory_format=task.memory_format)  # type: ignore[call-overload]
-    weights = torch.tensor([task.weights.get(label, 1.0) for label in task.labels], device=device)
-    began = time.monotonic()
-    figures = fit(
-        model,
-        lambda generator: task.maker(training, synthesis, batch_size, generator),
-        segmentation_loss(weights),
+def _objective(
+    task: PretrainingTask, training: LabelMaps, held_out: LabelMaps, device: torch.device
+) -> Objective:
+    weights = [task.class_weights.get(label, 1.0) for label in task.labels]
+    return Objective(
+        lambda generator: task.draw(training, task.synthesis, task.batch_size, generator),
+        segmentation_loss(torch.tensor(weights, device=device)),
         lambda network: synthetic_dice(
             network,
-            lambda generator: task.maker(held_out, synthesis, 2, generator),
+            lambda generator: task.draw(held_out, task.synthesis, 2, generator),
             task.labels,
-            validation_batches,
+            task.validation_batches,
             device,
         ),
-        settings,
-        folder,
-        device,
     )
-    start = "random weights"
-    if resume_from:
-        start = f"{resume_from.name} (sha256 {sha256(resume_from)})"
-    card = {
-        "architecture": task.architecture,
-        "labels": list(task.labels),
-        "license": "Apache-2.0",
-        "training": {
-            "start": start,
-            "label maps": len(training),
-            "held out": ", ".join(held_out.names),
-            "steps": settings.steps,
-            "batch size": batch_size,
-            "learning rate": settings.learning_rate,
-            "seed": settings.seed,
-            "image": f"{' × '.join(map(str, synthesis.shape))} voxels of {synthesis.voxel:g} mm",
-            "minutes of the last run": round((time.monotonic() - began) / 60, 1),
-            "validation": figures,
-        },
-    }
-    path = folder / f"{task.name}.safetensors"
-    save_network(path, model, card, dtype=torch.float16 if half else torch.float32)
-    write_model_card(
-        path,
-        title=f"{task.architecture['name']} {task.name}, pre-trained on synthetic brain MRI",
-        card=card,
-        data=_DATA.format(
-            training=len(training), held_out=len(held_out), names=", ".join(held_out.names)
-        ),
-        license="Apache-2.0",
-        hardware=hardware(device),
-        notes=_NOTES,
-    )
-    return path
 
 
-def _start(task: _Task, resume_from: Path | None) -> nn.Module:
-    """Build a network, with weights of the same architecture and classes if there are any."""
-    if resume_from is None:
+def _start(task: PretrainingTask, start: Path | None) -> nn.Module:
+    """Build the network, with the weights of a file if there is one."""
+    if start is None:
         return build_network(task.architecture)
-    model, card = load_network(resume_from)
+    model, card = load_network(start)
     if card["architecture"] != task.architecture or card["labels"] != list(task.labels):
         raise UsageError(
-            f"{resume_from}: has another architecture or other classes than the {task.name}: "
-            f"{card['architecture']}, {card['labels']}"
+            f"{start}: has another architecture or other classes than the {task.name}: "
+            f"{card['architecture']}, {card['labels']}",
+            code="start-other-network",
         )
     return model

@@ -1,4 +1,4 @@
-"""``hyps-tools synthesize``: look at synthetic training images."""
+"""``hyps-tools synthesize``: draw a picture of synthetic training images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_parser(commands, "synthesize", _synthesize, "Draw synthetic training images.")
     parser.add_argument("labelmaps", type=Path, metavar="LABELMAPS", help="folder of label maps")
     parser.add_argument("output", type=Path, metavar="OUT.png", help="picture to write")
-    parser.add_argument("--kind", choices=("head", "box"), default="head", help="what to draw")
+    parser.add_argument(
+        "--kind",
+        choices=("head", "box"),
+        default="head",
+        help="heads, or hippocampi",
+    )
     parser.add_argument("-n", type=positive, default=8, help="number of samples")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
+    parser.add_argument("--threads", type=positive, help="CPU threads; torch chooses if not given")
 
 
 def _synthesize(args: argparse.Namespace) -> int:
@@ -33,20 +38,25 @@ def _synthesize(args: argparse.Namespace) -> int:
     import torch
 
     from hyps_bids.pretraining import synthesis
+    from hyps_bids.pretraining.label_maps import BASE_CLASSES, load_labelmaps
 
-    maps = synthesis.load_labelmaps(args.labelmaps).to(device)
+    maps = load_labelmaps(args.labelmaps).to(device)
     generator = torch.Generator(device).manual_seed(args.seed)
     if args.kind == "head":
         images, targets = synthesis.head_batch(maps, synthesis.HEAD, args.n, generator)
         shown, limits = targets >= 2, (0.0, 1.0)
     else:
         images, targets = synthesis.box_batch(maps, synthesis.BOX, args.n, generator)
-        shown, limits = targets == synthesis.BASE_CLASSES.index("hippocampus"), (-2.5, 2.5)
+        shown, limits = targets == BASE_CLASSES.index("hippocampus"), (-2.5, 2.5)
     figure = sample_figure(images.cpu(), shown.cpu(), limits)
     try:
         figure.savefig(args.output, dpi=80)
     except (OSError, ValueError) as error:
-        raise CannotCreateOutput(f"{args.output}: cannot be written ({error})") from error
+        raise CannotCreateOutput(
+            f"{args.output}: the picture cannot be written ({error}); give a path that ends with "
+            ".png in an existing folder",
+            code="picture-not-writable",
+        ) from error
     return 0
 
 
@@ -62,7 +72,7 @@ def sample_figure(
     outlined : torch.Tensor
         Boolean, same shape.
     limits : tuple of float
-        Intensities of black and white.
+        Intensities that are shown black and white.
 
     Returns
     -------

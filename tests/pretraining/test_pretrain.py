@@ -19,20 +19,21 @@ from hyps_bids.networks.checkpoints import (
     shipped_weights,
 )
 from hyps_bids.pretraining.pretrain import (
-    pretrain_base,
-    pretrain_localizer,
+    base_task,
+    localizer_task,
+    pretrain,
     segmentation_loss,
     synthetic_dice,
 )
 from hyps_bids.pretraining.synthesis import BOX, HEAD
 from hyps_bids.training.cards import write_model_card
 from hyps_bids.training.loop import LoopSettings
+from tests.raising import raises
 
 CPU = torch.device("cpu")
 LABELMAP = Path(__file__).parents[1] / "data" / "labelmap_2mm.nii.gz"
 SETTINGS = LoopSettings(steps=2, warmup=1, learning_rate=1e-4)
-TINY_HEAD = replace(HEAD, shape=(32, 32, 32), voxel=7.5)
-TINY_BOX = replace(BOX, shape=(40, 40, 40))
+TINY = {"batch_size": 1, "validation_batches": 1}
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,9 @@ def labelmaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None:
-    path = pretrain_localizer(
-        labelmaps,
-        tmp_path,
-        SETTINGS,
-        CPU,
-        shipped_weights(LOCALIZER),
-        synthesis=TINY_HEAD,
-        batch_size=1,
-        validation_batches=1,
-    )
+    head = replace(HEAD, shape=(32, 32, 32), voxel=7.5)
+    task = replace(localizer_task(), synthesis=head, **TINY)
+    path = pretrain(task, labelmaps, tmp_path, SETTINGS, CPU, shipped_weights(LOCALIZER))
     assert path == tmp_path / "localizer.safetensors"
     model, card = load_network(path)
     shipped, shipped_card = load_network(shipped_weights(LOCALIZER))
@@ -74,17 +68,8 @@ def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None
 
 
 def test_base_from_nothing_in_half_precision(labelmaps: Path, tmp_path: Path) -> None:
-    path = pretrain_base(
-        labelmaps,
-        tmp_path,
-        replace(SETTINGS, steps=1),
-        CPU,
-        synthesis=TINY_BOX,
-        batch_size=1,
-        validation_batches=1,
-        feature_size=12,
-        half=True,
-    )
+    task = replace(base_task(12), synthesis=replace(BOX, shape=(40, 40, 40)), **TINY)
+    path = pretrain(task, labelmaps, tmp_path, replace(SETTINGS, steps=1), CPU, half=True)
     model, card = load_network(path)
     assert card["labels"] == read_card(shipped_weights(BASE))["labels"]
     assert card["training"]["start"] == "random weights"
@@ -93,14 +78,14 @@ def test_base_from_nothing_in_half_precision(labelmaps: Path, tmp_path: Path) ->
 
 
 def test_weights_of_another_network_are_refused(labelmaps: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="another architecture"):
-        pretrain_localizer(labelmaps, tmp_path, SETTINGS, CPU, shipped_weights(BASE))
+    with raises(UsageError, "start-other-network", shipped_weights(BASE), "localizer"):
+        pretrain(localizer_task(), labelmaps, tmp_path, SETTINGS, CPU, shipped_weights(BASE))
 
 
 def test_too_few_maps(tmp_path: Path) -> None:
     shutil.copy(LABELMAP, tmp_path / "01.nii.gz")
-    with pytest.raises(UsageError, match="more than 2"):
-        pretrain_localizer(tmp_path, tmp_path / "out", SETTINGS, CPU)
+    with raises(UsageError, "label-maps-too-few", tmp_path, "more than 2"):
+        pretrain(localizer_task(), tmp_path, tmp_path / "out", SETTINGS, CPU)
 
 
 def test_loss_prefers_the_truth_and_weighs_classes() -> None:
@@ -125,8 +110,8 @@ def test_validation_counts_present_classes_only() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.one_hot(x[:, 0].long(), 3).movedim(-1, 1).float()
 
-    figures = synthetic_dice(Oracle(), make, ("none", "one", "two"), 2, CPU)
-    assert figures == {"dice_one": 1.0, "dice_mean": 1.0}
+    metrics = synthetic_dice(Oracle(), make, ("none", "one", "two"), 2, CPU)
+    assert metrics == {"dice_one": 1.0, "dice_mean": 1.0}
 
 
 def test_card_of_an_adapter(tmp_path: Path) -> None:

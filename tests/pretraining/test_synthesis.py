@@ -13,18 +13,16 @@ import torch
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_weights
-from hyps_bids.pretraining.synthesis import (
+from hyps_bids.pretraining.label_maps import (
     BASE_CLASSES,
-    BOX,
-    HEAD,
     HEAD_CLASSES,
     HIPPOCAMPI,
     LabelMaps,
-    box_batch,
-    head_batch,
     load_labelmaps,
     tissues,
 )
+from hyps_bids.pretraining.synthesis import BOX, HEAD, box_batch, head_batch
+from tests.raising import raises
 
 LABELMAP = Path(__file__).parents[1] / "data" / "labelmap_2mm.nii.gz"
 CLASS = {name: i for i, name in enumerate(BASE_CLASSES)}
@@ -128,19 +126,19 @@ def test_maps_of_unlike_shape_are_padded(tmp_path: Path, maps: LabelMaps) -> Non
 
 
 def test_unusable_maps_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match="no NIfTI"):
+    with raises(MissingInput, "label-maps-missing", tmp_path):
         load_labelmaps(tmp_path)
     image = nib.load(LABELMAP)
     values = np.asarray(image.dataobj).astype(np.int16)
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(np.where(values == 17, 999, values), image.affine), path)
-    with pytest.raises(BadData, match="999"):
+    with raises(BadData, "label-without-tissue", path, 999):
         load_labelmaps(tmp_path)
     nib.save(nib.Nifti1Image(np.where(values == 53, 42, values), image.affine), path)
-    with pytest.raises(BadData, match=r"\[53\]"):
+    with raises(BadData, "label-map-unusable", path, 53):
         load_labelmaps(tmp_path)
     nib.save(nib.Nifti1Image(values, image.affine @ np.diag([1, 1, 1.5, 1])), path)
-    with pytest.raises(BadData, match="isotropic"):
+    with raises(BadData, "label-map-spacing", tmp_path, 3.0):
         load_labelmaps(tmp_path)
 
 
