@@ -1,19 +1,34 @@
-"""How well two masks agree: overlap and distances between surfaces."""
+"""How well two segmentations agree: overlap, and distances between their surfaces."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics.meandice import DiceHelper
 
-__all__ = ["agreement", "dice"]
+__all__ = ["Agreement", "agreement", "class_dice", "dice"]
+
+
+class Agreement(TypedDict):
+    """Comparison of a mask with a reference; distances are NaN if one of them is empty."""
+
+    dice: float
+    hd95_mm: float
+    asd_mm: float
+    volume_mm3: float
+    reference_mm3: float
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice overlap of two boolean masks; 1 if both are empty.
+    """Return the Dice coefficient of two boolean masks, 1 if both are empty.
+
+    MONAI computes it in single precision; the counts here are exact.
 
     Examples
     --------
@@ -24,22 +39,48 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * int((a & b).sum()) / total if total else 1.0
 
 
+def class_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the Dice coefficient of each foreground class of one label image.
+
+    Parameters
+    ----------
+    predicted, target : torch.Tensor
+        Labels from 0 (background) to ``classes - 1``, shape ``(1, x, y, z)``.
+    classes : int
+        Number of classes, background included.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape ``(classes - 1,)``, NaN for a class that neither image has.
+    """
+    helper = DiceHelper(
+        include_background=False,
+        apply_argmax=False,
+        num_classes=classes,
+        get_not_nans=False,
+        reduction="none",  # otherwise a class that the image lacks would count as 0
+    )
+    return torch.as_tensor(helper(predicted[None], target[None])).flatten()
+
+
 def agreement(
     predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
-) -> dict[str, float]:
-    """Compare two masks.
+) -> Agreement:
+    """Compare a mask with a reference.
 
     Parameters
     ----------
     predicted, reference : numpy.ndarray
-        Boolean, same shape.
+        Boolean masks of the same shape.
     spacing : sequence of float
-        Voxel sides, mm.
+        Voxel sizes, mm.
 
     Returns
     -------
-    dict of str to float
-        dice, hd95_mm, asd_mm, volume_mm3, reference_mm3; distances are nan if a mask is empty.
+    Agreement
+        Dice coefficient, 95th percentile of the Hausdorff distance, average symmetric surface
+        distance, and the volumes of both.
 
     Examples
     --------
@@ -48,31 +89,35 @@ def agreement(
     >>> agreement(a, np.roll(a, 1, axis=0), (2, 1, 1))
     {'dice': 0.75, 'hd95_mm': 2.0, 'asd_mm': ..., 'volume_mm3': 128.0, 'reference_mm3': 128.0}
     """
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
-
     voxel = float(np.prod(spacing))
-    figures = {"dice": dice(predicted, reference), "hd95_mm": math.nan, "asd_mm": math.nan}
+    hausdorff, surface = math.nan, math.nan
     if predicted.any() and reference.any():
-        ours, theirs = (torch.from_numpy(m)[None, None] for m in _cut(predicted, reference))
-        sides = [float(side) for side in spacing]
+        pair = [torch.from_numpy(mask)[None, None] for mask in _crop(predicted, reference)]
+        sizes = [float(size) for size in spacing]
         with warnings.catch_warnings():
-            # MONAI calls itself in a way that it has deprecated
+            # MONAI calls one of its own functions in a way that it has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
-            hausdorff = compute_hausdorff_distance(
-                ours, theirs, include_background=True, percentile=95, spacing=sides
+            hausdorff = float(
+                compute_hausdorff_distance(
+                    *pair, include_background=True, percentile=95, spacing=sizes
+                )
             )
-            surface = compute_average_surface_distance(
-                ours, theirs, include_background=True, symmetric=True, spacing=sides
+            surface = float(
+                compute_average_surface_distance(
+                    *pair, include_background=True, symmetric=True, spacing=sizes
+                )
             )
-        figures |= {"hd95_mm": float(hausdorff), "asd_mm": float(surface)}
-    return figures | {
+    return {
+        "dice": dice(predicted, reference),
+        "hd95_mm": hausdorff,
+        "asd_mm": surface,
         "volume_mm3": float(predicted.sum()) * voxel,
         "reference_mm3": float(reference.sum()) * voxel,
     }
 
 
-def _cut(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut two masks to the box that holds both, with a rim of background: distances are costly."""
+def _crop(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Crop two masks to the box that holds both, plus one voxel: distances are costly."""
     index = np.argwhere(a | b)
     region = tuple(
         slice(int(low), int(high) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
 
 __all__ = ["correct_bias"]
 
@@ -13,8 +14,8 @@ def correct_bias(
 ) -> np.ndarray:
     """Correct the bias field with N4.
 
-    The field is estimated on an image shrunk by `shrink` within the non-zero part above the Otsu
-    threshold, and divided out at full resolution.
+    The field is estimated on a shrunk image, above Otsu's threshold, and divided out at full
+    resolution.
 
     Parameters
     ----------
@@ -23,9 +24,9 @@ def correct_bias(
     affine : numpy.ndarray
         Voxel-to-world transform; only the voxel sizes matter.
     shrink : int
-        Factor of the estimation grid.
+        Factor by which the image is shrunk to estimate the field.
     threads : int
-        CPU threads.
+        Number of CPU threads.
 
     Returns
     -------
@@ -36,10 +37,11 @@ def correct_bias(
     ----------
     Tustison et al. 2010, N4ITK, https://doi.org/10.1109/TMI.2010.2046908
     """
-    # N4 works on logarithms: intensities must be positive
+    # N4 takes logarithms, so intensities must not be negative.
     positive = data - data.min()
     image = sitk.GetImageFromArray(positive.astype(np.float32))
-    image.SetSpacing([float(z) for z in np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1]])
+    # SimpleITK counts axes in reverse.
+    image.SetSpacing([float(size) for size in voxel_sizes(affine)[::-1]])
     factors = [max(1, min(shrink, size // 16)) for size in image.GetSize()]
     small = sitk.Shrink(image, factors)
     mask = sitk.OtsuThreshold(small, 0, 1, 200)

@@ -1,18 +1,18 @@
 """Read a T1w image, check it, and bring it to a canonical form.
 
-What cannot be processed is refused here, with the file and the remedy in the message.
+Images that cannot be processed are refused here, with the file and the remedy in the message.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -20,15 +20,16 @@ from hyps_bids.errors import BadData, MissingInput
 
 __all__ = ["ConformedImage", "conform", "restore_orientation"]
 
-#: mm, voxels and mm
+#: Accepted voxel sizes, mm.
 VOXEL_RANGE = (0.2, 6.0)
+#: Fewest voxels and smallest extent (mm) along an axis.
 SMALLEST_SIDE = 8
 SMALLEST_EXTENT = 20.0
-#: a fraction of voxels that are not finite above this is not a masked background any more
+#: Largest fraction of voxels that are not finite; a masked background has fewer.
 NONFINITE_LIMIT = 0.9
-#: mm between the same voxel placed by qform and sform
+#: Largest distance between the same voxel placed by qform and by sform without a remark, mm.
 TRANSFORM_TOLERANCE = 1.0
-#: what the libraries raise on files that are not what they claim to be
+#: What the libraries raise on files that are not what their names say.
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
 
 
@@ -39,9 +40,9 @@ class ConformedImage:
     Attributes
     ----------
     data : numpy.ndarray
-        Finite float32 intensities, shape ``(x, y, z)``.
+        Finite intensities, float32, shape ``(x, y, z)``.
     affine : numpy.ndarray
-        Voxel to world (RAS, mm), shape (4, 4).
+        Voxel-to-world transform (RAS, mm), shape (4, 4).
     native_shape : tuple of int
         Spatial shape in the file.
     orientation : numpy.ndarray
@@ -54,7 +55,7 @@ class ConformedImage:
     affine: np.ndarray
     native_shape: tuple[int, int, int]
     orientation: np.ndarray
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
 
 
 def conform(path: Path) -> ConformedImage:
@@ -68,7 +69,7 @@ def conform(path: Path) -> ConformedImage:
     Returns
     -------
     ConformedImage
-        Canonical orientation, float32, no value that is not finite.
+        The image in canonical orientation.
 
     Raises
     ------
@@ -79,27 +80,25 @@ def conform(path: Path) -> ConformedImage:
         transform, or no content.
     """
     image = _load(path)
-    shape = tuple(side for side in image.shape[:3])
     if len(image.shape) < 3 or any(extra != 1 for extra in image.shape[3:]):
-        raise BadData(f"{path}: shape {image.shape} is not one 3-D volume; split it or pick one")
-    remarks: list[str] = []
-    affine = _affine(image, path, remarks)
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if not ((zooms >= VOXEL_RANGE[0]) & (zooms <= VOXEL_RANGE[1])).all():
         raise BadData(
-            f"{path}: voxels of {_mm(zooms)} mm are outside {VOXEL_RANGE[0]}–{VOXEL_RANGE[1]} mm; "
-            "check pixdim, the affine and the spatial unit"
+            f"{path}: the shape {image.shape} is not that of one 3-D volume; split the file or "
+            "select one volume",
+            code="not-one-volume",
         )
-    if min(shape) < SMALLEST_SIDE or (zooms * shape).min() < SMALLEST_EXTENT:
-        raise BadData(f"{path}: {shape} voxels of {_mm(zooms)} mm are too few to hold a brain")
-    data = _read(image, path).reshape(shape)
-    data = _finite(data, path, remarks)
+    shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
+    affine, remarks = _choose_affine(image, path)
+    _check_size(shape, affine, path)
+    data, nonfinite = _make_finite(_read(image, path).reshape(shape), path)
     if data.min() == data.max():
-        raise BadData(f"{path}: all voxels have the value {data.flat[0]:g}; the image is empty")
+        raise BadData(
+            f"{path}: all voxels have the value {data.flat[0]:g}, so the image is empty",
+            code="empty-image",
+        )
     orientation = nib.io_orientation(affine)
     canonical = np.ascontiguousarray(nib.apply_orientation(data, orientation))
     affine = affine @ nib.orientations.inv_ornt_aff(orientation, shape)
-    return ConformedImage(canonical, affine, shape, orientation, tuple(remarks))
+    return ConformedImage(canonical, affine, shape, orientation, (*remarks, *nonfinite))
 
 
 def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray:
@@ -108,9 +107,9 @@ def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray
     Parameters
     ----------
     data : numpy.ndarray
-        First three axes canonical; more may follow.
+        Array whose first three axes are canonical; more may follow.
     orientation : numpy.ndarray
-        As in :class:`ConformedImage`.
+        Orientation of the file, as in :class:`ConformedImage`.
 
     Examples
     --------
@@ -121,31 +120,55 @@ def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray
     True
     """
     canonical = nib.orientations.axcodes2ornt("RAS")
-    return nib.apply_orientation(data, nib.orientations.ornt_transform(canonical, orientation))
+    turn = nib.orientations.ornt_transform(canonical, orientation)
+    restored: np.ndarray = nib.apply_orientation(data, turn)
+    return restored
 
 
 def _load(path: Path) -> nib.Nifti1Image:
     if not path.exists():
-        hint = "; it is a link to content that is not here: run 'datalad get'"
-        raise MissingInput(f"{path}: no such file{hint if path.is_symlink() else ''}")
+        hint = "; it links to content that is not here: run 'datalad get'"
+        raise MissingInput(
+            f"{path}: no such file{hint if path.is_symlink() else ''}", code="image-missing"
+        )
     try:
         return nib.load(path)
     except _UNREADABLE as error:
         raise BadData(
-            f"{path}: cannot be read as NIfTI ({error}); fetch or convert it again"
+            f"{path}: cannot be read as NIfTI ({error}); fetch or convert it again",
+            code="not-readable-nifti",
         ) from error
 
 
+def _check_size(shape: tuple[int, int, int], affine: np.ndarray, path: Path) -> None:
+    sizes = voxel_sizes(affine)
+    words = " × ".join(f"{size:.3g}" for size in sizes)
+    if not ((sizes >= VOXEL_RANGE[0]) & (sizes <= VOXEL_RANGE[1])).all():
+        raise BadData(
+            f"{path}: voxels of {words} mm are outside {VOXEL_RANGE[0]}–{VOXEL_RANGE[1]} mm; "
+            "check pixdim, the affine and the spatial unit",
+            code="absurd-voxel-size",
+        )
+    if min(shape) < SMALLEST_SIDE or (sizes * shape).min() < SMALLEST_EXTENT:
+        raise BadData(
+            f"{path}: {shape} voxels of {words} mm are too few to hold a brain",
+            code="image-too-small",
+        )
+
+
 def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
-    if image.get_data_dtype().kind not in "iuf":
-        raise BadData(f"{path}: data of type {image.get_data_dtype()} are not gray values")
+    stored = image.get_data_dtype()
+    if stored.kind not in "iuf":
+        raise BadData(
+            f"{path}: data of type {stored} are not gray values; convert them to numbers",
+            code="not-gray-values",
+        )
+    # Double precision costs time and memory, so it is used only where the file has it.
+    dtype = np.float64 if stored.itemsize >= 8 or stored == np.uint32 else np.float32
     try:
-        # double precision only where the file has it: it costs time and memory
-        wide = image.get_data_dtype().itemsize >= 8 or image.get_data_dtype() == np.uint32
-        dtype = np.float64 if wide else np.float32
         if not (path.suffix == ".gz" and isinstance(image, nib.Nifti1Image)):
             return np.asanyarray(image.dataobj, dtype=dtype)
-        # nibabel stops at the last voxel: only reading on to the end checks the checksum
+        # nibabel stops at the last voxel; only reading on to the end verifies the checksum.
         with gzip.open(path) as stream:
             data = np.asanyarray(type(image).from_stream(stream).dataobj, dtype=dtype)
             while stream.read(2**20):
@@ -153,41 +176,47 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         return data
     except _UNREADABLE as error:
         raise BadData(
-            f"{path}: truncated or damaged ({error}); fetch or convert it again"
+            f"{path}: truncated or damaged ({error}); fetch or convert it again",
+            code="damaged-image",
         ) from error
 
 
-def _affine(image: nib.Nifti1Image, path: Path, remarks: list[str]) -> np.ndarray:
-    """Choose the transform: sform, else qform, as the NIfTI standard's users do."""
+def _choose_affine(image: nib.Nifti1Image, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Choose the sform, or else the qform, as is customary; add remarks about the other."""
     header = image.header
     if not isinstance(header, nib.Nifti1Header):
-        raise BadData(f"{path}: is not NIfTI; convert it to .nii.gz")
-    sform, qform = _transform(header, "sform"), _transform(header, "qform")
-    usable = [a for a in (sform, qform) if a is not None]
+        raise BadData(f"{path}: is not NIfTI; convert it to .nii.gz", code="not-nifti")
+    transforms = {name: _transform(header, name) for name in ("sform", "qform")}
+    usable = [transform for transform in transforms.values() if transform is not None]
     if not usable:
         codes = f"codes {int(header['sform_code'])} and {int(header['qform_code'])}"
         raise BadData(
             f"{path}: neither sform nor qform is valid ({codes}), so left and right are unknown; "
-            "set the transform when converting"
+            "set the transform when converting",
+            code="no-valid-transform",
         )
-    for name, transform in (("sform", sform), ("qform", qform)):
-        if transform is None and header[f"{name}_code"] > 0:
-            remarks.append(f"{name} is not valid and was ignored")
-    if sform is not None and qform is not None:
-        ends = np.array([[0, 0, 0], [side - 1 for side in image.shape[:3]]])
-        gap = np.linalg.norm(apply_affine(sform, ends) - apply_affine(qform, ends), axis=1).max()
+    remarks = [
+        f"{name} is not valid and was ignored"
+        for name, transform in transforms.items()
+        if transform is None and header[f"{name}_code"] > 0
+    ]
+    if len(usable) == 2:
+        sform, qform = usable
         if np.sign(np.linalg.det(sform)) != np.sign(np.linalg.det(qform)):
             raise BadData(
                 f"{path}: qform and sform contradict each other about left and right; make them "
-                "agree, for example with 'fslorient -copysform2qform'"
+                "agree, for example with 'fslorient -copysform2qform'",
+                code="transforms-contradict",
             )
+        ends = np.array([[0, 0, 0], [side - 1 for side in image.shape[:3]]])
+        gap = np.linalg.norm(apply_affine(sform, ends) - apply_affine(qform, ends), axis=1).max()
         if gap > TRANSFORM_TOLERANCE:
             remarks.append(f"qform and sform differ by {gap:.1f} mm; sform used")
-    return usable[0].astype(np.float64)
+    return usable[0].astype(np.float64), remarks
 
 
 def _transform(header: nib.Nifti1Header, kind: str) -> np.ndarray | None:
-    """Read a transform; None if its code is 0 or it cannot be one."""
+    """Read a transform; None if its code is 0 or it cannot be a transform."""
     try:
         affine, _ = getattr(header, f"get_{kind}")(coded=True)
     except (ValueError, HeaderDataError):
@@ -200,27 +229,28 @@ def _is_regular(affine: np.ndarray) -> bool:
         return False
     directions = affine[:3, :3]
     lengths = np.linalg.norm(directions, axis=0)
-    # a cosine triple product near zero: two axes point the same way
+    # If the triple product of the unit vectors is near zero, two axes point the same way.
     return bool(lengths.min() > 0 and abs(np.linalg.det(directions / lengths)) > 0.1)
 
 
-def _finite(data: np.ndarray, path: Path, remarks: list[str]) -> np.ndarray:
+def _make_finite(data: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Replace values that are not finite, and scale values that float32 cannot hold."""
+    remarks = []
     finite = np.isfinite(data)
     if not finite.all():
         fraction = 1 - finite.mean()
         if fraction > NONFINITE_LIMIT:
-            raise BadData(f"{path}: {fraction:.0%} of the voxels are NaN or infinite")
+            raise BadData(
+                f"{path}: {fraction:.0%} of the voxels are NaN or infinite; convert it again",
+                code="mostly-nonfinite",
+            )
         remarks.append(f"{fraction:.2%} of voxels not finite, taken as background")
         background = np.clip(0, data[finite].min(), data[finite].max())
         data = np.where(finite, data, background)
-    # float32 overflows above 3e38, underflows below 1e-38 and loses contrast on a large offset
+    # float32 overflows above 3e38, underflows below 1e-38 and loses contrast on a large offset.
     low, high = float(data.min()), float(data.max())
     largest = max(abs(low), abs(high))
     if low < high and (largest > 1e30 or largest < 1e-30 or high / largest - low / largest < 1e-3):
         data = data.astype(np.float64) / largest
         data = (data - data.min()) / np.ptp(data)
-    return data.astype(np.float32)
-
-
-def _mm(values: np.ndarray) -> str:
-    return " × ".join(f"{value:.3g}" for value in values)
+    return data.astype(np.float32), remarks

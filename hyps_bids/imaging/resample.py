@@ -1,7 +1,7 @@
 """Linear resampling between voxel grids, with smoothing where the target is coarser.
 
-World coordinates are RAS, mm. Images are sampled by torch's trilinear kernel, which is several
-times faster than a spline of order one.
+World coordinates are RAS, mm. PyTorch's trilinear kernel is several times faster than a spline of
+order one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,32 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import voxel_sizes
 
-__all__ = ["coarsen", "resample", "world_grid"]
+__all__ = ["coarsen", "extent", "resample", "world_grid"]
 
+#: Planes that are sampled at a time, which keeps the sampling grid (three numbers per voxel) small.
 _SLAB = 16
+
+
+def extent(shape: Sequence[int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest coordinates that the voxels of a grid touch.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the grid.
+    affine : numpy.ndarray
+        From its voxels to the coordinates.
+
+    Examples
+    --------
+    >>> [end.tolist() for end in extent((2, 3, 4), np.eye(4))]
+    [[-0.5, -0.5, -0.5], [1.5, 2.5, 3.5]]
+    """
+    corners = np.array(np.meshgrid(*[(-0.5, side - 0.5) for side in shape])).reshape(3, -1)
+    points = affine[:3, :3] @ corners + affine[:3, 3:]
+    return points.min(axis=1), points.max(axis=1)
 
 
 def world_grid(
@@ -24,19 +46,15 @@ def world_grid(
 
     Parameters
     ----------
-    shape : sequence of int
-        Shape of the image.
-    affine : numpy.ndarray
-        Its voxel-to-world transform.
+    shape, affine : sequence of int, numpy.ndarray
+        Shape of the image and its voxel-to-world transform.
     spacing : float
-        Voxel side of the new grid, mm.
+        Voxel size of the new grid, mm.
 
     Returns
     -------
-    shape : tuple of int
-        Shape of the new grid.
-    affine : numpy.ndarray
-        Its voxel-to-world transform, axes along right, anterior, superior.
+    shape, affine : tuple of int, numpy.ndarray
+        The new grid, with axes along right, anterior, superior.
 
     Examples
     --------
@@ -44,9 +62,7 @@ def world_grid(
     >>> shape, affine[:3, 3].tolist()
     ((5, 5, 10), [0.5, 0.5, 0.5])
     """
-    corners = np.array(np.meshgrid(*[(-0.5, side - 0.5) for side in shape])).reshape(3, -1)
-    world = affine[:3, :3] @ corners + affine[:3, 3:]
-    low, high = world.min(axis=1), world.max(axis=1)
+    low, high = extent(shape, affine)
     count = np.maximum(1, np.round((high - low) / spacing).astype(int))
     grid = np.diag([spacing, spacing, spacing, 1.0])
     grid[:3, 3] = (low + high) / 2 - (count - 1) / 2 * spacing
@@ -56,33 +72,29 @@ def world_grid(
 def coarsen(
     data: np.ndarray, affine: np.ndarray, spacing: float, oversampling: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth along the image's own axes to the resolution of a coarser grid.
+    """Smooth an image along its own axes to the resolution of a coarser grid.
 
-    Each axis finer than ``spacing / oversampling`` is averaged with a triangular kernel of the
-    full width `spacing` at half maximum and sampled at ``spacing / oversampling``; others are kept.
+    Each axis finer than ``spacing / oversampling`` is averaged with a triangular kernel whose full
+    width at half maximum is `spacing`, and sampled at ``spacing / oversampling``. Other axes are
+    left as they are.
 
     Parameters
     ----------
-    data : numpy.ndarray
-        Image, shape ``(x, y, z)``.
-    affine : numpy.ndarray
-        Voxel-to-world transform.
+    data, affine : numpy.ndarray
+        Image, shape ``(x, y, z)``, and its voxel-to-world transform.
     spacing : float
-        Voxel side of the grid to be sampled next, mm.
+        Voxel size of the grid to be sampled next, mm.
     oversampling : int
         Samples per `spacing`.
 
     Returns
     -------
-    data : numpy.ndarray
-        Smoothed image, float32.
-    affine : numpy.ndarray
-        Its voxel-to-world transform.
+    data, affine : numpy.ndarray
+        Smoothed image, float32, and its voxel-to-world transform.
     """
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     out = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
     matrix = np.eye(4)
-    for axis, (side, zoom) in enumerate(zip(data.shape, zooms, strict=True)):
+    for axis, (side, zoom) in enumerate(zip(data.shape, voxel_sizes(affine), strict=True)):
         step = spacing / oversampling / zoom
         if step <= 1:
             continue
@@ -92,7 +104,7 @@ def coarsen(
         distance = (torch.arange(side)[None] - centers[:, None]).abs() / (spacing / zoom)
         weights = (1 - distance).clamp(min=0)
         weights /= weights.sum(dim=1, keepdim=True)
-        # matrix products along each axis in place: a permutation would copy the volume
+        # A permutation of axes would copy the volume, so each axis has its own matrix product.
         if axis == 0:
             out = (weights @ out.reshape(side, -1)).reshape(count, *out.shape[1:])
         elif axis == 1:
@@ -115,39 +127,35 @@ def resample(
 
     Parameters
     ----------
-    data : numpy.ndarray
-        Image, shape ``(x, y, z)`` or ``(channels, x, y, z)``.
-    affine : numpy.ndarray
-        Its voxel-to-world transform.
-    shape : sequence of int
-        Shape of the new grid.
-    target : numpy.ndarray
-        Voxel-to-world transform of the new grid.
+    data, affine : numpy.ndarray
+        Image, shape ``(x, y, z)`` or ``(channels, x, y, z)``, and its voxel-to-world transform.
+    shape, target : sequence of int, numpy.ndarray
+        Shape and voxel-to-world transform of the new grid.
     outside : float
         Value beyond the centers of the outermost voxels.
 
     Returns
     -------
     numpy.ndarray
-        float32, shape `shape`, with a leading channel axis if `data` had one.
+        Sampled image, float32, with a leading channel axis if `data` had one.
     """
     volume = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
     volume = volume.reshape(1, -1, *volume.shape[-3:])
     sides = np.array(volume.shape[2:])
     to_source = np.linalg.inv(affine) @ target
-    # voxel index i of n to the normalized coordinate of grid_sample, x last axis first
+    # grid_sample's coordinates run from -1 to 1 between the centers of the outermost voxels.
     half = np.maximum(sides - 1, 1) / 2
-    normalized = np.diag([*(1 / half), 1.0]) @ to_source
-    normalized[:3, 3] -= (sides - 1) / 2 / half
-    normalized = torch.from_numpy(normalized[:3]).float()
+    scaled = np.diag([*(1 / half), 1.0]) @ to_source
+    scaled[:3, 3] -= (sides - 1) / 2 / half
+    normalized = torch.from_numpy(scaled[:3]).float()
     x, y, z = (torch.arange(side, dtype=torch.float32) for side in shape)
     plane = (
         normalized[:, 3] + y[:, None, None] * normalized[:, 1] + z[None, :, None] * normalized[:, 2]
     )
     out = torch.empty(volume.shape[1], *shape)
-    # slabs keep the sampling grid, three numbers per voxel, small
     for start in range(0, len(x), _SLAB):
         slab = plane + x[start : start + _SLAB, None, None, None] * normalized[:, 0]
+        # It also wants the last axis first.
         out[:, start : start + _SLAB] = F.grid_sample(
             volume - outside, slab.flip(-1)[None], padding_mode="zeros", align_corners=True
         )[0]

@@ -1,4 +1,4 @@
-"""Boxes: the part of an image around a point, on a grid of its own."""
+"""Boxes: the part of an image around a point, on its own grid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyps_bids.imaging.resample import coarsen, resample
+from hyps_bids.imaging.resample import coarsen, extent, resample
 
 __all__ = ["box_affine", "box_from_image", "index_range", "inside_box", "mirror", "shifted"]
 
@@ -21,7 +21,7 @@ def box_affine(center: Sequence[float], shape: Sequence[int], spacing: float = 1
     shape : sequence of int
         Voxels along each axis.
     spacing : float
-        Voxel side, mm.
+        Voxel size, mm.
 
     Examples
     --------
@@ -36,28 +36,25 @@ def box_affine(center: Sequence[float], shape: Sequence[int], spacing: float = 1
 def index_range(
     shape: Sequence[int], affine: np.ndarray, within: Sequence[int], to: np.ndarray, margin: int = 1
 ) -> tuple[slice, slice, slice]:
-    """Find which voxels of one grid a box on another grid touches.
+    """Find the voxels of one grid that a box on another grid touches.
 
     Parameters
     ----------
     shape, affine : sequence of int, numpy.ndarray
-        The box.
+        Shape and voxel-to-world transform of the box.
     within, to : sequence of int, numpy.ndarray
-        Shape and transform of the grid to index.
+        Shape and voxel-to-world transform of the grid to index.
     margin : int
         Voxels to add on each side.
 
     Returns
     -------
     tuple of slice
-        Possibly empty, never beyond the grid.
+        Indices into the grid; possibly empty.
     """
-    corners = np.array(np.meshgrid(*[(-0.5, side - 0.5) for side in shape])).reshape(3, -1)
-    matrix = np.linalg.inv(to) @ affine
-    points = matrix[:3, :3] @ corners + matrix[:3, 3:]
-    low = np.floor(points.min(axis=1)).astype(int) - margin
-    high = np.ceil(points.max(axis=1)).astype(int) + margin + 1
-    low, high = np.maximum(low, 0), np.minimum(high, within)
+    lowest, highest = extent(shape, np.linalg.inv(to) @ affine)
+    low = np.maximum(np.floor(lowest).astype(int) - margin, 0)
+    high = np.minimum(np.ceil(highest).astype(int) + margin + 1, within)
     x, y, z = (slice(int(a), int(max(a, b))) for a, b in zip(low, high, strict=True))
     return x, y, z
 
@@ -79,22 +76,21 @@ def box_from_image(
     data, affine : numpy.ndarray
         Image and its voxel-to-world transform.
     shape, target : sequence of int, numpy.ndarray
-        The box.
+        Shape and voxel-to-world transform of the box.
 
     Returns
     -------
     values : numpy.ndarray
-        float32, shape `shape`; zero beyond the image.
+        Intensities in the box, float32; zero beyond the image.
     inside : numpy.ndarray
-        Boolean, True where the image has voxels.
+        Boolean mask of the box: True where the image has voxels.
     """
     region = index_range(shape, target, data.shape, affine, margin=3)
     if any(part.stop - part.start < 2 for part in region):
         return np.zeros(shape, np.float32), np.zeros(shape, bool)
-    cut = data[region]
-    cut_affine = shifted(affine, [part.start for part in region])
-    cut, cut_affine = coarsen(cut, cut_affine, float(np.abs(target[0, 0])), oversampling=1)
-    values = resample(cut, cut_affine, shape, target)
+    origin = shifted(affine, [part.start for part in region])
+    spacing = float(np.abs(target[0, 0]))
+    values = resample(*coarsen(data[region], origin, spacing, oversampling=1), shape, target)
     to_image = np.linalg.inv(affine) @ target
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     voxel = index @ to_image[:3, :3].T + to_image[:3, 3]
@@ -103,7 +99,7 @@ def box_from_image(
 
 
 def inside_box(shape: Sequence[int], box: Sequence[int]) -> np.ndarray:
-    """Mark a centerd box within a grid.
+    """Mark a box in the middle of a grid.
 
     Examples
     --------
@@ -111,12 +107,11 @@ def inside_box(shape: Sequence[int], box: Sequence[int]) -> np.ndarray:
     32
     """
     out = np.zeros(shape, dtype=bool)
-    out[tuple(slice((s - b) // 2, (s - b) // 2 + b) for s, b in zip(shape, box, strict=True))] = (
-        True
-    )
+    starts = [(side - length) // 2 for side, length in zip(shape, box, strict=True)]
+    out[tuple(slice(a, a + length) for a, length in zip(starts, box, strict=True))] = True
     return out
 
 
 def mirror(data: np.ndarray) -> np.ndarray:
-    """Swap left and right: flip the x axis, third from the end."""
+    """Swap left and right by flipping the x axis, the third from the end."""
     return np.ascontiguousarray(np.flip(data, axis=-3))

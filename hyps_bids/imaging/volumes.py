@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from hyps_bids.imaging.resample import resample
@@ -13,25 +15,25 @@ from hyps_bids.imaging.roi import index_range, shifted
 
 __all__ = ["RestoredSide", "VolumeRow", "decide", "largest_component", "measure", "restore"]
 
-#: mm around the segmentation within which probabilities count for the soft volume; at least one
-#: voxel in every direction
+#: Distance from the segmentation within which probabilities count for the soft volume, mm; at
+#: least one voxel in every direction.
 SOFT_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class RestoredSide:
-    """One hippocampus on the image's grid, as the region that holds it.
+    """One hippocampus on an image's grid, stored as the region that holds it.
 
     Attributes
     ----------
     region : tuple of slice
-        Where in the image.
+        Part of the image that the arrays cover.
     probabilities : numpy.ndarray
         Foreground classes, float32 in [0, 1], shape ``(parts, *region)``.
     labels : numpy.ndarray
-        0 background, ``1 … parts``; one connected component, same region.
+        0 for background, ``1 … parts``; one connected component.
     component_fraction : float
-        Share of the labeled voxels that the kept component has, in [0, 1]; nan without any.
+        Share of the labeled voxels that are in that component, in [0, 1]; NaN if none is labeled.
     """
 
     region: tuple[slice, slice, slice]
@@ -40,20 +42,8 @@ class RestoredSide:
     component_fraction: float
 
 
-@dataclass(frozen=True)
-class VolumeRow:
-    """Volumes of one structure.
-
-    Attributes
-    ----------
-    voxels : int
-        Number of voxels.
-    volume_mm3 : float
-        That number times the voxel volume.
-    volume_soft_mm3 : float
-        Sum of the probabilities within 2 mm (or one voxel, if that is more) of the whole
-        hippocampus, times the voxel volume.
-    """
+class VolumeRow(NamedTuple):
+    """Volumes of one structure; ``MORPH_COLUMNS`` in the outputs defines them."""
 
     voxels: int
     volume_mm3: float
@@ -66,30 +56,23 @@ def restore(
     shape: Sequence[int],
     affine: np.ndarray,
 ) -> RestoredSide:
-    """Bring class probabilities from a box to an image's grid and label it.
+    """Bring class probabilities from a box to an image's grid, and label the voxels there.
 
-    Probabilities, not labels, are interpolated; voxels coarser than the box's get the mean of
-    what they cover. Of the labeled voxels the largest connected component is kept.
+    Probabilities are interpolated, not labels. Voxels larger than the box's get the mean over
+    their volume. Only the largest connected component of the labeled voxels is kept.
 
     Parameters
     ----------
     probabilities : numpy.ndarray
         Classes with the background first, shape ``(1 + parts, x, y, z)``.
     box : numpy.ndarray
-        The box's voxel-to-world transform.
+        Voxel-to-world transform of the box.
     shape, affine : sequence of int, numpy.ndarray
-        The image's grid.
-
-    Returns
-    -------
-    RestoredSide
-        The hippocampus on the image's grid.
+        Shape and voxel-to-world transform of the image.
     """
     region = index_range(probabilities.shape[1:], box, shape, affine)
     sides = [part.stop - part.start for part in region]
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    spacing = abs(box[0, 0])
-    factors = np.maximum(1, np.round(zooms / spacing)).astype(int)
+    factors = np.maximum(1, np.round(voxel_sizes(affine) / abs(box[0, 0]))).astype(int)
     fine = np.diag([*(1 / factors), 1.0])
     fine[:3, 3] = -(factors - 1) / 2 / factors
     grid = shifted(affine, [part.start for part in region]) @ fine
@@ -106,7 +89,7 @@ def restore(
 
 
 def decide(foreground: np.ndarray) -> np.ndarray:
-    """Label voxels: hippocampus where its parts together reach one half, then the likeliest part.
+    """Label the voxels where the parts together reach one half with the likeliest part.
 
     A plain arg-max would leave a seam of background between parts that share a voxel.
 
@@ -118,7 +101,7 @@ def decide(foreground: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        0 background, ``1 … parts``, uint8.
+        0 for background, ``1 … parts``, uint8.
 
     Examples
     --------
@@ -135,9 +118,9 @@ def largest_component(mask: np.ndarray) -> tuple[np.ndarray, float]:
     Returns
     -------
     component : numpy.ndarray
-        Boolean.
+        Boolean mask.
     fraction : float
-        Its share of the mask; nan if the mask is empty.
+        Its share of the mask; NaN if the mask is empty.
 
     Examples
     --------
@@ -152,27 +135,27 @@ def largest_component(mask: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def measure(side: RestoredSide, affine: np.ndarray) -> list[VolumeRow]:
-    """Measure each part of a hippocampus, then the whole.
+    """Measure each part of a hippocampus.
 
     Parameters
     ----------
     side : RestoredSide
         The hippocampus.
     affine : numpy.ndarray
-        The image's voxel-to-world transform.
+        Voxel-to-world transform of the image.
 
     Returns
     -------
     list of VolumeRow
-        One row per part in order of class, and a last one for the whole.
+        One row per part in the order of classes, and a last one for the whole hippocampus.
     """
     voxel = float(abs(np.linalg.det(affine[:3, :3])))
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    sizes = voxel_sizes(affine)
     mask = side.labels > 0
     if mask.any():
-        # partial volumes lie in the next voxel, also where voxels are large
-        margin = max(SOFT_MARGIN, float(np.linalg.norm(zooms)))
-        near = ndimage.distance_transform_edt(~mask, sampling=zooms) <= margin
+        # Partial volumes lie in the neighboring voxels, also where voxels are large.
+        margin = max(SOFT_MARGIN, float(np.linalg.norm(sizes)))
+        near = ndimage.distance_transform_edt(~mask, sampling=sizes) <= margin
     else:
         near = mask
     counts = [int((side.labels == i + 1).sum()) for i in range(len(side.probabilities))]

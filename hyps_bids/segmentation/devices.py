@@ -1,4 +1,4 @@
-"""Where to compute, and how to keep memory cheap."""
+"""Choose where to compute, and set the process up for it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def choose_device(name: str) -> torch.device:
     Returns
     -------
     torch.device
-        The device; ``auto`` that falls to the CPU says so in the log.
+        The device. If ``auto`` means the CPU, the log says so.
 
     Raises
     ------
     UsageError
-        If the name is unknown, or an explicit GPU is not there.
+        If the name is unknown, or a GPU that was asked for is not there.
 
     Examples
     --------
@@ -46,36 +46,42 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
-        _LOG.info("no CUDA device: computing on the CPU")
+        _LOG.info("No CUDA device was found; computing on the CPU.")
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
-        raise UsageError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+        raise UsageError(
+            f"--device {name}: use auto, cpu, cuda or cuda:N", code="device-name-unknown"
+        )
     if not torch.cuda.is_available():
         raise UsageError(
-            f"--device {name}: no CUDA device is visible to torch {torch.__version__}; install a "
-            "CUDA build and check nvidia-smi, or use --device auto or cpu"
+            f"--device {name}: no CUDA device is visible to PyTorch {torch.__version__}; install "
+            "a CUDA build and check nvidia-smi, or use --device auto or cpu",
+            code="no-cuda-device",
         )
-    if int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {name}: only {torch.cuda.device_count()} CUDA device(s) here")
+    if int(index or 0) >= (count := torch.cuda.device_count()):
+        raise UsageError(
+            f"--device {name}: there are only {count} CUDA devices here, numbered from 0",
+            code="device-number-too-high",
+        )
     return torch.device("cuda", int(index or 0))
 
 
 def supports_bfloat16(device: torch.device) -> bool:
     """Tell whether bfloat16 autocast is worthwhile.
 
-    Never on the CPU: without AVX512-BF16 or AMX its convolutions are a hundred times slower.
+    On the CPU it is not: without AVX512-BF16 or AMX, convolutions are a hundred times slower.
     """
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def prepare_process(threads: int | None = None) -> None:
-    """Set this process up for computing: threads, deterministic kernels, cheap memory.
+    """Set this process up for computing: threads, deterministic kernels, reuse of memory.
 
     Parameters
     ----------
     threads : int, optional
-        CPU threads of torch; unchanged if None.
+        Number of PyTorch's CPU threads; unchanged if None.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -85,16 +91,16 @@ def prepare_process(threads: int | None = None) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory for reuse instead of giving it back.
+    """Make glibc keep freed memory for reuse instead of giving it back to the system.
 
-    Each large tensor would else be mapped anew and faulted in page by page, which costs up to half
-    of the CPU time of a network on virtual machines. Does nothing without glibc.
+    Otherwise each large tensor is mapped anew and faulted in page by page, which costs up to half
+    of a network's CPU time on virtual machines. Without glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # names and numbers from glibc's malloc.h
+        # The names and numbers are those of glibc's malloc.h.
         m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 2**31 - 1)

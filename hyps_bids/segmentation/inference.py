@@ -1,4 +1,4 @@
-"""Run a network on a batch, whatever memory there is."""
+"""Load networks once per process, and run them on a batch, however much memory there is."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def cached_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
 def predict(
     model: nn.Module, batch: torch.Tensor, device: torch.device
 ) -> tuple[torch.Tensor, str]:
-    """Class probabilities of a batch.
+    """Compute the class probabilities of a batch.
 
-    When a GPU's memory is exhausted the batch is halved, down to single volumes, and then
+    When the memory of a GPU is exhausted, the batch is halved, down to single volumes, and then
     computed on the CPU.
 
     Parameters
@@ -65,12 +65,11 @@ def predict(
             return torch.cat(parts), str(device)
         except torch.cuda.OutOfMemoryError:
             size //= 2
-        # outside the handler: the exception's traceback keeps the activations alive
+        # Only here is the memory free: in the handler, the traceback keeps the activations alive.
         torch.cuda.empty_cache()
         if not size:
-            _LOG.warning("GPU memory is exhausted: computing on the CPU")
-    cpu = torch.device("cpu")
-    return _forward(model, batch, cpu), "cpu"
+            _LOG.warning("The memory of the GPU is exhausted; computing on the CPU.")
+    return _forward(model, batch, torch.device("cpu")), "cpu"
 
 
 def _forward(model: nn.Module, batch: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -17,14 +17,16 @@ from hyps_bids.segmentation.inference import predict
 
 __all__ = ["SPACING", "Localization", "Location", "localize"]
 
-#: mm, of the grid that the localizer was trained on
+#: Voxel size of the grid that the localizer was trained on, mm.
 SPACING = 2.5
-#: mm³ below which a component is a false positive, seen where one hemisphere is cut off
+#: Smallest volume of a hippocampus, mm³. Smaller components are false positives, which occur where
+#: one hemisphere is cut off.
 SMALLEST_HIPPOCAMPUS = 500.0
+#: Classes of the localizer.
 _INTRACRANIAL, _LEFT = 1, 2
-#: scaled intensity above which there is no air
+#: Scaled intensity of air, at most.
 _AIR = 0.1
-#: voxels, of the window around the head, and the multiple its sides must have
+#: Shape of the window around the head, in voxels; its sides are multiples of the second number.
 _WINDOW, _MULTIPLE = (72, 88, 72), 8
 
 
@@ -37,7 +39,7 @@ class Location:
     center : tuple of float
         World coordinates, RAS, mm.
     volume_mm3 : float
-        Volume of the component at 2.5 mm; coarse.
+        Coarse volume, at 2.5 mm.
     confidence : float
         Mean probability in the component, in [0, 1].
     """
@@ -54,16 +56,16 @@ class Localization:
     Attributes
     ----------
     hippocampi : dict of str to Location or None
-        By hemisphere; None where there is none in the field of view.
+        By hemisphere; None if there is none in the field of view.
     intracranial : numpy.ndarray
-        Probability of being inside the skull, float32 in [0, 1], zero outside the largest
-        component, shape ``(x, y, z)``.
+        Probability of being inside the skull, float32 in [0, 1], shape ``(x, y, z)``; zero outside
+        the largest component.
     hippocampus : numpy.ndarray
-        Probability of each hippocampus, shape ``(2, x, y, z)``.
+        Probability of each hippocampus, float32 in [0, 1], shape ``(2, x, y, z)``.
     affine : numpy.ndarray
-        Voxel-to-world transform of both.
+        Voxel-to-world transform of both arrays.
     icv_mm3 : float
-        Intracranial volume: the sum of `intracranial` times the voxel volume.
+        Intracranial volume: the sum of `intracranial` times the volume of a voxel.
     device : str
         Where it was computed.
     """
@@ -88,18 +90,12 @@ def localize(
     affine : numpy.ndarray
         Voxel-to-world transform.
     model : torch.nn.Module
-        Localizer: one channel in; background, intracranial, left, right hippocampus out.
+        Localizer with the classes background, intracranial, left and right hippocampus.
     device : torch.device
         Where to compute.
-
-    Returns
-    -------
-    Localization
-        What was found.
     """
     shape, grid = world_grid(data.shape, affine, SPACING)
-    smooth, smooth_affine = coarsen(data, affine, SPACING)
-    coarse = resample(smooth, smooth_affine, shape, grid, outside=float(data.min()))
+    coarse = resample(*coarsen(data, affine, SPACING), shape, grid, outside=float(data.min()))
     window, start = _window(_scale(coarse))
     grid = shifted(grid, start)
     probabilities, used = predict(model, torch.from_numpy(window)[None, None], device)
@@ -107,7 +103,7 @@ def localize(
     skull_content = volume[_INTRACRANIAL:].sum(axis=0)
     brain, _ = largest_component(skull_content > 0.5)
     brain = ndimage.binary_fill_holes(brain)
-    # the partial volumes around the component belong to it
+    # The voxels around the component hold part of its volume.
     intracranial = np.where(ndimage.binary_dilation(brain), skull_content, 0).astype(np.float32)
     hippocampus = volume[_LEFT:]
     labels = volume.argmax(axis=0)
@@ -126,7 +122,7 @@ def localize(
 
 
 def _scale(coarse: np.ndarray) -> np.ndarray:
-    """Scale the 1st to 99.5th percentile to 0–1 and clip at 1.5, as in training."""
+    """Scale the 1st and the 99.5th percentile to 0 and 1, and clip at 1.5, as in training."""
     low, high = np.percentile(coarse, (1, 99.5))
     if high <= low:
         low, high = float(coarse.min()), float(coarse.max())
@@ -135,17 +131,17 @@ def _scale(coarse: np.ndarray) -> np.ndarray:
 
 
 def _window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Put the head in the middle of a window of fixed size, larger only if the head is.
+    """Put the head in the middle of a zero-padded window of fixed size, larger if the head is.
 
-    The network's instance norms see how much air there is. A fixed window makes the result
-    independent of padding and cropping of the air, and close to what training showed.
+    Instance normalization depends on the amount of air. In a fixed window, the result does not
+    depend on how the image was padded or cropped, and the network sees what it saw in training.
 
     Returns
     -------
     window : numpy.ndarray
-        Zero-padded.
+        The head in its window.
     start : list of int
-        Index in `scaled` of the window's first voxel; may be negative.
+        Index of the window's first voxel in `scaled`; may be negative.
     """
     bright = scaled > _AIR
     window, start = scaled, []

@@ -1,4 +1,4 @@
-"""Intensities as the segmentation network wants them, in training and at inference alike."""
+"""Scale intensities as the segmentation network expects them, in training and at inference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["standardize"]
 
 
 def standardize(x: torch.Tensor, inside: torch.Tensor, clip: float = 5.0) -> torch.Tensor:
-    """Scale to zero mean and unit variance inside a mask, clip, and set the rest to zero.
+    """Scale volumes to zero mean and unit variance inside a mask, and set the rest to zero.
 
     Parameters
     ----------
@@ -18,15 +18,10 @@ def standardize(x: torch.Tensor, inside: torch.Tensor, clip: float = 5.0) -> tor
         Boolean mask of the same shape.
     clip : float
         Largest absolute value of the result.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape as `x`.
     """
     weight = inside.to(x.dtype)
     count = weight.sum(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1)
     mean = (x * weight).sum(dim=(1, 2, 3, 4), keepdim=True) / count
-    centerd = (x - mean) * weight
-    sd = (centerd.square().sum(dim=(1, 2, 3, 4), keepdim=True) / count).sqrt()
-    return (centerd / sd.clamp(min=1e-6)).clamp(-clip, clip)
+    centered = (x - mean) * weight
+    sd = (centered.square().sum(dim=(1, 2, 3, 4), keepdim=True) / count).sqrt()
+    return (centered / sd.clamp(min=1e-6)).clamp(-clip, clip)

@@ -1,34 +1,158 @@
-"""The chain from an image to the segmentation of both hippocampi, told once."""
+"""The chain from an image to its results, told once.
+
+conform → correct the bias field (if asked) → localize → segment → restore → measure and native
+images. Each step takes and returns dataclasses. The nipype nodes of the participant level call the
+steps one by one; evaluation and the training of adapters run them together as a :class:`Pipeline`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hyps_bids.imaging.bias import correct_bias
-from hyps_bids.imaging.conform import ConformedImage, restore_orientation
+from hyps_bids.imaging.conform import ConformedImage, conform, restore_orientation
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.volumes import RestoredSide, restore
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import ScanImages
 from hyps_bids.segmentation.inference import cached_adapted, cached_network
-from hyps_bids.segmentation.localize import localize
-from hyps_bids.segmentation.segment import segment
+from hyps_bids.segmentation.localize import Localization, localize
+from hyps_bids.segmentation.measures import measure_scan
+from hyps_bids.segmentation.segment import Segmentation, segment
 
-__all__ = ["Grid", "Pipeline", "native_images"]
+__all__ = [
+    "Grid",
+    "Pipeline",
+    "Result",
+    "conform",
+    "correct_image",
+    "localize_image",
+    "measure_scan",
+    "native_images",
+    "restore_sides",
+    "segment_image",
+]
 
-#: shape, and voxel-to-world transform with axes nearest to right, anterior, superior
+#: Shape, and voxel-to-world transform with axes nearest to right, anterior, superior.
 Grid = tuple[Sequence[int], np.ndarray]
+
+
+def correct_image(image: ConformedImage, threads: int = 1) -> ConformedImage:
+    """Correct the bias field of an image with N4."""
+    return replace(image, data=correct_bias(image.data, image.affine, threads=threads))
+
+
+def localize_image(image: ConformedImage, localizer: Path, device: torch.device) -> Localization:
+    """Find the brain and both hippocampi with the localizer in a weights file."""
+    network, _ = cached_network(localizer)
+    return localize(image.data, image.affine, network, device)
+
+
+def segment_image(
+    image: ConformedImage,
+    localization: Localization,
+    adapter: Path,
+    base: Path,
+    device: torch.device,
+) -> Segmentation:
+    """Segment the hippocampi in their boxes with an adapter on its base, given as weights files."""
+    network, card = cached_adapted(adapter, base)
+    sides, used = segment(image.data, image.affine, localization.hippocampi, network, device)
+    return Segmentation(sides, tuple(card["labels"]), used)
+
+
+def restore_sides(
+    image: ConformedImage, segmentation: Segmentation, grids: Mapping[str, Grid] | None = None
+) -> dict[str, RestoredSide]:
+    """Bring the probabilities of each hippocampus to a grid, and label its voxels.
+
+    Parameters
+    ----------
+    image : ConformedImage
+        The image that was segmented.
+    segmentation : Segmentation
+        The hippocampi in their boxes.
+    grids : mapping of str to (shape, affine), optional
+        Hemisphere → grid in the image's world; by default, the image's own grid.
+    """
+    own = (image.data.shape, image.affine)
+    return {
+        hemi: restore(side.probabilities, side.affine, *(grids or {}).get(hemi, own))
+        for hemi, side in segmentation.sides.items()
+    }
+
+
+def native_images(
+    image: ConformedImage,
+    restored: Mapping[str, RestoredSide],
+    intracranial: np.ndarray,
+    intracranial_affine: np.ndarray,
+    parts: int,
+) -> ScanImages:
+    """Put the results of a scan on the grid of its own file, in the file's own axis order.
+
+    Parameters
+    ----------
+    image : ConformedImage
+        The conformed image.
+    restored : mapping of str to RestoredSide
+        Hemisphere → hippocampus on the canonical grid.
+    intracranial, intracranial_affine : numpy.ndarray
+        Intracranial probability on the localizer's grid, and its voxel-to-world transform.
+    parts : int
+        Number of parts of one hippocampus.
+    """
+    shape = image.data.shape
+    labels = np.zeros(shape, dtype=np.uint8)
+    probabilities = np.zeros((*shape, len(HEMISPHERES) * parts), dtype=np.uint8)
+    for hemi, side in restored.items():
+        first = HEMISPHERES.index(hemi) * parts
+        region = labels[side.region]
+        region[side.labels > 0] = side.labels[side.labels > 0] + first
+        probabilities[(*side.region, slice(first, first + parts))] = np.round(
+            255 * np.moveaxis(side.probabilities, 0, -1)
+        )
+    inside = resample(intracranial, intracranial_affine, shape, image.affine) > 0.5
+    return ScanImages(
+        *(
+            restore_orientation(array, image.orientation)
+            for array in (labels, probabilities, inside.astype(np.uint8))
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the chain found in one image.
+
+    Attributes
+    ----------
+    image : ConformedImage
+        The image that the networks saw.
+    localization, segmentation : Localization, Segmentation
+        What they found.
+    restored : dict of str to RestoredSide
+        Hemisphere → hippocampus; only those that were found. Labels ``1 … len(parts)``.
+    seconds : dict of str to float
+        Step → time that it took.
+    """
+
+    image: ConformedImage
+    localization: Localization
+    segmentation: Segmentation
+    restored: dict[str, RestoredSide]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The networks, and what to do with one image.
+    """All steps together, with the networks to use.
 
     Attributes
     ----------
@@ -51,106 +175,36 @@ class Pipeline:
         """The adapter's classes in order, background left out."""
         return list(cached_adapted(self.adapter, self.base)[1]["labels"])
 
+    def run(self, image: ConformedImage, grids: Mapping[str, Grid] | None = None) -> Result:
+        """Run the steps on a conformed image; see :func:`restore_sides` for `grids`."""
+        clock = [time.perf_counter()]
+        image = correct_image(image) if self.n4 else image
+        clock.append(time.perf_counter())
+        found = localize_image(image, self.localizer, self.device)
+        clock.append(time.perf_counter())
+        sides = segment_image(image, found, self.adapter, self.base, self.device)
+        clock.append(time.perf_counter())
+        restored = restore_sides(image, sides, grids)
+        clock.append(time.perf_counter())
+        steps = ("bias", "localize", "segment", "restore")
+        seconds = dict(zip(steps, map(float, np.diff(clock)), strict=True))
+        return Result(image, found, sides, restored, seconds)
+
+    def segment_sides(
+        self, image: ConformedImage, grids: Mapping[str, Grid] | None = None
+    ) -> dict[str, RestoredSide]:
+        """Segment each hippocampus in its parts; see :func:`restore_sides` for `grids`."""
+        return self.run(image, grids).restored
+
     def segment(self, image: ConformedImage) -> np.ndarray:
         """Label the hippocampi of an image.
 
         Returns
         -------
         numpy.ndarray
-            1 left, 2 right hippocampus, on the image's canonical grid.
+            1 for the left and 2 for the right hippocampus, on the image's canonical grid.
         """
-        return self.timed(image)[0]
-
-    def segment_sides(
-        self, image: ConformedImage, grids: Mapping[str, Grid] | None = None
-    ) -> dict[str, RestoredSide]:
-        """Segment each hippocampus in its parts.
-
-        Parameters
-        ----------
-        image : ConformedImage
-            The head.
-        grids : mapping of str to (shape, affine), optional
-            Hemisphere → grid to restore its probabilities to, in the image's world; the image's
-            own where there is none.
-
-        Returns
-        -------
-        dict of str to RestoredSide
-            By hemisphere; only those that were found. Labels ``1 … len(parts)``.
-        """
-        return self._sides(image, grids or {})[0]
-
-    def timed(self, image: ConformedImage) -> tuple[np.ndarray, dict[str, float]]:
-        """As :meth:`segment`, with the seconds that each step took."""
-        sides, seconds = self._sides(image, {})
-        began = time.perf_counter()
         labels = np.zeros(image.data.shape, dtype=np.uint8)
-        for hemi, side in sides.items():
+        for hemi, side in self.segment_sides(image).items():
             labels[side.region][side.labels > 0] = HEMISPHERES.index(hemi) + 1
-        seconds["restore"] += time.perf_counter() - began
-        return labels, seconds
-
-    def _sides(
-        self, image: ConformedImage, grids: Mapping[str, Grid]
-    ) -> tuple[dict[str, RestoredSide], dict[str, float]]:
-        localizer, _ = cached_network(self.localizer)
-        network, _ = cached_adapted(self.adapter, self.base)
-        clock = [time.perf_counter()]
-        data = correct_bias(image.data, image.affine) if self.n4 else image.data
-        clock.append(time.perf_counter())
-        found = localize(data, image.affine, localizer, self.device)
-        clock.append(time.perf_counter())
-        sides, _ = segment(data, image.affine, found.hippocampi, network, self.device)
-        clock.append(time.perf_counter())
-        restored = {}
-        for hemi, side in sides.items():
-            shape, affine = grids.get(hemi, (data.shape, image.affine))
-            restored[hemi] = restore(side.probabilities, side.affine, shape, affine)
-        clock.append(time.perf_counter())
-        steps = ("bias", "localize", "segment", "restore")
-        return restored, dict(zip(steps, map(float, np.diff(clock)), strict=True))
-
-
-def native_images(
-    image: ConformedImage,
-    restored: Mapping[str, RestoredSide],
-    intracranial: np.ndarray,
-    intracranial_affine: np.ndarray,
-    parts: int,
-) -> ScanImages:
-    """Put the results of a scan on the grid of its own file.
-
-    Parameters
-    ----------
-    image : ConformedImage
-        The conformed image.
-    restored : mapping of str to RestoredSide
-        Hemisphere → hippocampus on the canonical grid.
-    intracranial, intracranial_affine : numpy.ndarray
-        Intracranial probability on the localizer's grid, and its voxel-to-world transform.
-    parts : int
-        Number of parts of one hippocampus.
-
-    Returns
-    -------
-    ScanImages
-        Labels, probabilities and intracranial mask in the file's own axis order.
-    """
-    shape = image.data.shape
-    labels = np.zeros(shape, dtype=np.uint8)
-    probabilities = np.zeros((*shape, len(HEMISPHERES) * parts), dtype=np.uint8)
-    for hemi, side in restored.items():
-        first = HEMISPHERES.index(hemi) * parts
-        region = labels[side.region]
-        region[side.labels > 0] = side.labels[side.labels > 0] + first
-        probabilities[(*side.region, slice(first, first + parts))] = np.round(
-            255 * np.moveaxis(side.probabilities, 0, -1)
-        )
-    inside = resample(intracranial, intracranial_affine, shape, image.affine) > 0.5
-    return ScanImages(
-        *(
-            restore_orientation(array, image.orientation)
-            for array in (labels, probabilities, inside.astype(np.uint8))
-        )
-    )
+        return labels

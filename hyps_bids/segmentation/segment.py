@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from hyps_bids.segmentation.inference import predict
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.normalize import standardize
 
-__all__ = ["SegmentedSide", "segment"]
+__all__ = ["SegmentedSide", "Segmentation", "segment"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class SegmentedSide:
     Attributes
     ----------
     probabilities : numpy.ndarray
-        Background first, float32, sum 1, shape ``(classes, *GRID)``, axes along right, anterior,
-        superior.
+        Classes with the background first, float32, sum 1, shape ``(classes, *GRID)``; axes along
+        right, anterior, superior.
     affine : numpy.ndarray
-        The box's voxel-to-world transform.
+        Voxel-to-world transform of the box.
     inside : numpy.ndarray
-        Boolean, shape ``GRID``: what the network saw.
+        Boolean mask of what the network saw, shape ``GRID``.
     """
 
     probabilities: np.ndarray
@@ -38,22 +39,41 @@ class SegmentedSide:
     inside: np.ndarray
 
 
+@dataclass(frozen=True)
+class Segmentation:
+    """What the segmentation network found.
+
+    Attributes
+    ----------
+    sides : dict of str to SegmentedSide
+        By hemisphere; only hippocampi that the localizer found.
+    parts : tuple of str
+        The network's classes in order, background left out.
+    device : str
+        Where it was computed.
+    """
+
+    sides: dict[str, SegmentedSide]
+    parts: tuple[str, ...]
+    device: str
+
+
 def segment(
     data: np.ndarray,
     affine: np.ndarray,
-    locations: dict[str, Location | None],
+    locations: Mapping[str, Location | None],
     model: nn.Module,
     device: torch.device,
 ) -> tuple[dict[str, SegmentedSide], str]:
     """Segment the hippocampi that were found.
 
-    The network knows left hippocampi only: right boxes are mirrored, and mirrored back.
+    The network knows left hippocampi only, so right boxes are mirrored, and mirrored back.
 
     Parameters
     ----------
     data, affine : numpy.ndarray
         T1w image, shape ``(x, y, z)``, and its voxel-to-world transform.
-    locations : dict of str to Location or None
+    locations : mapping of str to Location or None
         By hemisphere, from :func:`hyps_bids.segmentation.localize.localize`.
     model : torch.nn.Module
         Segmentation network.
@@ -63,9 +83,9 @@ def segment(
     Returns
     -------
     sides : dict of str to SegmentedSide
-        By hemisphere; only those that were found.
+        By hemisphere; only hippocampi that were found.
     used : str
-        Where it was computed.
+        Where it was computed in the end; ``none`` if there was nothing to compute.
     """
     found = {hemi: location for hemi, location in locations.items() if location is not None}
     if not found:
@@ -73,11 +93,12 @@ def segment(
     boxes = {hemi: box_affine(location.center, GRID) for hemi, location in found.items()}
     values, insides = {}, {}
     for hemi, box in boxes.items():
-        value, covered = box_from_image(data, affine, GRID, box)
-        inside = covered & inside_box(GRID, BOX)
-        values[hemi], insides[hemi] = value, inside
-    images = torch.from_numpy(np.stack([_to_left(hemi, values[hemi]) for hemi in found]))[:, None]
-    masks = torch.from_numpy(np.stack([_to_left(hemi, insides[hemi]) for hemi in found]))[:, None]
+        values[hemi], covered = box_from_image(data, affine, GRID, box)
+        insides[hemi] = covered & inside_box(GRID, BOX)
+    images, masks = (
+        torch.from_numpy(np.stack([_to_left(hemi, arrays[hemi]) for hemi in found]))[:, None]
+        for arrays in (values, insides)
+    )
     probabilities, used = predict(model, standardize(images, masks), device)
     sides = {
         hemi: SegmentedSide(_to_left(hemi, probability.numpy()), boxes[hemi], insides[hemi])
@@ -87,5 +108,5 @@ def segment(
 
 
 def _to_left(hemisphere: str, data: np.ndarray) -> np.ndarray:
-    """Mirror right boxes; its own inverse."""
+    """Mirror right boxes; doing so twice changes nothing."""
     return mirror(data) if hemisphere == "R" else data

@@ -11,6 +11,7 @@ from nipype.pipeline import engine as pe
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import fingerprint
+from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.workflows.interfaces import (
     BiasCorrect,
     Conform,
@@ -22,33 +23,39 @@ from hyps_bids.workflows.interfaces import (
     Write,
 )
 
-__all__ = ["Models", "init_participant_wf", "init_scan_wf"]
+__all__ = ["ParticipantPlan", "init_participant_wf", "init_scan_wf"]
 
-#: GB that a node needs beyond its interpreter, seen on 256³ voxels
+#: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
 _MEM_SMALL, _MEM_NETWORK = 0.6, 1.2
 
 
 @dataclass(frozen=True)
-class Models:
-    """Weights files of a run."""
+class ParticipantPlan:
+    """How to process scans.
 
-    localizer: Path
-    base: Path
-    adapter: Path
+    Attributes
+    ----------
+    pipeline : Pipeline
+        Networks, device, and whether to correct the bias field.
+    output_dir : Path
+        The derivatives dataset.
+    provenance : Provenance
+        Facts for the sidecars.
+    omp_nthreads : int
+        Threads per node.
+    keep_intermediates : bool
+        Keep the intermediate files, tens of MB per scan, so that a later run can go on from them.
+    """
+
+    pipeline: Pipeline
+    output_dir: Path
+    provenance: Provenance
+    omp_nthreads: int
+    keep_intermediates: bool
 
 
 def init_participant_wf(
-    *,
-    scans: Sequence[Scan],
-    models: Models,
-    output_dir: Path,
-    work_dir: Path,
-    provenance: Provenance,
-    device: str,
-    n4: bool,
-    omp_nthreads: int,
-    keep_intermediates: bool,
-    name: str = "participant_wf",
+    scans: Sequence[Scan], plan: ParticipantPlan, work_dir: Path, name: str = "participant_wf"
 ) -> pe.Workflow:
     """Join the workflows of all scans.
 
@@ -56,116 +63,78 @@ def init_participant_wf(
     ----------
     scans : sequence of Scan
         The scans to process.
-    models : Models
-        Weights files.
-    output_dir, work_dir : Path
-        The derivatives dataset, and the folder of intermediate files.
-    provenance : Provenance
-        Facts for the sidecars.
-    device : str
-        ``cpu`` or ``cuda[:N]``.
-    n4 : bool
-        Correct the bias field.
-    omp_nthreads : int
-        Threads per node.
-    keep_intermediates : bool
-        Whether a later run is to find what this one computed; tens of MB per scan.
+    plan : ParticipantPlan
+        How to process them.
+    work_dir : Path
+        Folder of intermediate files.
+    name : str
+        Name of the workflow and of its folder.
 
     Returns
     -------
     nipype.pipeline.engine.Workflow
-        To be run with any plugin.
+        A workflow that any plugin can run.
     """
     workflow = pe.Workflow(name=name, base_dir=str(work_dir))
-    # all at once: nipype compares each call's nodes with those that are there
-    workflow.add_nodes(
-        [
-            init_scan_wf(
-                scan=scan,
-                models=models,
-                output_dir=output_dir,
-                provenance=provenance,
-                device=device,
-                n4=n4,
-                omp_nthreads=omp_nthreads,
-                keep_intermediates=keep_intermediates,
-            )
-            for scan in scans
-        ]
-    )
+    # nipype compares the nodes of each call with all earlier ones, so all are added at once.
+    workflow.add_nodes([init_scan_wf(scan, plan) for scan in scans])
     return workflow
 
 
-def init_scan_wf(
-    *,
-    scan: Scan,
-    models: Models,
-    output_dir: Path,
-    provenance: Provenance,
-    device: str,
-    n4: bool,
-    omp_nthreads: int,
-    keep_intermediates: bool,
-) -> pe.Workflow:
-    """Conform, correct, localize, segment, restore, measure and write one scan; tidy up.
-
-    The parameters are those of :func:`init_participant_wf`.
-    """
-    # nodes run in their own folders, where a relative name leads nowhere
+def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
+    """Chain the nodes of one scan, from the image to its derivatives."""
+    # Nodes run in their own folders, where a relative name leads nowhere.
     scan = replace(scan, path=scan.path.absolute())
-    compute = {"device": device, "use_gpu": device != "cpu", "num_threads": omp_nthreads}
-    conform = pe.Node(
-        Conform(in_file=str(scan.path), fingerprint=fingerprint(scan, provenance)),
-        name="conform",
-        mem_gb=_MEM_SMALL,
+    pipeline, threads = plan.pipeline, plan.omp_nthreads
+    network = {
+        "device": str(pipeline.device),
+        "use_gpu": pipeline.device.type != "cpu",
+        "num_threads": threads,
+    }
+
+    def node(name: str, interface: object, **options: object) -> pe.Node:
+        return pe.Node(interface, name=name, **({"mem_gb": _MEM_SMALL} | options))
+
+    conform = node(
+        "conform", Conform(in_file=str(scan.path), fingerprint=fingerprint(scan, plan.provenance))
     )
-    localize = pe.Node(
-        Localize(weights=models.localizer, **compute),
-        name="localize",
-        n_procs=omp_nthreads,
+    localize = node(
+        "localize",
+        Localize(weights=pipeline.localizer, **network),
+        n_procs=threads,
         mem_gb=_MEM_NETWORK,
     )
-    segment = pe.Node(
-        Segment(adapter=models.adapter, base=models.base, **compute),
-        name="segment",
-        n_procs=omp_nthreads,
+    segment = node(
+        "segment",
+        Segment(adapter=pipeline.adapter, base=pipeline.base, **network),
+        n_procs=threads,
         mem_gb=_MEM_NETWORK,
     )
-    restore = pe.Node(Restore(), name="restore", mem_gb=_MEM_SMALL)
-    measure = pe.Node(Measure(), name="measure", mem_gb=_MEM_SMALL)
-    write = pe.Node(
-        Write(scan=scan, output_dir=str(output_dir), provenance=provenance),
-        name="write",
-        mem_gb=_MEM_SMALL,
+    restore = node("restore", Restore())
+    measure = node("measure", Measure())
+    write = node(
+        "write",
+        Write(scan=scan, output_dir=str(plan.output_dir), provenance=plan.provenance),
     )
     image = conform
     workflow = pe.Workflow(name=scan.workflow_name)
-    if n4:
-        image = pe.Node(
-            BiasCorrect(num_threads=omp_nthreads),
-            name="bias",
-            n_procs=omp_nthreads,
-            mem_gb=_MEM_SMALL,
-        )
+    if pipeline.n4:
+        image = node("bias", BiasCorrect(num_threads=threads), n_procs=threads)
         workflow.connect(conform, "out_file", image, "image")
-    for node in (localize, segment, restore, measure, write):
-        workflow.connect(image, "out_file", node, "image")
-    for node in (segment, measure, write):
-        workflow.connect(localize, "out_file", node, "localization")
-    for node in (restore, measure):
-        workflow.connect(segment, "out_file", node, "segmentation")
-    for node in (measure, write):
-        workflow.connect(restore, "out_file", node, "restored")
-    workflow.connect(measure, "out_file", write, "measures")
-    if not keep_intermediates:
+    # Output of the first node → input of this name of the others.
+    results = {
+        "image": (image, [localize, segment, restore, measure, write]),
+        "localization": (localize, [segment, measure, write]),
+        "segmentation": (segment, [restore, measure]),
+        "restored": (restore, [measure, write]),
+        "measures": (measure, [write]),
+    }
+    if not plan.keep_intermediates:
         discard = pe.Node(Discard(), name="discard", run_without_submitting=True)
-        for node, name in (
-            (conform, "conformed"),
-            (image, "image"),
-            (localize, "localization"),
-            (segment, "segmentation"),
-            (restore, "restored"),
-            (write, "written"),
-        ):
-            workflow.connect(node, "out_file", discard, name)
+        results |= {"conformed": (conform, [discard]), "written": (write, [discard])}
+        for name in ("image", "localization", "segmentation", "restored"):
+            results[name][1].append(discard)
+    for name, (source, targets) in results.items():
+        for target in targets:
+            workflow.connect(source, "out_file", target, name)
     return workflow
