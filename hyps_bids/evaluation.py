@@ -1,6 +1,6 @@
-"""Measure the shipped (or any) weights: the figures of the README's benchmark table.
+"""Measure any weights as in the README's benchmark table.
 
-Everything runs through the functions that the participant level runs.
+Everything runs through the steps that the participant level runs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.eulerangles import euler2mat
 
 from hyps_bids.adaptation.crops import load_crops
 from hyps_bids.adaptation.fit import crop_dice
@@ -33,12 +34,14 @@ __all__ = [
     "evaluate_orientation",
     "evaluate_retest",
     "evaluate_speed",
+    "pairs_in",
+    "report",
     "summarize",
 ]
 
 
 def evaluate_crops(pipeline: Pipeline, images: Path, labels: Path) -> pd.DataFrame:
-    """Dice per class on the fixed test split of MSD Task04.
+    """Compute the Dice of each class on the fixed test split of MSD Task04.
 
     Returns
     -------
@@ -83,20 +86,13 @@ def evaluate_images(
         voxel = float(abs(np.linalg.det(image.affine[:3, :3])))
         for i, hemi in enumerate(HEMISPHERES):
             a, b = ours == i + 1, theirs == values[i]
-            rows.append(
-                {
-                    "id": path.name.split("_T1w")[0],
-                    "hemi": hemi,
-                    "dice": dice(a, b),
-                    "volume_mm3": a.sum() * voxel,
-                    "reference_mm3": b.sum() * voxel,
-                }
-            )
+            row = {"id": _name(path), "hemi": hemi, "dice": dice(a, b)}
+            rows.append(row | {"volume_mm3": a.sum() * voxel, "reference_mm3": b.sum() * voxel})
     return pd.DataFrame(rows)
 
 
-def pairs_in(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Find ``X_T1w.nii.gz`` and ``X_dseg.nii.gz`` in a folder.
+def pairs_in(folder: Path) -> list[tuple[Path, Path]]:
+    """Find the pairs ``X_T1w.nii.gz`` and ``X_dseg.nii.gz`` in a folder.
 
     Raises
     ------
@@ -107,10 +103,12 @@ def pairs_in(folder: Path) -> Iterator[tuple[Path, Path]]:
         (path, path.with_name(path.name.replace("_T1w", "_dseg")))
         for path in sorted(folder.glob("*_T1w.nii*"))
     ]
-    found = [pair for pair in found if pair[1].is_file()]
-    if not found:
-        raise MissingInput(f"{folder}: no pair of *_T1w.nii.gz and *_dseg.nii.gz")
-    yield from found
+    pairs = [(path, labels) for path, labels in found if labels.is_file()]
+    if not pairs:
+        raise MissingInput(
+            f"{folder}: there is no pair of *_T1w.nii.gz and *_dseg.nii.gz", code="no-image-pair"
+        )
+    return pairs
 
 
 def evaluate_retest(
@@ -118,8 +116,8 @@ def evaluate_retest(
 ) -> pd.DataFrame:
     """Move heads by up to ±5° and ±5 mm, segment, move back and compare.
 
-    Each head is resampled once per move on its own grid; the reference is the segmentation of the
-    image as it is.
+    Each head is resampled once per move on its own grid. The reference is the segmentation of the
+    image that was not moved.
 
     Returns
     -------
@@ -131,45 +129,28 @@ def evaluate_retest(
     for path in paths:
         image = conform(path)
         still = pipeline.segment(image)
-        center = image.affine @ [*(np.array(image.data.shape) - 1) / 2, 1]
+        shape, center = still.shape, image.affine @ [*(np.array(still.shape) - 1) / 2, 1]
         for move in range(moves):
-            rigid = _rigid(rng.uniform(-5, 5, 3), rng.uniform(-5, 5, 3), center[:3])
-            moved_data = resample(
-                image.data,
-                image.affine,
-                image.data.shape,
-                rigid @ image.affine,
-                outside=float(image.data.min()),
+            # Where the voxels of the moved image lie in the world of the head.
+            there = _rigid(rng.uniform(-5, 5, 3), rng.uniform(-5, 5, 3), center[:3]) @ image.affine
+            data = resample(image.data, image.affine, shape, there, outside=float(image.data.min()))
+            moved = pipeline.segment(
+                ConformedImage(data, image.affine, image.native_shape, image.orientation)
             )
-            moved_image = ConformedImage(
-                moved_data, image.affine, image.native_shape, image.orientation
-            )
-            moved = pipeline.segment(moved_image)
             for i, hemi in enumerate(HEMISPHERES):
                 mask = (moved == i + 1).astype(np.float32)
-                # where the moved grid shows what this voxel shows
-                back = resample(mask, rigid @ image.affine, still.shape, image.affine) > 0.5
+                back = resample(mask, there, shape, image.affine) > 0.5
                 before, after = (still == i + 1).sum(), (moved == i + 1).sum()
-                rows.append(
-                    {
-                        "id": path.name.split("_T1w")[0],
-                        "move": move,
-                        "hemi": hemi,
-                        "dice": dice(still == i + 1, back),
-                        "volume_change": float(after / before - 1) if before else float("nan"),
-                    }
-                )
+                change = float(after / before - 1) if before else float("nan")
+                row = {"id": _name(path), "move": move, "hemi": hemi}
+                rows.append(row | {"dice": dice(still == i + 1, back), "volume_change": change})
     return pd.DataFrame(rows)
 
 
 def _rigid(degrees: np.ndarray, shift: np.ndarray, center: np.ndarray) -> np.ndarray:
-    rotation = np.eye(3)
-    for axis, angle in enumerate(np.deg2rad(degrees)):
-        turn = np.eye(3)
-        i, j = [k for k in range(3) if k != axis]
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        rotation = rotation @ turn
+    """Return the transform that turns about `center` and then shifts by `shift`."""
+    x, y, z = np.deg2rad(degrees)
+    rotation = euler2mat(z, -y, x)
     matrix = np.eye(4)
     matrix[:3, :3] = rotation
     matrix[:3, 3] = center - rotation @ center + shift
@@ -188,37 +169,28 @@ def evaluate_orientation(
     path : Path
         The head.
     folder : Path
-        For temporary files.
+        Folder for temporary files.
     every : int
-        Take every so many-th orientation only.
+        Take only one of so many orientations.
 
     Returns
     -------
     pandas.DataFrame
-        One row per orientation: axes, dice_L, dice_R with the first.
+        One row per orientation: axes, dice_L and dice_R with the first orientation.
     """
-    source = nib.load(path)
-    canonical = nib.as_closest_canonical(source)
-    reference: np.ndarray | None = None
+    canonical = nib.as_closest_canonical(nib.load(path))
+    ras = nib.orientations.axcodes2ornt("RAS")
+    first: np.ndarray | None = None
     rows = []
     for axes in orientations()[::every]:
-        ornt = nib.orientations.axcodes2ornt(axes)
-        turned = canonical.as_reoriented(
-            nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), ornt)
-        )
+        turn = nib.orientations.ornt_transform(ras, nib.orientations.axcodes2ornt(axes))
         turned_path = folder / f"{axes}_T1w.nii"
-        nib.save(turned, turned_path)
+        nib.save(canonical.as_reoriented(turn), turned_path)
         labels = pipeline.segment(conform(turned_path))
         turned_path.unlink()
-        if reference is None:
-            reference = labels
-        rows.append(
-            {"axes": axes}
-            | {
-                f"dice_{hemi}": dice(reference == i + 1, labels == i + 1)
-                for i, hemi in enumerate(HEMISPHERES)
-            }
-        )
+        first = labels if first is None else first
+        scores = {f"dice_{h}": dice(first == i, labels == i) for i, h in enumerate(HEMISPHERES, 1)}
+        rows.append({"axes": axes} | scores)
     return pd.DataFrame(rows)
 
 
@@ -230,63 +202,65 @@ def orientations() -> list[str]:
     >>> len(orientations()), orientations()[0]
     (48, 'RAS')
     """
-    pairs = (("R", "L"), ("A", "P"), ("S", "I"))
     return [
-        "".join(pairs[axis][flip] for axis, flip in zip(order, flips, strict=True))
-        for order in itertools.permutations(range(3))
-        for flips in itertools.product((0, 1), repeat=3)
+        "".join(ends)
+        for axes in itertools.permutations(("RL", "AP", "SI"))
+        for ends in itertools.product(*axes)
     ]
 
 
 def evaluate_speed(pipeline: Pipeline, paths: Sequence[Path], *, repeats: int = 3) -> pd.DataFrame:
-    """Time localize, segment and restore, without start and reading.
+    """Time the steps from bias correction to restoring, without start and reading.
 
     Returns
     -------
     pandas.DataFrame
-        One row per image and repeat after a first one that does not count; seconds.
+        One row per image and repeat, in seconds; an earlier first run of each image is left out.
     """
     rows = []
     for path in paths:
         image = conform(path)
-        pipeline.segment(image)
+        pipeline.run(image)
         for repeat in range(repeats):
-            _, seconds = pipeline.timed(image)
-            rows.append(
-                {"id": path.name.split("_T1w")[0], "repeat": repeat}
-                | seconds
-                | {"total": sum(seconds.values())}
-            )
+            seconds = pipeline.run(image).seconds
+            row = {"id": _name(path), "repeat": repeat}
+            rows.append(row | seconds | {"total": sum(seconds.values())})
     return pd.DataFrame(rows)
 
 
 def summarize(table: pd.DataFrame) -> dict[str, float]:
-    """Mean, SD, minimum and median of each figure, and volume agreement if there is a reference."""
-    statistics: dict[str, Callable[[pd.Series], float]] = {
-        "mean": pd.Series.mean,
-        "sd": pd.Series.std,
-        "min": pd.Series.min,
-        "max": pd.Series.max,
-        "median": pd.Series.median,
-    }
+    """Summarize each column of numbers, and the agreement of volumes if there is a reference."""
     out = {}
     for column in table.select_dtypes("float"):
-        for name, function in statistics.items():
-            out[f"{column}_{name}"] = round(float(function(table[column])), 4)
+        values = table[column]
+        for name, value in {
+            "mean": values.mean(),
+            "sd": values.std(),
+            "min": values.min(),
+            "max": values.max(),
+            "median": values.median(),
+        }.items():
+            out[f"{column}_{name}"] = round(float(value), 4)
     if "volume_change" in table:
         out["volume_change_mean_absolute"] = round(float(table["volume_change"].abs().mean()), 4)
     if "reference_mm3" in table and len(table) > 2:
-        both = table[["volume_mm3", "reference_mm3"]]
-        out["volume_correlation"] = round(float(both.corr().iloc[0, 1]), 4)
+        out["volume_correlation"] = _correlation(table)
         for hemi, side in table.groupby("hemi"):
-            correlation = side[["volume_mm3", "reference_mm3"]].corr().iloc[0, 1]
-            out[f"volume_correlation_{hemi}"] = round(float(correlation), 4)
-        out["volume_ratio"] = round(float((both["volume_mm3"] / both["reference_mm3"]).mean()), 4)
+            out[f"volume_correlation_{hemi}"] = _correlation(side)
+        out["volume_ratio"] = round(float((table["volume_mm3"] / table["reference_mm3"]).mean()), 4)
     return out
 
 
 def report(table: pd.DataFrame, output: Path | None) -> None:
-    """Print the summary, and write the table if asked."""
+    """Print the summary, and write the table if a path is given."""
     if output is not None:
         table.to_csv(output, sep="\t", index=False, float_format="%.4f")
     print(json.dumps(summarize(table), indent=2))
+
+
+def _correlation(table: pd.DataFrame) -> float:
+    return round(float(table["volume_mm3"].corr(table["reference_mm3"])), 4)
+
+
+def _name(path: Path) -> str:
+    return path.name.split("_T1w")[0]

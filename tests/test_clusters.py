@@ -23,6 +23,7 @@ from hyps_bids.cli import parse_settings
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.workflows.engines import engine, read_plugin
+from tests.raising import raises
 
 #: seconds that anything on the cluster may take
 _PATIENCE_S = 240
@@ -300,29 +301,28 @@ class TestEngines:
         for path in sorted((root / "examples/nipype").glob("*.yml")):
             assert read_plugin(path) == yaml.safe_load(path.read_text())
         monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(UsageError, match="needs the command 'sbatch', which is not here"):
+        with raises(UsageError, "scheduler-command-missing", "sbatch"):
             read_plugin(root / "examples/nipype/slurm.yml")
 
     @pytest.mark.parametrize(
-        ("content", "message"),
+        ("content", "code", "fact"),
         [
-            (b"plugin: PBSGraph", "PBSGraph does not wait for its jobs"),
-            (b"plugin: SGEGraph", "SGEGraph does not wait for its jobs"),
-            (b"plugin: Multiproc", "no plugin 'Multiproc'; known: .*MultiProc"),
-            (b"plugin: 3", "must name a nipype 'plugin'"),
-            (b"- SLURM", "must name a nipype 'plugin'"),
-            (b"plugin: MultiProc\nplugin_args: 4", "must be a table of options, not 4"),
-            (b"plugin: MultiProc\nn_procs: 4", "unknown n_procs"),
-            (b"plugin: [", "not valid"),
-            (b"plugin: \xff", "not valid"),
+            (b"plugin: PBSGraph", "plugin-does-not-wait", "PBSGraph"),
+            (b"plugin: Multiproc", "plugin-unknown", "MultiProc"),
+            (b"plugin: 3", "plugin-not-named", ""),
+            (b"- SLURM", "plugin-not-named", ""),
+            (b"plugin: MultiProc\nplugin_args: 4", "plugin-args-invalid", "4"),
+            (b"plugin: MultiProc\nn_procs: 4", "plugin-key-unknown", "n_procs"),
+            (b"plugin: [", "plugin-file-invalid", ""),
+            (b"plugin: \xff", "plugin-file-invalid", ""),
         ],
     )
     def test_plugin_that_cannot_be_used_is_refused(
-        self, tmp_path: Path, content: bytes, message: str
+        self, tmp_path: Path, content: bytes, code: str, fact: str
     ) -> None:
         path = tmp_path / "plugin.yml"
         path.write_bytes(content)
-        with pytest.raises(UsageError, match=message):
+        with raises(UsageError, code, path, fact):
             read_plugin(path)
 
 

@@ -64,9 +64,7 @@ def class_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> t
     return torch.as_tensor(helper(predicted[None], target[None])).flatten()
 
 
-def agreement(
-    predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
-) -> Agreement:
+def agreement(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> Agreement:
     """Compare a mask with a reference.
 
     Parameters
@@ -92,19 +90,19 @@ def agreement(
     voxel = float(np.prod(spacing))
     hausdorff, surface = math.nan, math.nan
     if predicted.any() and reference.any():
-        pair = [torch.from_numpy(mask)[None, None] for mask in _crop(predicted, reference)]
+        a, b = (torch.from_numpy(mask)[None, None] for mask in _crop(predicted, reference))
         sizes = [float(size) for size in spacing]
         with warnings.catch_warnings():
             # MONAI calls one of its own functions in a way that it has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             hausdorff = float(
                 compute_hausdorff_distance(
-                    *pair, include_background=True, percentile=95, spacing=sizes
+                    a, b, include_background=True, percentile=95, spacing=sizes
                 )
             )
             surface = float(
                 compute_average_surface_distance(
-                    *pair, include_background=True, symmetric=True, spacing=sizes
+                    a, b, include_background=True, symmetric=True, spacing=sizes
                 )
             )
     return {

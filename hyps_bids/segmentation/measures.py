@@ -16,7 +16,7 @@ from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import flags
 from hyps_bids.outputs.scan_files import ScanMeasures
 from hyps_bids.segmentation.localize import Localization
-from hyps_bids.segmentation.segment import SegmentedSide, Segmentation
+from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
 
 __all__ = ["asymmetry", "measure_scan", "side_quality"]
 

@@ -16,7 +16,7 @@ from hyps_bids.segmentation.inference import predict
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.normalize import standardize
 
-__all__ = ["SegmentedSide", "Segmentation", "segment"]
+__all__ = ["Segmentation", "SegmentedSide", "segment"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Read nipype's crash files: which scan, and why."""
+"""Read from nipype's crash files which scans failed, and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["crash_reasons"]
 
 _NODE = re.compile(r"^Node: \w+?\.(?P<scan>\w+)\.\w+$", re.MULTILINE)
-# after the frames, which are indented more than the traceback's first line
+# The error follows the frames, which are indented more than the first line of the traceback.
 _ERROR = re.compile(
     r"^(?P<indent>[ \t]*)Traceback \(most recent call last\):\n"
     r"(?:(?P=indent)[ ].*\n)*"
@@ -24,12 +24,12 @@ def crash_reasons(folder: Path) -> dict[str, str]:
     Parameters
     ----------
     folder : Path
-        nipype's ``crashdump_dir``; text crash files.
+        nipype's ``crashdump_dir``, with crash files in text format.
 
     Returns
     -------
     dict of str to str
-        Workflow name of the scan → message, with the file that holds the traceback.
+        Workflow name of the scan → message, and the file that holds the traceback.
     """
     reasons = {}
     for path in sorted(folder.glob("crash-*.txt")):
@@ -37,7 +37,7 @@ def crash_reasons(folder: Path) -> dict[str, str]:
         node = _NODE.search(text)
         errors = list(_ERROR.finditer(text))
         if node:
-            # the last traceback is the innermost: nipype puts the node's own into its message
+            # nipype puts the node's own traceback into its message, so the last one is innermost.
             reason = _reason(errors[-1]) if errors else "no error in the crash file"
             reasons[node["scan"]] = f"{reason} (traceback in logs/{folder.name}/{path.name})"
     return reasons
@@ -47,5 +47,5 @@ def _reason(error: re.Match[str]) -> str:
     message = " ".join((error["text"] or "").split())
     if not message:
         return error["kind"]
-    # ours say what is wrong; the kind of others is half of what they say
+    # Our messages explain themselves; other errors are hard to understand without their kind.
     return message if error["kind"].startswith(_OURS) else f"{error['kind']}: {message}"

@@ -1,4 +1,7 @@
-"""nipype's engines, made fit for long runs: killed workers, busy schedulers."""
+"""nipype's engines, made fit for long runs with killed workers and busy schedulers.
+
+Everything that repairs what nipype's plugins do wrong is in this file; tests prove each need.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from traceback import format_exception
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import yaml
@@ -29,14 +32,22 @@ from nipype.pipeline.plugins import multiproc, slurmgraph
 from hyps_bids.errors import HypsError, MissingInput, UsageError
 from hyps_bids.outputs.writing import discard_partials
 
-__all__ = ["MultiProcPlugin", "SLURMGraphPlugin", "engine", "read_plugin"]
+__all__ = [
+    "MultiProcPlugin",
+    "PluginSettings",
+    "SLURMGraphPlugin",
+    "engine",
+    "log_settings",
+    "read_plugin",
+    "start_worker",
+]
 
 _LOG = logging.getLogger("hyps_bids")
-#: they submit all jobs and return at once: the run would end before its scans are done
+#: Plugins that submit all jobs and return, so that the run would end before its scans are done.
 _LEAVE_AT_ONCE = ("CondorDAGMan", "PBSGraph", "SGEGraph", "SomaFlow")
-#: they run in this process and its children
+#: Plugins that run nodes in this process and its children.
 _LOCAL = ("Linear", "Debug", "MultiProc", "LegacyMultiProc")
-#: what they run to submit jobs and to ask for them
+#: Commands by which plugins submit jobs and ask about them.
 _COMMANDS = {
     "SLURM": ("sbatch", "squeue"),
     "SLURMGraph": ("sbatch", "squeue"),
@@ -45,27 +56,32 @@ _COMMANDS = {
     "LSF": ("bsub", "bjobs"),
     "OAR": ("oarsub", "oarstat"),
 }
-#: seconds between questions to a scheduler, and for which a finished job's files may stay unseen
-_POLL_S, _UNSEEN_S = 5, 60
-#: of prctl(2): the signal to get when the parent dies
+#: Seconds between two questions to a scheduler.
+_POLL_S = 5
+#: Seconds for which the files of a finished job may stay invisible on a shared disk.
+_UNSEEN_S = 60
+#: Option of prctl(2) that sets the signal to get when the parent dies.
 _PR_SET_PDEATHSIG = 1
-_KILLED_TWICE = (
-    "the process was killed twice, the second time with no other beside it: most likely memory "
-    "ran out (see --mem-gb, and the limit of the job or container)"
-)
 
 
-def read_plugin(path: Path) -> dict[str, Any]:
-    """Read which of nipype's plugins to use.
+class PluginSettings(TypedDict):
+    """Content of a plugin file: name and arguments of one of nipype's plugins."""
+
+    plugin: str
+    plugin_args: dict[str, Any]
+
+
+def read_plugin(path: Path) -> PluginSettings:
+    """Read and check the plugin file of ``--use-plugin``.
 
     Parameters
     ----------
     path : Path
-        YAML, or TOML if it is called so, with ``plugin`` and perhaps ``plugin_args``.
+        YAML (or TOML, by its extension) with ``plugin`` and, optionally, ``plugin_args``.
 
     Returns
     -------
-    dict
+    PluginSettings
         Arguments of :func:`engine`.
 
     Raises
@@ -79,45 +95,68 @@ def read_plugin(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
-        raise MissingInput(f"{path}: cannot be read ({error.strerror})") from error
+        raise MissingInput(
+            f"{path}: the plugin file cannot be read ({error.strerror})",
+            code="plugin-file-unreadable",
+        ) from error
     except (UnicodeDecodeError, yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: not valid ({error})") from error
+        raise UsageError(
+            f"{path}: is neither valid YAML nor valid TOML ({error})", code="plugin-file-invalid"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
-        raise UsageError(f"{path}: must name a nipype 'plugin', and may give its 'plugin_args'")
-    name, args = content["plugin"], content.get("plugin_args") or {}
+        raise UsageError(
+            f"{path}: must name a nipype 'plugin', and may give its 'plugin_args'",
+            code="plugin-not-named",
+        )
     if unknown := sorted(map(str, set(content) - {"plugin", "plugin_args"})):
-        raise UsageError(f"{path}: unknown {', '.join(unknown)}; known: plugin, plugin_args")
+        raise UsageError(
+            f"{path}: the keys {', '.join(unknown)} are unknown; known are plugin and plugin_args",
+            code="plugin-key-unknown",
+        )
+    args = content.get("plugin_args") or {}
     if not isinstance(args, dict):
-        raise UsageError(f"{path}: 'plugin_args' must be a table of options, not {args!r}")
-    known = sorted(
-        each.removesuffix("Plugin")
-        for each in vars(plugins)
-        if each.endswith("Plugin") and each.removesuffix("Plugin") not in _LEAVE_AT_ONCE
-    )
+        raise UsageError(
+            f"{path}: 'plugin_args' must be a table of options, not {args!r}",
+            code="plugin-args-invalid",
+        )
+    _check_plugin(content["plugin"], path)
+    return {"plugin": content["plugin"], "plugin_args": args}
+
+
+def _check_plugin(name: str, path: Path) -> None:
+    """Check that nipype has a plugin, and that it can be used here."""
     if name in _LEAVE_AT_ONCE:
-        raise UsageError(f"{path}: plugin {name} does not wait for its jobs; use one that does")
+        raise UsageError(
+            f"{path}: the plugin {name} does not wait for its jobs; use one that does",
+            code="plugin-does-not-wait",
+        )
+    classes = [each for each in vars(plugins) if each.endswith("Plugin")]
+    known = sorted({each.removesuffix("Plugin") for each in classes} - set(_LEAVE_AT_ONCE))
     if name not in known:
-        raise UsageError(f"{path}: nipype has no plugin '{name}'; known: {', '.join(known)}")
+        raise UsageError(
+            f"{path}: nipype has no plugin '{name}'; known are {', '.join(known)}",
+            code="plugin-unknown",
+        )
     for command in _COMMANDS.get(name, ()):
         if shutil.which(command) is None:
             raise UsageError(
-                f"{path}: plugin {name} needs the command '{command}', which is not here; submit "
-                "from a node, or a container, that has the scheduler"
+                f"{path}: the plugin {name} needs the command '{command}', which is not here; "
+                "submit from a node, or a container, that has the scheduler",
+                code="scheduler-command-missing",
             )
-    return {"plugin": name, "plugin_args": args}
 
 
 def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the engine of a workflow.
 
-    Call it after nipype is configured: engines of clusters set how often nipype asks them.
+    Call this after nipype is configured, because cluster engines change how often nipype polls.
 
     Parameters
     ----------
     plugin : str
-        nipype's name of it.
+        nipype's name of the plugin.
     plugin_args : mapping
-        What nipype's documentation says of it.
+        Arguments from nipype's documentation of the plugin.
 
     Returns
     -------
@@ -129,7 +168,7 @@ def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
     if plugin not in _LOCAL:
         config.set("execution", "poll_sleep_duration", str(_POLL_S))
         config.set("execution", "job_finished_timeout", str(_UNSEEN_S))
-        # nipype names jobs with it, and batch jobs may lack it
+        # nipype uses LOGNAME in the names of jobs, and batch jobs may lack it.
         os.environ.setdefault("LOGNAME", os.environ.get("USER", f"uid{os.getuid()}"))
     if plugin == "SLURMGraph":
         return {"plugin": SLURMGraphPlugin(plugin_args)}
@@ -137,39 +176,37 @@ def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MultiProcPlugin(multiproc.MultiProcPlugin):
-    """Run nodes in a pool of processes, whatever happens to the processes.
+    """Run nodes in a pool of processes, even if some of these are killed.
 
     The kernel kills a process when memory runs out, and nipype's own plugin then hangs or ends
-    the run. Here the nodes that were in flight run again, one at a time. A node whose worker is
-    killed again, although it had all the memory, has failed, as if it had raised an error. If none
-    is, too many ran at a time: half as many go on.
+    the run. Here the interrupted nodes run again, one at a time. A node whose worker is killed
+    again, although it had all the memory, counts as failed. If no node fails so, too many were
+    running at a time, and the run goes on with half as many processes.
 
-    Chains of nodes that are begun are finished before others begin, and few are under way: the
-    intermediate files of a thousand scans need no more room than those of some.
+    Chains of nodes that have begun are finished before others begin, so that the intermediate
+    files of a thousand scans need no more room than those of a few.
 
     Parameters
     ----------
     plugin_args : mapping
-        As of nipype's plugin.
+        Arguments of nipype's plugin.
     """
 
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))
         self._nodes: dict[int, tuple[Any, bool]] = {}
-        self.processors: int
-        self.pool.shutdown()
-        self.pool: ProcessPoolExecutor = self._new_pool()
+        self._renew_pool()
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the nodes of a graph, as nipype's plugin does."""
-        # nipype collects garbage at each step, here and in workers that share this memory: what
-        # is loaded by now is none, and to look through it again takes as long as a network
+        # nipype collects garbage at each step, here and in forked workers. To search all that is
+        # loaded by now takes as long as a network, so it is exempted.
         gc.collect()
         gc.freeze()
         try:
             super().run(graph, config, updatehash=updatehash)
         except Exception:
-            # the run stops at a failure: what is under way ends before anybody looks what is there
+            # The run stops at a failure. Nodes under way end before anyone looks at the outputs.
             self.pool.shutdown(cancel_futures=True)
             raise
         finally:
@@ -187,12 +224,13 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
         room = max(0, 2 * self.processors - under_way)
         return np.concatenate([jobids[~new], jobids[new][:room]])
 
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
+    def _renew_pool(self) -> None:
+        self.pool.shutdown()
+        self.pool = ProcessPoolExecutor(
             max_workers=self.processors,
             mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
-            initializer=_start_worker,
-            initargs=(self._cwd, _log_settings()),
+            initializer=start_worker,
+            initargs=(self._cwd, log_settings()),
         )
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
@@ -216,7 +254,7 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
         try:
             return self._task_obj[taskid].result()
         except Exception as error:
-            # not of the node itself, whose errors are part of its result
+            # This is no error of the node itself, which would be part of its result.
             return {"result": None, "traceback": format_exception(error), "taskid": taskid}
 
     def _clear_task(self, taskid: int) -> None:
@@ -228,8 +266,8 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
         wait(self._task_obj.values())
         killed = [taskid for taskid, future in self._task_obj.items() if _was_killed(future)]
         _LOG.warning(
-            "a process was killed, most likely because memory ran out; "
-            "what was under way (steps: %d) runs again, one step at a time",
+            "A process was killed, most likely because memory ran out. The interrupted steps "
+            "(%d) run again, one at a time.",
             len(killed),
         )
         self._renew_pool()
@@ -239,15 +277,11 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
             wait([self._task_obj[taskid]])
             if _was_killed(self._task_obj[taskid]):
                 at_fault = True
-                self._task_obj[taskid] = _failed(HypsError(_KILLED_TWICE))
+                self._task_obj[taskid] = _failed(_killed_twice())
                 self._renew_pool()
         if not at_fault and len(killed) > 1:
             self.processors = max(1, self.processors // 2)
-            _LOG.warning("from now on with --nprocs %d", self.processors)
-
-    def _renew_pool(self) -> None:
-        self.pool.shutdown()
-        self.pool = self._new_pool()
+            _LOG.warning("The run goes on with --nprocs %d.", self.processors)
 
 
 class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
@@ -256,13 +290,13 @@ class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
     Parameters
     ----------
     plugin_args : mapping
-        As of nipype's plugin.
+        Arguments of nipype's plugin.
     """
 
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))
         self._token = f"hyps-{secrets.token_hex(6)}"
-        # a job whose predecessor failed would stay in the queue for ever
+        # Without this, a job whose predecessor failed would stay in the queue for ever.
         self._sbatch_args += f" --comment={self._token} --kill-on-invalid-dep=yes"
 
     def _submit_graph(self, pyfiles: Any, dependencies: Any, nodes: Any) -> None:
@@ -278,7 +312,7 @@ class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
             check=False,
         )
         if asked.returncode:
-            _LOG.warning("squeue: %s; asking again", asked.stderr.strip())
+            _LOG.warning("squeue failed and is asked again: %s", asked.stderr.strip())
             return True
         return self._token in asked.stdout.split()
 
@@ -289,12 +323,20 @@ def _failed(error: Exception) -> Future[dict[str, Any]]:
     return future
 
 
+def _killed_twice() -> HypsError:
+    return HypsError(
+        "The process was killed twice, the second time while running alone. Most likely memory ran "
+        "out; see --mem-gb and the memory limit of the job or container.",
+        code="worker-killed-twice",
+    )
+
+
 def _was_killed(future: Future[dict[str, Any]]) -> bool:
     return future.done() and isinstance(future.exception(), BrokenProcessPool)
 
 
-def _log_settings() -> dict[str, Any]:
-    """Describe the log, for workers that do not inherit it: those that are not forked."""
+def log_settings() -> dict[str, Any]:
+    """Describe levels and handlers of the log, for workers that are not forked."""
     return {
         "levels": {
             name: logging.getLogger(name).level
@@ -308,28 +350,28 @@ def _log_settings() -> dict[str, Any]:
     }
 
 
-def _take_over_log(settings: Mapping[str, Any]) -> None:
-    if _LOG.handlers:
-        # inherited by a fork
-        return
-    for name, level in settings["levels"].items():
+def start_worker(folder: str, log: Mapping[str, Any]) -> None:
+    """Set up a worker process: its log, its signals and nipype's own settings."""
+    # A forked worker has inherited the handlers.
+    if not _LOG.handlers:
+        _set_up_log(log)
+    if hasattr(libc := ctypes.CDLL(None), "prctl"):
+        # On Linux, workers end when the run is killed; otherwise they would wait for ever.
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # SIGTERM ends the workers of a terminated run and of a broken pool. The handler that a fork
+    # inherits would raise, and the pool would take that for an error of the node.
+    signal.signal(signal.SIGTERM, _end_worker)
+    multiproc.process_initializer(folder)
+
+
+def _set_up_log(log: Mapping[str, Any]) -> None:
+    for name, level in log["levels"].items():
         logging.getLogger(name).setLevel(level)
-    for path, level, formatter in settings["handlers"]:
+    for path, level, formatter in log["handlers"]:
         handler = logging.StreamHandler() if path is None else logging.FileHandler(path)
         handler.setLevel(level)
         handler.setFormatter(formatter)
         _LOG.addHandler(handler)
-
-
-def _start_worker(folder: str, log: Mapping[str, Any]) -> None:
-    _take_over_log(log)
-    if hasattr(libc := ctypes.CDLL(None), "prctl"):
-        # Linux: end with the run, should that be killed; workers would wait for ever
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # ends workers of a run that is terminated, and the rest of a broken pool: the handler that a
-    # fork inherits would raise, and the pool would take that for an error of the node
-    signal.signal(signal.SIGTERM, _end_worker)
-    multiproc.process_initializer(folder)
 
 
 def _end_worker(number: int, frame: object) -> None:

@@ -13,7 +13,7 @@ from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.outputs.scan_files import ScanMeasures
 from hyps_bids.segmentation.localize import Localization, Location
-from hyps_bids.segmentation.segment import SegmentedSide, Segmentation
+from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
 
 __all__ = ["load", "save"]
 

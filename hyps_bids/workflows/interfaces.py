@@ -73,9 +73,9 @@ class _Step(SimpleInterface):
         self._results["out_file"] = str(exchange.save(path, self._compute()))
         return runtime
 
-    def _load(self, *names: str) -> Any:
-        """Load the results that the inputs with these names point to."""
-        return [exchange.load(getattr(self.inputs, name)) for name in names]
+    def _load(self, name: str) -> Any:
+        """Load the result of another node that the input `name` points to."""
+        return exchange.load(getattr(self.inputs, name))
 
 
 class _ConformInput(BaseInterfaceInputSpec):
@@ -99,7 +99,7 @@ class BiasCorrect(_Step):
     input_spec = _ImageInput
 
     def _compute(self) -> object:
-        return correct_image(*self._load("image"), self.inputs.num_threads)
+        return correct_image(self._load("image"), threads=self.inputs.num_threads)
 
 
 class _LocalizeInput(_NetworkInput):
@@ -112,8 +112,11 @@ class Localize(_Step):
     input_spec = _LocalizeInput
 
     def _compute(self) -> object:
-        device = torch.device(self.inputs.device)
-        return localize_image(*self._load("image"), Path(self.inputs.weights), device)
+        return localize_image(
+            self._load("image"),
+            localizer=Path(self.inputs.weights),
+            device=torch.device(self.inputs.device),
+        )
 
 
 class _SegmentInput(_NetworkInput):
@@ -128,9 +131,13 @@ class Segment(_Step):
     input_spec = _SegmentInput
 
     def _compute(self) -> object:
-        weights = Path(self.inputs.adapter), Path(self.inputs.base)
-        device = torch.device(self.inputs.device)
-        return segment_image(*self._load("image", "localization"), *weights, device)
+        return segment_image(
+            self._load("image"),
+            self._load("localization"),
+            adapter=Path(self.inputs.adapter),
+            base=Path(self.inputs.base),
+            device=torch.device(self.inputs.device),
+        )
 
 
 class _RestoreInput(_ImageInput):
@@ -143,7 +150,7 @@ class Restore(_Step):
     input_spec = _RestoreInput
 
     def _compute(self) -> object:
-        return restore_sides(*self._load("image", "segmentation"))
+        return restore_sides(self._load("image"), self._load("segmentation"))
 
 
 class _MeasureInput(_RestoreInput):
@@ -157,7 +164,12 @@ class Measure(_Step):
     input_spec = _MeasureInput
 
     def _compute(self) -> object:
-        return measure_scan(*self._load("image", "localization", "segmentation", "restored"))
+        return measure_scan(
+            self._load("image"),
+            self._load("localization"),
+            self._load("segmentation"),
+            self._load("restored"),
+        )
 
 
 class _WriteInput(BaseInterfaceInputSpec):

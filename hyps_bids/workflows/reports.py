@@ -18,7 +18,7 @@ from nipype.pipeline import engine as pe
 
 __all__ = ["SubjectReport", "init_reports_wf", "report_name"]
 
-#: GB that a node needs beyond its interpreter, seen on 256³ voxels
+#: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
 _MEM = 0.5
 
 
@@ -40,28 +40,29 @@ def init_reports_wf(
     bids_dir, output_dir, work_dir : Path
         The raw dataset, the derivatives dataset, and the folder of intermediate files.
     settings_text : str
-        The settings of the run, for the reports.
+        The settings of the run, to be shown in the reports.
+    name : str
+        Name of the workflow and of its folder.
 
     Returns
     -------
     nipype.pipeline.engine.Workflow
-        To be run with any plugin.
+        A workflow that any plugin can run.
     """
     workflow = pe.Workflow(name=name, base_dir=str(work_dir))
-    of_subjects = []
+    inner = []
     for subject in subjects:
-        # of its own, so that crash files name it like those of scans
-        of_subject = pe.Workflow(name=report_name(subject))
+        # Each node has its own workflow, so that crash files name it as they name scans.
+        inner.append(pe.Workflow(name=report_name(subject)))
         report = SubjectReport(
             subject=subject,
             bids_dir=str(bids_dir),
             output_dir=str(output_dir),
             settings_text=settings_text,
         )
-        of_subject.add_nodes([pe.Node(report, name="report", mem_gb=_MEM)])
-        of_subjects.append(of_subject)
-    # all at once: nipype compares each call's nodes with those that are there
-    workflow.add_nodes(of_subjects)
+        inner[-1].add_nodes([pe.Node(report, name="report", mem_gb=_MEM)])
+    # nipype compares the nodes of each call with all earlier ones, so all are added at once.
+    workflow.add_nodes(inner)
     return workflow
 
 
@@ -77,7 +78,7 @@ def report_name(subject: str) -> str:
 
 
 class _ReportInput(BaseInterfaceInputSpec):
-    subject = traits.Str(mandatory=True, desc="label")
+    subject = traits.Str(mandatory=True, desc="label without sub-")
     bids_dir = traits.Str(mandatory=True, desc="raw dataset")
     output_dir = traits.Str(mandatory=True, desc="derivatives dataset")
     settings_text = traits.Str("", usedefault=True, desc="settings of the run")
@@ -92,7 +93,7 @@ class SubjectReport(SimpleInterface):
 
     input_spec = _ReportInput
     output_spec = _ReportOutput
-    # its inputs are the outputs of others
+    # Its real inputs are the outputs of other nodes, which nipype does not see.
     _always_run = True
 
     def _run_interface(self, runtime: Any) -> Any:

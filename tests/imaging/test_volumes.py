@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hyps_bids.imaging.conform import restore_orientation
 from hyps_bids.imaging.roi import box_affine
 from hyps_bids.imaging.volumes import (
     SOFT_MARGIN,
@@ -47,20 +46,18 @@ def image_grid(
     return shape, nib.affines.from_matvec(matrix, CENTER + 4 - matrix @ (np.array(shape) / 2))
 
 
-@pytest.mark.parametrize("angles", [(0, 0, 0), (0.3, -0.2, 0.25)], ids=["straight", "oblique"])
 @pytest.mark.parametrize(
     ("zooms", "tolerance"),
     [
-        ((0.5, 0.5, 0.5), 0.02),
         ((0.8, 0.8, 0.8), 0.02),
         ((1, 1, 1), 0.02),
-        ((1.5, 1.5, 1.5), 0.03),
         ((2, 2, 2), 0.03),
         ((3, 3, 3), 0.06),
         ((0.9, 0.9, 3), 0.03),
         ((0.5, 2, 1.2), 0.03),
     ],
 )
+@pytest.mark.parametrize("angles", [(0, 0, 0), (0.3, -0.2, 0.25)], ids=["straight", "oblique"])
 def test_volume_and_place_of_a_ball_are_kept(
     zooms: tuple[float, float, float], tolerance: float, angles: tuple[float, float, float]
 ) -> None:
@@ -80,26 +77,6 @@ def test_volume_and_place_of_a_ball_are_kept(
     assert side.probabilities.sum(axis=0).max() <= 1 + 1e-5
 
 
-def test_every_orientation_of_the_file_gives_the_same_labels() -> None:
-    shape, affine = image_grid((1, 1.2, 1.1))
-    expected = restore(ball(), BOX, shape, affine)
-    full = np.zeros(shape, np.uint8)
-    full[expected.region] = expected.labels
-    for codes in ("LAS", "PIR", "ASL", "SRP"):
-        # from the file's axes to canonical ones
-        orientation = nib.orientations.axcodes2ornt(codes)
-        native = restore_orientation(full, orientation)
-        transform = nib.orientations.ornt_transform(
-            nib.orientations.axcodes2ornt("RAS"), orientation
-        )
-        native_affine = affine @ nib.orientations.inv_ornt_aff(transform, shape)
-        side = restore(ball(), BOX, native.shape, native_affine)
-        got = np.zeros(native.shape, np.uint8)
-        got[side.region] = side.labels
-        # ties at the boundary may fall either way
-        assert (got != native).sum() <= 0.005 * (native > 0).sum()
-
-
 def test_region_stops_at_the_image() -> None:
     shape, affine = image_grid((1, 1, 1))
     cut = int(shape[0] / 2) - 4
@@ -112,11 +89,13 @@ def test_region_stops_at_the_image() -> None:
     assert 0.3 * BALL < rows[-1].volume_mm3 < 0.7 * BALL
 
 
-def test_box_outside_the_image_is_empty() -> None:
+@pytest.mark.parametrize("away", [0, 500], ids=["nothing segmented", "box outside the image"])
+def test_nothing_in_the_image(away: float) -> None:
+    probabilities = ball() if away else np.stack((np.ones(GRID), *np.zeros((2, *GRID))))
     shape, affine = image_grid((1, 1, 1))
-    side = restore(ball(), box_affine(CENTER + 500, GRID), shape, affine)
-    assert side.labels.size == 0
-    assert side.probabilities.shape[0] == 2
+    side = restore(probabilities, box_affine(CENTER + away, GRID), shape, affine)
+    assert len(side.probabilities) == 2
+    assert not side.labels.any()
     assert np.isnan(side.component_fraction)
     assert measure(side, affine) == [VolumeRow(0, 0.0, 0.0)] * 3
 
@@ -132,16 +111,6 @@ def test_only_the_largest_component_is_kept() -> None:
     assert side.component_fraction == pytest.approx(BALL / (BALL + small), abs=0.01)
     # the soft volume leaves the far component out too
     assert whole.volume_soft_mm3 == pytest.approx(float(ball()[1:].sum()), rel=0.02)
-
-
-def test_nothing_segmented() -> None:
-    empty = np.zeros((3, *GRID), np.float32)
-    empty[0] = 1
-    shape, affine = image_grid((1, 1, 1))
-    side = restore(empty, BOX, shape, affine)
-    assert not side.labels.any()
-    assert np.isnan(side.component_fraction)
-    assert measure(side, affine) == [VolumeRow(0, 0.0, 0.0)] * 3
 
 
 def test_largest_component_by_faces() -> None:

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hyps_bids.imaging.conform import ConformedImage, conform
-from hyps_bids.networks.checkpoints import LOCALIZER, load_network, shipped_weights
+from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import flags
-from hyps_bids.segmentation.localize import SPACING, Localization, localize
+from hyps_bids.segmentation.localize import SPACING, Localization, _scale, localize
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return load_network(shipped_weights(LOCALIZER))[0].requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def head(coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory) -> ConformedImage:
-    path: Path = tmp_path_factory.mktemp("head") / "head.nii"
-    nib.save(coarse_head, path)
-    return conform(path)
-
-
-@pytest.fixture(scope="module")
-def found(head: ConformedImage, model: nn.Module) -> Localization:
-    return localize(head.data, head.affine, model, CPU)
 
 
 def distances(a: Localization, b: Localization) -> list[float]:
@@ -76,6 +56,7 @@ def test_arrays_fit_together(found: Localization) -> None:
         assert array.dtype == np.float32
         assert 0 <= array.min() <= array.max() <= 1 + 1e-6
     np.testing.assert_allclose(found.affine[:3, :3], np.eye(3) * SPACING)
+    assert 1.0e6 < found.icv_mm3 < 2.0e6
     assert found.icv_mm3 == pytest.approx(float(found.intracranial.sum()) * SPACING**3, rel=1e-4)
     for i, hemi in enumerate(HEMISPHERES):
         index = np.argwhere(found.hippocampus[i] > 0.5).mean(axis=0)
@@ -83,38 +64,27 @@ def test_arrays_fit_together(found: Localization) -> None:
         np.testing.assert_allclose(place, found.hippocampi[hemi].center, atol=2)
 
 
-def test_intracranial_volume_is_plausible(found: Localization) -> None:
-    assert 1.0e6 < found.icv_mm3 < 2.0e6
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [7, 20])
 def test_padding_changes_nothing(
-    before: int, head: ConformedImage, found: Localization, model: nn.Module
+    head: ConformedImage, found: Localization, localizer: nn.Module
 ) -> None:
-    pad = [(before, 13), (3, before), (0, 11)]
+    pad = [(20, 13), (3, 20), (0, 11)]
     affine = head.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ np.array([part[0] for part in pad])
-    padded = localize(np.pad(head.data, pad), affine, model, CPU)
+    padded = localize(np.pad(head.data, pad), affine, localizer, CPU)
     assert padded.icv_mm3 == pytest.approx(found.icv_mm3, rel=0.02)
     assert max(distances(padded, found)) < 1.5
 
 
-@pytest.mark.slow
-def test_scale_of_intensities_does_not_matter(
-    head: ConformedImage, found: Localization, model: nn.Module
-) -> None:
-    other = localize(head.data * 13 + 500, head.affine, model, CPU)
-    assert other.icv_mm3 == pytest.approx(found.icv_mm3, rel=1e-3)
-    assert max(distances(other, found)) < 0.1
+def test_scale_of_intensities_does_not_matter(head: ConformedImage) -> None:
+    np.testing.assert_allclose(_scale(head.data * 13 + 500), _scale(head.data), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_mirrored_head_swaps_sides(
-    head: ConformedImage, found: Localization, model: nn.Module
+    head: ConformedImage, found: Localization, localizer: nn.Module
 ) -> None:
     # flip world x: the affine stays, the voxels swap sides about the image's middle
-    flipped = localize(np.ascontiguousarray(head.data[::-1]), head.affine, model, CPU)
+    flipped = localize(np.ascontiguousarray(head.data[::-1]), head.affine, localizer, CPU)
     ends = [nib.affines.apply_affine(head.affine, (x, 0, 0))[0] for x in (0, len(head.data) - 1)]
     for hemi, other in (("L", "R"), ("R", "L")):
         place, origin = flipped.hippocampi[hemi], found.hippocampi[other]
@@ -124,25 +94,23 @@ def test_mirrored_head_swaps_sides(
     assert flipped.icv_mm3 == pytest.approx(found.icv_mm3, rel=0.03)
 
 
-@pytest.mark.parametrize("codes", ["LAS", "PIR", "IAR"])
 def test_orientation_of_the_array_does_not_matter(
-    codes: str, head: ConformedImage, found: Localization, model: nn.Module
+    head: ConformedImage, found: Localization, localizer: nn.Module
 ) -> None:
     # not conformed on purpose: world coordinates alone must decide about left and right
     image = nib.Nifti1Image(head.data, head.affine)
     turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PIL")
     )
     turned = image.as_reoriented(turn)
-    assert "".join(nib.aff2axcodes(turned.affine)) == codes
-    other = localize(np.asarray(turned.dataobj), turned.affine, model, CPU)
+    other = localize(np.asarray(turned.dataobj), turned.affine, localizer, CPU)
     assert max(distances(other, found)) < 0.5
     assert other.icv_mm3 == pytest.approx(found.icv_mm3, rel=0.005)
 
 
 @pytest.mark.parametrize("hemi", HEMISPHERES)
 def test_side_that_is_cut_off_is_missing(
-    hemi: str, head: ConformedImage, found: Localization, model: nn.Module
+    hemi: str, head: ConformedImage, found: Localization, localizer: nn.Module
 ) -> None:
     other = "R" if hemi == "L" else "L"
     # cut 5 mm beyond the middle: medial parts of the lost side are gone as well
@@ -154,24 +122,24 @@ def test_side_that_is_cut_off_is_missing(
         affine[:3, 3] += affine[:3, 0] * index
     else:
         data = head.data[:index]
-    cut = localize(np.ascontiguousarray(data), affine, model, CPU)
+    cut = localize(np.ascontiguousarray(data), affine, localizer, CPU)
     assert cut.hippocampi[hemi] is None
     place, origin = cut.hippocampi[other], found.hippocampi[other]
     assert place is not None
     assert np.linalg.norm(np.subtract(place.center, origin.center)) < 5
 
 
-def test_what_is_found_in_noise_is_flagged(model: nn.Module) -> None:
+def test_what_is_found_in_noise_is_flagged(localizer: nn.Module) -> None:
     noise = np.random.default_rng(0).uniform(size=(60, 60, 60)).astype(np.float32)
-    nothing = localize(noise, np.diag([3.0, 3, 3, 1]), model, CPU)
+    nothing = localize(noise, np.diag([3.0, 3, 3, 1]), localizer, CPU)
     for place in nothing.hippocampi.values():
         if place is not None:
             assert "low_localiser_confidence" in flags({"localiser_confidence": place.confidence})
     assert np.isfinite(nothing.icv_mm3)
 
 
-def test_one_bright_voxel_is_no_error(model: nn.Module) -> None:
+def test_one_bright_voxel_is_no_error(localizer: nn.Module) -> None:
     data = np.zeros((40, 40, 40), np.float32)
     data[20, 20, 20] = 1
-    nothing = localize(data, np.diag([2.0, 2, 2, 1]), model, CPU)
+    nothing = localize(data, np.diag([2.0, 2, 2, 1]), localizer, CPU)
     assert nothing.hippocampi == {"L": None, "R": None}

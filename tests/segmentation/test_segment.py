@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.volumes import measure, restore
-from hyps_bids.networks.checkpoints import (
-    ADAPTER,
-    BASE,
-    GRID,
-    LOCALIZER,
-    load_network,
-    shipped_weights,
-)
+from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.inference import cached_adapted
-from hyps_bids.segmentation.localize import Location, localize
+from hyps_bids.segmentation.localize import Localization, Location
+from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.segmentation.segment import SegmentedSide, segment
 
 CPU = torch.device("cpu")
@@ -32,21 +24,13 @@ Places = dict[str, Location | None]
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE))[0]
+def model(pipeline: Pipeline) -> nn.Module:
+    return cached_adapted(pipeline.adapter, pipeline.base)[0]
 
 
 @pytest.fixture(scope="module")
-def head(coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory) -> ConformedImage:
-    path: Path = tmp_path_factory.mktemp("head") / "head.nii"
-    nib.save(coarse_head, path)
-    return conform(path)
-
-
-@pytest.fixture(scope="module")
-def places(head: ConformedImage) -> Places:
-    localizer, _ = load_network(shipped_weights(LOCALIZER))
-    return localize(head.data, head.affine, localizer, CPU).hippocampi
+def places(found: Localization) -> Places:
+    return found.hippocampi
 
 
 @pytest.fixture(scope="module")
@@ -121,26 +105,6 @@ def test_mirrored_image_swaps_the_volumes(
     # the network sees the very same boxes
     assert found["L"] == pytest.approx(expected["R"], rel=0.01)
     assert found["R"] == pytest.approx(expected["L"], rel=0.01)
-
-
-@pytest.mark.parametrize("codes", ["LAS", "PIR"])
-def test_orientation_of_the_array_does_not_matter(
-    codes: str,
-    sides: dict[str, SegmentedSide],
-    head: ConformedImage,
-    places: Places,
-    model: nn.Module,
-) -> None:
-    image = nib.Nifti1Image(head.data, head.affine)
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
-    )
-    turned = image.as_reoriented(turn)
-    found, _ = segment(np.asarray(turned.dataobj), turned.affine, places, model, CPU)
-    for hemi, side in sides.items():
-        np.testing.assert_allclose(found[hemi].affine, side.affine)
-        same = found[hemi].probabilities.argmax(axis=0) == side.probabilities.argmax(axis=0)
-        assert same.mean() > 0.999
 
 
 def test_one_side_gives_the_same_alone(

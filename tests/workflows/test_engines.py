@@ -22,7 +22,7 @@ from nipype.pipeline import engine as pe
 
 from hyps_bids.outputs.writing import write_nifti
 from hyps_bids.workflows.crashes import crash_reasons
-from hyps_bids.workflows.engines import MultiProcPlugin, _log_settings, _start_worker
+from hyps_bids.workflows.engines import MultiProcPlugin, log_settings, start_worker
 
 
 def killed_once(folder: str, name: str) -> None:
@@ -134,7 +134,7 @@ def test_node_whose_worker_was_killed_runs_again(
     # alone in flight: nipype's own plugin waits for ever
     assert run(tmp_path, {"a": killed_once}) == {}
     assert (tmp_path / "a.done").exists()
-    assert "a process was killed" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     # it was alone: fewer processes would not help
     assert "--nprocs" not in caplog.text
 
@@ -145,7 +145,7 @@ def test_nodes_beside_it_run_again_and_those_after_it_run(
     names = ["a", "b", "c", "d"]
     functions = {"a": waits, "b": killed_once, "c": waits, "d": killed_once}
     assert run(tmp_path, functions) == {}
-    assert "from now on with --nprocs 1" in caplog.text
+    assert "--nprocs 1" in caplog.text
     assert all((tmp_path / f"{name}.done").exists() for name in names)
 
 
@@ -154,7 +154,7 @@ def test_node_that_kills_its_worker_alone_fails_and_the_others_go_on(
 ) -> None:
     reasons = run(tmp_path, {"a": killed_always, "b": waits, "c": waits, "d": fails})
     assert set(reasons) == {"a", "d"}
-    assert reasons["a"].startswith("the process was killed twice")
+    assert "--mem-gb" in reasons["a"]
     assert (tmp_path / "a.tried").read_text() == "xx"
     # in flight the first time, or not even that
     assert (tmp_path / "b.done").read_text() == "x"
@@ -225,7 +225,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
     def write_for_ever() -> None:
-        _start_worker(str(tmp_path), _log_settings())
+        start_worker(str(tmp_path), log_settings())
         image = nib.Nifti1Image(np.zeros((200, 200, 200), np.uint8), np.eye(4))
         while True:
             write_nifti(tmp_path / "x.nii.gz", image)

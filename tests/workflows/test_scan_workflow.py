@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import pytest
+import torch
 from nipype.pipeline import engine as pe
 
-from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.workflows.participant import Models, init_scan_wf
+from hyps_bids.segmentation.pipeline import Pipeline
+from hyps_bids.workflows.participant import ParticipantPlan, init_scan_wf
 
 
-def scan_wf(scan: Scan, output: Path, **options: Any) -> pe.Workflow:
-    models = Models(
-        localizer=shipped_weights(LOCALIZER),
-        base=shipped_weights(BASE),
-        adapter=shipped_weights("adapter-anteriorposterior"),
-    )
-    settings = {"n4": False, "keep_intermediates": True} | options
-    return init_scan_wf(
-        scan=scan,
-        models=models,
+def scan_wf(scan: Scan, output: Path, *, n4: bool = False, keep: bool = True) -> pe.Workflow:
+    weights = [shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)]
+    plan = ParticipantPlan(
+        pipeline=Pipeline(*weights, torch.device("cpu"), n4),
         output_dir=output,
-        provenance={
-            "SoftwareVersion": "0",
-            "Models": {},
-            "BiasFieldCorrection": "none",
-        },
-        device="cpu",
+        provenance={"SoftwareVersion": "0", "Models": {}, "BiasFieldCorrection": "none"},
         omp_nthreads=1,
-        **settings,
+        keep_intermediates=keep,
     )
+    return init_scan_wf(scan, plan)
 
 
 def test_relative_names_reach_the_nodes_as_absolute_ones(
@@ -58,7 +49,7 @@ def test_intermediate_files_go_unless_they_are_to_be_kept(
     path = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
     path.parent.mkdir(parents=True)
     nib.save(coarse_head, path)
-    workflow = scan_wf(Scan.from_path(path), tmp_path / "out", n4=not keep, keep_intermediates=keep)
+    workflow = scan_wf(Scan.from_path(path), tmp_path / "out", n4=not keep, keep=keep)
     workflow.base_dir = str(tmp_path / "work")
     workflow.run(plugin="Linear")
     assert (tmp_path / "out/sub-01/anat/sub-01_seg-hippocampus_qc.json").is_file()

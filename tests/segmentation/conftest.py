@@ -1,0 +1,39 @@
+"""A real head and the shipped networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+from torch import nn
+
+from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.segmentation.inference import cached_network
+from hyps_bids.segmentation.localize import Localization, localize
+from hyps_bids.segmentation.pipeline import Pipeline
+
+
+@pytest.fixture(scope="session")
+def head(coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory) -> ConformedImage:
+    path: Path = tmp_path_factory.mktemp("head") / "head.nii"
+    nib.save(coarse_head, path)
+    return conform(path)
+
+
+@pytest.fixture(scope="session")
+def localizer() -> nn.Module:
+    return cached_network(shipped_weights(LOCALIZER))[0]
+
+
+@pytest.fixture(scope="session")
+def found(head: ConformedImage, localizer: nn.Module) -> Localization:
+    return localize(head.data, head.affine, localizer, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Pipeline:
+    weights = [shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)]
+    return Pipeline(*weights, torch.device("cpu"))
