@@ -108,7 +108,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:
         counted(len(scans), "scan"),
         len(scans) - len(to_do),
         len(to_do),
-        setup.device,
+        setup.pipeline.device,
     )
     return process_scans(run, setup, to_do) if to_do else []
 

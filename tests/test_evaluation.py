@@ -131,5 +131,5 @@ def test_orientations_give_the_same_hippocampi(
     path = coarse_pair / "sub-0001_T1w.nii.gz"
     # all 48 are in the tests of conform and of the outputs
     table = evaluate.evaluate_orientation(pipeline, path, tmp_path, every=25)
-    assert table["axes"].tolist() == ["RAS", "SRP"]
+    assert table["axes"].tolist() == ["RAS", "ASL"]
     assert np.allclose(table[["dice_L", "dice_R"]], 1)

@@ -195,6 +195,8 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))
         self._nodes: dict[int, tuple[Any, bool]] = {}
+        self.processors: int
+        self.pool: ProcessPoolExecutor
         self._renew_pool()
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
@@ -350,7 +352,7 @@ def log_settings() -> dict[str, Any]:
     }
 
 
-def start_worker(folder: str, log: Mapping[str, Any]) -> None:
+def start_worker(folder: str, log: dict[str, Any]) -> None:
     """Set up a worker process: its log, its signals and nipype's own settings."""
     # A forked worker has inherited the handlers.
     if not _LOG.handlers:

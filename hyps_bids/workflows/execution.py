@@ -29,11 +29,11 @@ from hyps_bids.outputs.scan_files import fingerprint, is_complete, is_done, writ
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workflows.crashes import crash_reasons
-from hyps_bids.workflows.engines import engine, read_plugin
+from hyps_bids.workflows.engines import PluginSettings, engine, read_plugin
 from hyps_bids.workflows.reports import init_reports_wf, report_name
 
 if TYPE_CHECKING:
-    from hyps_bids.workflows.participant import Models
+    from hyps_bids.segmentation.pipeline import Pipeline
 
 __all__ = ["Run", "Setup", "build_reports", "prepare_networks", "process_scans"]
 
@@ -67,19 +67,16 @@ class Setup:
 
     Attributes
     ----------
-    models : Models
-        The files of weights.
+    pipeline : Pipeline
+        Networks and device.
     labels : list of str
         Names of the adapter's classes.
-    device : str
-        ``cpu`` or ``cuda[:N]``.
     provenance : Provenance
         The same facts for the sidecars.
     """
 
-    models: Models
+    pipeline: Pipeline
     labels: list[str]
-    device: str
     provenance: Provenance
 
     def is_done(self, scan: Scan, output_dir: Path) -> bool:
@@ -105,34 +102,35 @@ def prepare_networks(settings: Settings) -> Setup:
     from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.devices import choose_device, prepare_process
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
-    from hyps_bids.workflows.participant import Models
+    from hyps_bids.segmentation.pipeline import Pipeline
 
-    device = str(choose_device(settings.device))
-    models = Models(
+    pipeline = Pipeline(
         localizer=shipped_weights(LOCALIZER),
         base=(settings.base_model or shipped_weights(BASE)).absolute(),
         adapter=_find_adapter(settings.adapter),
+        device=choose_device(settings.device),
+        n4=settings.n4,
     )
     # Forked workers would hang on a pool of threads that stayed in this process.
     prepare_process(threads=1)
-    cached_network(models.localizer)
-    _, card = cached_adapted(models.adapter, models.base)
+    cached_network(pipeline.localizer)
+    _, card = cached_adapted(pipeline.adapter, pipeline.base)
     # Every trained adapter is in a file called adapter.safetensors, so its card names it.
-    name = f"adapter-{card['name']}" if "name" in card else models.adapter.stem
+    name = f"adapter-{card['name']}" if "name" in card else pipeline.adapter.stem
     provenance: Provenance = {
         "SoftwareVersion": __version__,
         "Models": {
-            "Localizer": {"Name": models.localizer.stem, "SHA256": sha256(models.localizer)},
-            "Base": {"Name": models.base.stem, "SHA256": sha256(models.base)},
+            "Localizer": {"Name": pipeline.localizer.stem, "SHA256": sha256(pipeline.localizer)},
+            "Base": {"Name": pipeline.base.stem, "SHA256": sha256(pipeline.base)},
             "Adapter": {
                 "Name": name,
-                "SHA256": sha256(models.adapter),
+                "SHA256": sha256(pipeline.adapter),
                 "License": card.get("license", "n/a"),
             },
         },
         "BiasFieldCorrection": "N4" if settings.n4 else "none",
     }
-    return Setup(models, card["labels"], device, provenance)
+    return Setup(pipeline, card["labels"], provenance)
 
 
 def _find_adapter(name: str) -> Path:
@@ -195,26 +193,23 @@ def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
 
 def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, str]:
     """Run one workflow and return the scans that are not done, each with its reason."""
-    from hyps_bids.workflows.participant import init_participant_wf
+    from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
 
     settings = run.settings
     nprocs = settings.nprocs or available_cpus()
     engine_arguments = _configure_nipype(
-        run, setup.device, stop_on_first_crash=settings.stop_on_first_crash
+        run, str(setup.pipeline.device), stop_on_first_crash=settings.stop_on_first_crash
     )
-    workflow = init_participant_wf(
-        scans=scans,
-        models=setup.models,
+    plan = ParticipantPlan(
+        pipeline=setup.pipeline,
         output_dir=settings.output_dir.absolute(),
-        work_dir=run.work_dir.absolute(),
         provenance=setup.provenance,
-        device=setup.device,
-        n4=settings.n4,
         # If there are fewer scans than CPUs, each scan gets several.
         omp_nthreads=settings.omp_nthreads or max(1, min(8, nprocs // len(scans))),
         # On a cluster, each removal of intermediate files would be a job of its own.
         keep_intermediates=settings.work_dir is not None or settings.use_plugin is not None,
     )
+    workflow = init_participant_wf(scans, plan, run.work_dir.absolute())
     error = _run_workflow(workflow, engine_arguments)
     if settings.work_dir is None:
         # Failed scans leave intermediate files, and the next batch may need the space.
@@ -346,7 +341,7 @@ def _configure_nipype(run: Run, device: str, *, stop_on_first_crash: bool) -> di
     return engine(**_choose_plugin(run.settings, device))
 
 
-def _choose_plugin(settings: Settings, device: str) -> dict[str, Any]:
+def _choose_plugin(settings: Settings, device: str) -> PluginSettings:
     if settings.use_plugin is not None:
         return read_plugin(settings.use_plugin)
     return {
