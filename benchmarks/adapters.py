@@ -151,7 +151,7 @@ def train_and_test(
     import torch
 
     from hyps_bids.adaptation.crops import load_crops
-    from hyps_bids.adaptation.fit import adapt
+    from hyps_bids.adaptation.fit import Recipe, fit_adapter
     from hyps_bids.labels.msd import msd_subject, split_every_fifth
     from hyps_bids.networks.adapters import AdapterConfig, adapter_state, parameter_counts
     from hyps_bids.networks.checkpoints import BASE, load_adapted, shipped_weights
@@ -180,15 +180,14 @@ def train_and_test(
         seed=run.seed,
     )
     base = shipped_weights(BASE)
+    recipe = Recipe(base, CLASSES, config, settings, batch_size=run.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        # the loop's own validation is of no use here: one crop
-        path = adapt(
-            training, training.select(lambda name: name == training.ids[0]), CLASSES, base,
-            config, settings, Path(folder), device, batch_size=run.batch_size,
-        )  # fmt: skip
+        # The test crops are measured below; the loop validates on one crop because it has to.
+        one = training.select(lambda name: name == training.ids[0])
+        fitted = fit_adapter(recipe, training, one, Path(folder), device)
         seconds = time.perf_counter() - began
-        model, _ = load_adapted(path, base)
+        model, _ = load_adapted(fitted.path, base)
     memory = (
         torch.cuda.max_memory_allocated(device) / 2**20
         if device.type == "cuda"
@@ -216,29 +215,25 @@ def train_and_test(
 def measure(model: object, crops: object) -> list[dict[str, object]]:
     """Dice of both parts and the whole, and HD95 (mm) of the whole, of each crop."""
     import torch
-    from monai.metrics import compute_hausdorff_distance
 
-    from hyps_bids.adaptation.fit import decide, plain_batch
-
-    def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float(2 * (a & b).sum() / (a.sum() + b.sum()).clamp(min=1))
+    from hyps_bids.adaptation.crops import plain_batch
+    from hyps_bids.adaptation.fit import predict_classes
+    from hyps_bids.imaging.agreement import agreement, dice
 
     rows = []
     for i, name in enumerate(crops.ids):
-        inputs, target = plain_batch(crops, slice(i, i + 1))
+        inputs, targets = plain_batch(crops, slice(i, i + 1))
         with torch.inference_mode():
-            predicted = decide(model(inputs))
-        whole, reference = predicted > 0, target > 0
-        distance = compute_hausdorff_distance(
-            whole.float().cpu(), reference.float().cpu(), include_background=True, percentile=95
-        )
+            predicted = predict_classes(model(inputs))[0]
+        target = targets[0, 0].cpu().numpy()
+        whole = agreement(predicted > 0, target > 0, (1, 1, 1))
         rows.append(
             {
                 "id": name,
-                "dice_anterior": round(overlap(predicted == 1, target == 1), 5),
-                "dice_posterior": round(overlap(predicted == 2, target == 2), 5),
-                "dice_whole": round(overlap(whole, reference), 5),
-                "hd95_whole": round(float(distance), 4),
+                "dice_anterior": round(dice(predicted == 1, target == 1), 5),
+                "dice_posterior": round(dice(predicted == 2, target == 2), 5),
+                "dice_whole": round(whole["dice"], 5),
+                "hd95_whole": round(whole["hd95_mm"], 4),
             }
         )
     return rows

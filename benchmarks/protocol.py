@@ -69,7 +69,7 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
     prepare_process(args.threads)
     device = choose_device(args.device)
     from hyps_bids.adaptation.assess import assess_scans
-    from hyps_bids.adaptation.fit import fit_adapter
+    from hyps_bids.adaptation.fit import Recipe, fit_adapter
     from hyps_bids.adaptation.labeled_crops import labeled_crops
     from hyps_bids.labels.find import find_labeled
     from hyps_bids.networks.adapters import AdapterConfig
@@ -117,15 +117,20 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
             training = {s for i in chosen for s in subjects[i::GROUPS]}
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
+                loop = LoopSettings(
+                    steps=args.steps,
+                    learning_rate=args.learning_rate,
+                    head_learning_rate=1e-2,
+                    warmup=args.steps // 10,
+                    ema=0.98,
+                    checkpoint_every=args.steps,
+                )
+                recipe = Recipe(
+                    base, LABELS, AdapterConfig(args.method), loop, batch_size=args.batch_size
+                )
                 fitted = fit_adapter(
-                    crops.of_subjects(training), None, LABELS, base, AdapterConfig(args.method),
-                    LoopSettings(
-                        steps=args.steps, learning_rate=args.learning_rate,
-                        head_learning_rate=1e-2, warmup=args.steps // 10, ema=0.98,
-                        checkpoint_every=args.steps,
-                    ),
-                    Path(folder), device, batch_size=args.batch_size,
-                )  # fmt: skip
+                    recipe, crops.of_subjects(training), None, Path(folder), device
+                )
                 facts = {
                     "method": args.method,
                     "groups": groups,

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR
+from safetensors import safe_open
 
 from hyps_bids import tools
-from hyps_bids.adaptation.crops import Crops
-from hyps_bids.errors import UsageError
-from hyps_bids.labels.msd import msd_subject
 from hyps_bids.networks.checkpoints import load_adapted, read_card, save_network
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 
@@ -98,38 +96,6 @@ def test_synthesize_draws_a_picture(tmp_path: Path, kind: str) -> None:
     assert tools.main([*argv[:2], str(tmp_path / "no" / "a.png"), *argv[3:]]) == 73
 
 
-def crops_named(*names: str) -> Crops:
-    volume = torch.zeros(len(names), 1, 2, 2, 2)
-    return Crops(names, volume, volume.bool(), volume.long())
-
-
-MSD = crops_named(*(f"hippocampus_{i:03d}" for i in range(1, 41)))
-
-
-def test_msd_test_subjects_are_never_used() -> None:
-    training, validation = tools.choose_crops(MSD, msd_subject, True, None, 4)
-    used = {msd_subject(n) for n in training.ids}, {msd_subject(n) for n in validation.ids}
-    assert used[0] | used[1] == set(range(1, 21)) - {5, 10, 15, 20}
-    assert not used[0] & used[1]
-    assert len(used[1]) == 4
-    fraction = tools.choose_crops(MSD, msd_subject, True, None, 0.25)
-    assert (fraction[0].ids, fraction[1].ids) == (training.ids, validation.ids)
-
-
-def test_first_crops_only() -> None:
-    training, validation = tools.choose_crops(MSD, msd_subject, True, 9, 2)
-    # subject 5 is a test subject: ids 9 and 10 are left out
-    assert training.ids == (*MSD.ids[:8], MSD.ids[10])
-    assert not {msd_subject(n) for n in validation.ids} & {1, 2, 3, 4, 5, 6}
-
-
-def test_nothing_left_to_validate_on() -> None:
-    with pytest.raises(UsageError, match="leave no crop"):
-        tools.choose_crops(MSD, msd_subject, True, 32, 2)
-    with pytest.raises(UsageError, match="leave no crop"):
-        tools.choose_crops(MSD, msd_subject, True, None, 0)
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Crops of a real label map that stand for images, and a small base."""
@@ -173,6 +139,18 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
     assert card["training"]["crops"] == 2
     assert read_card(path)["adapter"]["rank"] == 2
     assert "dice_whole" in (out / "adapter.md").read_text(encoding="utf-8")
+    with safe_open(path, "pt") as weights:
+        assert {weights.get_tensor(n).dtype for n in weights.keys()} == {torch.float16}  # noqa: SIM118
+    # the same command again goes on, here with nothing to do
+    before = path.read_bytes()
+    assert tools.main(adapt_argv(dataset, out) + options) == 0
+    assert path.read_bytes() == before
+    assert (out / "log.csv").read_text().count("dice_whole") == 1
+    # from this adapter, in its settings
+    start = ["--from", str(path), "--rank", "4"]
+    assert tools.main(adapt_argv(dataset, tmp_path / "more") + options + start) == 0
+    _, card = load_adapted(tmp_path / "more" / "adapter.safetensors", dataset / "base.safetensors")
+    assert (card["adapter"]["rank"], card["training"]["started from"]) == (2, path.name)
 
 
 @pytest.mark.parametrize(

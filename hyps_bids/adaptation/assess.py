@@ -1,43 +1,42 @@
 """How well an adapter does on scans that it was not trained on, end to end and in native space.
 
-Each scan goes the way of the participant level: localize, segment, restore. Probabilities are
-restored to the grid of the manual labels, so that those are never resampled.
+Each scan is processed as at the participant level: localize, segment, restore. Probabilities are
+restored to the grid of the manual labels, so that these are never resampled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from nibabel.affines import voxel_sizes
 
-from hyps_bids.adaptation.fit import decide, plain_batch
-from hyps_bids.adaptation.labeled_crops import SMALLEST_HEAD, LabeledCrops
+from hyps_bids.adaptation.crops import plain_batch
+from hyps_bids.adaptation.fit import predict_classes
+from hyps_bids.adaptation.labeled_crops import LabeledCrops, is_head
 from hyps_bids.imaging.agreement import agreement
-from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.resample import resample
-from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.labels.find import LabeledScan
+from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Grid, Pipeline
 
 __all__ = [
-    "COLUMNS",
-    "WHOLE",
+    "SCAN_COLUMNS",
+    "PartSummary",
     "assess_scans",
     "bland_altman",
     "reference_on_own_grid",
     "summarize_assessment",
 ]
 
-#: the part that is all parts together
-WHOLE = "whole"
-
 #: columns of the table of scans, and what they mean
-COLUMNS = {
+SCAN_COLUMNS = {
     "participant_id": "Participant.",
     "session_id": "Session.",
     "scan": "Name of the T1w image without suffix.",
@@ -45,8 +44,8 @@ COLUMNS = {
     "part": "Part of the hippocampus; whole is all parts together.",
     "fold": "Fold whose adapter, not trained on this participant, segmented the scan.",
     "space": "native: end to end, on the grid of the manual labels. crop: the image is no whole "
-    "head (under 100 mm along some axis); segmented at 1 mm in a box around the labels, whose "
-    "place the network is thus told.",
+    "head (under 100 mm along some axis); it was segmented at 1 mm in a box around the labels, so "
+    "that the network was told where to look.",
     "status": "ok, or not found: the localizer found no hippocampus of this side in a whole head.",
     "dice": "Dice coefficient with the manual labels; 0 if not found.",
     "hd95_mm": "95th percentile of the Hausdorff distance, mm.",
@@ -55,18 +54,24 @@ COLUMNS = {
     "reference_mm3": "Volume of the manual labels, mm³.",
 }
 
+#: pooled metrics of one part, ready for JSON; a value that cannot be computed is None
+PartSummary = dict[str, Any]
+
+
+class _Comparison(NamedTuple):
+    """Labels of one side and those of reference, on one grid."""
+
+    predicted: np.ndarray
+    reference: np.ndarray
+    spacing: Sequence[float]
+    space: str
+    status: str
+
 
 def reference_on_own_grid(
     labeled: LabeledScan, parts: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read the manual labels of each side as they are, on the grid of their file.
-
-    Parameters
-    ----------
-    labeled : LabeledScan
-        The scan and its label images.
-    parts : sequence of str
-        Names of the classes, background left out.
 
     Returns
     -------
@@ -85,7 +90,7 @@ def reference_on_own_grid(
             labels, affine = found.setdefault(structure.hemi, start)
             if mask.shape != labels.shape or not np.allclose(grid.affine, affine, atol=1e-3):
                 mask = resample(mask.astype(np.float32), grid.affine, labels.shape, affine) > 0.5
-            labels[mask] = list(parts).index(structure.part) + 1
+            labels[mask] = parts.index(structure.part) + 1
     return found
 
 
@@ -110,57 +115,38 @@ def assess_scans(
     parts : sequence of str
         Names of the classes, background left out.
     fold : int
-        What to write into the column ``fold``.
+        Number to write into the column ``fold``.
 
     Returns
     -------
     pandas.DataFrame
-        One row per scan, side and part, with the columns of :data:`COLUMNS`. With several parts
-        the part "whole" comes last; a single part is called "whole".
+        One row per scan, side and part, with the columns of :data:`SCAN_COLUMNS`. With several
+        parts the part "whole" comes last; a single part is called "whole".
     """
     rows: list[dict[str, Any]] = []
     for labeled in scans:
-        image = conform(labeled.scan.path)
-        references = reference_on_own_grid(labeled, parts)
-        grids: dict[str, Grid] = {
-            hemi: (labels.shape, affine) for hemi, (labels, affine) in references.items()
-        }
-        is_head = _is_head(image)
-        sides = pipeline.segment_sides(image, grids) if is_head else {}
-        for hemi, (reference, affine) in references.items():
-            spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
-            space, status = "native", "ok"
-            if hemi in sides:
-                predicted = _whole_grid(sides[hemi], reference.shape)
-            elif is_head:
-                predicted, status = np.zeros_like(reference), "not found"
-            else:
-                predicted, reference = _on_crop(pipeline, crops, labeled.scan.stem, hemi)
-                space, spacing = "crop", [1.0, 1.0, 1.0]
-            head = {
-                "participant_id": f"sub-{labeled.scan.subject}",
-                "session_id": f"ses-{labeled.scan.session}" if labeled.scan.session else None,
-                "scan": labeled.scan.stem,
+        scan = labeled.scan
+        for hemi, compared in _compare(pipeline, labeled, crops, parts):
+            facts = {
+                "participant_id": f"sub-{scan.subject}",
+                "session_id": f"ses-{scan.session}" if scan.session else None,
+                "scan": scan.stem,
                 "hemi": hemi,
+                "fold": fold,
+                "space": compared.space,
+                "status": compared.status,
             }
-            tail = {"fold": fold, "space": space, "status": status}
-            for part, ours, theirs in _by_part(predicted, reference, parts):
-                figures = agreement(ours, theirs, spacing)
-                if status != "ok":
-                    # outside the segmentation's reach is missing, never 0 mm³
-                    figures["volume_mm3"] = math.nan
-                rows.append(head | {"part": part} | tail | figures)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+            for part, ours, theirs in _by_part(compared, parts):
+                metrics = agreement(ours, theirs, compared.spacing)
+                if compared.status != "ok":
+                    # The volume of a hippocampus that was not found is missing, not 0 mm³.
+                    metrics["volume_mm3"] = math.nan
+                rows.append(facts | {"part": part} | metrics)
+    return pd.DataFrame(rows, columns=list(SCAN_COLUMNS))
 
 
 def bland_altman(volumes: pd.Series, references: pd.Series) -> dict[str, float]:
-    """Mean difference and 95 % limits of agreement of volumes with those of reference.
-
-    Examples
-    --------
-    >>> bland_altman(pd.Series([11.0, 13.0]), pd.Series([10.0, 10.0]))["mean_difference"]
-    2.0
-    """
+    """Mean difference and 95 % limits of agreement of volumes with those of reference."""
     difference = volumes - references
     mean, sd = float(difference.mean()), float(difference.std())
     return {
@@ -171,102 +157,91 @@ def bland_altman(volumes: pd.Series, references: pd.Series) -> dict[str, float]:
     }
 
 
-def summarize_assessment(table: pd.DataFrame) -> dict[str, Any]:
-    """Pool the figures of a table of scans, and give the Dice of each fold.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :func:`assess_scans`.
-
-    Returns
-    -------
-    dict
-        Ready for JSON: part → figures; what cannot be computed is None.
-    """
-    out: dict[str, Any] = {}
-    for part, rows in table.groupby("part", sort=False):
-        measured = rows.dropna(subset=["volume_mm3"])
-        volumes, references = measured["volume_mm3"], measured["reference_mm3"]
-        limits = bland_altman(volumes, references)
-        out[str(part)] = {
-            "participants": int(rows["participant_id"].nunique()),
-            "scans": int(rows["scan"].nunique()),
-            "hippocampi": len(rows),
-            "not_found": int((rows["status"] != "ok").sum()),
-            "on_crops": int((rows["space"] == "crop").sum()),
-            "dice": _statistics(rows["dice"]),
-            "hd95_mm": _statistics(rows["hd95_mm"]),
-            "asd_mm": _statistics(rows["asd_mm"]),
-            "volume": {
-                "correlation": _correlation(volumes, references),
-                "mean_ratio": _number((volumes / references).mean()),
-                "bland_altman_mm3": {name: _number(value) for name, value in limits.items()},
-            },
-            "dice_by_fold": {
-                str(fold): _number(values.mean()) for fold, values in rows.groupby("fold")["dice"]
-            },
-        }
-    return out
+def summarize_assessment(table: pd.DataFrame) -> dict[str, PartSummary]:
+    """Pool the metrics in a table of :func:`assess_scans` by part."""
+    parts = table.groupby("part", sort=False)
+    return {str(part): _summarize_part(rows) for part, rows in parts}
 
 
-def _statistics(values: pd.Series) -> dict[str, float | None]:
+def _summarize_part(rows: pd.DataFrame) -> PartSummary:
+    measured = rows.dropna(subset=["volume_mm3"])
+    volumes, references = measured["volume_mm3"], measured["reference_mm3"]
+    varied = len(volumes) > 2 and volumes.nunique() > 1 and references.nunique() > 1
     return {
-        "mean": _number(values.mean()),
-        "sd": _number(values.std()),
-        "median": _number(values.median()),
-        "min": _number(values.min()),
-        "max": _number(values.max()),
+        "participants": int(rows["participant_id"].nunique()),
+        "scans": int(rows["scan"].nunique()),
+        "hippocampi": len(rows),
+        "not_found": int((rows["status"] != "ok").sum()),
+        "on_crops": int((rows["space"] == "crop").sum()),
+        "dice": _statistics(rows["dice"]),
+        "hd95_mm": _statistics(rows["hd95_mm"]),
+        "asd_mm": _statistics(rows["asd_mm"]),
+        "volume": {
+            "correlation": _rounded(volumes.corr(references)) if varied else None,
+            "mean_ratio": _rounded((volumes / references).mean()),
+            "bland_altman_mm3": {
+                name: _rounded(value) for name, value in bland_altman(volumes, references).items()
+            },
+        },
+        "dice_by_fold": {
+            str(fold): _rounded(values.mean()) for fold, values in rows.groupby("fold")["dice"]
+        },
     }
 
 
-def _correlation(volumes: pd.Series, references: pd.Series) -> float | None:
-    if len(volumes) < 3 or volumes.nunique() < 2 or references.nunique() < 2:
-        return None
-    return _number(volumes.corr(references))
+def _statistics(values: pd.Series) -> dict[str, float | None]:
+    names = {"mean": "mean", "sd": "std", "median": "median", "min": "min", "max": "max"}
+    return {name: _rounded(values.agg(function)) for name, function in names.items()}
 
 
-def _number(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return round(float(value), 4) if math.isfinite(value) else None
 
 
+def _compare(
+    pipeline: Pipeline, labeled: LabeledScan, crops: LabeledCrops, parts: Sequence[str]
+) -> Iterator[tuple[str, _Comparison]]:
+    """Segment the labeled sides of a scan; a side that is not found has no predicted voxel."""
+    image = conform(labeled.scan.path)
+    references = reference_on_own_grid(labeled, parts)
+    if not is_head(image):
+        for hemi in references:
+            yield hemi, _on_crop(pipeline, crops, labeled.scan.stem, hemi)
+        return
+    grids: dict[str, Grid] = {
+        hemi: (labels.shape, affine) for hemi, (labels, affine) in references.items()
+    }
+    sides = pipeline.segment_sides(image, grids)
+    for hemi, (reference, affine) in references.items():
+        predicted, status = np.zeros_like(reference), "not found"
+        if hemi in sides:
+            predicted[sides[hemi].region], status = sides[hemi].labels, "ok"
+        spacing = voxel_sizes(affine).tolist()
+        yield hemi, _Comparison(predicted, reference, spacing, "native", status)
+
+
 def _by_part(
-    predicted: np.ndarray, reference: np.ndarray, parts: Sequence[str]
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    present = [
-        (part, predicted == i, reference == i)
-        for i, part in enumerate(parts, start=1)
-        if len(parts) > 1 and (reference == i).any()
-    ]
-    return [*present, (WHOLE, predicted > 0, reference > 0)]
-
-
-def _whole_grid(side: RestoredSide, shape: Sequence[int]) -> np.ndarray:
-    out = np.zeros(shape, dtype=np.uint8)
-    out[side.region] = side.labels
-    return out
-
-
-def _is_head(image: ConformedImage) -> bool:
-    zooms = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0))
-    return bool((zooms * image.data.shape).min() >= SMALLEST_HEAD)
+    compared: _Comparison, parts: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    predicted, reference = compared.predicted, compared.reference
+    if len(parts) > 1:
+        for i, part in enumerate(parts, start=1):
+            if (reference == i).any():
+                yield part, predicted == i, reference == i
+    yield WHOLE, predicted > 0, reference > 0
 
 
 @torch.inference_mode()
-def _on_crop(
-    pipeline: Pipeline, crops: LabeledCrops, scan: str, hemi: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _on_crop(pipeline: Pipeline, crops: LabeledCrops, scan: str, hemi: str) -> _Comparison:
     """Segment the crop around the labels; both results on its frame, as the network sees it."""
     index = list(zip(crops.scans, crops.hemis, strict=True)).index((scan, hemi))
     network, _ = cached_adapted(pipeline.adapter, pipeline.base)
     inputs, _ = plain_batch(crops.as_at_inference(), slice(index, index + 1))
     device = pipeline.device
-    labels = decide(network.to(device)(inputs.to(device)))[0, 0].cpu().numpy()
+    labels = predict_classes(network.to(device)(inputs.to(device)))[0]
     reference = crops.crops.labels[index, 0].cpu().numpy()
-    # what lies outside the network's box is missed
+    # Labels outside the network's box count as missed.
     margins = [(have - got) // 2 for have, got in zip(reference.shape, labels.shape, strict=True)]
-    predicted = np.zeros_like(reference)
-    predicted[tuple(slice(m, m + side) for m, side in zip(margins, labels.shape, strict=True))] = (
-        labels
+    return _Comparison(
+        np.pad(labels, [(m, m) for m in margins]), reference, (1, 1, 1), "crop", "ok"
     )
-    return predicted, reference

@@ -1,4 +1,4 @@
-"""Figures of a trained adapter: learning curves, Dice by scan, Bland–Altman."""
+"""Charts of a trained adapter as images: learning curves, Dice by scan, Bland–Altman."""
 
 from __future__ import annotations
 
@@ -9,27 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hyps_bids.adaptation.assess import WHOLE, bland_altman
+from hyps_bids.adaptation.assess import bland_altman
+from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
 
-__all__ = ["bland_altman_figure", "dice_figure", "learning_curves", "save_figure"]
+__all__ = ["bland_altman_chart", "dice_chart", "learning_curves", "save_chart"]
 
 # Okabe & Ito: distinct for color-blind readers too
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def learning_curves(logs: Mapping[str, Path]) -> Figure:
-    """Plot loss and validation Dice of each fit against the step.
-
-    Parameters
-    ----------
-    logs : mapping of str to Path
-        Name of the fit → ``log.csv`` of :mod:`hyps_bids.training.loop`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Two panels.
-    """
+    """Plot loss and validation Dice of each fit, given its ``log.csv``, against the step."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (name, path) in enumerate(logs.items()):
@@ -51,14 +41,8 @@ def learning_curves(logs: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def dice_figure(table: pd.DataFrame) -> Figure:
-    """Plot the Dice of every side of every scan, parts in columns.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :func:`hyps_bids.adaptation.assess.assess_scans`.
-    """
+def dice_chart(table: pd.DataFrame) -> Figure:
+    """Plot the Dice of every side of every scan in a table of scans, parts in columns."""
     parts = table["part"].unique()
     scans = sorted(table["scan"].unique())
     figure = Figure(
@@ -66,7 +50,7 @@ def dice_figure(table: pd.DataFrame) -> Figure:
     )
     panels = np.atleast_1d(figure.subplots(1, len(parts), sharey=True))
     for panel, part in zip(panels, parts, strict=True):
-        for color, marker, hemi in zip(_COLORS, "<>", "LR", strict=False):
+        for color, marker, hemi in zip(_COLORS, "<>", HEMISPHERES, strict=False):
             rows = table[(table["part"] == part) & (table["hemi"] == hemi)]
             heights = [scans.index(scan) for scan in rows["scan"]]
             panel.scatter(rows["dice"], heights, color=color, marker=marker, label=hemi, s=18)
@@ -80,20 +64,14 @@ def dice_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def bland_altman_figure(table: pd.DataFrame) -> Figure:
-    """Plot differences of volumes against means, with the 95 % limits of agreement.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        From :func:`hyps_bids.adaptation.assess.assess_scans`.
-    """
+def bland_altman_chart(table: pd.DataFrame) -> Figure:
+    """Plot differences of volumes against means, with the 95 % limits of agreement."""
     parts = table["part"].unique()
     figure = Figure(figsize=(1 + 3.4 * len(parts), 3.4), layout="constrained")
     for panel, part in zip(np.atleast_1d(figure.subplots(1, len(parts))), parts, strict=True):
         rows = table[table["part"] == part].dropna(subset=["volume_mm3"])
         ours, theirs = rows["volume_mm3"], rows["reference_mm3"]
-        for color, hemi in zip(_COLORS, "LR", strict=False):
+        for color, hemi in zip(_COLORS, HEMISPHERES, strict=False):
             side = rows["hemi"] == hemi
             panel.scatter(
                 ((ours + theirs) / 2)[side], (ours - theirs)[side], color=color, label=hemi, s=18
@@ -110,8 +88,8 @@ def bland_altman_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure; the extension gives the format."""
+def save_chart(figure: Figure, path: Path) -> Path:
+    """Write a chart; the extension gives the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path

@@ -1,7 +1,8 @@
-"""Labeled crops in memory, and augmented batches of them."""
+"""Labeled crops in memory: read from a folder, drawn in augmented batches, or as at inference."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +10,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training import augment
 
-__all__ = ["Crops", "augmented_batch", "load_crops"]
+__all__ = ["FRAME", "Crops", "augmented_batch", "load_crops", "plain_batch"]
 
-_MARGIN = 8
+#: shape of a crop: what the network sees and 4 mm around it, for augmentation
+FRAME = tuple(side + 8 for side in GRID)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops around one hippocampus each, left-oriented, centerd in a common frame.
+    """Crops around one hippocampus each, left-oriented, centered in a common frame.
 
     Attributes
     ----------
@@ -47,18 +50,21 @@ class Crops:
     def select(self, keep: Callable[[str], bool]) -> Crops:
         """Return the crops whose id fulfills a condition."""
         index = [i for i, name in enumerate(self.ids) if keep(name)]
-        return Crops(
-            tuple(self.ids[i] for i in index),
-            self.images[index],
-            self.inside[index],
-            self.labels[index],
-        )
+        ids = tuple(self.ids[i] for i in index)
+        return Crops(ids, self.images[index], self.inside[index], self.labels[index])
 
     def to(self, device: torch.device) -> Crops:
         """Return the crops on a device."""
-        return Crops(
-            self.ids, self.images.to(device), self.inside.to(device), self.labels.to(device)
-        )
+        tensors = (self.images, self.inside, self.labels)
+        return Crops(self.ids, *(tensor.to(device) for tensor in tensors))
+
+    def digest(self) -> str:
+        """Return a SHA-256 sum of names and content."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        for tensor in (self.images, self.inside, self.labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def load_crops(images: Path, labels: Path) -> Crops:
@@ -77,31 +83,17 @@ def load_crops(images: Path, labels: Path) -> Crops:
     Raises
     ------
     MissingInput
-        If a folder holds no NIfTI file, or a label image has no partner.
+        If the images' folder holds no NIfTI file, or an image has no label image.
     BadData
         If shapes differ, a crop is not finite, or it has no label at all.
     """
     paths = sorted(p for p in images.glob("*.nii*") if not p.name.startswith("."))
     if not paths:
-        raise MissingInput(f"{images}: no NIfTI files")
-    frame = tuple(side + _MARGIN for side in GRID)
-    ids, stacks = [], []
-    for path in paths:
-        partner = labels / path.name
-        if not partner.is_file():
-            raise MissingInput(f"{partner}: no label image for {path}")
-        image = nib.load(path).get_fdata(dtype=np.float32)
-        label = np.asarray(nib.load(partner).dataobj).round().astype(np.int64)
-        if image.shape != label.shape or image.ndim != 3:
-            raise BadData(f"{partner}: shape {label.shape} differs from the image's {image.shape}")
-        if not np.isfinite(image).all() or not label.any():
-            raise BadData(f"{path}: not finite, or without any label")
-        scaled = (image - image.mean()) / max(float(image.std()), 1e-6)
-        inside = np.ones(image.shape, dtype=np.int64)
-        stacks.append([_center(a, frame) for a in (scaled, inside, label)])
-        ids.append(path.name.split(".")[0])
-    columns = [torch.from_numpy(np.stack(c))[:, None] for c in zip(*stacks, strict=True)]
-    return Crops(tuple(ids), columns[0].float(), columns[1].bool(), columns[2])
+        raise MissingInput(f"{images}: there are no NIfTI files in this folder", code="no-crops")
+    columns = zip(*(_load_pair(path, labels / path.name) for path in paths), strict=True)
+    values, inside, classes = (torch.from_numpy(np.stack(arrays))[:, None] for arrays in columns)
+    ids = tuple(path.name.split(".")[0] for path in paths)
+    return Crops(ids, values.float(), inside.bool(), classes)
 
 
 def augmented_batch(
@@ -114,15 +106,15 @@ def augmented_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw crops and deform them, vary their field of view, contrast, resolution and noise.
 
-    The box the network sees varies in size and place: an adapter that never saw other boxes than
-    its crops loses up to five Dice points on larger ones.
+    The box that the network sees varies in size and place: an adapter that never saw other boxes
+    than its crops loses up to five Dice points on larger ones.
 
     Parameters
     ----------
     crops : Crops
-        What to draw from.
+        The crops to draw from.
     size, classes : int
-        Crops to draw, and classes with the background.
+        Number of crops to draw, and of classes with the background.
     generator : torch.Generator
         Source of randomness.
     strength : float
@@ -144,7 +136,7 @@ def augmented_batch(
         elastic=1.5 * strength,
     )
     offsets = augment.random_sampling_grid(size, GRID, generator, deformation)
-    labels = torch.nn.functional.one_hot(crops.labels[index, 0], classes).movedim(-1, 1).float()
+    labels = one_hot(crops.labels[index, 0], classes).movedim(-1, 1).float()
     stack = torch.cat((crops.images[index], crops.inside[index].float(), labels), dim=1)
     moved = augment.sample(stack, offsets)
     image, targets = moved[:, :1], moved[:, 2:].argmax(dim=1, keepdim=True)
@@ -159,14 +151,48 @@ def augmented_batch(
     return standardize(image + level * noise, inside), targets
 
 
+def plain_batch(crops: Crops, index: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return crops as at inference: centered, standardized, not augmented.
+
+    Returns
+    -------
+    inputs, targets : torch.Tensor
+        Shapes ``(n, 1, *GRID)``.
+    """
+    cut = tuple(
+        slice((have - want) // 2, (have - want) // 2 + want)
+        for have, want in zip(crops.images.shape[2:], GRID, strict=True)
+    )
+    part = (index, slice(None), *cut)
+    return standardize(crops.images[part], crops.inside[part]), crops.labels[part]
+
+
+def _load_pair(path: Path, partner: Path) -> list[np.ndarray]:
+    """Read an image and its labels; return values, field of view and labels in the frame."""
+    if not partner.is_file():
+        raise MissingInput(f"{partner}: this label image of {path} is missing", code="no-labels")
+    image = nib.load(path).get_fdata(dtype=np.float32)
+    label = np.asarray(nib.load(partner).dataobj).round().astype(np.int64)
+    if image.shape != label.shape or image.ndim != 3:
+        raise BadData(
+            f"{partner}: the labels have shape {label.shape}, the image {image.shape}; both must "
+            "be volumes of the same shape",
+            code="crop-shape",
+        )
+    if not np.isfinite(image).all() or not label.any():
+        raise BadData(
+            f"{path}: the image has values that are not finite, or nothing is labeled",
+            code="crop-unusable",
+        )
+    scaled = (image - image.mean()) / max(float(image.std()), 1e-6)
+    inside = np.ones(image.shape, dtype=np.int64)
+    return [_center(array, FRAME) for array in (scaled, inside, label)]
+
+
 def _center(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Center an array in another shape, cutting or padding with zeros."""
-    out = np.zeros(shape, dtype=array.dtype)
-    source, target = [], []
-    for have, want in zip(array.shape, shape, strict=True):
-        start = (want - have) // 2
-        length = min(have, want)
-        source.append(slice(max(0, -start), max(0, -start) + length))
-        target.append(slice(max(0, start), max(0, start) + length))
-    out[tuple(target)] = array[tuple(source)]
-    return out
+    missing = np.array(shape) - array.shape
+    before = missing // 2
+    padded = np.pad(array, np.maximum(0, np.stack((before, missing - before), axis=1)))
+    start = np.maximum(0, -before)
+    return padded[tuple(slice(i, i + side) for i, side in zip(start, shape, strict=True))]

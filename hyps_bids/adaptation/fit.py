@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.losses import DiceCELoss, DiceLoss
-from monai.metrics import DiceHelper
 from torch import nn
 
-from hyps_bids.adaptation.crops import Crops, augmented_batch
+from hyps_bids.adaptation.crops import Crops, augmented_batch, plain_batch
 from hyps_bids.errors import UsageError
+from hyps_bids.imaging.agreement import dice
+from hyps_bids.imaging.volumes import decide
 from hyps_bids.networks.adapters import AdapterConfig, add_adapters, parameter_counts
 from hyps_bids.networks.checkpoints import (
     GRID,
@@ -26,20 +27,18 @@ from hyps_bids.networks.checkpoints import (
     save_adapter,
 )
 from hyps_bids.outputs.digests import sha256
-from hyps_bids.segmentation.normalize import standardize
+from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.training.distributed import Processes
 from hyps_bids.training.loop import LoopSettings, Objective, run
 
 __all__ = [
     "LOSSES",
     "FittedAdapter",
-    "adapt",
+    "Recipe",
     "crop_dice",
-    "crops_digest",
-    "decide",
-    "default_learning_rate",
     "fit_adapter",
-    "plain_batch",
+    "predict_classes",
+    "starting_points",
 ]
 
 _LOG = logging.getLogger("hyps_bids")
@@ -52,78 +51,90 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class FittedAdapter:
-    """An adapter that was trained and written.
+class Recipe:
+    """Everything besides the crops that decides the weights of an adapter."""
 
-    Attributes
-    ----------
-    path : Path
-        The weights.
-    figures : dict of str to float
-        Dice of these weights on the validation crops; empty without any.
-    step : int
-        Step after which the weights were these.
-    steps : int
-        Steps taken.
-    parameters : dict of str to int
-        How many train, and how many there are.
-    """
+    #: the pre-trained network
+    base: Path
+    #: name of each class in order → names of the base's classes it starts from
+    labels: dict[str, list[str]]
+    config: AdapterConfig
+    loop: LoopSettings
+    #: crops per step
+    batch_size: int = 2
+    #: strength of the augmentation, in [0, 1]
+    augmentation: float = 1.0
+    #: a name in :data:`LOSSES`
+    loss: str = "dice+ce"
+    #: adapter of the same base and classes to go on from; its settings replace `config`
+    start: Path | None = None
+    #: whether to write the weights in half precision
+    half: bool = False
+    #: more facts to record with the weights
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.augmentation <= 1:
+            raise UsageError(
+                f"The strength of the augmentation must lie between 0 and 1, not be "
+                f"{self.augmentation}",
+                code="augmentation-range",
+            )
+
+    def build(self) -> tuple[nn.Module, AdapterConfig]:
+        """Make the network to train, on the CPU, and say how it is adapted."""
+        if self.start is None:
+            model, base_card = load_network(self.base)
+            replace_head(model, base_card["labels"], self.labels)
+            add_adapters(model, self.config)
+            return model, self.config
+        model, earlier = load_adapted(self.start, self.base)
+        if earlier["labels"] != list(self.labels):
+            raise UsageError(
+                f"{self.start}: this adapter has the classes {earlier['labels']}, not "
+                f"{list(self.labels)}",
+                code="adapter-classes-differ",
+            )
+        return model, AdapterConfig.from_card(earlier["adapter"])
+
+    def identity(
+        self, config: AdapterConfig, training: Crops, validation: Crops | None
+    ) -> dict[str, Any]:
+        """Collect what a fit depends on; the keys are compared with those of old checkpoints."""
+        return {
+            "training data": training.digest(),
+            "validation data": validation.digest() if validation is not None else None,
+            "classes": list(self.labels),
+            "adapter": asdict(config),
+            "base": sha256(self.base),
+            "start": sha256(self.start) if self.start else None,
+            "batch size": self.batch_size,
+            "augmentation": self.augmentation,
+            "loss": self.loss,
+        }
+
+
+@dataclass(frozen=True)
+class FittedAdapter:
+    """An adapter that was trained and written."""
 
     path: Path
-    figures: dict[str, float]
+    #: Dice of these weights on the validation crops; empty without any
+    metrics: dict[str, float]
+    #: step after which the weights were these, and number of steps taken
     step: int
     steps: int
+    #: numbers of parameters: ``adapters``, ``trainable`` and ``total``
     parameters: dict[str, int]
 
 
-def adapt(
-    training: Crops,
-    validation: Crops,
-    labels: dict[str, list[str]],
-    base: Path,
-    config: AdapterConfig,
-    settings: LoopSettings,
-    folder: Path,
-    device: torch.device,
-    *,
-    batch_size: int = 2,
-    augmentation: float = 1.0,
-    start: Path | None = None,
-    card: dict[str, Any] | None = None,
-) -> Path:
-    """As :func:`fit_adapter`, but return only the file."""
-    return fit_adapter(
-        training,
-        validation,
-        labels,
-        base,
-        config,
-        settings,
-        folder,
-        device,
-        batch_size=batch_size,
-        augmentation=augmentation,
-        start=start,
-        card=card,
-    ).path
-
-
 def fit_adapter(
+    recipe: Recipe,
     training: Crops,
     validation: Crops | None,
-    labels: dict[str, list[str]],
-    base: Path,
-    config: AdapterConfig,
-    settings: LoopSettings,
     folder: Path,
     device: torch.device,
     *,
-    batch_size: int = 2,
-    augmentation: float = 1.0,
-    loss: str = "dice+ce",
-    start: Path | None = None,
-    card: dict[str, Any] | None = None,
-    half: bool = False,
     processes: Processes | None = None,
     title: str | None = None,
 ) -> FittedAdapter:
@@ -131,230 +142,165 @@ def fit_adapter(
 
     Parameters
     ----------
+    recipe : Recipe
+        What to train, and how.
     training : Crops
-        Labeled crops; classes ``1 … len(labels)``.
+        Labeled crops; classes ``1 … len(recipe.labels)``.
     validation : Crops or None
-        Crops of other subjects, for the figures and for stopping early.
-    labels : dict of str to list of str
-        Name of each class in order → names of the base's classes it starts from.
-    base : Path
-        The pre-trained network.
-    config : AdapterConfig
-        The adapter.
-    settings : LoopSettings
-        How to train.
+        Crops of other subjects, for the metrics and for stopping early.
     folder : Path
         Receives the log, the checkpoint and ``adapter.safetensors``.
     device : torch.device
         Where to train.
-    batch_size : int
-        Crops per step.
-    augmentation : float
-        Strength of the augmentation, in [0, 1].
-    loss : str
-        A name in :data:`LOSSES`.
-    start : Path, optional
-        Adapter of the same base and classes to go on from; its settings replace `config`.
-    card : dict, optional
-        More facts to record with the weights.
-    half : bool
-        Write the weights in half precision.
     processes : Processes, optional
-        Those that share each batch; process 0 writes.
+        The processes that share each batch; process 0 writes.
     title : str, optional
         Name on the progress bar.
 
     Returns
     -------
     FittedAdapter
-        The adapter's file and figures.
+        The adapter's file and metrics.
 
     Raises
     ------
     UsageError
-        If `start` has other classes or another base, or the folder holds a checkpoint of other
-        data or settings.
+        If the adapter to go on from has other classes or another base, or the folder holds a
+        checkpoint of other data or settings.
     HypsError
         If the loss is not finite.
     """
     processes = processes or Processes()
-    torch.manual_seed(settings.seed)
-    if start is None:
-        model, base_card = load_network(base)
-        replace_head(model, base_card["labels"], labels)
-        add_adapters(model, config)
-    else:
-        model, earlier = load_adapted(start, base)
-        if earlier["labels"] != list(labels):
-            raise UsageError(f"{start}: has the classes {earlier['labels']}, not {list(labels)}")
-        config = AdapterConfig.from_card(earlier["adapter"])
+    torch.manual_seed(recipe.loop.seed)
+    model, config = recipe.build()
     counts = parameter_counts(model)
     if processes.is_main_process:
-        _LOG.warning(
-            "%s: %s of %s parameters train (%.1f %%)",
+        _LOG.info(
+            "%s: %s of %s parameters are trained (%.1f %%)",
             config.method,
             f"{counts.trainable:,}",
             f"{counts.total:,}",
             100 * counts.trainable / counts.total,
         )
-    identity = {
-        "training data": crops_digest(training),
-        "validation data": crops_digest(validation) if validation is not None else None,
-        "classes": list(labels),
-        "adapter": asdict(config),
-        "base": sha256(base),
-        "start": sha256(start) if start else None,
-        "batch size": batch_size,
-        "augmentation": augmentation,
-        "loss": loss,
-    }
-    model = model.to(device)
-    # torch's types know no memory_format, which Module.to takes
-    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    training = training.to(device)
+    identity = recipe.identity(config, training, validation)
+    # The type stubs of Module.to do not know memory_format.
+    model = model.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    on_device = training.to(device)
     held_out = validation.to(device) if validation is not None and len(validation) else None
-    classes = len(labels) + 1
+    names = list(recipe.labels)
     objective = Objective(
         lambda generator: augmented_batch(
-            training, batch_size, classes, generator, strength=augmentation
+            on_device,
+            recipe.batch_size,
+            len(names) + 1,
+            generator,
+            strength=recipe.augmentation,
         ),
-        LOSSES[loss](),
-        lambda network: crop_dice(network, held_out, list(labels)) if held_out else {},
+        LOSSES[recipe.loss](),
+        lambda network: crop_dice(network, held_out, names) if held_out else {},
     )
     outcome = run(
         model,
         objective,
-        settings,
+        recipe.loop,
         folder,
         device,
         identity=identity,
         processes=processes,
         title=title,
     )
-    path = folder / "adapter.safetensors"
-    facts = {
-        "labels": list(labels),
-        "grid": list(GRID),
-        "training": {
-            "crops": len(training),
-            "steps": outcome.step,
-            "batch_size": batch_size,
-            "augmentation": augmentation,
-            "loss": loss,
-            "optimizer": settings.optimizer,
-            "learning_rate": settings.learning_rate,
-            "started from": start.name if start else "base",
-            "seed": settings.seed,
-            "trainable parameters": f"{counts.trainable:,} of {counts.total:,}",
-            "validation": outcome.metrics,
-        },
-    }
-    if processes.is_main_process:
-        dtype = torch.float16 if half else torch.float32
-        save_adapter(path, model, config, base, facts | (card or {}), dtype=dtype)
-    return FittedAdapter(
-        path,
+    fitted = FittedAdapter(
+        folder / "adapter.safetensors",
         outcome.metrics,
         outcome.step,
         outcome.steps,
-        {"adapters": counts.adapters, "trainable": counts.trainable, "total": counts.total},
+        asdict(counts),
     )
+    if processes.is_main_process:
+        card = _card(recipe, fitted, len(training))
+        dtype = torch.float16 if recipe.half else torch.float32
+        save_adapter(fitted.path, model, config, recipe.base, card, dtype=dtype)
+    return fitted
 
 
-def default_learning_rate(method: str) -> float:
-    """Learning rate to start from when none is given.
+def starting_points(
+    classes: Sequence[str], start_from: Sequence[str], base_labels: Sequence[str]
+) -> dict[str, list[str]]:
+    """Map each new class to the class of the base that it starts from.
 
-    A whole network that trains forgets at the rate that suits an adapter, and biases alone
-    need more.
+    `start_from` names one class of the base for all new ones, or one for each; without any, the
+    classes start at zero. An error is raised if the base lacks a class or the numbers do not fit.
 
     Examples
     --------
-    >>> default_learning_rate("hyps"), default_learning_rate("full")
-    (0.001, 0.0003)
+    >>> starting_points(["anterior", "posterior"], ["hippocampus"], ["background", "hippocampus"])
+    {'anterior': ['hippocampus'], 'posterior': ['hippocampus']}
     """
-    return {"full": 3e-4, "bitfit": 1e-2}.get(method, 1e-3)
-
-
-def crops_digest(crops: Crops) -> str:
-    """Name labeled crops by a sha256 of their names and content."""
-    digest = hashlib.sha256("\n".join(crops.ids).encode())
-    for tensor in (crops.images, crops.inside, crops.labels):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def plain_batch(crops: Crops, index: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return crops as at inference: centerd, standardized, not augmented.
-
-    Returns
-    -------
-    inputs, targets : torch.Tensor
-        Shapes ``(n, 1, *GRID)``.
-    """
-    cut = tuple(
-        slice((have - want) // 2, (have - want) // 2 + want)
-        for have, want in zip(crops.images.shape[2:], GRID, strict=True)
-    )
-    part = (index, slice(None), *cut)
-    return standardize(crops.images[part], crops.inside[part]), crops.labels[part]
+    unknown = [name for name in start_from if name not in base_labels]
+    if unknown:
+        raise UsageError(
+            f"--start-from {', '.join(unknown)}: the base has the classes "
+            f"{', '.join(base_labels)} only",
+            code="base-class-unknown",
+        )
+    sources = [[name] for name in start_from] or [[]]
+    if len(sources) == 1:
+        sources = sources * len(classes)
+    if len(sources) != len(classes) or len(set(classes)) != len(classes):
+        raise UsageError(
+            "The classes must be distinct, and --start-from needs one name for all or one for each",
+            code="classes-do-not-fit",
+        )
+    return dict(zip(classes, sources, strict=True))
 
 
 @torch.inference_mode()
 def crop_dice(
-    model: Callable[[torch.Tensor], torch.Tensor] | nn.Module, crops: Crops, names: list[str]
+    model: Callable[[torch.Tensor], torch.Tensor] | nn.Module, crops: Crops, names: Sequence[str]
 ) -> dict[str, float]:
     """Mean Dice per class and of all classes together ("whole") over crops.
 
     Labels that lie outside the network's box count as missed. A crop without a class does not
     count for it; a class that no crop has is left out.
     """
-    classes, whole = _helper(len(names) + 1), _helper(2)
-    parts, wholes = [], []
+    found: dict[str, list[float]] = {f"dice_{name}": [] for name in (*names, WHOLE)}
     for start in range(0, len(crops), 4):
         inputs, targets = plain_batch(crops, slice(start, start + 4))
-        predicted = decide(model(inputs))
-        for p, t in zip(predicted, targets, strict=True):
-            parts.append(_dice(classes, p, t))
-            wholes.append(_dice(whole, (p > 0).long(), (t > 0).long()))
-    mean = torch.stack(parts).nanmean(0)
-    figures = {f"dice_{name}": float(v) for name, v in zip(names, mean, strict=True)}
-    figures["dice_whole"] = float(torch.stack(wholes).nanmean())
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
+        pairs = zip(predict_classes(model(inputs)), targets[:, 0].cpu().numpy(), strict=True)
+        for predicted, target in pairs:
+            masks = [(predicted == i, target == i) for i in range(1, len(names) + 1)]
+            masks.append((predicted > 0, target > 0))
+            for values, (ours, theirs) in zip(found.values(), masks, strict=True):
+                if theirs.any():
+                    values.append(dice(ours, theirs))
+    return {name: math.fsum(values) / len(values) for name, values in found.items() if values}
 
 
-def decide(logits: torch.Tensor) -> torch.Tensor:
+def predict_classes(logits: torch.Tensor) -> np.ndarray:
     """Label voxels as :func:`hyps_bids.imaging.volumes.decide` does.
 
-    Parameters
-    ----------
-    logits : torch.Tensor
-        Shape ``(n, classes, x, y, z)``, background first.
-
-    Returns
-    -------
-    torch.Tensor
-        Classes, shape ``(n, 1, x, y, z)``.
+    From the outputs of a network, shape ``(n, classes, x, y, z)`` with the background first, it
+    makes classes of shape ``(n, x, y, z)``.
     """
-    probabilities = logits.softmax(dim=1)
-    part = probabilities[:, 1:].argmax(dim=1, keepdim=True) + 1
-    return torch.where(probabilities[:, :1] <= 0.5, part, 0)
+    return decide(logits.softmax(dim=1)[:, 1:].movedim(1, 0).cpu().numpy())
 
 
-def _helper(classes: int) -> DiceHelper:
-    return DiceHelper(
-        include_background=False,
-        apply_argmax=False,
-        num_classes=classes,
-        get_not_nans=False,
-        # else a class that a crop lacks counts as 0
-        reduction="none",
-    )
-
-
-def _dice(helper: DiceHelper, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Dice per foreground class of one volume, shape ``(classes,)``; nan where there is none."""
-    result = helper(predicted[None], target[None])
-    # a pair only if the helper was asked for the counts too
-    assert isinstance(result, torch.Tensor)
-    return result.flatten()
+def _card(recipe: Recipe, fitted: FittedAdapter, crops: int) -> dict[str, Any]:
+    """Collect the facts that go with the weights."""
+    return {
+        "labels": list(recipe.labels),
+        "grid": list(GRID),
+        "training": {
+            "crops": crops,
+            "steps": fitted.step,
+            "batch_size": recipe.batch_size,
+            "augmentation": recipe.augmentation,
+            "loss": recipe.loss,
+            "optimizer": recipe.loop.optimizer,
+            "learning_rate": recipe.loop.learning_rate,
+            "started from": recipe.start.name if recipe.start else "base",
+            "seed": recipe.loop.seed,
+            "trainable parameters": "{trainable:,} of {total:,}".format(**fitted.parameters),
+            "validation": fitted.metrics,
+        },
+    } | dict(recipe.card)

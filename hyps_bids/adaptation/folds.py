@@ -1,22 +1,24 @@
-"""Cross-validation by subject: who is trained on, who stops the training, who is tested."""
+"""Division of subjects into those to train on, to validate on and to test on."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from hyps_bids.adaptation.crops import Crops
 from hyps_bids.errors import UsageError
+from hyps_bids.labels.msd import split_every_fifth
 
-__all__ = ["Fold", "levels", "make_folds", "splits_table"]
+__all__ = ["Fold", "levels", "split_by_subject", "split_crops", "splits_table"]
 
 _LOG = logging.getLogger("hyps_bids")
 
-#: share of a fold's training subjects, and at most how many, that only stop the training
+#: share and largest number of a fold's training subjects that only tell when to stop
 _INNER_SHARE, _INNER_MOST = 0.15, 8
 #: distinct numbers above which a column is cut into groups of equal size
 _MOST_LEVELS = 5
@@ -24,29 +26,21 @@ _MOST_LEVELS = 5
 
 @dataclass(frozen=True)
 class Fold:
-    """One division of the subjects; no subject is in two of the parts.
-
-    Attributes
-    ----------
-    training : tuple of str
-        Subjects whose crops are trained on.
-    validation : tuple of str
-        Subjects that tell when to stop; empty if there are too few.
-    test : tuple of str
-        Subjects that the fold's figures come from.
-    """
+    """One division of the subjects; no subject is in two of the parts."""
 
     training: tuple[str, ...]
+    #: subjects that tell when to stop; empty if there are too few
     validation: tuple[str, ...]
+    #: subjects that the fold's metrics come from
     test: tuple[str, ...]
 
 
-def make_folds(
+def split_by_subject(
     subjects: Iterable[str], count: int, *, strata: Mapping[str, str] | None = None, seed: int = 0
 ) -> list[Fold]:
     """Divide subjects into folds.
 
-    Subjects, not scans, are dealt out: all sessions, runs and sides of one stay together.
+    All sessions, runs and sides of one subject stay together.
 
     Parameters
     ----------
@@ -57,7 +51,7 @@ def make_folds(
     strata : mapping of str to str, optional
         Level of each subject, to be spread evenly over the folds.
     seed : int
-        Of the order in which subjects are dealt out.
+        Seed of the order in which subjects are dealt out.
 
     Returns
     -------
@@ -71,29 +65,35 @@ def make_folds(
 
     Examples
     --------
-    >>> [fold.test for fold in make_folds(["b", "a", "b", "c"], 3)]
+    >>> [fold.test for fold in split_by_subject(["b", "a", "b", "c"], 3)]
     [('c',), ('b',), ('a',)]
-    >>> make_folds(["a", "a"], 5)
-    Traceback (most recent call last):
-    hyps_bids.errors.UsageError: labeled scans of one subject only (a): cross-validation needs two
     """
-    # sklearn takes half a second to import, which only training should pay
+    # scikit-learn takes half a second to import, which only training should pay.
     from sklearn.model_selection import KFold, StratifiedKFold
 
     ordered = sorted(set(subjects))
     if count < 2:
-        raise UsageError(f"--folds {count}: cross-validation needs at least 2")
+        raise UsageError(
+            f"--folds {count}: cross-validation needs at least two folds", code="too-few-folds"
+        )
     if len(ordered) < 2:
         raise UsageError(
-            f"labeled scans of one subject only ({', '.join(ordered)}): cross-validation needs two"
+            f"All labeled scans are of one participant ({', '.join(ordered)}); cross-validation "
+            "needs at least two participants",
+            code="one-subject",
         )
     if len(ordered) < count:
-        _LOG.warning("%d subjects: %d folds instead of %d", len(ordered), len(ordered), count)
+        _LOG.warning(
+            "with %d participants there are %d folds instead of %d",
+            len(ordered),
+            len(ordered),
+            count,
+        )
         count = len(ordered)
     groups = _large_enough([strata[s] for s in ordered], count) if strata else None
     splitter = StratifiedKFold if groups else KFold
     with warnings.catch_warnings():
-        # of small levels, which we have spoken of
+        # Levels with few subjects were already reported above.
         warnings.simplefilter("ignore", UserWarning)
         pairs = list(splitter(count, shuffle=True, random_state=seed).split(ordered, groups))
     folds = []
@@ -104,45 +104,73 @@ def make_folds(
 
 
 def levels(column: pd.Series) -> dict[str, str]:
-    """Turn a column into strata: numbers with many values into three groups of equal size.
+    """Turn a column, indexed by subject, into the level of each subject.
 
-    Parameters
-    ----------
-    column : pandas.Series
-        Values, indexed by subject.
-
-    Returns
-    -------
-    dict of str to str
-        Level by subject; missing values are the level ``n/a``.
+    Numbers with many values become three groups of equal size; missing values the level ``n/a``.
 
     Examples
     --------
     >>> levels(pd.Series({"01": "F", "02": None}))
     {'01': 'F', '02': 'n/a'}
-    >>> levels(pd.Series({str(age): age for age in (20, 30, 40, 50, 60, 70)})).values()
-    dict_values(['third 1', 'third 1', 'third 2', 'third 2', 'third 3', 'third 3'])
     """
     if pd.api.types.is_numeric_dtype(column) and column.nunique() > _MOST_LEVELS:
-        ranks = column.rank(method="first", pct=True)
-        thirds = np.ceil(ranks * 3)
-        return {
-            str(subject): "n/a" if pd.isna(third) else f"third {int(third)}"
-            for subject, third in thirds.items()
-        }
+        thirds = np.ceil(3 * column.rank(method="first", pct=True))
+        column = thirds.map("third {:.0f}".format, na_action="ignore")
     return {
-        str(subject): "n/a" if pd.isna(value) else str(value) for subject, value in column.items()
+        str(subject): str(value) for subject, value in column.astype("object").fillna("n/a").items()
     }
 
 
-def splits_table(folds: Sequence[Fold]) -> pd.DataFrame:
-    """List who was in which part of which fold.
+def split_crops(
+    crops: Crops,
+    subject_of: Callable[[str], int | str],
+    *,
+    fixed_test: bool,
+    count: int | None,
+    validation: float,
+) -> tuple[Crops, Crops]:
+    """Split crops by subject into those to train on and those to validate on.
+
+    Parameters
+    ----------
+    crops : Crops
+        All crops, in order of name.
+    subject_of : callable
+        Returns the subject of a crop.
+    fixed_test : bool
+        Leave out every fifth subject, the test set of all published metrics.
+    count : int or None
+        Train on so many crops at most, the first ones; validation is then on other subjects.
+    validation : float
+        Fraction of the subjects to validate on if below 1; otherwise every n-th subject.
 
     Returns
     -------
-    pandas.DataFrame
-        Columns participant_id, fold (from 1), part (training, validation or test).
+    training, validation : Crops
+        No subject is in both, and none of the test set in either. It is an error if one is empty.
     """
+    order = list(dict.fromkeys(sorted(subject_of(name) for name in crops.ids)))
+    if fixed_test:
+        kept, _ = split_every_fifth([int(subject) for subject in order])
+        order = [subject for subject in order if subject in kept]
+    names = [name for subject in order for name in crops.ids if subject_of(name) == subject]
+    first = set(names[:count])
+    used = {subject_of(name) for name in first} if count else set()
+    free = [subject for subject in order if subject not in used]
+    every = round(1 / validation) if 0 < validation < 1 else round(validation)
+    held_out = set(free[every - 1 :: every] or free[-1:]) if every >= 1 else set()
+    validating = crops.select(lambda name: subject_of(name) in held_out)
+    training = crops.select(lambda name: name in first and subject_of(name) not in held_out)
+    if not len(training) or not len(validating):
+        raise UsageError(
+            "--validation and --crops leave no crop to train on or none to validate on",
+            code="no-crop-left",
+        )
+    return training, validating
+
+
+def splits_table(folds: Sequence[Fold]) -> pd.DataFrame:
+    """List the participants of each part of each fold; folds are counted from 1."""
     rows = [
         (f"sub-{subject}", number, part)
         for number, fold in enumerate(folds, start=1)
@@ -168,13 +196,15 @@ def _large_enough(strata: list[str], count: int) -> list[str] | None:
     small = sorted(sizes.index[sizes < count])
     if small:
         _LOG.warning(
-            "--stratify: fewer than %d subjects of %s: taken as one level",
-            count,
+            "--stratify: the levels %s have fewer than %d participants each and are taken as one",
             ", ".join(map(str, small)),
+            count,
         )
     merged = ["(other)" if level in small else level for level in strata]
     sizes = pd.Series(merged).value_counts()
     if len(sizes) < 2 or sizes.max() < count:
-        _LOG.warning("--stratify: too few subjects of each level; folds are not stratified")
+        _LOG.warning(
+            "--stratify: the levels have too few participants, so the folds are not stratified"
+        )
         return None
     return merged

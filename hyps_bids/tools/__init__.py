@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from hyps_bids.cli import Parser, run_command, start_logging
 from hyps_bids.tools import adapt, demo, evaluate, importing, pretrain, synthesize
-from hyps_bids.tools.adapt import choose_crops
 from hyps_bids.tools.synthesize import sample_figure
 
-__all__ = ["choose_crops", "main", "sample_figure"]
+__all__ = ["main", "sample_figure"]
 
 _COMMANDS = (demo, pretrain, adapt, synthesize, importing, evaluate)
 

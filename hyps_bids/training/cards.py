@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import torch
 
+from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import write_text
 
 __all__ = ["hardware", "write_model_card"]
 
 _LOW_RANK, _BOTTLENECK = ("rank",), ("bottleneck", "scale")
-#: method of an adapter → those of its settings that matter
+#: method of an adapter → names of the settings that matter for it
 _SETTINGS = {
     **dict.fromkeys(("lora", "dora", "pissa"), _LOW_RANK),
     **dict.fromkeys(("parallel", "serial", "cps"), _BOTTLENECK),
@@ -55,15 +55,14 @@ def write_model_card(
     title : str
         Heading.
     card : dict
-        The card in the header of the weights: ``labels``, ``architecture`` or ``adapter`` and
-        ``base``, and under ``training`` plain facts and the figures of the ``validation``; the
-        figures of a ``cross-validation``, if there was one, replace the latter.
+        The card in the header of the weights. Under ``training`` it has plain facts and the
+        metrics of the ``validation``, which those of a ``cross-validation`` replace if present.
     data : str
-        What was trained and validated on, with source and license.
+        Data of training and validation, with source and license.
     license : str
         License of the weights.
     hardware : str
-        What they were trained on.
+        From :func:`hardware`.
     notes : str
         Intended use and limits.
 
@@ -72,26 +71,23 @@ def write_model_card(
     Path
         The Markdown file.
     """
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     training = dict(card.get("training", {}))
-    figures = training.pop("validation", {})
-    checked = "validation"
+    checked, metrics = "validation", training.pop("validation", {})
     if "cross-validation" in card:
-        checked, figures = "cross-validation", card["cross-validation"]
+        checked, metrics = "cross-validation", card["cross-validation"]
     facts = _network_facts(card) | {
         "Classes": ", ".join(card["labels"]),
         "Hardware": hardware,
         "License": license,
         "File": f"`{path.name}`, {path.stat().st_size / 1e6:.3g} MB",
-        "sha256": f"`{digest}`",
+        "sha256": f"`{sha256(path)}`",
     }
     sections = [
         f"# {title}",
         _table(("", ""), facts),
         f"## Data\n\n{data}",
         "## Training\n\n" + _table(("setting", "value"), training),
-        f"## {checked.capitalize()}\n\n" + _table(("figure", "value"), figures),
+        f"## {checked.capitalize()}\n\n" + _table(("metric", "value"), metrics),
         f"## Use and limits\n\n{notes}",
     ]
     out = path.with_suffix(".md")
@@ -102,7 +98,6 @@ def write_model_card(
 def _network_facts(card: Mapping[str, Any]) -> dict[str, str]:
     if "adapter" in card:
         adapter, base = card["adapter"], card["base"]
-        # the methods that add nothing have nothing to set
         names = _SETTINGS.get(adapter["method"], ())
         settings = ", ".join(f"{name} {adapter[name]}" for name in names)
         return {
@@ -114,7 +109,7 @@ def _network_facts(card: Mapping[str, Any]) -> dict[str, str]:
     return {"Network": f"{architecture['name']} ({settings})"}
 
 
-def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     for name, value in rows.items():
         text = f"{value:.4g}" if isinstance(value, float) else str(value)

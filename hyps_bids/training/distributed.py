@@ -1,7 +1,8 @@
 """Several processes train one network: torchrun starts them, each takes a share of every batch.
 
-Gradients are summed with one plain all-reduce a step. Every process makes the whole batch from the
-step's seed and keeps its own part, so that the result is that of one process, but for rounding.
+Gradients are summed with one plain all-reduce per step. Every process makes the whole batch from
+the step's seed and keeps its own part, so that the result equals that of one process but for
+rounding.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Processes:
     Attributes
     ----------
     rank : int
-        Number of this process, from 0. Process 0 is the only one that writes.
+        Number of this process, from 0. Process 0 is the main process.
     size : int
-        How many there are.
+        Number of processes.
     """
 
     rank: int = 0
@@ -41,11 +42,11 @@ class Processes:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """Whether this is the only process that writes files and shows progress."""
         return self.rank == 0
 
     def share(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cut this process's part out of a batch that all made alike.
+        """Cut this process's part out of a batch that all processes made alike.
 
         Parameters
         ----------
@@ -55,7 +56,7 @@ class Processes:
         Returns
         -------
         tuple of torch.Tensor
-            Parts that differ by one sample at most.
+            The part; the sizes of all parts differ by one sample at most.
 
         Raises
         ------
@@ -73,8 +74,9 @@ class Processes:
         inputs, targets = batch
         if len(inputs) < self.size:
             raise UsageError(
-                f"{self.size} processes cannot share a batch of {len(inputs)}: raise --batch-size, "
-                "or start fewer"
+                f"{self.size} processes cannot share a batch of {len(inputs)}; raise "
+                "--batch-size, or start fewer processes",
+                code="batch-too-small",
             )
         return inputs.tensor_split(self.size)[self.rank], targets.tensor_split(self.size)[self.rank]
 
@@ -97,7 +99,7 @@ class Processes:
         return total
 
     def from_first(self, value: T) -> T:
-        """Return what process 0 has."""
+        """Return the value that process 0 has."""
         if self.size == 1:
             return value
         box = [value]
@@ -106,11 +108,11 @@ class Processes:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let process 0 run a block before the others do, so that they find what it cached."""
+        """Let process 0 run a block before the others, so that they find its cached results."""
         if self.size > 1 and not self.is_main_process:
             dist.barrier()
         yield
-        # not after an error: the launcher ends those that wait
+        # After an error this is not reached, and the launcher ends the waiting processes.
         if self.size > 1 and self.is_main_process:
             dist.barrier()
 
@@ -122,7 +124,7 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
     Parameters
     ----------
     device : torch.device
-        What the user asked for; under torchrun each process of a node takes a GPU of its own.
+        The device that the user chose; under torchrun each process of a node takes its own GPU.
 
     Yields
     ------
@@ -149,12 +151,13 @@ def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.devi
         local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= available:
             raise UsageError(
-                f"torchrun: {os.environ['LOCAL_WORLD_SIZE']} processes on a node with {available} "
-                "GPU(s): lower --nproc-per-node"
+                f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on a node with "
+                f"{available} GPU(s); lower --nproc-per-node",
+                code="too-few-gpus",
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    # the others wait while process 0 validates
+    # The timeout is long because the other processes wait while process 0 validates.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield Processes(dist.get_rank(), dist.get_world_size()), device

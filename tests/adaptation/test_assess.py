@@ -1,9 +1,8 @@
-"""Figures of agreement, on masks with known distances and on a real head."""
+"""Metrics of agreement on real heads, their summary and their charts."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import nibabel as nib
@@ -13,18 +12,17 @@ import pytest
 import torch
 
 from hyps_bids.adaptation.assess import (
-    COLUMNS,
-    agreement,
+    SCAN_COLUMNS,
     assess_scans,
     bland_altman,
     reference_on_own_grid,
     summarize_assessment,
 )
 from hyps_bids.adaptation.charts import (
-    bland_altman_figure,
-    dice_figure,
+    bland_altman_chart,
+    dice_chart,
     learning_curves,
-    save_figure,
+    save_chart,
 )
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
 from hyps_bids.imaging.conform import conform
@@ -79,7 +77,7 @@ def test_own_labels_agree_entirely(
     pipeline: Pipeline, segmented: LabeledScan, crops: LabeledCrops
 ) -> None:
     table = assess_scans(pipeline, [segmented], crops, PARTS, fold=3)
-    assert list(table) == list(COLUMNS)
+    assert list(table) == list(SCAN_COLUMNS)
     assert list(zip(table["hemi"], table["part"], strict=True)) == [
         (hemi, part) for hemi in "LR" for part in (*PARTS, "whole")
     ]
@@ -136,28 +134,6 @@ def test_image_that_is_no_head_is_assessed_on_the_crop(
     assert table["asd_mm"].item() < 1.5
 
 
-def test_agreement_of_known_masks() -> None:
-    a = np.zeros((20, 20, 20), bool)
-    a[5:15, 5:15, 5:15] = True
-    same = agreement(a, a, (1, 2, 3))
-    assert same == {
-        "dice": 1,
-        "hd95_mm": 0,
-        "asd_mm": 0,
-        "volume_mm3": 6000,
-        "reference_mm3": 6000,
-    }
-    moved = agreement(a, np.roll(a, 2, axis=2), (1, 2, 3))
-    assert moved["hd95_mm"] == 6
-    empty = agreement(a, np.zeros_like(a), (1, 1, 1))
-    assert empty["dice"] == 0
-    assert math.isnan(empty["hd95_mm"])
-    # at the edge of an image as well
-    edge = np.zeros((6, 6, 6), bool)
-    edge[:3] = True
-    assert agreement(edge, edge, (1, 1, 1))["asd_mm"] == 0
-
-
 def test_masks_on_another_grid_are_brought_together(segmented: LabeledScan, tmp_path: Path) -> None:
     whole = conform(segmented.labels[0].path)
     images = []
@@ -181,29 +157,24 @@ def test_masks_on_another_grid_are_brought_together(segmented: LabeledScan, tmp_
 
 def made_table() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    rows = []
-    for i in range(6):
-        for hemi in "LR":
-            for part in (*PARTS, "whole"):
-                reference = rng.uniform(1500, 3500)
-                rows.append(
-                    {
-                        "participant_id": f"sub-{i // 2}",
-                        "session_id": f"ses-{i % 2}",
-                        "scan": f"sub-{i // 2}_ses-{i % 2}",
-                        "hemi": hemi,
-                        "part": part,
-                        "fold": 1 + i // 2,
-                        "space": "native",
-                        "status": "ok",
-                        "dice": rng.uniform(0.8, 0.9),
-                        "hd95_mm": 1.0,
-                        "asd_mm": 0.5,
-                        "volume_mm3": reference + 100,
-                        "reference_mm3": reference,
-                    }
-                )
-    return pd.DataFrame(rows)
+    index = pd.MultiIndex.from_product(
+        [range(6), ["L", "R"], [*PARTS, "whole"]], names=["number", "hemi", "part"]
+    )
+    table = index.to_frame(index=False)
+    subject, session = table["number"] // 2, table.pop("number") % 2
+    reference = rng.uniform(1500, 3500, len(table))
+    return table.assign(
+        participant_id=[f"sub-{i}" for i in subject],
+        scan=[f"sub-{i}_ses-{k}" for i, k in zip(subject, session, strict=True)],
+        fold=1 + subject,
+        space="native",
+        status="ok",
+        dice=rng.uniform(0.8, 0.9, len(table)),
+        hd95_mm=1.0,
+        asd_mm=0.5,
+        volume_mm3=reference + 100,
+        reference_mm3=reference,
+    )
 
 
 def test_summary() -> None:
@@ -228,21 +199,21 @@ def test_limits_of_agreement() -> None:
     assert inside.mean() == pytest.approx(0.95, abs=0.01)
 
 
-def test_figures(tmp_path: Path) -> None:
+def test_charts(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text(
         "step,seconds,loss,learning_rate,metric,value\n"
         "1,1,0.9,1e-3,dice_whole,0.5\n1,1,0.9,1e-3,dice_anterior,0.4\n2,2,0.8,1e-3,,\n"
     )
     table = made_table()
-    for figure in (
+    for chart in (
         learning_curves({"fold-1": log, "final": log}),
-        dice_figure(table),
-        bland_altman_figure(table[table["part"] == "whole"]),
+        dice_chart(table),
+        bland_altman_chart(table[table["part"] == "whole"]),
     ):
-        path = save_figure(figure, tmp_path / "figures" / "figure.png")
+        path = save_chart(chart, tmp_path / "charts" / "chart.png")
         assert path.read_bytes()[:4] == b"\x89PNG"
     curves = learning_curves({"fold-1": log})
     assert curves.axes[1].lines[0].get_ydata().tolist() == [0.5]
-    dots = dice_figure(table).axes[0].collections
+    dots = dice_chart(table).axes[0].collections
     assert sum(len(c.get_offsets()) for c in dots) == 12

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyps_bids.adaptation.folds import Fold, levels, make_folds, splits_table
+from hyps_bids.adaptation.crops import Crops
+from hyps_bids.adaptation.folds import Fold, levels, split_by_subject, split_crops, splits_table
 from hyps_bids.errors import UsageError
+from hyps_bids.labels.msd import msd_subject
+from tests.raising import raises
 
 #: scans of subjects: each label as often as the subject has scans
 scans = st.lists(st.sampled_from([f"{i:02d}" for i in range(25)]), min_size=1, max_size=60)
@@ -26,7 +28,7 @@ scans = st.lists(st.sampled_from([f"{i:02d}" for i in range(25)]), min_size=1, m
 )
 def test_every_division(subjects: list[str], count: int, seed: int, kinds: int | None) -> None:
     strata = {s: str(int(s) % kinds) for s in set(subjects)} if kinds else None
-    folds = make_folds(subjects, count, strata=strata, seed=seed)
+    folds = split_by_subject(subjects, count, strata=strata, seed=seed)
     everyone = set(subjects)
     assert len(folds) == min(count, len(everyone))
     # each subject is tested once
@@ -39,47 +41,37 @@ def test_every_division(subjects: list[str], count: int, seed: int, kinds: int |
         assert fold.test
         assert bool(fold.validation) == (len(everyone) - len(fold.test) > 2)
         assert len(fold.validation) <= 8
-    assert folds == make_folds(subjects[::-1], count, strata=strata, seed=seed)
+    assert folds == split_by_subject(subjects[::-1], count, strata=strata, seed=seed)
 
 
 def test_strata_are_spread() -> None:
     subjects = [f"{i:02d}" for i in range(20)]
     strata = {s: "patient" if i < 5 else "control" for i, s in enumerate(subjects)}
-    folds = make_folds(subjects, 5, strata=strata)
+    folds = split_by_subject(subjects, 5, strata=strata)
     assert [sum(strata[s] == "patient" for s in fold.test) for fold in folds] == [1] * 5
+    assert folds != split_by_subject(subjects, 5, strata=strata, seed=1)
 
 
 def test_rare_levels_are_put_together(caplog: pytest.LogCaptureFixture) -> None:
     subjects = [f"{i:02d}" for i in range(12)]
     strata = {s: "site A" if i < 8 else f"site {i}" for i, s in enumerate(subjects)}
-    folds = make_folds(subjects, 4, strata=strata)
+    folds = split_by_subject(subjects, 4, strata=strata)
     assert [sum(strata[s] != "site A" for s in fold.test) for fold in folds] == [1] * 4
-    assert "site 10" in caplog.text
-
-
-def test_strata_that_cannot_be_spread(caplog: pytest.LogCaptureFixture) -> None:
-    subjects = ["01", "02", "03"]
-    folds = make_folds(subjects, 3, strata={"01": "a", "02": "b", "03": "b"})
-    assert len(folds) == 3
-    assert "not stratified" in caplog.text or "one level" in caplog.text
+    assert "site 10" in caplog.messages[0]
+    # with too few subjects of every level there are two warnings, and folds all the same
+    strata = {"01": "a", "02": "b", "03": "b"}
+    assert len(split_by_subject(strata, 3, strata=strata)) == 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
 
 
 def test_fewer_subjects_than_folds(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="hyps_bids"):
-        assert len(make_folds(["01", "02", "02", "03"], 5)) == 3
-    assert "3 subjects: 3 folds instead of 5" in caplog.text
-
-
-def test_one_subject_and_one_fold() -> None:
-    with pytest.raises(UsageError, match=r"one subject only \(01\)"):
-        make_folds(["01", "01"], 5)
-    with pytest.raises(UsageError, match="--folds 1"):
-        make_folds(["01", "02"], 1)
-
-
-def test_other_seed_other_folds() -> None:
-    subjects = [f"{i:02d}" for i in range(20)]
-    assert make_folds(subjects, 5, seed=0) != make_folds(subjects, 5, seed=1)
+    assert len(split_by_subject(["01", "02", "02", "03"], 5)) == 3
+    (record,) = caplog.records
+    assert (record.levelname, record.args) == ("WARNING", (3, 3, 5))
+    with raises(UsageError, "one-subject", "01"):
+        split_by_subject(["01", "01"], 5)
+    with raises(UsageError, "too-few-folds", "--folds 1"):
+        split_by_subject(["01", "02"], 1)
 
 
 def test_levels_of_columns() -> None:
@@ -104,3 +96,33 @@ def test_table_of_splits() -> None:
         ["sub-02", 2, "training"],
         ["sub-01", 2, "test"],
     ]
+
+
+def split_msd(count: int | None, validation: float) -> tuple[Crops, Crops]:
+    names = tuple(f"hippocampus_{i:03d}" for i in range(1, 41))
+    volume = torch.zeros(len(names), 1, 2, 2, 2)
+    crops = Crops(names, volume, volume.bool(), volume.long())
+    return split_crops(crops, msd_subject, fixed_test=True, count=count, validation=validation)
+
+
+def test_msd_test_subjects_are_never_used() -> None:
+    training, validation = split_msd(None, 4)
+    used = {msd_subject(n) for n in training.ids}, {msd_subject(n) for n in validation.ids}
+    assert used[0] | used[1] == set(range(1, 21)) - {5, 10, 15, 20}
+    assert not used[0] & used[1]
+    assert len(used[1]) == 4
+    fraction = split_msd(None, 0.25)
+    assert (fraction[0].ids, fraction[1].ids) == (training.ids, validation.ids)
+
+
+def test_first_crops_only() -> None:
+    training, validation = split_msd(9, 2)
+    # subject 5 is a test subject: ids 9 and 10 are left out
+    assert training.ids == (*(f"hippocampus_{i:03d}" for i in range(1, 9)), "hippocampus_011")
+    assert not {msd_subject(n) for n in validation.ids} & {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(("count", "validation"), [(32, 2), (31, 2), (None, 0)])
+def test_nothing_left_to_validate_on(count: int | None, validation: float) -> None:
+    with raises(UsageError, "no-crop-left"):
+        split_msd(count, validation)

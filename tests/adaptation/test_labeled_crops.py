@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,20 +13,16 @@ import pandas as pd
 import pytest
 import torch
 from nibabel.affines import apply_affine
+from safetensors.torch import save_file
 
-from hyps_bids.adaptation.fit import plain_batch
-from hyps_bids.adaptation.labeled_crops import (
-    FRAME,
-    LabeledCrops,
-    _check_sides,
-    _read_labels,
-    labeled_crops,
-    parts,
-)
-from hyps_bids.errors import BadData, CannotCreateOutput
+from hyps_bids.adaptation.crop_cache import crop_digest, load_scan_crops
+from hyps_bids.adaptation.crops import FRAME, plain_batch
+from hyps_bids.adaptation.label_masks import check_positions, read_masks
+from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names, labeled_crops
+from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
-from hyps_bids.labels.find import LabeledScan, LabelImage, find_labeled
+from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import Structure, parse_label_map
 from hyps_bids.networks.checkpoints import GRID, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
@@ -35,7 +30,7 @@ from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.inference import cached_network
 from hyps_bids.segmentation.localize import Location, localize
 from hyps_bids.segmentation.normalize import standardize
-from hyps_bids.settings import Settings
+from tests.raising import raises
 
 CPU = torch.device("cpu")
 WEIGHTS = shipped_weights(LOCALIZER)
@@ -75,7 +70,7 @@ def labeled(image: Path, *labels: Path, structures: tuple[Structure, ...] = WHOL
 
 
 def crop(*items: LabeledScan, names: list[str] | None = None, **options: Path) -> LabeledCrops:
-    return labeled_crops(items, names or parts(items), WEIGHTS, CPU, **options)
+    return labeled_crops(items, names or class_names(items), WEIGHTS, CPU, **options)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +123,7 @@ def test_crops_are_what_the_network_sees(head: tuple[Path, Path], crops: Labeled
     for i, hemi in enumerate("LR"):
         place = places[hemi]
         assert place is not None
-        assert crops.centers[i] == place.center
+        assert crops.centers[i] == pytest.approx(place.center, abs=1e-5)
         # as hyps_bids.segmentation.segment does it
         values, covered = box_from_image(
             image.data, image.affine, GRID, box_affine(place.center, GRID)
@@ -200,7 +195,7 @@ def test_parts_keep_their_order(
         Structure(23, "R", "posterior"),
     )
     item = labeled(small[0], path, structures=structures)
-    assert parts([item]) == ["anterior", "posterior"]
+    assert class_names([item]) == ["anterior", "posterior"]
     found = crop(item)
     assert torch.equal(found.crops.labels > 0, whole.crops.labels > 0)
     for label in found.crops.labels[:, 0]:
@@ -240,8 +235,9 @@ def test_cache(small: tuple[Path, Path], whole: LabeledCrops, tmp_path: Path) ->
     assert path.stat().st_mtime_ns == written
     # the cache itself was read: what is in it is what comes
     path.write_bytes(b"not a safetensors file")
-    with pytest.raises(BadData, match=r"damaged crop.*remove it"):
+    with raises(BadData, "labels-unusable", path) as caught:
         crop(item, cache=cache)
+    assert code_of_cause(caught) == "crop-damaged"
     path.unlink()
     # other meaning, other crops
     crop(labeled(image, small[1], structures=WHOLE[:1]), cache=cache)
@@ -251,8 +247,29 @@ def test_cache(small: tuple[Path, Path], whole: LabeledCrops, tmp_path: Path) ->
 
 def test_cache_that_cannot_be_written(small: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CannotCreateOutput, match="file"):
+    with raises(CannotCreateOutput, "not-writable", tmp_path / "file"):
         crop(labeled(*small), cache=tmp_path / "file")
+
+
+def test_cache_of_version_0_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops are found under the same name, and their facts under the same keys."""
+    monkeypatch.chdir(tmp_path)
+    names = ("sub-1_T1w.nii.gz", "sub-1_dseg.nii.gz", "localizer.safetensors")
+    image, label, localizer = map(Path, names)
+    for path in (image, label, localizer):
+        path.write_text(path.name)
+    structures = (Structure(1, "L", "hippocampus"), Structure(2, "R", "hippocampus"))
+    images = (LabelImage(label, structures, frozenset({1, 2})),)
+    item = LabeledScan(Scan.from_path(image), images, tmp_path)
+    digest = crop_digest(item, ["hippocampus"], localizer, n4=False)
+    assert digest == "3a524e674bbda2ceabcb9e79baadb38c72cdf53e9c166660c7d9e996e2eef426"
+    tensors = {f"L_{name}": torch.ones(2, 2, 2) for name in ("image", "inside", "label")}
+    facts = '[{"hemi": "L", "centre": [1, 2, 3], "volume_mm3": 4.5, "remarks": ["note"]}]'
+    save_file(tensors, tmp_path / "old.safetensors", metadata={"crops": facts})
+    (found,) = load_scan_crops(tmp_path / "old.safetensors")
+    assert (found.hemi, found.center, found.volume_mm3) == ("L", (1, 2, 3), 4.5)
+    assert found.remarks == ("note",)
+    assert set(found.tensors) == {"image", "inside", "label"}
 
 
 def swap(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -280,55 +297,61 @@ def swell(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return data, affine
 
 
-def refused(pair: tuple[Path, Path], tmp_path: Path, change: Change, message: str) -> None:
-    path = changed(pair[1], tmp_path / "sub-0001_dseg.nii.gz", change)
-    with pytest.raises(BadData, match=message) as caught:
-        crop(labeled(pair[0], path))
-    assert f"- {path}" in str(caught.value)
+def code_of_cause(caught: pytest.ExceptionInfo[HypsError]) -> str:
+    """Code of the first scan's error, of those that one error sums up."""
+    cause = caught.value.__cause__
+    assert isinstance(cause, HypsError)
+    return cause.code
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "facts"),
     [
-        (shrink, "100 mm³ labeled on the left; a hippocampus has 200 to 15,000"),
-        (swell, r"1\d,\d{3} mm³ labeled on the right"),
-        (shift(0, 500, 0), "100% of the labeled voxels lie outside"),
-        (lambda data, affine: (data * 0, affine), "the image is empty"),
-        (lambda data, affine: (data * 7, affine), r"has the values 7, 14, but .* is said of 1, 2"),
-        (lambda data, affine: (data * np.float32(0.4), affine), "not all whole numbers"),
+        (shrink, "label-volume", ["100 mm³", "left", "200 to 15,000"]),
+        (swell, "label-volume", ["right"]),
+        (shift(0, 500, 0), "label-outside-image", ["100%"]),
+        (lambda data, affine: (data * 0, affine), "empty-image", []),
+        (lambda data, affine: (data * 7, affine), "label-value-unknown", ["7, 14", "1, 2"]),
+        (lambda data, affine: (data * np.float32(0.4), affine), "label-values-fractional", []),
     ],
 )
 def test_labels_that_cannot_be_right(
-    small: tuple[Path, Path], tmp_path: Path, change: Change, message: str
+    small: tuple[Path, Path], tmp_path: Path, change: Change, code: str, facts: list[str]
 ) -> None:
-    refused(small, tmp_path, change, message)
+    path = changed(small[1], tmp_path / "sub-1_dseg.nii.gz", change)
+    with raises(BadData, "labels-unusable", f"- {path}", *facts) as caught:
+        crop(labeled(small[0], path))
+    assert code_of_cause(caught) == code
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "fact"),
     [
-        (swap, "left hippocampus and right hippocampus lies on the other side"),
-        (shift(0, 0, 50), "left hippocampus is 5[0-9] mm from where"),
-        (shift(0, 0, 24), "% of the left label lie outside the box"),
+        (swap, "label-sides-swapped", "left hippocampus and the right hippocampus"),
+        (shift(0, 0, 50), "label-far-away", "left hippocampus is 5"),
+        (shift(0, 0, 24), "label-outside-box", "% of the left label"),
     ],
 )
 def test_labels_that_contradict_the_localizer(
-    head: tuple[Path, Path], tmp_path: Path, change: Change, message: str
+    head: tuple[Path, Path], tmp_path: Path, change: Change, code: str, fact: str
 ) -> None:
-    refused(head, tmp_path, change, message)
+    path = changed(head[1], tmp_path / "sub-0001_dseg.nii.gz", change)
+    with raises(BadData, "labels-unusable", f"- {path}", fact) as caught:
+        crop(labeled(head[0], path))
+    assert code_of_cause(caught) == code
 
 
 def test_sides_where_the_localizer_found_one_only(head: tuple[Path, Path]) -> None:
     item = labeled(*head)
-    left, right = _read_labels(item)
+    left, right = read_masks(item)
     place = Location(tuple(left.points.mean(axis=0)), 4000.0, 0.9)
-    _check_sides(item, [left, right], {"L": place, "R": None})
-    _check_sides(item, [left, right], {"L": None, "R": None})
-    with pytest.raises(BadData, match="what is labeled right hippocampus lies on the other"):
-        _check_sides(item, [replace(left, hemi="R")], {"L": place, "R": None})
-    with pytest.raises(BadData, match=r"left hippocampus is 5[0-9] mm from where"):
-        _check_sides(item, [replace(right, hemi="L")], {"L": place, "R": None})
+    check_positions(item, [left, right], {"L": place, "R": None})
+    check_positions(item, [left, right], {"L": None, "R": None})
+    with raises(BadData, "label-sides-swapped", "right hippocampus"):
+        check_positions(item, [replace(left, hemi="R")], {"L": place, "R": None})
+    with raises(BadData, "label-far-away", "left hippocampus is 5"):
+        check_positions(item, [replace(right, hemi="L")], {"L": place, "R": None})
 
 
 def test_head_with_one_side_labeled(head: tuple[Path, Path], tmp_path: Path) -> None:
@@ -343,16 +366,18 @@ def test_wrong_label_maps(
 ) -> None:
     # two wholes taken for two parts of the left: the second lies on the right
     item = labeled(*head, structures=parse_label_map("anteriorposterior").structures)
-    with pytest.raises(BadData, match="left posterior hippocampus lies on the other side"):
+    with raises(BadData, "labels-unusable", "left posterior hippocampus") as caught:
         crop(item)
-    with pytest.raises(BadData, match="values 1, 2, but what the labels mean is said of 17, 53"):
+    assert code_of_cause(caught) == "label-sides-swapped"
+    with raises(BadData, "labels-unusable", "1, 2", "17, 53") as caught:
         crop(labeled(*small, structures=parse_label_map("aseg").structures))
+    assert code_of_cause(caught) == "label-value-unknown"
     # parts taken for wholes
     more = changed(
         small[1], tmp_path / "more.nii.gz", lambda data, affine: (data**2 * np.uint8(1), affine)
     )
     image = LabelImage(more, parse_label_map("whole").structures, frozenset({1, 2}))
-    with pytest.raises(BadData, match="values 4, but what the labels mean is said of 1, 2"):
+    with raises(BadData, "labels-unusable", "values 4", "1, 2"):
         crop(replace(labeled(*small), labels=(image,)))
 
 
@@ -360,10 +385,8 @@ def test_all_bad_scans_in_one_message(small: tuple[Path, Path], tmp_path: Path) 
     items = [labeled(*small)]
     for name, change in (("a", shrink), ("b", shift(0, 500, 0))):
         items.append(labeled(small[0], changed(small[1], tmp_path / f"{name}.nii.gz", change)))
-    with pytest.raises(BadData, match="2 of 3 labeled scans cannot be used") as caught:
+    with raises(BadData, "labels-unusable", "2 of 3", "a.nii.gz", "b.nii.gz"):
         crop(*items)
-    assert "a.nii.gz" in str(caught.value)
-    assert "b.nii.gz" in str(caught.value)
 
 
 @pytest.mark.slow
@@ -372,10 +395,10 @@ def test_label_partly_outside_the_box(
 ) -> None:
     path = changed(head[1], tmp_path / "moved.nii.gz", shift(0, 0, 12))
     found = crop(labeled(head[0], path))
-    assert len(found.remarks) == 2
-    assert found.remarks[0].startswith("sub-0001 L: ")
-    assert "% of the label lie outside the network's box" in found.remarks[0]
-    assert "lie outside the network's box" in caplog.text
+    assert [remark.split(":")[0] for remark in found.remarks] == ["sub-0001 L", "sub-0001 R"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert "sub-0001 L" in warnings[0]
 
 
 def test_image_that_is_a_crop(
@@ -411,12 +434,12 @@ def test_parts_must_agree() -> None:
         Path("sub-02_dseg.nii.gz"),
         structures=parse_label_map("anteriorposterior").structures,
     )
-    assert parts([whole]) == ["hippocampus"]
-    assert parts([halves]) == ["anterior", "posterior"]
-    with pytest.raises(BadData, match=r"sub-01_T1w.nii.gz \(L\): hippocampus; sub-02"):
-        parts([whole, halves])
+    assert class_names([whole]) == ["hippocampus"]
+    assert class_names([halves]) == ["anterior", "posterior"]
+    with raises(BadData, "label-parts-differ", "sub-01_T1w.nii.gz (L): hippocampus; sub-02"):
+        class_names([whole, halves])
     own = (Structure(3, "L", "zone1"), Structure(1, "L", "zone2"), Structure(2, "L", "tail"))
-    assert parts([labeled(Path("sub-01_T1w.nii"), Path("x.nii"), structures=own)]) == [
+    assert class_names([labeled(Path("sub-01_T1w.nii"), Path("x.nii"), structures=own)]) == [
         "tail",
         "zone2",
         "zone1",
@@ -429,67 +452,28 @@ def test_crops_of_some_subjects(crops: LabeledCrops) -> None:
     assert len(crops.of_subjects({"02"})) == 0
 
 
-def lay_out_malf(source: Path, target: Path) -> tuple[Path, Path]:
-    """Write the scans of ``data/malf`` as BIDS: links to images and labels, rescans as sessions.
-
-    Returns
-    -------
-    raw, labels : Path
-        The dataset and the derivatives dataset with ``dseg.tsv``.
-    """
-    raw, manual = target / "raw", target / "raw" / "derivatives" / "manual"
-    manual.mkdir(parents=True)
-    about = {"Name": "malf", "BIDSVersion": "1.10.0"}
-    derived = about | {"DatasetType": "derivative", "GeneratedBy": [{"Name": "manual"}]}
-    (raw / "dataset_description.json").write_text(json.dumps(about))
-    (manual / "dataset_description.json").write_text(json.dumps(derived))
-    (manual / "dseg.tsv").write_text("index\tname\n1\tLeft hippocampus\n2\tRight hippocampus\n")
-    scans = pd.read_csv(source / "scans.tsv", sep="\t", dtype=str)
-    scans["session"] = scans.groupby("subject").cumcount() + 1
-    for row in scans.itertuples():
-        folder = Path(f"sub-{row.subject}", f"ses-{row.session}", "anat")
-        for root, suffix in ((raw, "T1w"), (manual, "dseg")):
-            (root / folder).mkdir(parents=True)
-            name = f"sub-{row.subject}_ses-{row.session}_{suffix}.nii.gz"
-            (root / folder / name).symlink_to((source / f"{row.id}_{suffix}.nii.gz").resolve())
-    return raw, manual
-
-
-def settings(raw: Path, labels: Path, **options: str) -> Settings:
-    return Settings(
-        bids_dir=raw,
-        output_dir=raw.parent / "out",
-        analysis_level="group",
-        labels=(labels,),
-        **options,
-    )
-
-
 @pytest.mark.shared
 @pytest.mark.slow
 def test_manual_labels_of_oasis(shared_data: Path, tmp_path: Path) -> None:
-    raw, manual = lay_out_malf(shared_data / "malf", tmp_path)
-    items = find_labeled(settings(raw, manual))
-    assert len(items) == 15
-    found = crop(*items[:4])
-    assert found.subjects == ("1005",) * 4 + ("1006",) * 2 + ("1017",) * 2
-    table = pd.read_csv(shared_data / "malf/scans.tsv", sep="\t", dtype={"subject": str})
-    expected = table.sort_values(["subject", "id"])[["left_mm3", "right_mm3"]].to_numpy()[:4]
-    assert found.volumes_mm3 == pytest.approx(expected.ravel(), rel=0.01)
+    source = shared_data / "malf"
+    table = pd.read_csv(source / "scans.tsv", sep="\t", dtype={"subject": str}).head(4)
+    items = []
+    for row in table.itertuples():
+        stem = tmp_path / f"sub-{row.subject}_run-{row.Index}"
+        image, label = (Path(f"{stem}_{suffix}.nii.gz") for suffix in ("T1w", "dseg"))
+        image.symlink_to((source / f"{row.id}_T1w.nii.gz").resolve())
+        label.symlink_to((source / f"{row.id}_dseg.nii.gz").resolve())
+        items.append(labeled(image, label))
+    found = crop(*items)
+    assert found.subjects == tuple(table["subject"].repeat(2))
+    expected = table[["left_mm3", "right_mm3"]].to_numpy().ravel()
+    assert found.volumes_mm3 == pytest.approx(expected, rel=0.01)
     assert not found.remarks
 
 
 @pytest.mark.shared
-def test_freesurfer_labels_with_preset(shared_data: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    shutil.copytree(shared_data / "aomic_piop2", raw)
-    labels = tmp_path / "freesurfer"
-    (labels / "sub-0001" / "anat").mkdir(parents=True)
-    shutil.copy(
-        shared_data / "aomic_piop2_freesurfer/sub-0001_desc-aseg_dseg.nii.gz",
-        labels / "sub-0001" / "anat",
-    )
-    about = {"Name": "aseg", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
-    (labels / "dataset_description.json").write_text(json.dumps(about))
-    found = crop(*find_labeled(settings(raw, labels, label_map="aseg")))
+def test_freesurfer_labels_with_preset(shared_data: Path) -> None:
+    image = shared_data / "aomic_piop2/sub-0001/anat/sub-0001_T1w.nii.gz"
+    aseg = shared_data / "aomic_piop2_freesurfer/sub-0001_desc-aseg_dseg.nii.gz"
+    found = crop(labeled(image, aseg, structures=parse_label_map("aseg").structures))
     assert found.volumes_mm3 == pytest.approx((4418, 4247), rel=0.01)

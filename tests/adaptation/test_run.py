@@ -19,14 +19,16 @@ import pandas as pd
 import pytest
 import torch
 
-from hyps_bids.adaptation import fit as adapt
-from hyps_bids.adaptation import run as adapters
+from hyps_bids.adaptation import fit, publish
+from hyps_bids.adaptation.labeled_crops import labeled_crops
+from hyps_bids.adaptation.plan import make_plan, model_folder
 from hyps_bids.adaptation.run import train_adapter
-from hyps_bids.errors import CannotCreateOutput, HypsError, MissingInput, UsageError
-from hyps_bids.networks.checkpoints import build_network, load_adapted, save_network
+from hyps_bids.errors import BadData, HypsError, MissingInput, UsageError, WriteFailed
+from hyps_bids.networks.checkpoints import LOCALIZER, load_adapted, shipped_weights
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import write_json
 from hyps_bids.settings import Settings
+from tests.raising import raises
 
 #: participants, and the sessions of each
 PARTICIPANTS = {"01": ("A", "B"), "02": ("A",), "03": ("A",)}
@@ -34,22 +36,6 @@ PARTICIPANTS = {"01": ("A", "B"), "02": ("A",), "03": ("A",)}
 
 class Killed(BaseException):
     """Stands for whatever ends a job at once."""
-
-
-@pytest.fixture(scope="session")
-def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small untrained base with a class for the hippocampus."""
-    torch.manual_seed(0)
-    kwargs = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
-    architecture = {"name": "HippocampusSwinUNETR", "kwargs": kwargs}
-    path = tmp_path_factory.mktemp("base") / "base-made.safetensors"
-    card = {
-        "architecture": architecture,
-        "labels": ["background", "hippocampus"],
-        "license": "CC0-1.0",
-    }
-    save_network(path, build_network(architecture), card)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -123,23 +109,24 @@ def settings(study: tuple[Path, Path], small_base: Path, tmp_path: Path) -> Sett
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Callable[[], int]:
-    """End the process at the n-th batch, as a batch system does; return the count of batches."""
-    original = adapt.augmented_batch
+    """End the run at the n-th batch, as a batch system does; return a counter of batches."""
+    original = fit.augmented_batch
     calls = 0
 
-    def counted(*args: Any, **options: Any) -> Any:
+    def count_calls(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
             raise Killed
         return original(*args, **options)
 
-    monkeypatch.setattr(adapt, "augmented_batch", counted)
+    monkeypatch.setattr(fit, "augmented_batch", count_calls)
     return lambda: calls
 
 
 @pytest.mark.slow
 def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     folder = train_adapter(settings)
     assert folder == settings.output_dir / "models/adapter-made"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -200,8 +187,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
         "'Made labels'",
         "labels CC-BY-4.0; images CC0; base CC0-1.0",
         "3-fold cross-validation by participant, on scans",
-        "no whole heads",
-        "3 participants are few",
+        "4 of 4 hippocampi are in images that are no whole heads",
         "base-made, sha256",
         "| steps | 2 |",
         "| best steps of the folds, whose median the last fit took | 2, 2, 2 |",
@@ -211,8 +197,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     # the same command again does nothing, another one is refused
     before = (folder / "adapter.safetensors").stat().st_mtime_ns
     train_adapter(settings)
-    assert "nothing to do" in caplog.text
-    with pytest.raises(UsageError, match=r"with other adapter \(rank\); choose another name"):
+    with raises(UsageError, "model-differs", folder, "adapter (rank)"):
         train_adapter(replace(settings, rank=1))
     assert (folder / "adapter.safetensors").stat().st_mtime_ns == before
 
@@ -232,8 +217,8 @@ def test_killed_run_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         count = kill_at(patch, -1)
         folder = train_adapter(settings)
-        # a step of the second fold and two of the final fit, or two and two if its epoch was not
-        # over
+        # one or two steps of the second fold (two if its first checkpoint was not written) and two
+        # of the final fit
         assert count() in (3, 4)
     for name in ("adapter.safetensors", "scans.tsv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
@@ -256,23 +241,20 @@ def test_work_of_other_settings_is_started_anew(
         count = kill_at(patch, -1)
         train_adapter(replace(settings, seed=1))
         assert count() == 3
-    assert "started anew" in caplog.text
-    assert "seed" in caplog.text
+    assert any("(seed)" in r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     # a work folder of the user's own stays
     assert (tmp_path / "work/adapter-made/crops").is_dir()
 
 
-def test_diverged_run_ends_with_a_message(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = adapt.augmented_batch
+def test_diverged_run_leaves_no_model(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = fit.augmented_batch
 
     def spoilt(*args: Any, **options: Any) -> Any:
         inputs, targets = original(*args, **options)
         return inputs * float("nan"), targets
 
-    monkeypatch.setattr(adapt, "augmented_batch", spoilt)
-    with pytest.raises(HypsError, match=r"nan at step 0.*--learning-rate"):
+    monkeypatch.setattr(fit, "augmented_batch", spoilt)
+    with raises(HypsError, "training-diverged", "nan", "step 0"):
         train_adapter(settings)
     assert not (settings.output_dir / "models").exists()
 
@@ -293,42 +275,76 @@ def test_paper_preset_and_stratification(settings: Settings, small_base: Path) -
     assert (card["adapter"]["rank"], card["training"]["optimizer"]) == (2, "adam")
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "anteriorposterior"])
-def test_names_that_cannot_be(settings: Settings, name: str) -> None:
-    with pytest.raises(UsageError, match="--train-adapter"):
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("", "adapter-name-invalid"),
+        ("../x", "adapter-name-invalid"),
+        ("a b", "adapter-name-invalid"),
+        (".hidden", "adapter-name-invalid"),
+        ("anteriorposterior", "adapter-name-taken"),
+    ],
+)
+def test_names_that_cannot_be(settings: Settings, name: str, code: str) -> None:
+    with raises(UsageError, code, name):
         train_adapter(replace(settings, train_adapter=name))
 
 
 def test_options_that_cannot_be(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown adapter method 'x'"):
+    """They are refused before anything is computed."""
+    with raises(UsageError, "adapter-settings-invalid", "'x'"):
         train_adapter(replace(settings, peft="x"))
-    with pytest.raises(UsageError, match=r"--stratify site: .*participant_id, group"):
+    with raises(UsageError, "stratify-column-unknown", "site", "participant_id, group"):
         train_adapter(replace(settings, stratify="site"))
-    with pytest.raises(MissingInput, match="no such weights file"):
+    with raises(MissingInput, "weights-missing", "none.safetensors"):
         train_adapter(replace(settings, base_model=tmp_path / "none.safetensors"))
-    with pytest.raises(UsageError, match="one subject only"):
+    with raises(UsageError, "one-subject", "01"):
         train_adapter(replace(settings, participant_label=("01",)))
-    # found out before anything is computed
     assert not (settings.output_dir / "work").exists()
 
 
-def test_stratify_without_a_table(
+def test_tables_to_stratify_by(
     settings: Settings, study: tuple[Path, Path], tmp_path: Path
 ) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(study[0], raw)
-    (raw / "participants.tsv").unlink()
-    with pytest.raises(MissingInput, match="--stratify needs it"):
-        train_adapter(replace(settings, bids_dir=raw, stratify="group"))
+    settings = replace(settings, bids_dir=raw, stratify="group")
+    table = raw / "participants.tsv"
+    table.write_text(table.read_text() + "sub-03\tpatient\n")
+    with raises(BadData, "participant-repeated", table, "03"):
+        train_adapter(settings)
+    table.unlink()
+    with raises(MissingInput, "no-participants-table", table):
+        train_adapter(settings)
 
 
 def test_something_else_has_the_name(settings: Settings) -> None:
     folder = settings.output_dir / "models/adapter-made"
     folder.mkdir(parents=True)
     (folder / "mine.txt").touch()
-    with pytest.raises(UsageError, match=r"without a config\.json"):
+    with raises(UsageError, "model-unknown", folder):
         train_adapter(settings)
     assert (folder / "mine.txt").is_file()
+
+
+def test_model_of_version_0_1_is_recognized(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stored identity has the names that 0.1 wrote, so that nothing is trained again."""
+    plan = make_plan(settings, model_folder(settings))
+    parts = plan.classes, shipped_weights(LOCALIZER), torch.device("cpu")
+    identity = plan.identity(labeled_crops(plan.labeled, *parts))
+    names = "crops participants folds classes base localiser adapter training"
+    assert list(identity) == names.split()
+    assert list(identity["folds"][0]) == ["training", "validation", "test"]
+    names = "method rank bottleneck scale alpha dropout layers trainable"
+    assert list(identity["adapter"]) == names.split()
+    names = "steps learning_rate head_learning_rate warmup power weight_decay ema evaluate_every "
+    names += "checkpoint_every seed optimizer patience stop_at batch_size loss preset n4"
+    assert list(identity["training"]) == names.split()
+    write_json(plan.target / "config.json", {"identity": identity})
+    kill_at(monkeypatch, 1)
+    assert train_adapter(settings) == plan.target
 
 
 @pytest.mark.slow
@@ -341,8 +357,9 @@ def test_model_that_cannot_be_written_is_kept_in_the_work_folder(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapters, "save_figure", full)
-        with pytest.raises(CannotCreateOutput, match=r"No space left on device.*is kept in"):
+        patch.setattr(publish, "save_chart", full)
+        work = settings.output_dir / "work/adapter-made"
+        with raises(WriteFailed, "disk-failure", "No space left on device", work):
             train_adapter(settings)
     assert not (settings.output_dir / "models/adapter-made").exists()
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Two processes on the CPU end with the weights of one."""
+"""Two processes on the CPU end with the weights of one process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 
 from hyps_bids.errors import UsageError
 from hyps_bids.training.distributed import Processes
+from tests.raising import raises
 
-#: trains a small network on shared batches of three; every process says what it ended with
+#: trains a small network on shared batches of three; every process saves its final weights
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -97,6 +98,6 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
 
 def test_more_processes_than_samples() -> None:
     batch = torch.zeros(2, 1), torch.zeros(2, 1)
-    with pytest.raises(UsageError, match="3 processes cannot share a batch of 2"):
+    with raises(UsageError, "batch-too-small", "3 processes", "batch of 2"):
         Processes(0, 3).share(batch)
     assert Processes(1, 2).share(batch)[0].shape == (1, 1)

@@ -1,0 +1,230 @@
+"""The folder of a trained adapter: weights, card, tables, logs and charts."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hyps_bids import __version__
+from hyps_bids.adaptation.assess import SCAN_COLUMNS, PartSummary, summarize_assessment
+from hyps_bids.adaptation.charts import (
+    bland_altman_chart,
+    dice_chart,
+    learning_curves,
+    save_chart,
+)
+from hyps_bids.adaptation.fit import FittedAdapter
+from hyps_bids.adaptation.folds import splits_table
+from hyps_bids.adaptation.labeled_crops import LabeledCrops
+from hyps_bids.adaptation.plan import Plan, describe_dataset
+from hyps_bids.networks.checkpoints import read_card
+from hyps_bids.outputs.columns import described
+from hyps_bids.outputs.labels import WHOLE
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.writing import atomic_path, remove_stale, write_json, write_table
+from hyps_bids.training.cards import write_model_card
+
+__all__ = ["Training", "publish"]
+
+_LOG = logging.getLogger("hyps_bids")
+_SPLIT_COLUMNS = {
+    "participant_id": "Participant.",
+    "fold": "Fold, from 1.",
+    "part": "training, validation (tells when to stop) or test (the metrics are computed on it).",
+}
+#: number of participants below which the card warns
+_FEW = 10
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training: the best step of each fold, and the final fit on all crops."""
+
+    plan: Plan
+    crops: LabeledCrops
+    identity: dict[str, Any]
+    steps: list[int]
+    final: FittedAdapter
+    minutes: float
+    hardware: str
+
+
+def publish(training: Training) -> None:
+    """Write the model's folder, which gets its name when it is complete.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If a file cannot be written; the fits stay in the work folder.
+    """
+    plan = training.plan
+    fits = plan.work / "fits"
+    names = [f"fold-{i}" for i in range(1, len(plan.folds) + 1)]
+    table = pd.concat([read_table(fits / name / "scans.tsv") for name in names], ignore_index=True)
+    summary = summarize_assessment(table)
+    hint = f"the fits are kept in {plan.work}; make room and run the same command again"
+    remove_stale(plan.target.parent)
+    with atomic_path(plan.target, hint=hint) as folder:
+        (folder / "logs").mkdir(parents=True)
+        shutil.copyfile(training.final.path, folder / training.final.path.name)
+        logs = {name: folder / "logs" / f"{name}.csv" for name in (*names, "final")}
+        for name, path in logs.items():
+            shutil.copyfile(fits / name / "log.csv", path)
+        save_chart(learning_curves(logs), folder / "figures" / "learning_curves.png")
+        save_chart(dice_chart(table), folder / "figures" / "dice.png")
+        save_chart(bland_altman_chart(table), folder / "figures" / "bland_altman.png")
+        _write_described(folder / "splits.tsv", splits_table(plan.folds), _SPLIT_COLUMNS)
+        _write_described(folder / "scans.tsv", table, SCAN_COLUMNS)
+        write_json(folder / "summary.json", summary)
+        write_json(folder / "config.json", _config(training))
+        _write_card(training, summary, folder / training.final.path.name)
+    whole = summary[WHOLE]
+    _LOG.info(
+        "%s: cross-validated Dice %.3f ± %.3f, HD95 mean ± SD (max) %s mm, on %d scans of %d "
+        "participants; use it with --adapter %s%s",
+        plan.target.name,
+        whole["dice"]["mean"],
+        whole["dice"]["sd"] or 0,
+        _spread(whole["hd95_mm"], "max"),
+        whole["scans"],
+        whole["participants"],
+        plan.target,
+        # The participant level would refuse the adapter without its base.
+        f" --base-model {plan.recipe.base}" if plan.settings.base_model else "",
+    )
+
+
+def _config(training: Training) -> dict[str, Any]:
+    settings = training.plan.settings
+    return {
+        "name": str(settings.train_adapter),
+        "hyps_bids": __version__,
+        "labels": [str(path) for path in settings.labels],
+        "label_map": settings.label_map,
+        "stratify": settings.stratify,
+        "steps_of_folds": training.steps,
+        "steps_of_final_fit": training.final.step,
+        "parameters": training.final.parameters,
+        "remarks": list(training.crops.remarks),
+        "identity": training.identity,
+    }
+
+
+def _write_card(training: Training, summary: Mapping[str, PartSummary], path: Path) -> None:
+    plan = training.plan
+    card = read_card(path)
+    facts = {
+        "best steps of the folds, whose median the last fit took": ", ".join(
+            map(str, training.steps)
+        ),
+        "minutes of the last run": training.minutes,
+    }
+    notes = (
+        "Research use. Works with the base named above only. Segmentations follow the protocol of "
+        "the labels; expect less on other scanners, sequences, ages and diseases than those of "
+        "these participants."
+    )
+    participants = len(set(training.crops.subjects))
+    if participants < _FEW:
+        notes += (
+            f" {participants} participants are few: the metrics are uncertain, and the adapter is "
+            "fitted to these participants."
+        )
+    write_model_card(
+        path,
+        title=f"Adapter {plan.settings.train_adapter}: {', '.join(plan.classes)}",
+        card=card
+        | {"training": card["training"] | facts, "cross-validation": _card_metrics(summary)},
+        data=_data_section(training, summary[WHOLE]),
+        license=card["license"],
+        hardware=training.hardware,
+        notes=notes,
+    )
+
+
+def _data_section(training: Training, whole: PartSummary) -> str:
+    """Say what the adapter was trained and tested on."""
+    plan, crops = training.plan, training.crops
+    labels = [_title(root) for root in sorted({item.dataset for item in plan.labeled})]
+    end_to_end = ", end to end" if whole["on_crops"] < whole["hippocampi"] else ""
+    paragraphs = [
+        f"{len(crops)} manually labeled hippocampi in {len(set(crops.scans))} T1w images of "
+        f"{len(set(crops.subjects))} participants of {_title(plan.settings.bids_dir)}.",
+        f"Labels: {'; '.join(labels)}.",
+        f"The metrics come from {len(plan.folds)}-fold cross-validation by participant"
+        f"{end_to_end}, on scans that the fold's adapter was not trained on. The weights here come "
+        "from a last fit on all participants, after which no scan is left to test them on: they "
+        "should do about as well, on images like these.",
+    ]
+    if whole["on_crops"]:
+        paragraphs.append(
+            f"{whole['on_crops']} of {whole['hippocampi']} hippocampi are in images that are no "
+            "whole heads; they were segmented in a box around their labels, which is easier than "
+            "to find them."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _card_metrics(summary: Mapping[str, PartSummary]) -> dict[str, str]:
+    metrics: dict[str, str] = {}
+    for part, values in summary.items():
+        volume = values["volume"]
+        metrics |= {
+            f"Dice, {part}: mean ± SD (min)": _spread(values["dice"], "min"),
+            f"HD95, {part}, mm: mean ± SD (max)": _spread(values["hd95_mm"], "max"),
+            f"average surface distance, {part}, mm: mean ± SD (max)": _spread(
+                values["asd_mm"], "max"
+            ),
+            f"volume, {part}: correlation with labels; mean ratio": (
+                f"{volume['correlation']}; {volume['mean_ratio']}"
+            ),
+            f"volume, {part}, mm³: mean difference (limits of agreement)": _limits(
+                volume["bland_altman_mm3"]
+            ),
+        }
+    whole = summary[WHOLE]
+    return metrics | {"hippocampi not found": f"{whole['not_found']} of {whole['hippocampi']}"}
+
+
+def _spread(statistics: Mapping[str, float | None], extreme: str) -> str:
+    """Word mean, SD and one extreme.
+
+    Examples
+    --------
+    >>> _spread({"mean": 0.8767, "sd": None, "min": 0.8}, "min")
+    '0.877 (0.800)'
+    """
+    mean, sd, far = (statistics[name] for name in ("mean", "sd", extreme))
+    if mean is None or far is None:
+        return "n/a"
+    return f"{mean:.3f}" + (f" ± {sd:.3f}" if sd is not None else "") + f" ({far:.3f})"
+
+
+def _limits(volumes: Mapping[str, float | None]) -> str:
+    """Word a mean difference and its limits of agreement.
+
+    Examples
+    --------
+    >>> _limits({"mean_difference": -12.3, "lower_limit": -20.1, "upper_limit": None})
+    '-12 (-20 to n/a)'
+    """
+    mean, low, high = (
+        "n/a" if volumes[name] is None else f"{volumes[name]:.0f}"
+        for name in ("mean_difference", "lower_limit", "upper_limit")
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def _title(root: Path) -> str:
+    return f"'{describe_dataset(root, 'Name') or root.absolute().name}'"
+
+
+def _write_described(path: Path, table: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    write_table(path, table)
+    write_json(path.with_suffix(".json"), described(columns))
