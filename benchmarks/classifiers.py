@@ -2,8 +2,8 @@
 
     python benchmarks/classifiers.py --subjects 5000 --features 25 --nprocs 2
 
-Prints wall and CPU seconds and peak memory. CPU seconds are the figure to compare between machines
-that do something else at the same time.
+Prints wall and CPU seconds and peak memory. Compare CPU seconds if the machine does something else
+at the same time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hyps_bids.classification.charts import bootstrap_weights, figures
-from hyps_bids.classification.contrast import Cohort
-from hyps_bids.classification.cross_validation import SELECTED, make_folds, nested_cv
+from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.cross_validation import (
+    SELECTED,
+    Computing,
+    nested_cv,
+    stratified_folds,
+)
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
+from hyps_bids.classification.metrics import bootstrap_weights, metrics
 from tests.cohorts import PARTS, simulate
 
 
@@ -59,28 +64,22 @@ def main() -> None:
     )
     label = (frame["diagnosis"] == "CN").to_numpy().astype(np.int64)
     ids = tuple(frame["participant_id"])
-    cohort = Cohort(schema.matrix(frame), np.arange(len(ids)), label, ids, ("AD", "CN"))
+    data = LabeledSubjects(schema.matrix(frame), np.arange(len(ids)), label, ids, ("AD", "CN"))
     print(f"load before: {os.getloadavg()[0]:.1f}")
     began = time.monotonic()
-    folds = make_folds(label, options.folds, options.repeats, 0)
-    found = nested_cv(
-        cohort,
-        {"all": schema},
-        folds,
-        estimators=options.estimators,
-        nprocs=options.nprocs,
-        progress=lambda text: print(text, flush=True),
-    )["all"]
+    folds = stratified_folds(label, options.folds, options.repeats, 0)
+    computing = Computing(nprocs=options.nprocs, progress=lambda text: print(text, flush=True))
+    found = nested_cv(data, {"all": schema}, folds, options.estimators, computing)["all"]
     fitted = time.monotonic()
     weights = bootstrap_weights(label, 1000, np.random.default_rng(0))
     area = {
-        name: figures(label, probability[0], folds[0], weights)["auc"].mean()
+        name: metrics(label, probability[0], folds[0], weights)["auc"].mean()
         for name, probability in found.probability.items()
     }
     done = time.monotonic()
     print(f"AUC of selected: {area[SELECTED]:.3f}")
     print(f"fits {fitted - began:.0f} s, bootstrap {done - fitted:.0f} s (wall)")
-    # workers that are still idle have not been counted yet
+    # The resources of idle workers are counted only after they have ended.
     from joblib.externals.loky import get_reusable_executor
 
     get_reusable_executor().shutdown(wait=True)

@@ -198,13 +198,13 @@ def _analyze(settings: Settings) -> int:
     table = write_group_tables(settings)
     failed: Sequence[str] = []
     if settings.target is not None:
-        from hyps_bids.classification.run import classify
+        from hyps_bids.classification.train import train_classifiers
 
-        failed = classify(settings, table)
+        failed = train_classifiers(settings, table)
     if settings.apply_classifier is not None:
-        from hyps_bids.classification.run import apply_classifier
+        from hyps_bids.classification.apply import apply_classifier
 
-        apply_classifier(settings, table)
+        apply_classifier(settings.apply_classifier, table, settings.output_dir)
     return 1 if failed else 0
 
 

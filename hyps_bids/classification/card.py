@@ -1,26 +1,72 @@
-"""What a person should know about a classifier, in words."""
+"""The card of a classifier: its content, and its text for readers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
-__all__ = ["card_text", "headline", "uncertainty"]
+__all__ = ["Card", "card_text", "headline", "headlines", "uncertainty", "widest_intervals"]
 
 _FEW = 20
 _WIDE = 0.3
+_INTRODUCTION = """\
+All values come from nested cross-validation, grouped by subject: estimator and settings are chosen,
+and everything is fitted, within the training folds. Intervals are 95 % intervals: the wider of a
+bootstrap over subjects and, where there is one, a score interval. They do not hold for another
+population. The values of all estimators are in `figures.tsv`."""
+_LIMITS = """\
+This classifier is for research only; it is not a medical device. The unit is the subject: the
+probabilities of a subject's scans are averaged. The probabilities hold where the classes are as
+frequent as among the subjects of training. Apply the classifier with
+`hyps-bids BIDS_DIR OUT_DIR group --apply-classifier THIS_FOLDER` to volumes made with the same
+weights; other volumes are refused. Importance shows which columns the classifier uses, not what the
+disease does. Each of several correlated columns looks unimportant."""
 
 
-def headline(rows: pd.DataFrame) -> str:
+class Card(TypedDict):
+    """Content of ``classifier.json``."""
+
+    Name: str
+    Contrast: str
+    Target: str
+    Classes: dict[str, list[str]]
+    Estimator: str
+    Settings: dict[str, Any]
+    Features: dict[str, dict[str, str]]
+    Covariates: dict[str, dict[str, Any]]
+    IcvAdjustment: str
+    Harmonization: str
+    Schema: dict[str, Any]
+    Adapter: str
+    SoftwareVersion: str
+    Models: str
+    Cohort: dict[str, Any]
+    Validation: dict[str, Any]
+    PermutationTest: dict[str, dict[str, Any]]
+    Warnings: list[str]
+    Model: NotRequired[dict[str, Any]]
+
+
+def widest_intervals(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Replace ``low`` and ``high`` by the wider of bootstrap and score interval.
+
+    In small groups a bootstrap alone is too narrow.
+    """
+    return metrics.assign(
+        low=metrics[["low", "score_low"]].min(axis=1),
+        high=metrics[["high", "score_high"]].max(axis=1),
+    )
+
+
+def headline(metrics: pd.DataFrame) -> str:
     """Put AUC, accuracy and their intervals in one line.
 
     Parameters
     ----------
-    rows : DataFrame
-        The figures of one estimator: ``figure``, ``value``, and both intervals, of which the
-        wider counts: in small groups a bootstrap alone promises too much.
+    metrics : DataFrame
+        The rows of one estimator in ``figures.tsv``.
 
     Examples
     --------
@@ -30,25 +76,34 @@ def headline(rows: pd.DataFrame) -> str:
     'AUC 0.80 [0.60-0.90]'
     """
     names = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
-    found = rows.set_index("figure")
-    found = found.assign(
-        low=found[["low", "score_low"]].min(axis=1), high=found[["high", "score_high"]].max(axis=1)
-    )
+    rows = widest_intervals(metrics).set_index("figure")
     return ", ".join(
-        f"{text} {found.loc[name, 'value']:.2f} "
-        f"[{found.loc[name, 'low']:.2f}-{found.loc[name, 'high']:.2f}]"
+        "{} {value:.2f} [{low:.2f}-{high:.2f}]".format(text, **rows.loc[name])
         for name, text in names.items()
-        if name in found.index
+        if name in rows.index
     )
+
+
+def headlines(metrics: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """List the headline of the selected estimator for each validation and set of features.
+
+    Parameters
+    ----------
+    metrics : DataFrame
+        ``figures.tsv``.
+    """
+    selected = metrics[metrics["estimator"] == "selected"]
+    groups = selected.groupby(["validation", "features"], sort=False)
+    return [(validation, features, headline(rows)) for (validation, features), rows in groups]
 
 
 def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]:
-    """Say how little is known, if it is little.
+    """Warn if the AUC is very uncertain, or cannot be told from chance.
 
     Parameters
     ----------
     counts : mapping
-        Class → subjects.
+        Class → number of subjects.
     low, high : float
         Interval of the AUC.
 
@@ -57,7 +112,7 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
     >>> uncertainty({"AD": 100, "CN": 120}, 0.8, 0.9)
     []
     >>> uncertainty({"AD": 9, "CN": 12}, 0.45, 0.9)[1]
-    'the interval of the AUC includes 0.5: these subjects do not tell it from chance'
+    'the interval of the AUC includes 0.5: the classifier may be no better than chance'
     """
     texts = []
     sizes = ", ".join(f"{n} {name}" for name, n in counts.items())
@@ -67,27 +122,48 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
         )
     if low <= 0.5 <= high:
         texts.append(
-            "the interval of the AUC includes 0.5: these subjects do not tell it from chance"
+            "the interval of the AUC includes 0.5: the classifier may be no better than chance"
         )
     return texts
 
 
-def card_text(card: Mapping[str, Any], figures: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Write the model card in Markdown.
+def card_text(card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    """Write the card in Markdown.
 
     Parameters
     ----------
-    card : mapping
+    card : Card
         The content of ``classifier.json``.
-    figures, comparisons : DataFrame
-        The tables of the same folder.
+    metrics, comparisons : DataFrame
+        The content of ``figures.tsv`` and ``comparisons.tsv``.
     """
+    sections = [f"# Classifier {card['Contrast']}", _table(("", ""), [*_facts(card).items()])]
+    if card["Warnings"]:
+        sections.append("## Warnings\n\n" + "\n".join(f"- {text}" for text in card["Warnings"]))
+    sections += [
+        f"## Metrics\n\n{_one_line(_INTRODUCTION)}",
+        _table(("validation", "features", "metrics"), headlines(metrics)),
+    ]
+    sections += [
+        f"Permutation test ({features}): the AUC of {test['Estimator']} is {test['AUC']:.2f}, "
+        f"p = {test['P']:.3g} from {test['Permutations']} shuffles of the labels through the whole "
+        "pipeline."
+        for features, test in card["PermutationTest"].items()
+    ]
+    if len(comparisons):
+        head = ("validation", "AUC of", "minus that of", "difference [95 %]", "p")
+        sections.append("## What each set of features adds\n\n" + _table(head, _added(comparisons)))
+    sections.append(f"## Use and limits\n\n{_one_line(_LIMITS)}")
+    return "\n\n".join(sections) + "\n"
+
+
+def _facts(card: Card) -> dict[str, str]:
     classes = list(card["Classes"])
-    positive = f"; positive: {classes[0]}" if len(classes) == 2 else ""
-    facts = {
-        "Classes": ", ".join(classes) + positive,
+    settings = ", ".join(f"{key} {value}" for key, value in card["Settings"].items())
+    return {
+        "Classes": ", ".join(classes) + (f"; positive: {classes[0]}" if len(classes) == 2 else ""),
         "Target": card["Target"],
-        "Estimator": f"{card['Estimator']} ({_settings(card['Settings'])}), "
+        "Estimator": f"{card['Estimator']} ({settings or 'no settings'}), "
         "chosen by inner cross-validation",
         "Subjects": ", ".join(f"{n} {name}" for name, n in card["Cohort"]["Subjects"].items()),
         "Scans": card["Cohort"]["Scans"],
@@ -95,72 +171,29 @@ def card_text(card: Mapping[str, Any], figures: pd.DataFrame, comparisons: pd.Da
         "Covariates": ", ".join(card["Covariates"]) or "none",
         "ICV adjustment": card["IcvAdjustment"],
         "Harmonization": card["Harmonization"],
-        "Made from volumes of": f"{card['Adapter']}, HyPS-BIDS {card['SoftwareVersion']}",
+        "Volumes made by": f"{card['Adapter']}, HyPS-BIDS {card['SoftwareVersion']}",
         "Weights": f"`{card['Models']}`",
     }
-    sections = [
-        f"# Classifier {card['Contrast']}",
-        _table(("", ""), [*facts.items()]),
+
+
+def _added(comparisons: pd.DataFrame) -> list[tuple[str, ...]]:
+    return [
+        (
+            row["validation"],
+            row["first"],
+            row["second"],
+            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            f"{row['p']:.3g}",
+        )
+        for row in comparisons[comparisons["figure"] == "auc"].to_dict("records")
     ]
-    if card["Warnings"]:
-        sections.append("## Warnings\n\n" + "\n".join(f"- {text}" for text in card["Warnings"]))
-    selected = figures[figures["estimator"] == "selected"]
-    sections += [
-        "## Figures\n\n"
-        "Nested cross-validation, grouped by subject: settings and estimator are chosen, and "
-        "everything is fitted, within the training folds. Intervals are 95 %: the wider of a "
-        "bootstrap over subjects and, where there is one, a score interval. They "
-        "do not hold for another population. All estimators: `figures.tsv`.\n\n"
-        + _table(
-            ("validation", "features", "figures"),
-            [
-                (validation, features, headline(rows))
-                for (validation, features), rows in selected.groupby(
-                    ["validation", "features"], sort=False
-                )
-            ],
-        )
-    ]
-    for name, test in card["PermutationTest"].items():
-        sections.append(
-            f"Permutation test ({name}): AUC of {test['Estimator']} {test['AUC']:.2f}, "
-            f"p = {test['P']:.3g} of {test['Permutations']} shuffles through the whole pipeline."
-        )
-    if len(comparisons):
-        rows = comparisons[comparisons["figure"] == "auc"]
-        sections.append(
-            "## What adds what\n\n"
-            + _table(
-                ("validation", "AUC of", "minus that of", "difference [95 %]", "p"),
-                [
-                    (
-                        row["validation"],
-                        row["first"],
-                        row["second"],
-                        f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-                        f"{row['p']:.3g}",
-                    )
-                    for _, row in rows.iterrows()
-                ],
-            )
-        )
-    sections.append(
-        "## Use and limits\n\n"
-        "Research only, not a medical device. The unit is the subject: probabilities of a "
-        "subject's scans are averaged. The probabilities hold for groups as frequent as those "
-        "trained with. Apply it with `hyps-bids BIDS_DIR OUT_DIR group --apply-classifier "
-        "THIS_FOLDER` to volumes made with the same weights; others are refused. "
-        "Importance says what the classifier uses, not what the disease does; of correlated "
-        "columns each looks unimportant."
-    )
-    return "\n\n".join(sections) + "\n"
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "no settings"
+def _one_line(paragraph: str) -> str:
+    return paragraph.replace("\n", " ")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)

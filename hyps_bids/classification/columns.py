@@ -1,10 +1,12 @@
-"""Choose the columns of a classifier from a table, and refuse what would mislead."""
+"""Choose the columns of a classifier from a table, and refuse those that would mislead."""
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,35 +15,52 @@ from sklearn.metrics import roc_auc_score
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import similar
+from hyps_bids.outputs.names import group_path
+from hyps_bids.outputs.reading import WIDE
 
-__all__ = ["choose_columns", "default_features", "feature_sets", "needed", "warn_of_giveaways"]
+__all__ = [
+    "choose_columns",
+    "default_features",
+    "feature_sets",
+    "find_giveaways",
+    "read_units",
+    "require_columns",
+]
 
 _LOG = logging.getLogger("hyps_bids")
 
-ICV = "icv_mm3"
+_ICV = "icv_mm3"
 _RESIDUAL = "icv_residual"
-#: a covariate that tells classes apart as well as this is suspicious
+#: AUC, or share of subjects, from which on a single column is suspicious
 _TOO_GOOD = 0.98
 
 
-def needed(frame: pd.DataFrame, option: str, names: Sequence[str]) -> None:
+def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> None:
     """Check that columns exist.
 
     Raises
     ------
     UsageError
-        If one does not; the message lists those that do.
+        If a column does not exist; the message lists those that do.
     """
     missing = [name for name in names if name not in frame]
     if missing:
         raise UsageError(
             f"{option}: no column {', '.join(missing)} in the group table, participants.tsv, "
-            f"sessions.tsv or phenotype/; there are: {similar(missing, list(frame.columns))}"
+            f"sessions.tsv or phenotype/; there are: {similar(missing, list(frame.columns))}",
+            code="column-unknown",
         )
 
 
+def read_units(output_dir: Path) -> dict[str, str]:
+    """Read the units of the columns of the wide group table, where its sidecar states them."""
+    path = group_path(output_dir, WIDE).with_suffix(".json")
+    columns = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: str(column["Units"]) for name, column in columns.items() if "Units" in column}
+
+
 def default_features(columns: Sequence[str]) -> list[str]:
-    """Take the volumes of the parts of each side, or of each side if there are no parts.
+    """List the volumes of the parts on each side, or of each side if there are no parts.
 
     Examples
     --------
@@ -63,7 +82,7 @@ def choose_columns(
     harmonize: bool = False,
     target: str | None = None,
 ) -> Schema:
-    """Decide what each column is to a classifier.
+    """Decide what each column is used for.
 
     Parameters
     ----------
@@ -76,9 +95,9 @@ def choose_columns(
     site : str or None
         Column of the site.
     harmonize : bool
-        Take the site out of the features.
+        Remove the effect of the site from the features.
     target : str or None
-        What is predicted; not a covariate.
+        Column that is predicted.
 
     Returns
     -------
@@ -93,56 +112,31 @@ def choose_columns(
         If no feature is left.
     """
     names = _matching(frame, features) if features else default_features(list(frame.columns))
-    needed(frame, "--covariates", covariates)
-    if site is not None:
-        needed(frame, "--site", [site])
-    leaking = [name for name in names if name.startswith(_RESIDUAL)]
-    if leaking:
-        raise UsageError(
-            f"--features {leaking[0]}: fitted on all scans, test folds included; name the "
-            "volumes instead, classifiers adjust them for ICV within the training folds"
-        )
-    tests = circular(names)
-    if tests:
-        raise UsageError(
-            f"--features {tests[0]}: diagnoses are made from such tests; name it in --covariates, "
-            "where results are shown with and without it"
-        )
-    if ICV in features:
-        raise UsageError(
-            f"--features {ICV}: volumes are adjusted for it anyway; to classify with head size "
-            "itself name it in --covariates"
-        )
-    for name in (*names, *covariates):
-        if name == target:
-            raise UsageError(f"{name} is the --target: it cannot predict itself")
-    text = [name for name in names if not pd.api.types.is_numeric_dtype(frame[name])]
-    if text:
-        raise UsageError(f"--features {text[0]}: not numbers; levels go to --covariates")
-    both = [name for name in covariates if name in names]
-    if both:
-        raise UsageError(f"{both[0]} is a feature and a covariate: name it once")
-    names = _useful(frame, dict.fromkeys(n for n in names if n != ICV), "feature")
+    require_columns(frame, "--covariates", covariates)
+    require_columns(frame, "--site", [site] if site is not None else [])
+    _refuse_overlap(names, covariates, target)
+    _refuse_features(frame, names, requested=features)
+    names = _informative(frame, (n for n in names if n != _ICV), "feature")
     if not names:
         raise BadData(
-            "no feature is left: all are empty or constant, or there are no volumes in the table"
+            "no feature is left: all are empty or constant, or the table has no volumes",
+            code="no-feature-left",
         )
-    kept = _useful(frame, dict.fromkeys(covariates), "covariate")
-    numeric = [n for n in kept if pd.api.types.is_numeric_dtype(frame[n])]
-    for name in kept:
-        if name not in numeric:
-            _warn_of_numbers_as_text(frame[name])
-    volumes = [n for n in names if "volume" in n]
-    has_icv = ICV in frame and frame[ICV].nunique() > 1
+    kept = _informative(frame, covariates, "covariate")
+    categories = [n for n in kept if not pd.api.types.is_numeric_dtype(frame[n])]
+    for name in categories:
+        _warn_of_numbers_as_text(frame[name])
+    volumes = tuple(n for n in names if "volume" in n)
+    has_icv = _ICV in frame and frame[_ICV].nunique() > 1
     if volumes and not has_icv:
-        _LOG.warning("no intracranial volumes: volumes are not adjusted for head size")
+        _LOG.warning("there are no intracranial volumes: volumes are not adjusted for head size")
     tests = circular(kept)
     return Schema(
-        volumes=tuple(volumes),
+        volumes=volumes,
         ratios=tuple(n for n in names if n not in volumes),
-        icv=ICV if has_icv and volumes else None,
-        numeric=tuple(numeric),
-        categories={n: levels_of(frame[n]) for n in kept if n not in numeric},
+        icv=_ICV if has_icv and volumes else None,
+        numeric=tuple(n for n in kept if n not in categories),
+        categories={n: levels_of(frame[n]) for n in categories},
         preserve=tuple(n for n in kept if n not in tests),
         site=site if harmonize else None,
         sites=levels_of(frame[site]) if harmonize and site else (),
@@ -150,9 +144,10 @@ def choose_columns(
 
 
 def feature_sets(schema: Schema) -> dict[str, Schema]:
-    """List what to compare: volumes only, metadata only, both; and both without circular tests.
+    """List the sets of features to compare.
 
-    The last but for the ``…_noncircular`` ones is the full set, of which the final model is made.
+    They are the volumes, the metadata, and both; and the last two without circular tests. The
+    final model is made from ``both``, or from ``volumes`` if there are no covariates.
 
     Examples
     --------
@@ -165,45 +160,44 @@ def feature_sets(schema: Schema) -> dict[str, Schema]:
     sets["metadata"] = schema.only(schema.covariates)
     sets["both"] = schema.only(schema.features + schema.covariates)
     tests = circular(schema.covariates)
-    fair = tuple(n for n in schema.covariates if n not in tests)
-    if tests and fair:
-        sets["metadata_noncircular"] = schema.only(fair)
-        sets["both_noncircular"] = schema.only(schema.features + fair)
+    others = tuple(n for n in schema.covariates if n not in tests)
+    if tests and others:
+        sets["metadata_noncircular"] = schema.only(others)
+        sets["both_noncircular"] = schema.only(schema.features + others)
     return sets
 
 
-def warn_of_giveaways(frame: pd.DataFrame, schema: Schema, label: pd.Series) -> list[str]:
-    """Warn of covariates from which the diagnosis was made, or that look like it.
+def find_giveaways(frame: pd.DataFrame, schema: Schema, label: pd.Series) -> list[str]:
+    """Find columns from which the diagnosis was made, or that look like it.
 
     Parameters
     ----------
     frame : DataFrame
         Scans.
     schema : Schema
-        With the covariates.
+        Features and covariates.
     label : Series
-        Classes as numbers, by scan.
+        Class of each scan as a number.
 
     Returns
     -------
     list of str
-        The warnings, which were logged too.
+        One warning for all circular covariates, then one for each suspicious column.
     """
-    warnings = []
     tests = circular(schema.covariates)
+    warnings = []
     if tests:
         warnings.append(
-            f"circular: {', '.join(tests)} may be what the diagnosis was made from, and then "
-            "predicts it whatever the brain looks like; results without are shown beside"
+            f"circular: the diagnosis may have been made from {', '.join(tests)}; if so, the "
+            "classifier predicts it whatever the brain looks like; compare the results "
+            "without these tests"
         )
-    for name in schema.features + schema.covariates:
-        if name not in tests and _tells_apart(frame[name], label):
-            warnings.append(
-                f"suspicious: {name} alone tells the classes apart almost perfectly; is it made "
-                "from the diagnosis, or missing for one class?"
-            )
-    for text in warnings:
-        _LOG.warning(text)
+    warnings += [
+        f"suspicious: {name} alone tells the classes apart almost perfectly; check whether it was "
+        "made from the diagnosis, or is missing in one class"
+        for name in schema.features + schema.covariates
+        if name not in tests and _tells_apart(frame[name], label)
+    ]
     return warnings
 
 
@@ -212,27 +206,68 @@ def _matching(frame: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = [str(c) for c in frame.columns if fnmatch.fnmatchcase(str(c), pattern)]
         if not found:
-            needed(frame, "--features", [pattern])
-        # a pattern never means the leaking columns, only their full name does
+            require_columns(frame, "--features", [pattern])
+        # Only their full name selects the residuals, which are then refused.
         plain = [c for c in found if not c.startswith(_RESIDUAL)]
         names += found if pattern in found else plain
     return list(dict.fromkeys(names))
 
 
-def _useful(frame: pd.DataFrame, names: Sequence[str] | dict[str, None], kind: str) -> list[str]:
-    kept = []
+def _refuse_features(frame: pd.DataFrame, names: Sequence[str], requested: Sequence[str]) -> None:
     for name in names:
+        if name.startswith(_RESIDUAL):
+            raise UsageError(
+                f"--features {name}: it was fitted on all scans, test folds included; name the "
+                "volumes instead, which are adjusted for ICV within the training folds",
+                code="feature-leaks",
+            )
+    if tests := circular(names):
+        raise UsageError(
+            f"--features {tests[0]}: diagnoses are made from such tests; name it in --covariates, "
+            "where results are shown with and without it",
+            code="feature-circular",
+        )
+    if _ICV in requested:
+        raise UsageError(
+            f"--features {_ICV}: volumes are adjusted for it anyway; name it in --covariates to "
+            "classify with head size itself",
+            code="feature-is-icv",
+        )
+    for name in names:
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            raise UsageError(
+                f"--features {name}: it does not hold numbers; name it in --covariates",
+                code="feature-not-numeric",
+            )
+
+
+def _refuse_overlap(features: Sequence[str], covariates: Sequence[str], target: str | None) -> None:
+    if target in (*features, *covariates):
+        raise UsageError(
+            f"{target} is the --target: it cannot predict itself", code="target-as-predictor"
+        )
+    both = [name for name in covariates if name in features]
+    if both:
+        raise UsageError(
+            f"{both[0]} is a feature and a covariate: name it once", code="feature-and-covariate"
+        )
+
+
+def _informative(frame: pd.DataFrame, names: Iterable[str], kind: str) -> list[str]:
+    """Take the columns that have more than one value, each once."""
+    kept = []
+    for name in dict.fromkeys(names):
         different = frame[name].nunique()
         if different > 1:
             kept.append(name)
         else:
             state = "constant" if different else "empty"
-            _LOG.warning("%s %s is %s among these subjects: left out", kind, name, state)
+            _LOG.warning("%s %s is %s among these subjects and is left out", kind, name, state)
     return kept
 
 
 def _warn_of_numbers_as_text(column: pd.Series) -> None:
-    """One odd value makes text of a column of numbers, and then each number a level."""
+    """Warn if a few odd values turn a column of numbers into text, and each number into a level."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return
     values = column.dropna()
@@ -247,6 +282,7 @@ def _warn_of_numbers_as_text(column: pd.Series) -> None:
 
 
 def _tells_apart(column: pd.Series, label: pd.Series) -> bool:
+    """Check whether a column alone separates the classes; few subjects are no evidence."""
     known = column.notna()
     if label[known].nunique() < 2 or known.sum() < 20:
         return False
@@ -255,8 +291,5 @@ def _tells_apart(column: pd.Series, label: pd.Series) -> bool:
         table = pd.crosstab(column[known].astype(str), values)
         return bool(table.max(axis=1).sum() >= _TOO_GOOD * len(values) and len(table) < 20)
     numbers = column[known].to_numpy(dtype=float)
-    for k in np.unique(values):
-        area = roc_auc_score(values == k, numbers)
-        if max(area, 1 - area) < _TOO_GOOD:
-            return False
-    return True
+    areas = [roc_auc_score(values == k, numbers) for k in np.unique(values)]
+    return all(max(area, 1 - area) >= _TOO_GOOD for area in areas)

@@ -1,4 +1,4 @@
-"""Who is compared with whom: contrasts, and the subjects of one."""
+"""Contrasts, and the labeled subjects of one contrast."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats.contingency import association
 
 from hyps_bids.classification.features import levels_of, text_levels
 from hyps_bids.errors import BadData, UsageError
+from hyps_bids.messages import counted
 
-__all__ = ["Cohort", "Contrast", "label_scans", "site_association"]
+__all__ = ["Contrast", "LabeledSubjects", "label_scans", "mean_by_subject", "site_association"]
 
+Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Classes to tell apart; the first of two is the positive one.
+    """Classes to tell apart; the first of two is the positive class.
 
     Attributes
     ----------
@@ -33,10 +36,6 @@ class Contrast:
     Contrast(classes={'AD+LMCI': ('AD', 'LMCI'), 'CN': ('CN',)})
     >>> Contrast.parse("AD:CN").name
     'AD-vs-CN'
-    >>> Contrast.parse("AD:AD+CN")
-    Traceback (most recent call last):
-    ...
-    hyps_bids.errors.UsageError: --contrast AD:AD+CN: 'AD' is in more than one class
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -48,17 +47,22 @@ class Contrast:
         Raises
         ------
         UsageError
-            If there are fewer than two classes, an empty one, or a level twice.
+            If there are fewer than two classes, or a class is empty, or a level stands twice.
         """
         groups = [[level.strip() for level in part.split("+")] for part in text.split(":")]
         levels = [level for group in groups for level in group]
         if len(groups) < 2 or not all(levels):
             raise UsageError(
-                f"--contrast {text}: write levels of --target as A:B, A+B:C or A:B:C, A positive"
+                f"--contrast {text}: write levels of --target as A:B, A+B:C or A:B:C; the first "
+                "class is the positive one",
+                code="contrast-syntax",
             )
         for level in levels:
             if levels.count(level) > 1:
-                raise UsageError(f"--contrast {text}: '{level}' is in more than one class")
+                raise UsageError(
+                    f"--contrast {text}: '{level}' is named more than once",
+                    code="contrast-level-repeated",
+                )
         return cls({"+".join(group): tuple(group) for group in groups})
 
     @property
@@ -68,29 +72,34 @@ class Contrast:
 
     @property
     def text(self) -> str:
-        """As on the command line."""
+        """The contrast as on the command line."""
         return ":".join(self.classes)
+
+    @property
+    def levels(self) -> list[str]:
+        """Levels of the target that belong to any class."""
+        return [level for levels in self.classes.values() for level in levels]
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The scans and subjects of a contrast as arrays.
+class LabeledSubjects:
+    """The subjects of a contrast with their classes and their scans, as arrays.
 
     Attributes
     ----------
     matrix : ndarray of shape (scans, columns)
         From :meth:`hyps_bids.classification.features.Schema.matrix`.
     subject : ndarray of shape (scans,)
-        The subject of each scan, as position in `ids`.
+        The subject of each scan, as a position in `ids`.
     label : ndarray of shape (subjects,)
-        The class of each subject, as position in `classes`.
+        The class of each subject, as a position in `classes`.
     ids : tuple of str
         Subjects.
     classes : tuple of str
-        Classes; the first of two is positive.
+        Classes; the first of two is the positive one.
     """
 
-    matrix: NDArray[np.float64]
+    matrix: Array
     subject: Ints
     label: Ints
     ids: tuple[str, ...]
@@ -104,28 +113,55 @@ class Cohort:
             raise ValueError("every subject needs a scan, and every scan a subject")
 
     @property
-    def counts(self) -> tuple[int, ...]:
-        """Subjects per class."""
-        return tuple(int(n) for n in np.bincount(self.label, minlength=len(self.classes)))
+    def everybody(self) -> Ints:
+        """Positions of all subjects."""
+        return np.arange(len(self.ids))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of subjects by class."""
+        counts = np.bincount(self.label, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counts, strict=True))
 
     def scans_of(self, subjects: Ints) -> Ints:
         """List the scans of some subjects."""
         return np.flatnonzero(np.isin(self.subject, subjects))
 
-    def mean_by_subject(self, values: NDArray[np.float64], scans: Ints) -> NDArray[np.float64]:
-        """Average values of scans over each subject; NaN for subjects without one of `scans`."""
-        total = np.zeros((len(self.ids), *values.shape[1:]))
-        np.add.at(total, self.subject[scans], values)
-        count = np.bincount(self.subject[scans], minlength=len(self.ids)).astype(float)
-        count[count == 0] = np.nan
-        return np.asarray(total / count.reshape(-1, *[1] * (values.ndim - 1)))
+
+def mean_by_subject(values: Array, subject: Ints, subjects: int) -> Array:
+    """Average the values of scans over each subject.
+
+    Parameters
+    ----------
+    values : ndarray of shape (scans, ...)
+        Values.
+    subject : ndarray of shape (scans,)
+        The subject of each scan, as a number below `subjects`.
+    subjects : int
+        Number of subjects.
+
+    Returns
+    -------
+    ndarray of shape (subjects, ...)
+        Means; NaN for subjects without a scan.
+
+    Examples
+    --------
+    >>> mean_by_subject(np.array([1.0, 3.0]), np.array([0, 0]), 2)
+    array([ 2., nan])
+    """
+    total = np.zeros((subjects, *values.shape[1:]))
+    np.add.at(total, subject, values)
+    count = np.bincount(subject, minlength=subjects).astype(float)
+    count[count == 0] = np.nan
+    return np.asarray(total / count.reshape(-1, *[1] * (values.ndim - 1)))
 
 
 def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Series:
-    """Give each scan the class of its subject, as a number; NA for scans of no class.
+    """Give each scan the class of its subject.
 
-    A subject whose class changes between sessions keeps that of the first one, and loses the
-    scans with another: the diagnosis at the first scan is what is predicted.
+    The class at the first scan is what is predicted: a subject whose class changes between
+    sessions keeps the scans with the first class and loses the others.
 
     Parameters
     ----------
@@ -139,51 +175,37 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
     Returns
     -------
     Series
-        Classes (Int64) with the index of `frame`.
+        Numbers of classes (Int64) with the index of `frame`; NA for scans of no class.
 
     Raises
     ------
     BadData
         If a level does not occur, or a class has fewer than two subjects.
-
-    Examples
-    --------
-    >>> frame = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "dx": list("AAB")})
-    >>> label_scans(frame, "dx", Contrast.parse("A:B"))
-    Traceback (most recent call last):
-    ...
-    hyps_bids.errors.BadData: contrast A:B: only 1 subject with a scan in class B; 2 are the least
     """
     text = text_levels(frame[target])
-    wanted = [level for levels in contrast.classes.values() for level in levels]
-    absent = [level for level in wanted if level not in set(text.dropna())]
+    absent = [level for level in contrast.levels if level not in set(text.dropna())]
     if absent:
         raise BadData(
             f"contrast {contrast.text}: no scan with {target} = {', '.join(absent)}; "
-            f"there are: {', '.join(levels_of(frame[target])) or 'none'}"
+            f"there are: {', '.join(levels_of(frame[target])) or 'none'}",
+            code="contrast-level-absent",
         )
     number = {lv: i for i, levels in enumerate(contrast.classes.values()) for lv in levels}
     label = text.map(number).astype("Int64")
     order = ["participant_id"] + [c for c in ("session_id", "scan") if c in frame]
     known = frame[order].assign(label=label).dropna(subset=["label"])
-    first = known.sort_values(order, kind="stable", key=_by_number).drop_duplicates(
-        "participant_id"
-    )
-    own = frame["participant_id"].map(first.set_index("participant_id")["label"])
-    label = label.where(label == own)
+    known = known.sort_values(order, kind="stable", key=_zero_padded)
+    first = known.drop_duplicates("participant_id").set_index("participant_id")["label"]
+    label = label.where(label == frame["participant_id"].map(first))
     for i, name in enumerate(contrast.classes):
         count = frame.loc[(label == i).fillna(False), "participant_id"].nunique()
         if count < 2:
             raise BadData(
-                f"contrast {contrast.text}: only {count} subject with a scan in class {name}; "
-                "2 are the least"
+                f"contrast {contrast.text}: class {name} has scans of "
+                f"{counted(count, 'subject')}; at least 2 are needed",
+                code="class-too-small",
             )
     return label
-
-
-def _by_number(names: pd.Series) -> pd.Series:
-    """Let ses-2 come before ses-10."""
-    return names.astype("str").str.replace(r"\d+", lambda n: n[0].zfill(12), regex=True)
 
 
 def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:
@@ -193,8 +215,8 @@ def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:
     ----------
     label : ndarray of shape (subjects,)
         Classes.
-    site : sequence of str of length subjects
-        Sites.
+    site : sequence of str
+        Site of each subject.
 
     Returns
     -------
@@ -211,7 +233,10 @@ def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:
     table = pd.crosstab(np.asarray(site), label).to_numpy()
     if min(table.shape) < 2:
         return 0.0, False
-    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    chi2 = ((table - expected) ** 2 / expected).sum()
-    value = np.sqrt(chi2 / table.sum() / (min(table.shape) - 1))
-    return float(value), bool(((table > 0).sum(axis=1) == 1).all())
+    one_class_each = ((table > 0).sum(axis=1) == 1).all()
+    return float(association(table, method="cramer")), bool(one_class_each)
+
+
+def _zero_padded(names: pd.Series) -> pd.Series:
+    """Pad numbers with zeros, so that ses-2 comes before ses-10."""
+    return names.astype("str").str.replace(r"\d+", lambda n: n[0].zfill(12), regex=True)

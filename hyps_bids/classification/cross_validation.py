@@ -1,9 +1,9 @@
 """Nested cross-validation in which nothing is fitted on the subjects that it is tested on.
 
-Folds are made of subjects, so all scans of a subject are on one side. Within each training set an
-inner cross-validation, again of subjects, chooses the settings of every estimator, and then the
-estimator: "selected" is, in each fold, the estimator with the best inner AUC. Its figures are the
-honest ones; those of the single estimators are beside them.
+Folds are made of subjects, so that all scans of a subject are on one side. Within each training
+set an inner cross-validation, again of subjects, chooses the settings of every estimator, and then
+the estimator: "selected" is, in each fold, the estimator with the best inner AUC. Its metrics are
+the honest ones; those of the single estimators are beside them.
 """
 
 from __future__ import annotations
@@ -26,40 +26,68 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
-from hyps_bids.classification.charts import figures
-from hyps_bids.classification.contrast import Cohort
+from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
 from hyps_bids.classification.estimators import ESTIMATORS, Estimator, Params, Split
 from hyps_bids.classification.features import Schema
+from hyps_bids.classification.metrics import metrics
 
 __all__ = [
+    "ONE_PROCESS",
     "SELECTED",
+    "Computing",
     "Predictions",
     "Search",
+    "Selection",
     "choose",
-    "group_folds",
-    "importance",
-    "make_folds",
+    "fit_and_predict",
     "nested_cv",
-    "permutation_test",
+    "predict_scans",
     "predict_subjects",
     "run_tasks",
     "search",
     "search_all",
+    "site_folds",
+    "stratified_folds",
 ]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: the estimator that the inner cross-validation chooses
+#: Name of the estimator that the inner cross-validation chooses.
 SELECTED = "selected"
 _INNER_FOLDS = 5
-#: what the search may not choose
-_NO_CANDIDATE = ("dummy",)
+#: The search never chooses the dummy, which is there for comparison.
+_DUMMY = "dummy"
+#: Seconds between two reports of progress.
+_REPORT_EVERY_S = 15
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How to compute.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of folds, shuffles and classifiers.
+    nprocs : int
+        Number of processes.
+    progress : callable, optional
+        Called with a line of text now and then.
+    """
+
+    seed: int = 0
+    nprocs: int = 1
+    progress: Callable[[str], None] | None = None
+
+
+#: The default: one process, without reports of progress.
+ONE_PROCESS = Computing()
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the inner cross-validation of one estimator found.
+    """Result of the inner cross-validation of one estimator.
 
     Attributes
     ----------
@@ -80,6 +108,17 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The estimator that was selected in one fold of one repeat, and its settings."""
+
+    repeat: int
+    fold: int
+    estimator: str
+    inner_auc: float
+    params: Params
+
+
+@dataclass(frozen=True)
 class Predictions:
     """Out-of-fold predictions of one set of features.
 
@@ -88,18 +127,18 @@ class Predictions:
     probability : dict of str to ndarray of shape (repeats, subjects, classes)
         By estimator, :data:`SELECTED` included. NaN: the subject could not be predicted.
     folds : ndarray of shape (repeats, subjects)
-        In which fold each subject was predicted; -1 for never.
-    chosen : list of dict
-        Per repeat and fold: the selected estimator, its settings and its inner AUC.
+        Fold in which each subject was predicted; -1 if in none.
+    selections : list of Selection
+        One per repeat and fold.
     """
 
     probability: dict[str, Array]
     folds: Ints
-    chosen: list[dict[str, Any]]
+    selections: list[Selection]
 
 
-def make_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
-    """Deal subjects to stratified folds.
+def stratified_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
+    """Assign subjects to folds with the same share of each class.
 
     Parameters
     ----------
@@ -108,9 +147,9 @@ def make_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
     folds : int
         Number of folds; reduced to the size of the smallest class.
     repeats : int
-        Number of times.
+        Number of assignments.
     seed : int
-        Of the random numbers.
+        Seed of the first repeat; each further one adds 1.
 
     Returns
     -------
@@ -119,7 +158,7 @@ def make_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
 
     Examples
     --------
-    >>> make_folds(np.array([0, 0, 1, 1, 1, 1]), 5, 1, 0).max() + 1
+    >>> stratified_folds(np.array([0, 0, 1, 1, 1, 1]), 5, 1, 0).max() + 1
     np.int64(2)
     """
     count = min(folds, int(np.bincount(label).min()))
@@ -131,17 +170,17 @@ def make_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
     return out
 
 
-def group_folds(label: Ints, group: Sequence[str]) -> Ints:
-    """Make one fold per group of subjects, for leave-one-site-out.
+def site_folds(label: Ints, site: Sequence[str]) -> Ints:
+    """Make one fold per site, for leave-one-site-out.
 
-    A group without which a class would be left with fewer than 2 subjects is never tested: -1.
+    A site is never tested (-1) if a class would have fewer than 2 subjects without it.
 
     Returns
     -------
     ndarray of shape (1, subjects)
         Folds.
     """
-    _, which = np.unique(np.asarray(group), return_inverse=True)
+    _, which = np.unique(np.asarray(site), return_inverse=True)
     classes = label.max() + 1
     for fold in range(which.max() + 1):
         if np.bincount(label[which != fold], minlength=classes).min() < 2:
@@ -150,14 +189,14 @@ def group_folds(label: Ints, group: Sequence[str]) -> Ints:
 
 
 def search(
-    cohort: Cohort, preprocessing: Pipeline, estimator: Estimator, train: Ints, seed: int
+    data: LabeledSubjects, preprocessing: Pipeline, estimator: Estimator, train: Ints, seed: int
 ) -> Search:
     """Choose an estimator's settings by cross-validation within a training set, and fit it.
 
     Parameters
     ----------
-    cohort : Cohort
-        Data.
+    data : LabeledSubjects
+        Subjects and scans.
     preprocessing : Pipeline
         The steps before the classifier; fitted anew in every inner fold.
     estimator : Estimator
@@ -165,34 +204,31 @@ def search(
     train : ndarray of int
         Subjects to train with, as positions.
     seed : int
-        Of folds and classifiers.
+        Seed of folds and classifiers.
     """
-    splits = _inner_splits(cohort, train, seed)
-    rows = cohort.scans_of(train)
-    y = cohort.label[cohort.subject[rows]]
+    splits = _inner_splits(data, train, seed)
+    rows = data.scans_of(train)
+    y = data.label[data.subject[rows]]
     score, params = float("nan"), estimator.grid[0]
-    with _light():
-        if splits and estimator.name not in _NO_CANDIDATE:
-            scores = _grid_scores(cohort, preprocessing, estimator, rows, y, splits, seed)
+    with _single_threaded():
+        if splits and estimator.name != _DUMMY:
+            scores = _grid_scores(data, preprocessing, estimator, rows, splits, seed)
             best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
             score, params = float(scores[best]), estimator.grid[best]
         classifier = estimator.final(params, seed, splits)
         model = Pipeline([("prepare", clone(preprocessing)), ("classify", classifier)])
-        _fit(model, cohort.matrix[rows], y)
+        _fit(model, data.matrix[rows], y)
     if estimator.calibrated:
-        # positions of training scans have no business in a stored model
+        # A stored model must not hold the positions of its training scans.
         classifier.cv = None
     return Search(estimator.name, params, score, model)
 
 
 def search_all(
-    cohort: Cohort,
-    schemas: dict[str, Schema],
-    *,
+    data: LabeledSubjects,
+    sets: dict[str, Schema],
     estimators: Sequence[str] = tuple(ESTIMATORS),
-    seed: int = 0,
-    nprocs: int = 1,
-    progress: Callable[[str], None] | None = None,
+    computing: Computing = ONE_PROCESS,
 ) -> dict[str, dict[str, Search]]:
     """Fit the final model of every estimator and set of features on all subjects.
 
@@ -203,329 +239,169 @@ def search_all(
     dict of str to dict of str to Search
         By set of features and estimator; :func:`choose` takes one.
     """
-    everybody = np.arange(len(cohort.ids))
-    keys = [(name, estimator) for name in schemas for estimator in estimators]
+    keys = [(name, estimator) for name in sets for estimator in estimators]
     tasks = [
         delayed(search)(
-            cohort, schemas[name].preprocessing(), ESTIMATORS[estimator], everybody, seed
+            *(data, sets[name].preprocessing(), ESTIMATORS[estimator]),
+            *(data.everybody, computing.seed),
         )
         for name, estimator in keys
     ]
-    found = dict(zip(keys, run_tasks(tasks, nprocs, "final fits", progress), strict=True))
-    return {name: {e: found[name, e] for e in estimators} for name in schemas}
+    found = dict(zip(keys, run_tasks(tasks, "final fits", computing), strict=True))
+    return {name: {e: found[name, e] for e in estimators} for name in sets}
 
 
 def choose(searches: Iterable[Search]) -> Search:
-    """Take the search with the best inner AUC; the first of equals, and never the dummy."""
-    candidates = [s for s in searches if s.estimator not in _NO_CANDIDATE]
+    """Take the search with the best inner AUC, the first of equals; never the dummy."""
+    candidates = [s for s in searches if s.estimator != _DUMMY]
     return max(candidates, key=lambda s: -1.0 if np.isnan(s.score) else s.score)
 
 
-def predict_subjects(cohort: Cohort, model: Pipeline, subjects: Ints) -> Array:
-    """Predict subjects: mean of the probabilities of their scans.
+def predict_scans(model: Pipeline, matrix: Array) -> Array:
+    """Predict the probabilities of each scan."""
+    with _single_threaded():
+        return np.asarray(model.predict_proba(matrix))
+
+
+def predict_subjects(data: LabeledSubjects, model: Pipeline, subjects: Ints) -> Array:
+    """Predict subjects by the mean of the probabilities of their scans.
 
     Returns
     -------
     ndarray of shape (subjects, classes)
         In the order of `subjects`.
     """
-    rows = cohort.scans_of(subjects)
-    with _light():
-        probability = model.predict_proba(cohort.matrix[rows])
-    return cohort.mean_by_subject(probability, rows)[subjects]
+    rows = data.scans_of(subjects)
+    probability = predict_scans(model, data.matrix[rows])
+    return mean_by_subject(probability, data.subject[rows], len(data.ids))[subjects]
+
+
+def fit_and_predict(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimator: str,
+    test: NDArray[np.bool_],
+    seed: int,
+) -> tuple[Search, Array]:
+    """Search and fit on all subjects but those of `test`, and predict these.
+
+    Returns
+    -------
+    tuple of (Search, ndarray of shape (tested subjects, classes))
+        The search is without its model, which need not travel between processes.
+    """
+    found = search(data, preprocessing, ESTIMATORS[estimator], np.flatnonzero(~test), seed)
+    probability = predict_subjects(data, found.model, np.flatnonzero(test))
+    return replace(found, model=None), probability
 
 
 def nested_cv(
-    cohort: Cohort,
-    schemas: dict[str, Schema],
+    data: LabeledSubjects,
+    sets: dict[str, Schema],
     folds: Ints,
-    *,
     estimators: Sequence[str] = tuple(ESTIMATORS),
-    seed: int = 0,
-    nprocs: int = 1,
-    progress: Callable[[str], None] | None = None,
+    computing: Computing = ONE_PROCESS,
 ) -> dict[str, Predictions]:
     """Cross-validate all estimators on all sets of features, in the same folds.
 
     Parameters
     ----------
-    cohort : Cohort
-        Data.
-    schemas : dict of str to Schema
-        Sets of features by name; they share the columns of the cohort's matrix.
+    data : LabeledSubjects
+        Subjects and scans.
+    sets : dict of str to Schema
+        Sets of features by name; they share the columns of the matrix.
     folds : ndarray of shape (repeats, subjects)
-        From :func:`make_folds` or :func:`group_folds`; subjects with -1 are trained with only.
+        From :func:`stratified_folds` or :func:`site_folds`; subjects with -1 are trained with only.
     estimators : sequence of str
         Names in :data:`~hyps_bids.classification.estimators.ESTIMATORS`.
-    seed : int
-        Of inner folds and classifiers.
-    nprocs : int
-        Processes.
-    progress : callable, optional
-        Told a line of text now and then.
+    computing : Computing
+        Seed, processes and progress.
 
     Returns
     -------
     dict of str to Predictions
         By set of features.
     """
-    keys = [
-        (name, repeat, int(fold), estimator)
-        for repeat in range(len(folds))
-        for fold in np.unique(folds[repeat])
-        if fold >= 0
-        for name in schemas
-        for estimator in estimators
-    ]
-    preprocessing = {name: schema.preprocessing() for name, schema in schemas.items()}
+    places = [(r, int(k)) for r in range(len(folds)) for k in np.unique(folds[r]) if k >= 0]
+    keys = [(*place, name, e) for place in places for name in sets for e in estimators]
+    preprocessing = {name: schema.preprocessing() for name, schema in sets.items()}
     tasks = [
-        delayed(_one_fold)(cohort, preprocessing[name], estimator, folds[repeat] == fold, seed)
-        for name, repeat, fold, estimator in keys
+        delayed(fit_and_predict)(
+            data, preprocessing[name], estimator, folds[repeat] == fold, computing.seed
+        )
+        for repeat, fold, name, estimator in keys
     ]
-    results = dict(zip(keys, run_tasks(tasks, nprocs, "fits", progress), strict=True))
-    shape = (*folds.shape, len(cohort.classes))
+    results = dict(zip(keys, run_tasks(tasks, "fits", computing), strict=True))
+    shape = (*folds.shape, len(data.classes))
     out = {}
-    for name in schemas:
+    for name in sets:
         probability = {e: np.full(shape, np.nan) for e in (SELECTED, *estimators)}
-        chosen = []
-        for repeat in range(len(folds)):
-            for fold in sorted({key[2] for key in keys if key[1] == repeat}):
-                test = folds[repeat] == fold
-                found = {e: results[name, repeat, fold, e] for e in estimators}
-                for e in estimators:
-                    probability[e][repeat, test] = found[e][1]
-                best = choose(s for s, _ in found.values())
-                probability[SELECTED][repeat, test] = found[best.estimator][1]
-                chosen.append(
-                    {
-                        "repeat": repeat,
-                        "fold": fold,
-                        "estimator": best.estimator,
-                        "inner_auc": best.score,
-                        "settings": best.params,
-                    }
-                )
-        out[name] = Predictions(probability, folds, chosen)
+        selections = []
+        for repeat, fold in places:
+            test = folds[repeat] == fold
+            found = {e: results[repeat, fold, name, e] for e in estimators}
+            best = choose(one for one, _ in found.values())
+            for e in estimators:
+                probability[e][repeat, test] = found[e][1]
+            probability[SELECTED][repeat, test] = found[best.estimator][1]
+            selections.append(Selection(repeat, fold, best.estimator, best.score, best.params))
+        out[name] = Predictions(probability, folds, selections)
     return out
 
 
-def permutation_test(
-    cohort: Cohort,
-    schema: Schema,
-    *,
-    estimator: str,
-    permutations: int,
-    folds: int = 5,
-    control: NDArray[np.bool_] | None = None,
-    seed: int = 0,
-    nprocs: int = 1,
-    progress: Callable[[str], None] | None = None,
-) -> tuple[float, float, Array]:
-    """Ask how often shuffled labels give as high an AUC, through the whole pipeline.
-
-    The statistic is the nested cross-validated AUC of one estimator, not repeated. Labels are
-    shuffled between subjects, scans stay with their subject, and everything is done again: folds,
-    inner search, imputation, harmonization, selection. So the test is exact.
-
-    Parameters
-    ----------
-    cohort, schema : Cohort, Schema
-        Data and its columns.
-    estimator : str
-        Which classifier.
-    permutations : int
-        Number of shuffles.
-    folds : int
-        Outer folds.
-    control : ndarray of shape (subjects,), optional
-        Who the controls are, where the column that is predicted tells: it moves with the labels.
-    seed, nprocs, progress
-        As in :func:`nested_cv`.
-
-    Returns
-    -------
-    p : float
-        ``(1 + shuffles as good) / (1 + shuffles)``.
-    observed : float
-        AUC of the true labels.
-    null : ndarray of shape (permutations,)
-        AUC of each shuffle.
-    """
-    rng = np.random.default_rng(seed)
-    preprocessing = schema.preprocessing()
-    everybody = np.arange(len(cohort.ids))
-    cohorts = []
-    for order in [everybody, *(rng.permutation(everybody) for _ in range(permutations))]:
-        matrix = cohort.matrix
-        if control is not None:
-            matrix = matrix.copy()
-            matrix[:, schema.columns.index("(control)")] = control[order][cohort.subject]
-        cohorts.append(replace(cohort, label=cohort.label[order], matrix=matrix))
-    tasks = [delayed(_cv_auc)(one, preprocessing, estimator, folds, seed) for one in cohorts]
-    values = np.array(run_tasks(tasks, nprocs, "shuffles", progress))
-    observed, null = values[0], values[1:]
-    p = float((1 + np.sum(null >= observed - 1e-12)) / (1 + permutations))
-    return p, float(observed), null
-
-
-def importance(
-    cohort: Cohort,
-    schema: Schema,
-    folds: Ints,
-    chosen: Sequence[dict[str, Any]],
-    *,
-    seed: int = 0,
-    shuffles: int = 5,
-    nprocs: int = 1,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, tuple[float, float]]:
-    """Measure by how much AUC falls when a column is shuffled in the test folds.
-
-    Parameters
-    ----------
-    cohort, schema : Cohort, Schema
-        Data and its columns.
-    folds : ndarray of shape (subjects,)
-        One set of folds.
-    chosen : sequence of dict
-        What was selected in each fold, from :class:`Predictions`.
-    seed, nprocs, progress
-        As in :func:`nested_cv`.
-    shuffles : int
-        Per column and fold.
-
-    Returns
-    -------
-    dict of str to tuple of (float, float)
-        Column → mean fall, and its SD over folds.
-    """
-    names = [schema.icv] if schema.icv and set(schema.used) & set(schema.volumes) else []
-    names = [*schema.used, *names]
-    columns = [schema.columns.index(name) for name in names]
-    preprocessing = schema.preprocessing()
-    tasks = [
-        delayed(_falls)(cohort, preprocessing, one, folds == one["fold"], columns, shuffles, seed)
-        for one in chosen
-    ]
-    falls = np.array(run_tasks(tasks, nprocs, "folds for importance", progress))
-    falls = falls[np.isfinite(falls).all(axis=1)]
-    if not len(falls):
-        return {name: (float("nan"), float("nan")) for name in names}
-    spread = falls.std(axis=0, ddof=1) if len(falls) > 1 else np.full(len(names), np.nan)
-    return {
-        name: (float(m), float(s))
-        for name, m, s in zip(names, falls.mean(axis=0), spread, strict=True)
-    }
-
-
-def run_tasks(
-    tasks: Sequence[Any], nprocs: int, unit: str, progress: Callable[[str], None] | None = None
-) -> list[Any]:
-    """Run delayed calls in some processes; report at most four times a minute."""
+def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any]:
+    """Run delayed calls in some processes and report their progress."""
     began = told = time.monotonic()
     results = []
-    pool = Parallel(n_jobs=min(nprocs, max(1, len(tasks))), return_as="generator")
+    pool = Parallel(n_jobs=min(computing.nprocs, max(1, len(tasks))), return_as="generator")
     for result in pool(tasks):
         results.append(result)
         now = time.monotonic()
-        if progress is not None and now - told > 15:
+        if computing.progress is not None and now - told > _REPORT_EVERY_S:
             told = now
             left = (now - began) / len(results) * (len(tasks) - len(results))
-            progress(f"{len(results)} of {len(tasks)} {unit}, about {left:.0f} s left")
+            computing.progress(f"{len(results)} of {len(tasks)} {unit}, about {left:.0f} s left")
     return results
 
 
 @cache
 def _threads() -> ThreadpoolController:
-    # finding the libraries takes longer than a small fit: once per process
+    # Finding the libraries takes longer than a small fit, so it is done once per process.
     return ThreadpoolController()
 
 
 @contextmanager
-def _light() -> Iterator[None]:
-    """Save what small fits spend most time on: threads that wait, and repeated checks."""
+def _single_threaded() -> Iterator[None]:
+    """Avoid what small fits spend most time on: threads that wait, and repeated checks."""
     limited = _threads().limit(limits=1)
     with limited, config_context(skip_parameter_validation=True, assume_finite=True):
         yield
 
 
-def _one_fold(
-    cohort: Cohort, preprocessing: Pipeline, estimator: str, test: NDArray[np.bool_], seed: int
-) -> tuple[Search, Array]:
-    train = np.flatnonzero(~test)
-    found = search(cohort, preprocessing, ESTIMATORS[estimator], train, seed)
-    probability = predict_subjects(cohort, found.model, np.flatnonzero(test))
-    return replace(found, model=None), probability
-
-
-def _cv_auc(
-    cohort: Cohort, preprocessing: Pipeline, estimator: str, folds: int, seed: int
-) -> float:
-    fold = make_folds(cohort.label, folds, 1, seed)[0]
-    probability = np.full((len(cohort.ids), len(cohort.classes)), np.nan)
-    for k in np.unique(fold):
-        probability[fold == k] = _one_fold(cohort, preprocessing, estimator, fold == k, seed)[1]
-    return float(figures(cohort.label, probability, fold)["auc"][0])
-
-
-def _falls(
-    cohort: Cohort,
-    preprocessing: Pipeline,
-    chosen: dict[str, Any],
-    test: NDArray[np.bool_],
-    columns: Sequence[int],
-    shuffles: int,
-    seed: int,
-) -> list[float]:
-    """Refit what was selected in a fold, and predict its test set with shuffled columns."""
-    rng = np.random.default_rng(seed)
-    estimator = replace(ESTIMATORS[chosen["estimator"]], grid=(chosen["settings"],))
-    model = search(cohort, preprocessing, estimator, np.flatnonzero(~test), seed).model
-    subjects = np.flatnonzero(test)
-    label, fold = cohort.label[subjects], np.zeros(len(subjects), dtype=np.int64)
-    rows = cohort.scans_of(subjects)
-
-    def auc(matrix: Array) -> float:
-        probability = predict_subjects(replace(cohort, matrix=matrix), model, subjects)
-        return float(figures(label, probability, fold)["auc"][0])
-
-    whole = auc(cohort.matrix)
-    falls = []
-    for column in columns:
-        values = []
-        for _ in range(shuffles):
-            matrix = cohort.matrix.copy()
-            matrix[rows, column] = matrix[rng.permutation(rows), column]
-            values.append(whole - auc(matrix))
-        falls.append(float(np.mean(values)))
-    return falls
-
-
 def _grid_scores(
-    cohort: Cohort,
+    data: LabeledSubjects,
     preprocessing: Pipeline,
     estimator: Estimator,
     rows: Ints,
-    y: Ints,
     splits: Sequence[Split],
     seed: int,
 ) -> Array:
-    """Score every point of the grid: AUC of out-of-fold scores, averaged by subject."""
-    classes = len(cohort.classes)
-    scores = np.full((len(estimator.grid), len(rows), classes), np.nan)
-    fold = np.zeros(len(cohort.ids), dtype=np.int64)
+    """Score every point of the grid by the AUC of out-of-fold scores, averaged by subject."""
+    subject = data.subject[rows]
+    y = data.label[subject]
+    scores = np.full((len(estimator.grid), len(rows), len(data.classes)), np.nan)
+    fold = np.zeros(len(data.ids), dtype=np.int64)
     for number, (train, test) in enumerate(splits):
         prepare = clone(preprocessing)
-        known = prepare.fit_transform(cohort.matrix[rows[train]], y[train])
-        new = prepare.transform(cohort.matrix[rows[test]])
-        fold[cohort.subject[rows[test]]] = number
+        known = prepare.fit_transform(data.matrix[rows[train]], y[train])
+        new = prepare.transform(data.matrix[rows[test]])
+        fold[subject[test]] = number
         for point, params in enumerate(estimator.grid):
             model = estimator.scorer(params, seed)
             _fit(model, known, y[train])
             scores[point, test] = _class_scores(model, new)
-    return np.array(
-        [figures(cohort.label, cohort.mean_by_subject(one, rows), fold)["auc"][0] for one in scores]
-    )
+    means = (mean_by_subject(one, subject, len(data.ids)) for one in scores)
+    return np.array([metrics(data.label, one, fold)["auc"][0] for one in means])
 
 
 def _class_scores(model: Pipeline, X: Array) -> Array:
@@ -537,21 +413,20 @@ def _class_scores(model: Pipeline, X: Array) -> Array:
 
 def _fit(model: Pipeline, X: Array, y: Ints) -> None:
     with warnings.catch_warnings():
-        # a weak grid point that has not converged loses in the search
+        # A poor point of the grid that does not converge loses in the search.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X, y)
 
 
-def _inner_splits(cohort: Cohort, train: Ints, seed: int) -> list[Split]:
-    """Split a training set by subjects; positions are within its scans. None if too small."""
-    label = cohort.label[train]
-    smallest = int(np.bincount(label, minlength=len(cohort.classes)).min())
-    if smallest < 2:
+def _inner_splits(data: LabeledSubjects, train: Ints, seed: int) -> list[Split]:
+    """Split a training set by subjects; positions are within its scans. Empty if too small."""
+    label = data.label[train]
+    if np.bincount(label, minlength=len(data.classes)).min() < 2:
         return []
-    fold = make_folds(label, _INNER_FOLDS, 1, seed)[0]
-    of_subject = np.full(len(cohort.ids), -1)
-    of_subject[train] = fold
-    of_scan = of_subject[cohort.subject[cohort.scans_of(train)]]
+    of_subject = np.full(len(data.ids), -1)
+    of_subject[train] = stratified_folds(label, _INNER_FOLDS, 1, seed)[0]
+    of_scan = of_subject[data.subject[data.scans_of(train)]]
     return [
-        (np.flatnonzero(of_scan != k), np.flatnonzero(of_scan == k)) for k in range(fold.max() + 1)
+        (np.flatnonzero(of_scan != k), np.flatnonzero(of_scan == k))
+        for k in range(of_scan.max() + 1)
     ]

@@ -1,4 +1,7 @@
-"""The classifiers to choose from and their grids."""
+"""The classifiers to choose from, and the settings that the search tries.
+
+Stored models name `SelectShare` and `anova` by their path: do not move or rename them.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,11 @@ class Estimator:
     name : str
         As in ``--estimators``.
     grid : tuple of dict
-        The settings that the inner search tries, strongest regularization first: of equals, the
-        first wins.
+        The settings that the inner search tries, strongest regularization first. The first of
+        equally good settings wins.
     calibrated : bool
-        The classifier has no probabilities of its own: a logistic curve is fitted to its
-        out-of-fold scores (Platt).
+        Whether probabilities come from a logistic curve that is fitted to out-of-fold scores
+        (Platt), because the classifier itself gives distances only.
     """
 
     name: str
@@ -45,7 +48,7 @@ class Estimator:
     calibrated: bool = False
 
     def scorer(self, params: Params, seed: int) -> Pipeline:
-        """Make a classifier for the search; its scores may be probabilities or distances."""
+        """Make a classifier for the search; it may give probabilities or distances."""
         steps: list[tuple[str, Any]] = []
         rest = {key: value for key, value in params.items() if key != "percentile"}
         if params.get("percentile", 100) < 100:
@@ -53,7 +56,7 @@ class Estimator:
         return Pipeline([*steps, ("model", _model(self.name, rest, seed))])
 
     def final(self, params: Params, seed: int, splits: Sequence[Split]) -> ClassifierMixin:
-        """Make a classifier with probabilities; `splits` are the folds of the calibration."""
+        """Make a classifier that gives probabilities; `splits` are the folds of its calibration."""
         scorer = self.scorer(params, seed)
         if not self.calibrated:
             return scorer
@@ -61,7 +64,7 @@ class Estimator:
 
 
 class SelectShare(SelectPercentile):
-    """Keep the best share of the features, and the best one whatever the share.
+    """Keep a percentage of the features, the best ones, and never fewer than one.
 
     Examples
     --------
@@ -72,12 +75,11 @@ class SelectShare(SelectPercentile):
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
         mask = np.asarray(super()._get_support_mask(), dtype=bool)
-        # half of one feature is none
         return mask if mask.any() else self.scores_ == self.scores_.max()
 
 
 def anova(X: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Score features by their F between classes; a constant one has 0."""
+    """Score features by the F statistic between classes; a constant feature has 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         varying = np.ptp(X, axis=0) > 0
         scores = np.zeros(X.shape[1])
@@ -92,7 +94,7 @@ def _grid(**values: Sequence[Any]) -> tuple[Params, ...]:
     )
 
 
-#: name → estimator; the grids are small on purpose, because small cohorts overfit large ones
+#: Estimators by name. The grids are small because a small cohort overfits a large grid.
 ESTIMATORS = {
     one.name: one
     for one in (

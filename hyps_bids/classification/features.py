@@ -1,4 +1,4 @@
-"""Which columns a classifier sees, and how a table becomes a matrix."""
+"""The columns of a classifier, and how a table becomes the input of an estimator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hyps_bids.classification.harmonize import IcvAdjuster, SiteHarmonizer
 
 __all__ = ["Schema", "circular", "levels_of", "text_levels"]
 
-#: parts of names of tests and scales by which diagnoses are made
+#: Matches the names of tests, scales and codes by which diagnoses are made.
 _CIRCULAR = re.compile(
     r"(^|[^a-z])(mmse|mms|cdr|cdglobal|adas|moca|faq|ecog|npi|ravlt|avlt|ldel|lmem|gds|bdi|beck|madrs|hamd"
     r"|hdrs|ham|phq|hads|zung|panss|bprs|updrs|icd|dsm)"
@@ -30,22 +30,22 @@ _CIRCULAR = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """The columns of a classifier by what is done with them.
+    """The columns of a classifier by their use.
 
     Attributes
     ----------
     volumes : tuple of str
-        Features in mm³: harmonized, and adjusted for ICV.
+        Features in mm³, which are harmonized and adjusted for ICV.
     ratios : tuple of str
-        Features without a unit, or adjusted already: harmonized only.
+        Features without a unit, or adjusted already, which are only harmonized.
     icv : str or None
-        Intracranial volume in mm³; no adjustment if None.
+        Column of the intracranial volume in mm³; no adjustment if None.
     numeric : tuple of str
         Covariates that are numbers.
     categories : dict of str to tuple of str
         Covariates that are levels, with their levels.
     preserve : tuple of str
-        Covariates whose effect on volumes harmonization keeps.
+        Covariates whose effect on the volumes is kept by harmonization.
     site : str or None
         Column of the site; no harmonization if None.
     sites : tuple of str
@@ -84,7 +84,7 @@ class Schema:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """What the classifier sees."""
+        """The features and covariates that the classifier sees."""
         return self.use or self.features + self.covariates
 
     @property
@@ -98,12 +98,12 @@ class Schema:
         return replace(self, use=tuple(names))
 
     def to_json(self) -> dict[str, Any]:
-        """Give the schema as plain values."""
+        """Return the schema as plain values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Schema:
-        """Make a schema from what :meth:`to_json` gave."""
+        """Make a schema from the result of :meth:`to_json`."""
         values: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
         }
@@ -115,19 +115,19 @@ class Schema:
     ) -> NDArray[np.float64]:
         """Make the matrix that a pipeline takes: numbers as they are, levels as their positions.
 
-        Nothing is learned here. What is missing, or not a known level, is NaN.
+        Nothing is learned here. Missing values and unknown levels become NaN.
 
         Parameters
         ----------
         frame : DataFrame
             One row per scan.
         control : ndarray of shape (scans,) or None
-            Scans on which ICV adjustment is fitted, when some are in the training set.
+            Scans on which the adjustment for ICV is fitted, if the training set has enough.
 
         Returns
         -------
         ndarray of shape (scans, columns)
-            Columns as in :attr:`columns`.
+            The columns are :attr:`columns`.
         """
         numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in self.features}
         missing = pd.Series(np.nan, index=frame.index)
@@ -146,17 +146,14 @@ class Schema:
     def preprocessing(self) -> Pipeline:
         """Make the steps before the classifier: impute, encode, harmonize, adjust, scale.
 
-        All are fitted on the rows given to ``fit`` and only on those. Missing numbers become the
-        median, missing levels the most frequent one. Unused columns leave at the end, after they
-        have served as ICV, site or preserved covariate.
+        All are fitted on the rows given to ``fit`` only. Missing numbers become the median,
+        missing levels the most frequent one. Unused columns are dropped at the end, because
+        earlier steps need them as ICV, site or preserved covariate.
         """
         features = range(len(self.features))
         icv, control, site = (len(features) + i for i in range(3))
         covariates = range(site + 1, site + 1 + len(self.covariates))
-        numbers, levels = (
-            [*covariates[: len(self.numeric)]],
-            [*covariates[len(self.numeric) :]],
-        )
+        numbers, levels = [*covariates[: len(self.numeric)]], [*covariates[len(self.numeric) :]]
         encode = ColumnTransformer(
             [
                 ("numbers", _median(), [*features, icv]),
@@ -187,7 +184,7 @@ class Schema:
 
 
 def circular(names: Sequence[str]) -> list[str]:
-    """Find covariates by which diagnoses are made: cognitive tests, symptom scales, codes.
+    """Find columns from which diagnoses are made: cognitive tests, symptom scales, codes.
 
     Examples
     --------
@@ -198,7 +195,7 @@ def circular(names: Sequence[str]) -> list[str]:
 
 
 def levels_of(column: pd.Series) -> tuple[str, ...]:
-    """List the levels that occur in a column: in their declared order, else sorted."""
+    """List the levels that occur in a column, in their declared order or sorted."""
     found = set(text_levels(column).dropna())
     if isinstance(column.dtype, pd.CategoricalDtype):
         declared = text_levels(pd.Series(column.cat.categories))
@@ -207,7 +204,7 @@ def levels_of(column: pd.Series) -> tuple[str, ...]:
 
 
 def text_levels(column: pd.Series) -> pd.Series:
-    """Write levels as text, whole numbers without a point; what is missing stays missing.
+    """Write levels as text, whole numbers without a point; missing values stay missing.
 
     Examples
     --------

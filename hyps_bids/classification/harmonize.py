@@ -1,4 +1,7 @@
-"""Transformers that take sites and head size out of volumes, fitted on training subjects only."""
+"""Transformers that remove effects of site and head size, fitted on training subjects only.
+
+Stored models name these classes by their path: do not move or rename them.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,28 @@ __all__ = ["IcvAdjuster", "SiteHarmonizer"]
 
 Array = NDArray[np.float64]
 
-#: a site with fewer scans has no usable variance
+#: Number of scans below which a site has no usable variance.
 _FEWEST_AT_A_SITE = 3
-#: a regression on fewer controls would be noise
+#: Number of controls below which a regression on them would be noise.
 _FEWEST_CONTROLS = 3
 
 
 class SiteHarmonizer(TransformerMixin, BaseEstimator):
-    """Take mean and variance of each site out of some columns (ComBat, Johnson et al. 2007).
+    """Remove the mean and variance of each site from some columns (ComBat, Johnson et al. 2007).
 
     The model is ``value = mean + design · slope + shift(site) + scale(site) · residual``. Shifts
-    and scales are shrunk towards those of the site's other columns (empirical Bayes). What the
-    design explains, age for example, is kept. The diagnosis is never seen: `fit` ignores `y`.
+    and scales are shrunk towards those of the site's other columns (empirical Bayes). Effects of
+    the design, age for example, are kept. `fit` ignores `y`: it never sees the diagnosis.
 
-    Rows of a site that was not seen in fitting, or seen in fewer than 3 rows, and rows without a
-    site are left as they are. With fewer than 2 usable sites nothing is changed at all.
+    Rows without a site, and rows of a site that had fewer than 3 rows in fitting, stay as they
+    are. With fewer than 2 usable sites nothing is changed at all.
 
     Parameters
     ----------
     columns : tuple of int
         Columns to harmonize.
     site : int
-        Column with the site's number; NaN or negative is no site.
+        Column with the number of the site; NaN or a negative number means no site.
     design : tuple of int
         Columns whose effect is kept.
 
@@ -43,7 +46,7 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
     sites_ : ndarray of shape (sites,)
         The usable sites.
     shift_, scale_ : ndarray of shape (sites, columns)
-        What is taken out, in units of the residual SD.
+        Effects of the sites, in units of the residual SD.
 
     Examples
     --------
@@ -82,7 +85,7 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
         self.mean_ = share @ slopes[: len(self.sites_)]
         self.slope_ = slopes[len(self.sites_) :]
         sd = np.sqrt(np.mean((values - model @ slopes) ** 2, axis=0))
-        # a constant column stays what it is, and says nothing about the others
+        # A constant column stays as it is and does not inform the priors of the others.
         varying = sd > 1e-12 * (1 + np.abs(self.mean_))
         self.sd_ = np.where(varying, sd, 1.0)
         self.shift_ = np.zeros((len(self.sites_), len(columns)))
@@ -96,7 +99,7 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Array) -> Array:
-        """Give the rows of known sites the common mean and variance."""
+        """Bring the rows of known sites to the common mean and variance."""
         check_is_fitted(self, "sites_")
         out = np.array(X, dtype=float)
         if not len(self.sites_):
@@ -118,10 +121,10 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
 
 
 class IcvAdjuster(TransformerMixin, BaseEstimator):
-    """Take out of volumes what a line through intracranial volume (ICV) explains.
+    """Adjust volumes for intracranial volume (ICV) by linear regression.
 
-    ``adjusted = volume - slope · (ICV - mean ICV)``, with slope and mean of the training rows, or
-    of the controls among them if there are at least 3.
+    ``adjusted = volume - slope · (ICV - mean ICV)``. Slope and mean are those of the controls
+    among the training rows if there are at least 3, and of all training rows otherwise.
 
     Parameters
     ----------
@@ -130,7 +133,7 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
     icv : int
         Column with the ICV.
     control : int
-        Column that is 1 for controls; without any, all rows are used.
+        Column that is 1 for controls.
 
     Examples
     --------
@@ -150,17 +153,17 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
         rows = control if control.sum() >= _FEWEST_CONTROLS else np.ones(len(X), dtype=bool)
         volumes, icv = X[rows][:, list(self.columns)], X[rows, self.icv]
         self.mean_ = icv.mean()
-        centerd = icv - self.mean_
-        variance = centerd @ centerd
+        centered = icv - self.mean_
+        variance = centered @ centered
         self.slope_ = (
-            centerd @ (volumes - volumes.mean(axis=0)) / variance
+            centered @ (volumes - volumes.mean(axis=0)) / variance
             if variance > 0
             else np.zeros(len(self.columns))
         )
         return self
 
     def transform(self, X: Array) -> Array:
-        """Subtract the lines."""
+        """Subtract the effect of ICV."""
         check_is_fitted(self, "slope_")
         out = np.array(X, dtype=float)
         out[:, list(self.columns)] -= np.outer(X[:, self.icv] - self.mean_, self.slope_)
@@ -168,7 +171,7 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
 
 
 def _shrink(residual: Array) -> tuple[Array, Array]:
-    """Estimate shift and scale of one site per column, with priors from its other columns."""
+    """Estimate shift and scale of one site for each column, with priors from its other columns."""
     count, columns = residual.shape
     shift, variance = residual.mean(axis=0), residual.var(axis=0, ddof=1)
     variance = np.where(variance > 1e-12, variance, 1.0)

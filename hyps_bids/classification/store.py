@@ -1,4 +1,4 @@
-"""Trained classifiers on disk: skops instead of pickle, and a card of plain values beside it."""
+"""Store and load trained classifiers: a skops file instead of a pickle, and a card in JSON."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import logging
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import sklearn
 import skops.io
 from sklearn.pipeline import Pipeline
 
+from hyps_bids.classification.card import Card
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.writing import write_bytes, write_json
 
@@ -23,7 +24,7 @@ _LOG = logging.getLogger("hyps_bids")
 MODEL = "model.skops"
 CARD = "classifier.json"
 
-#: the types that a file may hold beyond those that skops itself trusts; all else is refused
+#: Types that a file may hold in addition to those that skops trusts; other types are refused.
 TRUSTED = (
     "hyps_bids.classification.estimators.SelectShare",
     "hyps_bids.classification.estimators.anova",
@@ -37,22 +38,24 @@ TRUSTED = (
 )
 
 
-def save_classifier(folder: Path, model: Pipeline, card: dict[str, Any]) -> None:
+def save_classifier(folder: Path, model: Pipeline, card: Card) -> None:
     """Write a trained pipeline and its card.
 
     Parameters
     ----------
     folder : Path
-        Where ``model.skops`` and ``classifier.json`` go; made if it is not there.
+        Folder of ``model.skops`` and ``classifier.json``; made if it does not exist.
     model : Pipeline
-        Fitted.
-    card : dict
-        Plain values; versions, trusted types and the sha256 of the model are added.
+        Fitted pipeline.
+    card : Card
+        Versions, trusted types and the sha256 of the model are added as ``Model``.
 
     Raises
     ------
     CannotCreateOutput
         If the folder cannot be written.
+    TypeError
+        If the model holds types that could not be loaded again.
     """
     content = skops.io.dumps(model, compression=zipfile.ZIP_DEFLATED)
     unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED))
@@ -60,18 +63,16 @@ def save_classifier(folder: Path, model: Pipeline, card: dict[str, Any]) -> None
         raise TypeError(f"types that could not be loaded again: {unknown}")
     write_bytes(folder / MODEL, content)
     facts = {
-        "Model": {
-            "File": MODEL,
-            "SHA256": hashlib.sha256(content).hexdigest(),
-            "TrustedTypes": list(TRUSTED),
-            "ScikitLearn": sklearn.__version__,
-        }
+        "File": MODEL,
+        "SHA256": hashlib.sha256(content).hexdigest(),
+        "TrustedTypes": list(TRUSTED),
+        "ScikitLearn": sklearn.__version__,
     }
-    write_json(folder / CARD, card | facts)
+    write_json(folder / CARD, {**card, "Model": facts})
 
 
-def load_classifier(path: Path) -> tuple[Pipeline, dict[str, Any]]:
-    """Read a pipeline and its card; nothing but the trusted types is ever made.
+def load_classifier(path: Path) -> tuple[Pipeline, Card]:
+    """Read a pipeline and its card; objects of other than the trusted types are never made.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def load_classifier(path: Path) -> tuple[Pipeline, dict[str, Any]]:
 
     Returns
     -------
-    tuple of (Pipeline, dict)
+    tuple of (Pipeline, Card)
         Model and card.
 
     Raises
@@ -93,23 +94,34 @@ def load_classifier(path: Path) -> tuple[Pipeline, dict[str, Any]]:
     folder = path.parent if path.is_file() else path
     for name in (MODEL, CARD):
         if not (folder / name).is_file():
-            raise MissingInput(f"{folder / name}: no such file; name a folder models/classifier-…")
+            raise MissingInput(
+                f"{folder / name}: there is no such file; name a folder models/classifier-…",
+                code="classifier-missing",
+            )
     content = (folder / MODEL).read_bytes()
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        expected = card["Model"]["SHA256"]
+        card = cast(Card, json.loads((folder / CARD).read_text(encoding="utf-8")))
+        facts = card["Model"]
+        digest, version = facts["SHA256"], facts["ScikitLearn"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadData(f"{folder / CARD}: not the card of a classifier ({error})") from error
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise BadData(f"{folder / MODEL}: not the model that {CARD} describes (sha256 differs)")
+        raise BadData(
+            f"{folder / CARD}: this is not the card of a classifier ({error})",
+            code="classifier-card-damaged",
+        ) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise BadData(
+            f"{folder / MODEL}: this is not the model that {CARD} describes (sha256 differs)",
+            code="classifier-digest-differs",
+        )
     unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED))
     if unknown:
-        raise BadData(f"{folder / MODEL}: holds types that are not trusted: {', '.join(unknown)}")
-    if card["Model"]["ScikitLearn"] != sklearn.__version__:
+        raise BadData(
+            f"{folder / MODEL}: the file holds types that are not trusted: {', '.join(unknown)}",
+            code="classifier-type-untrusted",
+        )
+    if version != sklearn.__version__:
         _LOG.warning(
             "%s: trained with scikit-learn %s, this is %s: predictions may differ",
-            folder,
-            card["Model"]["ScikitLearn"],
-            sklearn.__version__,
+            *(folder, version, sklearn.__version__),
         )
     return skops.io.loads(content, trusted=list(TRUSTED)), card

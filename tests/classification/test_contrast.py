@@ -1,4 +1,4 @@
-"""Contrasts and who belongs to them."""
+"""Contrasts and the subjects of a contrast."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.classification.contrast import Cohort, Contrast, label_scans, site_association
+from hyps_bids.classification.contrast import (
+    Contrast,
+    LabeledSubjects,
+    label_scans,
+    site_association,
+)
 from hyps_bids.errors import BadData, UsageError
 from tests.cohorts import simulate
+from tests.raising import raises
 
 
 def test_contrasts_of_groups_and_many_classes() -> None:
@@ -16,33 +22,36 @@ def test_contrasts_of_groups_and_many_classes() -> None:
     assert list(contrast.classes) == ["AD+LMCI", "CN", "EMCI"]
     assert contrast.name == "AD+LMCI-vs-CN-vs-EMCI"
     assert contrast.text == "AD+LMCI:CN:EMCI"
-    # names are names of folders
+    # The name becomes the name of a folder.
     assert Contrast.parse("a/b:../c").name == "a_b-vs-.._c"
 
 
 @pytest.mark.parametrize("text", ["AD", "AD:", ":CN", "AD++CN:X", ""])
-def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--contrast"):
+def test_incomplete_contrasts_are_refused(text: str) -> None:
+    with raises(UsageError, "contrast-syntax", text):
         Contrast.parse(text)
 
 
-def test_missing_level_names_those_that_are_there() -> None:
-    frame = simulate({"AD": 3, "CN": 3})
-    with pytest.raises(BadData, match=r"no scan with diagnosis = EMCI; there are: AD, CN"):
-        label_scans(frame, "diagnosis", Contrast.parse("EMCI:CN"))
+def test_a_level_in_two_classes_is_refused() -> None:
+    with raises(UsageError, "contrast-level-repeated", "'AD'"):
+        Contrast.parse("AD:AD+CN")
+
+
+def test_missing_level_names_the_existing_ones() -> None:
+    with raises(BadData, "contrast-level-absent", "EMCI", "AD, CN"):
+        label_scans(simulate({"AD": 3, "CN": 3}), "diagnosis", Contrast.parse("EMCI:CN"))
 
 
 def test_one_subject_is_too_few_however_often_scanned() -> None:
-    frame = simulate({"AD": 1, "CN": 5}, scans=4)
-    with pytest.raises(BadData, match="only 1 subject with a scan in class AD"):
-        label_scans(frame, "diagnosis", Contrast.parse("AD:CN"))
+    with raises(BadData, "class-too-small", "class AD", "1 subject"):
+        label_scans(simulate({"AD": 1, "CN": 5}, scans=4), "diagnosis", Contrast.parse("AD:CN"))
 
 
-def test_the_first_scans_class_is_kept() -> None:
+def test_the_class_of_the_first_scan_is_kept() -> None:
     frame = simulate({"MCI": 4, "CN": 4}, scans=2)
-    # the first subject's diagnosis changes at the second visit
+    # The diagnosis of the first subject changes at the second visit.
     frame.loc[1, "diagnosis"] = "CN"
-    # the fifth has none at the first
+    # The fifth subject has no diagnosis at the first visit.
     frame.loc[8, "diagnosis"] = None
     label = label_scans(frame, "diagnosis", Contrast.parse("MCI:CN"))
     assert label[0] == 0
@@ -58,14 +67,9 @@ def test_numbers_are_levels_too() -> None:
     assert label.tolist()[:5] == [0, 0, 0, 1, 1]
 
 
-def test_averages_over_the_scans_of_a_subject() -> None:
-    cohort = Cohort(np.zeros((3, 1)), np.array([0, 0, 1]), np.array([0, 1]), ("a", "b"), ("x", "y"))
-    assert cohort.counts == (1, 1)
-    means = cohort.mean_by_subject(np.array([[1.0], [3.0]]), np.array([0, 1]))
-    assert means[0] == 2
-    assert np.isnan(means[1])
-    with pytest.raises(ValueError, match="every subject needs a scan"):
-        Cohort(np.zeros((1, 1)), np.array([0]), np.array([0, 1]), ("a", "b"), ("x", "y"))
+def test_every_subject_needs_a_scan() -> None:
+    with pytest.raises(ValueError, match="scan"):
+        LabeledSubjects(np.zeros((1, 1)), np.array([0]), np.array([0, 1]), ("a", "b"), ("x", "y"))
 
 
 def test_confounding_is_measured() -> None:

@@ -116,7 +116,7 @@ def write_change(output: Path) -> None:
 
 def write_classifier(output: Path) -> str:
     """Train a real, small classifier on the simulated scans; returns the folder's name."""
-    from hyps_bids.classification.run import classify
+    from hyps_bids.classification.train import train_classifiers
     from hyps_bids.reports.group import _wide
     from hyps_bids.settings import Settings
 
@@ -135,7 +135,7 @@ def write_classifier(output: Path) -> str:
         nprocs=1,
     )
     wide = _wide(path, json.loads(path.with_suffix(".json").read_text()))
-    assert classify(settings, wide) == []
+    assert train_classifiers(settings, wide) == []
     return "classifier-AD-vs-CN"
 
 

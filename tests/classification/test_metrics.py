@@ -1,25 +1,25 @@
-"""Figures agree with scikit-learn's; intervals and comparisons do what they say."""
+"""Metrics agree with scikit-learn's; intervals and comparisons do what they say."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn import metrics
+from sklearn import metrics as reference
 
-from hyps_bids.classification.charts import (
-    FIGURES,
+from hyps_bids.classification.metrics import (
+    METRICS,
     bootstrap_weights,
     compare,
-    confusion,
-    figures,
     interval,
+    metrics,
     score_interval,
 )
+from hyps_bids.classification.tables import confusion_table
 
 
-def made(n: int = 60, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and probabilities that know something of them; some are equal."""
-    rng = np.random.default_rng(seed)
+def made(n: int = 60, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and probabilities that depend on them; some are equal."""
+    rng = np.random.default_rng(0)
     label = np.arange(n) % classes
     score = rng.normal(size=(n, classes)) + np.eye(classes)[label]
     probability = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
@@ -29,31 +29,31 @@ def made(n: int = 60, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.n
 
 def test_two_classes_agree_with_scikit_learn() -> None:
     label, probability = made()
-    found = {k: v[0] for k, v in figures(label, probability, np.zeros(60, dtype=int)).items()}
+    found = {k: v[0] for k, v in metrics(label, probability, np.zeros(60, dtype=int)).items()}
     positive, called = label == 0, probability.argmax(axis=1) == 0
-    assert list(found) == list(FIGURES)
-    assert found["auc"] == pytest.approx(metrics.roc_auc_score(positive, probability[:, 0]))
-    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(positive, called))
-    assert found["balanced_accuracy"] == pytest.approx(
-        metrics.balanced_accuracy_score(positive, called)
-    )
-    assert found["sensitivity"] == pytest.approx(metrics.recall_score(positive, called))
-    assert found["specificity"] == pytest.approx(metrics.recall_score(~positive, ~called))
-    assert found["f1"] == pytest.approx(metrics.f1_score(positive, called))
-    assert found["brier"] == pytest.approx(metrics.brier_score_loss(positive, probability[:, 0]))
+    expected = {
+        "accuracy": reference.accuracy_score(positive, called),
+        "balanced_accuracy": reference.balanced_accuracy_score(positive, called),
+        "auc": reference.roc_auc_score(positive, probability[:, 0]),
+        "sensitivity": reference.recall_score(positive, called),
+        "specificity": reference.recall_score(~positive, ~called),
+        "f1": reference.f1_score(positive, called),
+        "brier": reference.brier_score_loss(positive, probability[:, 0]),
+    }
+    assert list(found) == list(METRICS) == list(expected)
+    assert found == pytest.approx(expected)
 
 
 def test_three_classes_agree_with_scikit_learn() -> None:
     label, probability = made(90, 3)
-    found = {k: v[0] for k, v in figures(label, probability, np.zeros(90, dtype=int)).items()}
+    found = {k: v[0] for k, v in metrics(label, probability, np.zeros(90, dtype=int)).items()}
     called = probability.argmax(axis=1)
-    assert found["auc"] == pytest.approx(
-        metrics.roc_auc_score(label, probability, multi_class="ovr", average="macro")
-    )
-    assert found["f1"] == pytest.approx(metrics.f1_score(label, called, average="macro"))
-    assert found["sensitivity"] == pytest.approx(
-        metrics.recall_score(label, called, average="macro")
-    )
+    expected = {
+        "auc": reference.roc_auc_score(label, probability, multi_class="ovr", average="macro"),
+        "f1": reference.f1_score(label, called, average="macro"),
+        "sensitivity": reference.recall_score(label, called, average="macro"),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_weights_are_a_resampling() -> None:
@@ -61,50 +61,47 @@ def test_weights_are_a_resampling() -> None:
     fold = np.arange(40) // 10
     weights = bootstrap_weights(label, 3, np.random.default_rng(1))
     assert weights[:, label == 0].sum(axis=1).tolist() == [20, 20, 20]
-    found = figures(label, probability, fold, weights)
+    found = metrics(label, probability, fold, weights)
     for sample in range(3):
         drawn = np.repeat(np.arange(40), weights[sample].astype(int))
-        expected = figures(label[drawn], probability[drawn], fold[drawn])
-        for name in FIGURES:
+        expected = metrics(label[drawn], probability[drawn], fold[drawn])
+        for name in METRICS:
             assert found[name][sample] == pytest.approx(expected[name][0]), name
 
 
 def test_auc_compares_within_folds_only() -> None:
-    # the model of the second fold says 0.5 more of everybody: no fault of its ranking
+    # The model of the second fold adds 0.5 for everybody, which does not change its ranking.
     label, fold = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
     first = np.array([0.2, 0.1, 0.7, 0.6])
-    found = figures(label, np.column_stack([first, 1 - first]), fold)
+    found = metrics(label, np.column_stack([first, 1 - first]), fold)
     assert found["auc"][0] == 1
 
 
 def test_subjects_without_prediction_are_left_out() -> None:
     label, probability = made(20)
     fold = np.zeros(20, dtype=int)
-    expected = figures(label[4:], probability[4:], fold[4:])
+    expected = metrics(label[4:], probability[4:], fold[4:])
     probability[:4] = np.nan
-    found = figures(label, probability, fold)
-    assert found["brier"][0] == pytest.approx(expected["brier"][0])
-    assert found["auc"][0] == pytest.approx(expected["auc"][0])
+    found = metrics(label, probability, fold)
+    for name in METRICS:
+        assert found[name][0] == pytest.approx(expected[name][0]), name
 
 
 def test_one_class_has_no_auc() -> None:
-    found = figures(np.zeros(4, dtype=int), np.full((4, 2), 0.5), np.zeros(4, dtype=int))
+    found = metrics(np.zeros(4, dtype=int), np.full((4, 2), 0.5), np.zeros(4, dtype=int))
     assert np.isnan(found["auc"][0])
     assert found["accuracy"][0] == 1
 
 
-def test_score_interval_is_not_fooled_by_perfection() -> None:
+def test_score_interval_does_not_shrink_to_nothing() -> None:
     low, high = score_interval("auc", 1.0, (12, 9))
     assert low < 0.9
     assert high == 1
-    # symmetric, and narrower with more subjects
+    # It is symmetric, and narrower with more subjects.
     few, many = score_interval("auc", 0.5, (12, 12)), score_interval("auc", 0.5, (200, 200))
     assert few[0] == pytest.approx(1 - few[1])
     assert few[1] - few[0] > 3 * (many[1] - many[0])
     assert np.isnan(score_interval("brier", 0.2, (12, 9))).all()
-
-
-def test_interval_of_nothing_is_missing() -> None:
     assert np.isnan(interval(np.array([np.nan]))).all()
 
 
@@ -134,4 +131,5 @@ def test_confusion_is_a_mean_over_repeats() -> None:
     label = np.array([0, 0, 1])
     first = np.array([[0.9, 0.1], [0.1, 0.9], [0.2, 0.8]])
     second = np.array([[0.9, 0.1], [0.9, 0.1], [np.nan, np.nan]])
-    assert confusion(label, np.stack([first, second])).tolist() == [[1.5, 0.5], [0.0, 0.5]]
+    table = confusion_table(label, np.stack([first, second]), ("x", "y"))
+    assert table.to_numpy().tolist() == [["x", 1.5, 0.5], ["y", 0.0, 0.5]]

@@ -1,0 +1,157 @@
+"""Predict new subjects with a stored classifier."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.classification.card import Card
+from hyps_bids.classification.columns import read_units
+from hyps_bids.classification.contrast import mean_by_subject
+from hyps_bids.classification.cross_validation import predict_scans
+from hyps_bids.classification.features import Schema, levels_of, text_levels
+from hyps_bids.classification.plan import done_scans
+from hyps_bids.classification.store import load_classifier
+from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.outputs.columns import described
+from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.writing import write_json, write_table
+
+__all__ = ["apply_classifier"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+
+def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> Path:
+    """Predict new subjects with a stored classifier.
+
+    Parameters
+    ----------
+    classifier : Path
+        Folder of the classifier.
+    wide : DataFrame
+        The wide table of the new subjects.
+    output_dir : Path
+        The derivatives dataset of the new subjects.
+
+    Returns
+    -------
+    Path
+        ``group_classifier-NAME_predictions.tsv`` in `output_dir`: one row per subject.
+
+    Raises
+    ------
+    MissingInput, BadData
+        If the classifier cannot be read; if columns are missing or have other units, or if the
+        volumes were made with other weights than those of training.
+    """
+    model, card = load_classifier(classifier)
+    schema = Schema.from_json(card["Schema"])
+    frame = done_scans(wide)
+    if frame.empty:
+        raise MissingInput(
+            f"{output_dir}: no scan is done, so there is nothing to predict", code="no-scan-done"
+        )
+    _check_columns(frame, schema, classifier)
+    _check_units(read_units(output_dir), card, classifier)
+    _check_weights(frame, card, classifier)
+    ids, subject = np.unique(frame["participant_id"].astype(str), return_inverse=True)
+    probability = mean_by_subject(predict_scans(model, schema.matrix(frame)), subject, len(ids))
+    classes = list(card["Classes"])
+    table = pd.DataFrame(
+        {
+            "participant_id": ids,
+            "predicted": [classes[k] for k in probability.argmax(axis=1)],
+            **{f"p_{name}": probability[:, k] for k, name in enumerate(classes)},
+            "scans": np.bincount(subject),
+            "remarks": _remarks(frame, schema, ids),
+        }
+    )
+    columns = {
+        "predicted": "Most probable class.",
+        **{f"p_{name}": f"Probability of {name}." for name in classes},
+        "scans": "Number of scans whose probabilities were averaged.",
+        "remarks": "Values that were imputed, and levels that are unknown.",
+    }
+    path = output_dir / f"group_classifier-{card['Name']}_predictions.tsv"
+    write_table(path, table)
+    source = {"Name": card["Name"], "SHA256": card["Model"]["SHA256"]}
+    write_json(sidecar_path(path), {**described(columns), "Classifier": source})
+    _LOG.info("%d subjects predicted with %s: %s", len(ids), classifier, path)
+    return path
+
+
+def _check_columns(frame: pd.DataFrame, schema: Schema, classifier: Path) -> None:
+    """Check that columns exist and hold numbers or levels as in training."""
+    icv = [schema.icv] if schema.icv else []
+    site = [schema.site] if schema.site else []
+    wanted = [*schema.features, *schema.covariates, *icv, *site]
+    missing = [name for name in wanted if name not in frame]
+    if missing:
+        raise BadData(
+            f"{classifier}: needs columns that the group table lacks: {', '.join(missing)}",
+            code="column-missing",
+        )
+    for name in (*schema.features, *schema.numeric, *icv):
+        if not pd.api.types.is_numeric_dtype(frame[name]) and frame[name].notna().any():
+            odd = frame[name].dropna().iloc[0]
+            raise BadData(
+                f"{classifier}: {name} was a number, here it is text such as '{odd}'",
+                code="column-not-numeric",
+            )
+    for name, levels in (schema.categories or {}).items():
+        here = levels_of(frame[name])
+        if here and not set(here) & set(levels):
+            raise BadData(
+                f"{classifier}: {name} was one of {', '.join(levels)}; here it is "
+                f"{', '.join(here[:10])}",
+                code="levels-unknown",
+            )
+
+
+def _check_units(units: dict[str, str], card: Card, classifier: Path) -> None:
+    for name, facts in (card["Features"] | card["Covariates"]).items():
+        here = units.get(name, "n/a")
+        if "n/a" not in (here, facts["Units"]) and here != facts["Units"]:
+            raise BadData(
+                f"{classifier}: {name} was in {facts['Units']}, here it is in {here}",
+                code="units-differ",
+            )
+
+
+def _check_weights(frame: pd.DataFrame, card: Card, classifier: Path) -> None:
+    """Refuse volumes that were made with other weights, and warn of other versions."""
+    others = sorted(set(frame["models"].fillna("n/a")) - {card["Models"]})
+    if others:
+        raise BadData(
+            f"{classifier}: trained on volumes of other weights: {card['Models']}; here: "
+            f"{others[0]}",
+            code="weights-differ",
+        )
+    versions = sorted(set(frame["software_version"].fillna("n/a")) - {card["SoftwareVersion"]})
+    if versions:
+        _LOG.warning(
+            "%s: trained on volumes of HyPS-BIDS %s, here: %s",
+            *(classifier, card["SoftwareVersion"], ", ".join(versions)),
+        )
+
+
+def _remarks(frame: pd.DataFrame, schema: Schema, ids: Iterable[str]) -> list[str | None]:
+    """List for each subject which values were missing or unknown."""
+    texts: dict[str, set[str]] = {i: set() for i in ids}
+    owner = frame["participant_id"].astype(str)
+    for name in [*schema.used, *([schema.icv] if schema.icv else [])]:
+        for i in owner[frame[name].isna()]:
+            texts[i].add(f"{name} imputed")
+    known = dict(schema.categories or {}) | ({schema.site: schema.sites} if schema.site else {})
+    for name, levels in known.items():
+        text = text_levels(frame[name])
+        remark = "not harmonized: unknown" if name == schema.site else "imputed: unknown"
+        for i, level in zip(owner[text.notna()], text.dropna(), strict=True):
+            if level not in levels:
+                texts[i].add(f"{remark} {name} {level}")
+    return ["; ".join(sorted(texts[i])) or None for i in ids]

@@ -1,0 +1,211 @@
+"""Shuffle labels to test the AUC, and shuffle columns to measure their importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from joblib import delayed
+from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline
+
+from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.cross_validation import (
+    ONE_PROCESS,
+    Computing,
+    Selection,
+    fit_and_predict,
+    predict_subjects,
+    run_tasks,
+    search,
+    stratified_folds,
+)
+from hyps_bids.classification.estimators import ESTIMATORS
+from hyps_bids.classification.features import Schema
+from hyps_bids.classification.metrics import metrics
+
+__all__ = ["Importance", "PermutationTest", "importance", "permutation_test"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Number of shuffles of each column in each fold.
+_SHUFFLES = 5
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """Result of :func:`permutation_test`.
+
+    Attributes
+    ----------
+    estimator : str
+        The classifier that was tested.
+    p : float
+        ``(1 + shuffles as good) / (1 + shuffles)``.
+    auc : float
+        AUC of the true labels.
+    null : ndarray of shape (shuffles,)
+        AUC of each shuffle.
+    """
+
+    estimator: str
+    p: float
+    auc: float
+    null: Array
+
+
+@dataclass(frozen=True)
+class Importance:
+    """By how much the AUC falls when a column is shuffled: mean and SD over folds."""
+
+    column: str
+    auc_fall: float
+    sd: float
+
+
+def permutation_test(
+    data: LabeledSubjects,
+    schema: Schema,
+    estimator: str,
+    *,
+    permutations: int,
+    folds: int = 5,
+    control: NDArray[np.bool_] | None = None,
+    computing: Computing = ONE_PROCESS,
+) -> PermutationTest:
+    """Test how often shuffled labels give as high an AUC, through the whole pipeline.
+
+    The statistic is the nested cross-validated AUC of one estimator, not repeated. Labels are
+    shuffled between subjects, and everything is done again: folds, inner search, imputation,
+    harmonization, selection. So the test is exact.
+
+    Parameters
+    ----------
+    data, schema : LabeledSubjects, Schema
+        Subjects, scans and their columns.
+    estimator : str
+        Name of the classifier.
+    permutations : int
+        Number of shuffles.
+    folds : int
+        Number of outer folds.
+    control : ndarray of shape (subjects,), optional
+        Controls, if the column that is predicted tells who they are: then it is shuffled along
+        with the labels.
+    computing : Computing
+        Seed, processes and progress.
+    """
+    rng = np.random.default_rng(computing.seed)
+    orders = [data.everybody, *(rng.permutation(data.everybody) for _ in range(permutations))]
+    preprocessing = schema.preprocessing()
+    tasks = [
+        delayed(_cv_auc)(
+            *(_shuffled(data, schema, order, control), preprocessing, estimator),
+            *(folds, computing.seed),
+        )
+        for order in orders
+    ]
+    observed, *null = run_tasks(tasks, "shuffles", computing)
+    # The tolerance counts shuffles as equal that differ by rounding only.
+    as_good = np.sum(np.array(null) >= observed - 1e-12)
+    p = float((1 + as_good) / (1 + permutations))
+    return PermutationTest(estimator, p, observed, np.array(null))
+
+
+def importance(
+    data: LabeledSubjects,
+    schema: Schema,
+    folds: Ints,
+    selections: Sequence[Selection],
+    computing: Computing = ONE_PROCESS,
+) -> list[Importance]:
+    """Measure by how much the AUC falls when a column is shuffled in the test folds.
+
+    Parameters
+    ----------
+    data, schema : LabeledSubjects, Schema
+        Subjects, scans and their columns.
+    folds : ndarray of shape (subjects,)
+        Folds of one repeat.
+    selections : sequence of Selection
+        The estimators that were selected in these folds.
+    computing : Computing
+        Seed, processes and progress.
+
+    Returns
+    -------
+    list of Importance
+        One per column that is used, and for the ICV if volumes are adjusted for it. Values are
+        NaN if no fold has an AUC.
+    """
+    names = [*schema.used]
+    if schema.icv and set(schema.used) & set(schema.volumes):
+        names.append(schema.icv)
+    columns = [schema.columns.index(name) for name in names]
+    preprocessing = schema.preprocessing()
+    tasks = [
+        delayed(_falls)(data, preprocessing, one, folds == one.fold, columns, computing.seed)
+        for one in selections
+    ]
+    falls = np.array(run_tasks(tasks, "folds for importance", computing))
+    falls = falls[np.isfinite(falls).all(axis=1)]
+    nothing = np.full(len(names), np.nan)
+    mean = falls.mean(axis=0) if len(falls) else nothing
+    spread = falls.std(axis=0, ddof=1) if len(falls) > 1 else nothing
+    return [
+        Importance(name, float(m), float(s)) for name, m, s in zip(names, mean, spread, strict=True)
+    ]
+
+
+def _shuffled(
+    data: LabeledSubjects, schema: Schema, order: Ints, control: NDArray[np.bool_] | None
+) -> LabeledSubjects:
+    matrix = data.matrix
+    if control is not None:
+        matrix = matrix.copy()
+        matrix[:, schema.columns.index("(control)")] = control[order][data.subject]
+    return replace(data, label=data.label[order], matrix=matrix)
+
+
+def _cv_auc(
+    data: LabeledSubjects, preprocessing: Pipeline, estimator: str, folds: int, seed: int
+) -> float:
+    fold = stratified_folds(data.label, folds, 1, seed)[0]
+    probability = np.full((len(data.ids), len(data.classes)), np.nan)
+    for k in np.unique(fold):
+        _, probability[fold == k] = fit_and_predict(data, preprocessing, estimator, fold == k, seed)
+    return float(metrics(data.label, probability, fold)["auc"][0])
+
+
+def _falls(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    selection: Selection,
+    test: NDArray[np.bool_],
+    columns: Sequence[int],
+    seed: int,
+) -> list[float]:
+    """Refit the selected estimator of a fold, and predict its test set with shuffled columns."""
+    rng = np.random.default_rng(seed)
+    estimator = replace(ESTIMATORS[selection.estimator], grid=(selection.params,))
+    model = search(data, preprocessing, estimator, np.flatnonzero(~test), seed).model
+    subjects = np.flatnonzero(test)
+    label, fold = data.label[subjects], np.zeros(len(subjects), dtype=np.int64)
+    rows = data.scans_of(subjects)
+
+    def auc(matrix: Array) -> float:
+        probability = predict_subjects(replace(data, matrix=matrix), model, subjects)
+        return float(metrics(label, probability, fold)["auc"][0])
+
+    def auc_shuffled(column: int) -> float:
+        matrix = data.matrix.copy()
+        matrix[rows, column] = matrix[rng.permutation(rows), column]
+        return auc(matrix)
+
+    whole = auc(data.matrix)
+    return [
+        float(np.mean([whole - auc_shuffled(column) for _ in range(_SHUFFLES)]))
+        for column in columns
+    ]

@@ -1,0 +1,378 @@
+"""From the options to a plan: contrasts, columns, subjects and folds, before anything is fitted."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hyps_bids.classification.columns import (
+    choose_columns,
+    feature_sets,
+    find_giveaways,
+    require_columns,
+)
+from hyps_bids.classification.contrast import (
+    Contrast,
+    LabeledSubjects,
+    label_scans,
+    site_association,
+)
+from hyps_bids.classification.estimators import ESTIMATORS
+from hyps_bids.classification.features import Schema, levels_of, text_levels
+from hyps_bids.errors import BadData, UsageError
+from hyps_bids.messages import counted, listed
+from hyps_bids.settings import Settings
+
+__all__ = ["Plan", "done_scans", "list_contrasts", "make_plan"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+#: A column with more levels than this is hardly a diagnosis.
+_MANY_LEVELS = 10
+#: Names of columns that are checked for confounding even without --site.
+_SITE_LIKE = ("site", "center", "centre", "scanner", "manufacturer", "institution")
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about one contrast that is known before anything is fitted.
+
+    Attributes
+    ----------
+    contrast : Contrast
+        Classes to tell apart.
+    target : str
+        Column of the diagnosis.
+    rows : DataFrame
+        The scans to develop with, held-out subjects excluded.
+    subjects : LabeledSubjects
+        Their subjects and scans as arrays.
+    held_out : LabeledSubjects or None
+        The held-out subjects.
+    schema : Schema
+        All columns.
+    sets : dict of str to Schema
+        Sets of features to compare.
+    estimators : tuple of str
+        Classifiers to compare.
+    sites : tuple of str or None
+        Site of each subject; None without --site.
+    control : ndarray of shape (subjects,) or None
+        Controls, if the target tells who they are.
+    warnings : list of str
+        Warnings for the card; they are logged when they are found.
+    """
+
+    contrast: Contrast
+    target: str
+    rows: pd.DataFrame
+    subjects: LabeledSubjects
+    held_out: LabeledSubjects | None
+    schema: Schema
+    sets: dict[str, Schema]
+    estimators: tuple[str, ...]
+    sites: tuple[str, ...] | None
+    control: Bools | None
+    warnings: list[str]
+
+    @property
+    def full_set(self) -> str:
+        """Name of the set of features that the final model is made from."""
+        return "both" if "both" in self.sets else "volumes"
+
+
+@dataclass
+class _Warnings:
+    """Warnings about one contrast: each is logged and kept for the card."""
+
+    contrast: str
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        self.texts.append(text)
+        _LOG.warning("%s: %s", self.contrast, text)
+
+
+def done_scans(wide: pd.DataFrame) -> pd.DataFrame:
+    """Take the scans of the group table that are done.
+
+    Raises
+    ------
+    BadData
+        If a scan is listed twice.
+    """
+    frame = wide[wide["status"] == "done"].reset_index(drop=True)
+    twice = frame.loc[frame["scan"].duplicated(), "scan"]
+    if len(twice):
+        raise BadData(
+            f"scan {twice.iloc[0]} is in the group table more than once", code="scan-listed-twice"
+        )
+    return frame
+
+
+def list_contrasts(settings: Settings, frame: pd.DataFrame) -> list[Contrast]:
+    """List the contrasts of ``--contrast``, or the one of all levels of the target.
+
+    Raises
+    ------
+    UsageError
+        If a contrast cannot be read, two have the same name, or there are too many levels.
+    BadData
+        If the target has fewer than two levels.
+    """
+    if settings.contrast:
+        contrasts = [Contrast.parse(text) for text in settings.contrast]
+        names = [contrast.name for contrast in contrasts]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(
+                    f"--contrast: two contrasts have the same name {name}",
+                    code="contrast-name-repeated",
+                )
+        return contrasts
+    levels = levels_of(frame[settings.target])
+    if len(levels) < 2:
+        raise BadData(
+            f"--target {settings.target}: the column needs at least 2 levels; it has: "
+            f"{', '.join(levels) or 'none'}",
+            code="target-levels-too-few",
+        )
+    if len(levels) > _MANY_LEVELS:
+        raise UsageError(
+            f"--target {settings.target} has {len(levels)} levels, such as {levels[0]}: name with "
+            "--contrast the levels to tell apart",
+            code="target-levels-too-many",
+        )
+    _LOG.info("without --contrast: %s, the first one positive", ":".join(levels))
+    return [Contrast({level: (level,) for level in levels})]
+
+
+def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Plan:
+    """Choose scans, columns, controls, held-out subjects and estimators of one contrast.
+
+    Parameters
+    ----------
+    settings : Settings
+        Options of classifiers.
+    frame : DataFrame
+        The scans that are done.
+    contrast : Contrast
+        Classes to tell apart.
+
+    Raises
+    ------
+    UsageError
+        If an option names something that does not exist.
+    BadData
+        If the contrast cannot be done with these scans.
+    """
+    assert settings.target is not None
+    warnings = _Warnings(contrast.text)
+    rows, label = _labeled_scans(settings, frame, settings.target, contrast, warnings)
+    schema = choose_columns(
+        rows,
+        features=settings.features,
+        covariates=settings.covariates,
+        site=settings.site,
+        harmonize=settings.harmonize,
+        target=settings.target,
+    )
+    for text in find_giveaways(rows, schema, label):
+        warnings.add(text)
+    controls = _controls(settings, rows)
+    if controls is not None and schema.icv and controls.sum() < 3:
+        warnings.add(
+            f"fewer than 3 scans are --controls {settings.controls}: the adjustment for ICV is "
+            "fitted on all scans"
+        )
+    matrix = schema.matrix(rows, controls)
+    held_out = _held_out(settings, rows)
+    subjects = _subjects(matrix, rows, label, contrast, ~held_out)
+    estimators = _usable_estimators(settings, subjects, contrast, warnings)
+    for text in _confounding(settings, rows, subjects):
+        warnings.add(text)
+    by_target = controls is not None and str(settings.controls).split("=")[0] == settings.target
+    return Plan(
+        contrast=contrast,
+        target=settings.target,
+        rows=rows[~held_out].reset_index(drop=True),
+        subjects=subjects,
+        held_out=_subjects(matrix, rows, label, contrast, held_out) if held_out.any() else None,
+        schema=schema,
+        sets=feature_sets(schema),
+        estimators=estimators,
+        sites=_by_subject(rows, subjects, settings.site) if settings.site else None,
+        control=np.isin(subjects.ids, rows.loc[controls, "participant_id"].astype(str))
+        if by_target
+        else None,
+        warnings=warnings.texts,
+    )
+
+
+def _labeled_scans(
+    settings: Settings,
+    frame: pd.DataFrame,
+    target: str,
+    contrast: Contrast,
+    warnings: _Warnings,
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Take the scans of the contrast and their classes."""
+    used = [settings.site] if settings.harmonize or settings.leave_one_site_out else []
+    no_site = frame[used].isna().any(axis=1)
+    label = label_scans(frame[~no_site], target, contrast).dropna()
+    if no_site.any():
+        warnings.add(f"{counted(int(no_site.sum()), 'scan')} without {settings.site} left out")
+    rows = frame.loc[label.index].reset_index(drop=True)
+    _check_comparable(rows)
+    in_contrast = text_levels(frame[target]).isin(contrast.levels)
+    if dropped := int(in_contrast.sum()) - len(rows):
+        warnings.add(
+            f"{counted(dropped, 'scan')} left out: without a site, or with another class than at "
+            "the first scan of the subject"
+        )
+    if flagged := int(rows["flags"].notna().sum()):
+        warnings.add(f"quality flags: {flagged} of {counted(len(rows), 'scan')}")
+    return rows, label.reset_index(drop=True)
+
+
+def _check_comparable(rows: pd.DataFrame) -> None:
+    """Refuse volumes of different weights or versions: they are not comparable."""
+    kinds = rows.groupby(["software_version", "models"], dropna=False).size()
+    if len(kinds) > 1:
+        texts = [f"{n} scans by {version} with {models}" for (version, models), n in kinds.items()]
+        raise BadData(
+            "volumes were made by different versions or weights and cannot be mixed: "
+            f"{'; '.join(texts)}; process them again, or leave participants out with "
+            "--exclude-participant-label",
+            code="volumes-not-comparable",
+        )
+
+
+def _subjects(
+    matrix: NDArray[np.float64],
+    rows: pd.DataFrame,
+    label: pd.Series,
+    contrast: Contrast,
+    take: Bools,
+) -> LabeledSubjects:
+    ids, subject = np.unique(rows.loc[take, "participant_id"].astype(str), return_inverse=True)
+    of_subject = np.zeros(len(ids), dtype=np.int64)
+    of_subject[subject] = label[take].astype(int)
+    return LabeledSubjects(matrix[take], subject, of_subject, tuple(ids), tuple(contrast.classes))
+
+
+def _usable_estimators(
+    settings: Settings, subjects: LabeledSubjects, contrast: Contrast, warnings: _Warnings
+) -> tuple[str, ...]:
+    """Leave out estimators that need an inner cross-validation if there are too few subjects."""
+    smallest = min(subjects.counts.values())
+    if smallest < 2:
+        raise BadData(
+            f"contrast {contrast.text}: without the held-out subjects, a class has "
+            f"{counted(smallest, 'subject')}; at least 2 are needed",
+            code="class-too-small",
+        )
+    folds = min(settings.folds, smallest)
+    if folds < settings.folds:
+        warnings.add(
+            f"{folds} folds instead of {settings.folds}: the smallest class has {smallest}"
+        )
+    names = settings.estimators or tuple(ESTIMATORS)
+    largest_fold = -(-smallest // folds)
+    if smallest - largest_fold < 2:
+        left_out = [name for name in names if ESTIMATORS[name].calibrated]
+        names = tuple(name for name in names if name not in left_out)
+        warnings.add(
+            f"too few subjects for an inner cross-validation; left out: {', '.join(left_out)}"
+        )
+    if not set(names) - {"dummy"}:
+        raise BadData(
+            f"contrast {contrast.text}: none of the estimators can be used with so few subjects",
+            code="no-estimator-left",
+        )
+    return names
+
+
+def _controls(settings: Settings, rows: pd.DataFrame) -> Bools | None:
+    if settings.controls is None:
+        return None
+    column, _, level = settings.controls.partition("=")
+    if not level:
+        raise UsageError(
+            f"--controls {settings.controls}: write COLUMN=LEVEL", code="controls-without-level"
+        )
+    require_columns(rows, "--controls", [column])
+    return np.asarray(text_levels(rows[column]) == level, dtype=bool)
+
+
+def _held_out(settings: Settings, rows: pd.DataFrame) -> Bools:
+    """Mark the scans of held-out subjects: COLUMN=LEVEL, or a file with one subject per line."""
+    text = settings.held_out
+    if text is None:
+        return np.zeros(len(rows), dtype=bool)
+    ids = rows["participant_id"].astype(str)
+    column, equals, level = text.partition("=")
+    if equals and column in rows:
+        subjects = set(ids[text_levels(rows[column]) == level])
+    elif Path(text).is_file():
+        named = _listed_subjects(Path(text))
+        subjects = named & set(ids)
+        if others := sorted(named - subjects):
+            _LOG.warning(
+                "--held-out %s: %d of %d subjects are not in this contrast: %s",
+                *(text, len(others), len(named), listed(others)),
+            )
+    else:
+        raise UsageError(
+            f"--held-out {text}: write COLUMN=LEVEL with a column of the group table, or the path "
+            "of a file",
+            code="held-out-unknown",
+        )
+    if not subjects:
+        raise BadData(f"--held-out {text}: no subject of this contrast", code="held-out-empty")
+    return ids.isin(subjects).to_numpy()
+
+
+def _listed_subjects(path: Path) -> set[str]:
+    """Read the first field of each line of a list, or of a table such as participants.tsv."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadData(
+            f"--held-out {path}: cannot be read as UTF-8 text ({error})", code="held-out-unreadable"
+        ) from error
+    names = [re.split(r"[\t,; ]", line.strip())[0] for line in lines if line.strip()]
+    return {f"sub-{name.removeprefix('sub-')}" for name in names if name != "participant_id"}
+
+
+def _by_subject(rows: pd.DataFrame, subjects: LabeledSubjects, column: str) -> tuple[str, ...]:
+    """Return the level of a column at the first scan of each subject."""
+    first = rows.drop_duplicates("participant_id").set_index("participant_id")
+    return tuple(text_levels(first.loc[list(subjects.ids), column]).fillna("n/a"))
+
+
+def _confounding(
+    settings: Settings, rows: pd.DataFrame, subjects: LabeledSubjects
+) -> Iterator[str]:
+    """Warn of columns of sites that give the diagnosis away."""
+    columns = [settings.site] if settings.site else []
+    columns += [str(c) for c in rows if str(c).lower() in _SITE_LIKE and str(c) not in columns]
+    for column in columns:
+        strength, confounded = site_association(subjects.label, _by_subject(rows, subjects, column))
+        if confounded:
+            yield (
+                f"{column} and diagnosis are fully confounded: every level of {column} has one "
+                "class only, so the classifier may see the scanner instead of the disease, and "
+                "harmonization would remove both. These metrics say nothing about the disease"
+            )
+        elif strength > 0.5:
+            yield f"{column} and diagnosis are strongly associated (Cramér's V {strength:.2f})"

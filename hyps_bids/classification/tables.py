@@ -1,0 +1,247 @@
+"""The tables in a classifier's folder: the one source of its card, its charts and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, roc_curve
+
+from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.cross_validation import SELECTED, Predictions
+from hyps_bids.classification.metrics import METRICS
+from hyps_bids.classification.plan import Plan
+from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results
+from hyps_bids.outputs.columns import described
+from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.writing import write_json, write_table
+
+__all__ = ["calibration_table", "confusion_table", "result_tables", "roc_table", "write_tables"]
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Descriptions of the columns, for the sidecars.
+_COLUMNS = {
+    "validation": "cross-validation (nested, repeated), leave-one-site-out, or held-out.",
+    "features": "Set of features: volumes, metadata, both; noncircular: without tests by which "
+    "diagnoses are made.",
+    "estimator": "Classifier; 'selected' is chosen by inner cross-validation in each fold.",
+    "figure": "; ".join(f"{name}: {text}" for name, text in METRICS.items()),
+    "value": "Mean over repeats.",
+    "low": "Lower end of the 95 % interval, bootstrap over subjects.",
+    "high": "Upper end of the 95 % interval, bootstrap over subjects.",
+    "score_low": "Lower end of the 95 % score interval (Wilson; AUC: Newcombe); in small groups "
+    "read the wider of the two intervals.",
+    "score_high": "Upper end of the 95 % score interval.",
+    "repeats_low": "Lower end of the 95 % t interval over repeats: it shows how much the folds "
+    "matter, not the subjects.",
+    "repeats_high": "Upper end of the 95 % t interval over repeats.",
+    "subjects": "Number of subjects predicted.",
+    "participant_id": "Subject.",
+    "first": "Set of features.",
+    "second": "Set of features that it is compared with.",
+    "difference": "Metric of the first set minus that of the second, mean over repeats.",
+    "p": "Corrected resampled t test on the differences per fold (Nadeau and Bengio 2003).",
+    "folds": "Number of folds in which the metric is defined for both sets.",
+    "repeat": "Number of the repeat of the cross-validation.",
+    "fold": "Fold in which the subject was tested; 0: never.",
+    "true": "Class of the subject.",
+    "predicted": "Most probable class.",
+    "inner_auc": "AUC of the inner cross-validation, by which the classifier was selected.",
+    "settings": "Settings that the inner cross-validation chose.",
+    "class": "Class that counts as positive.",
+    "threshold": "Subjects with at least this probability are called positive.",
+    "false_positive_rate": "Share of the other subjects that are called positive.",
+    "sensitivity": "Share of the subjects of the class that are called positive.",
+    "observed": "Share of the subjects in the bin that belong to the class.",
+    "n": "Number of subjects in the bin.",
+    "column": "Feature or covariate.",
+    "auc_fall": "Fall of the AUC when the column is shuffled among the tested scans.",
+    "sd": "Standard deviation of the fall over folds.",
+}
+#: Descriptions of columns that differ in one table.
+_OWN_COLUMNS = {
+    "comparisons": {"figure": "auc, balanced_accuracy or brier, as in figures.tsv."},
+    "calibration": {"predicted": "Mean probability of the subjects in the bin."},
+    "chosen": {"estimator": "Classifier that was selected in the fold."},
+}
+
+
+def result_tables(plan: Plan, results: Results) -> dict[str, pd.DataFrame]:
+    """Make all tables of a classifier; the keys are the names of their files."""
+    data = plan.subjects
+    probability = results.predictions[CROSS_VALIDATION][plan.full_set].probability[SELECTED]
+    predictions = [
+        _prediction_table(data, one, validation, features)
+        for validation, sets in results.predictions.items()
+        for features, one in sets.items()
+    ]
+    if plan.held_out is not None and results.held_out is not None:
+        predictions.append(
+            _prediction_table(plan.held_out, results.held_out, HELD_OUT, plan.full_set)
+        )
+    return {
+        "figures": results.metrics,
+        "comparisons": results.comparisons,
+        "predictions": pd.concat(predictions, ignore_index=True),
+        "chosen": _chosen_table(results),
+        "confusion": confusion_table(data.label, probability, data.classes),
+        "roc": roc_table(data.label, probability, data.classes),
+        "calibration": calibration_table(data.label, probability, data.classes),
+        "importance": pd.DataFrame(results.importance),
+    }
+
+
+def write_tables(
+    folder: Path, tables: Mapping[str, pd.DataFrame], classes: tuple[str, ...]
+) -> None:
+    """Write tables as TSV, each with a sidecar that describes its columns."""
+    of_class = {name: f"Subjects called {name}, mean over repeats." for name in classes}
+    of_class |= {f"p_{name}": f"Probability of {name}." for name in classes}
+    for name, table in tables.items():
+        texts = of_class | _COLUMNS | _OWN_COLUMNS.get(name, {})
+        path = folder / f"{name}.tsv"
+        write_table(path, table)
+        write_json(sidecar_path(path), described({column: texts[column] for column in table}))
+
+
+def roc_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
+    """List the points of the ROC curve of each repeat.
+
+    Parameters
+    ----------
+    label : ndarray of shape (subjects,)
+        True classes.
+    probability : ndarray of shape (repeats, subjects, classes)
+        Out-of-fold probabilities.
+    classes : tuple of str
+        Names; of two only the first, the positive one, has a curve.
+
+    Returns
+    -------
+    DataFrame
+        ``class``, ``repeat``, ``threshold``, ``false_positive_rate``, ``sensitivity``. Unlike the
+        AUC of the tables, a curve compares subjects of different folds.
+    """
+    tables = []
+    for k in _positive(classes):
+        for repeat, one in enumerate(probability):
+            known = np.isfinite(one[:, k])
+            false, true, threshold = roc_curve(label[known] == k, one[known, k])
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "class": classes[k],
+                        "repeat": repeat + 1,
+                        # Nobody is above the threshold of the first point, which is infinite.
+                        "threshold": np.where(np.isfinite(threshold), threshold, np.nan),
+                        "false_positive_rate": false,
+                        "sensitivity": true,
+                    }
+                )
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def calibration_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Compare predicted probabilities with how often they came true.
+
+    Subjects are sorted by the mean of their probability over repeats and divided into up to ten
+    bins of equal size, with at least 10 subjects each. The parameters are those of
+    :func:`roc_table`.
+
+    Returns
+    -------
+    DataFrame
+        ``class``, ``predicted`` and ``observed`` (means of the bin), ``n``.
+    """
+    mean = probability.mean(axis=0)
+    known = np.isfinite(mean).all(axis=1)
+    rows = []
+    for k in _positive(classes):
+        score, truth = mean[known, k], label[known] == k
+        order = np.argsort(score, kind="stable")
+        for members in np.array_split(order, int(np.clip(len(order) // 10, 1, 10))):
+            rows.append(
+                {
+                    "class": classes[k],
+                    "predicted": score[members].mean(),
+                    "observed": truth[members].mean(),
+                    "n": len(members),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def confusion_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Count true (rows) against predicted classes (columns), mean over repeats.
+
+    Subjects without a prediction are left out. The parameters are those of :func:`roc_table`.
+
+    Returns
+    -------
+    DataFrame
+        ``true`` and one column per class.
+    """
+    counts = np.zeros((len(classes), len(classes)))
+    for one in probability:
+        known = np.isfinite(one).all(axis=1)
+        called = one[known].argmax(axis=1)
+        counts += confusion_matrix(label[known], called, labels=range(len(classes)))
+    table = pd.DataFrame(counts / len(probability), columns=classes)
+    table.insert(0, "true", classes)
+    return table
+
+
+def _positive(classes: tuple[str, ...]) -> range:
+    """Return the classes that count as positive in turn: the first of two, or each of more."""
+    return range(1 if len(classes) == 2 else len(classes))
+
+
+def _chosen_table(results: Results) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "validation": validation,
+                "features": features,
+                "repeat": one.repeat + 1,
+                "fold": one.fold + 1,
+                "estimator": one.estimator,
+                "inner_auc": one.inner_auc,
+                "settings": ", ".join(f"{k} {v}" for k, v in one.params.items()) or None,
+            }
+            for validation, sets in results.predictions.items()
+            for features, predictions in sets.items()
+            for one in predictions.selections
+        ]
+    )
+
+
+def _prediction_table(
+    data: LabeledSubjects, predictions: Predictions, validation: str, features: str
+) -> pd.DataFrame:
+    """Make one row per subject and repeat, with the probabilities of the selected estimator."""
+    classes = np.array(data.classes)
+    tables = []
+    for repeat, one in enumerate(predictions.probability[SELECTED]):
+        known = np.isfinite(one).all(axis=1)
+        called = np.where(known, classes[np.nan_to_num(one).argmax(axis=1)], None)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "participant_id": data.ids,
+                    "validation": validation,
+                    "features": features,
+                    "repeat": repeat + 1,
+                    "fold": np.where(known, predictions.folds[repeat] + 1, 0),
+                    "true": classes[data.label],
+                    "predicted": called,
+                    **{f"p_{name}": one[:, k] for k, name in enumerate(classes)},
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,218 @@
+"""Train, validate and store classifiers: one folder per contrast."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.classification.card import Card, card_text, headline, uncertainty, widest_intervals
+from hyps_bids.classification.charts import draw_charts
+from hyps_bids.classification.columns import read_units, require_columns
+from hyps_bids.classification.contrast import Contrast
+from hyps_bids.classification.cross_validation import SELECTED
+from hyps_bids.classification.estimators import ESTIMATORS
+from hyps_bids.classification.features import text_levels
+from hyps_bids.classification.plan import Plan, done_scans, list_contrasts, make_plan
+from hyps_bids.classification.store import CARD, save_classifier
+from hyps_bids.classification.tables import result_tables, write_tables
+from hyps_bids.classification.validate import CROSS_VALIDATION, Results, validate
+from hyps_bids.errors import BadData, HypsError, UsageError
+from hyps_bids.outputs.writing import write_text
+from hyps_bids.settings import Settings
+
+__all__ = ["train_classifiers"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+
+def train_classifiers(settings: Settings, wide: pd.DataFrame) -> list[str]:
+    """Train, validate and store one classifier per contrast.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``target``, ``contrast`` and the other options of classifiers.
+    wide : DataFrame
+        The wide table of the group level.
+
+    Returns
+    -------
+    list of str
+        One line per contrast that failed; the others are done.
+
+    Raises
+    ------
+    UsageError
+        If an option names something that does not exist; nothing has been fitted then.
+    BadData
+        If no contrast can be done.
+    """
+    _check_options(settings, wide)
+    frame = done_scans(wide)
+    if frame.empty:
+        raise BadData(
+            f"{settings.output_dir}: no scan is done, so there is nothing to classify",
+            code="no-scan-done",
+        )
+    plans, failures = [], []
+    for contrast in list_contrasts(settings, frame):
+        try:
+            plans.append(make_plan(settings, frame, contrast))
+        except BadData as error:
+            failures.append(_failure(settings, contrast, error))
+    if not plans:
+        raise BadData("; ".join(failures), code="no-contrast-possible")
+    for text in failures:
+        _LOG.error(text)
+    for plan in plans:
+        try:
+            _write(settings, plan, validate(settings, plan))
+        except HypsError as error:
+            failures.append(_failure(settings, plan.contrast, error))
+            _LOG.error(failures[-1])
+    return failures
+
+
+def _check_options(settings: Settings, wide: pd.DataFrame) -> None:
+    require_columns(wide, "--target", [settings.target] if settings.target else [])
+    require_columns(wide, "--site", [settings.site] if settings.site else [])
+    require_columns(wide, "--covariates", settings.covariates)
+    for name in settings.estimators:
+        if name not in ESTIMATORS:
+            raise UsageError(
+                f"--estimators {name}: there are {', '.join(ESTIMATORS)}", code="estimator-unknown"
+            )
+    if set(settings.estimators) == {"dummy"}:
+        raise UsageError(
+            "--estimators dummy: name another estimator to compare it with", code="only-dummy"
+        )
+
+
+def _folder(settings: Settings, contrast: Contrast) -> Path:
+    return settings.output_dir / "models" / f"classifier-{contrast.name}"
+
+
+def _failure(settings: Settings, contrast: Contrast, error: HypsError) -> str:
+    """Say why a contrast failed, and whether an older classifier stands in its place."""
+    text = str(error)
+    text = text if contrast.text in text else f"contrast {contrast.text}: {text}"
+    folder = _folder(settings, contrast)
+    return f"{text} ({folder} is of an earlier run)" if folder.exists() else text
+
+
+def _write(settings: Settings, plan: Plan, results: Results) -> None:
+    """Write tables, charts, model and card, and report the metrics."""
+    folder = _folder(settings, plan.contrast)
+    classes = plan.subjects.classes
+    metrics = results.metrics
+    selected = metrics[
+        (metrics["validation"] == CROSS_VALIDATION) & (metrics["estimator"] == SELECTED)
+    ]
+    doubts = _doubts(plan, selected)
+    card = _card(settings, plan, results, doubts)
+    # The card is written last: a folder without its card is not taken for a classifier.
+    (folder / CARD).unlink(missing_ok=True)
+    tables = result_tables(plan, results)
+    write_tables(folder, tables, classes)
+    sizes = ", ".join(f"{n} {name}" for name, n in plan.subjects.counts.items())
+    title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {sizes}"
+    draw_charts(folder, title, tables)
+    save_classifier(folder, results.final.model, card)
+    write_text(folder / "README.md", card_text(card, metrics, results.comparisons))
+    name = plan.contrast.text
+    for text in doubts:
+        _LOG.warning("%s: %s", name, text)
+    for features, rows in selected.groupby("features", sort=False):
+        _LOG.info("%s: %s: %s", name, features, headline(rows))
+    _LOG.info(
+        "%s: the final model is %s on %s, in %s",
+        *(name, results.final.estimator, plan.full_set, folder),
+    )
+
+
+def _doubts(plan: Plan, selected: pd.DataFrame) -> list[str]:
+    rows = widest_intervals(selected)
+    area = rows[(rows["features"] == plan.full_set) & (rows["figure"] == "auc")].iloc[0]
+    return uncertainty(plan.subjects.counts, float(area["low"]), float(area["high"]))
+
+
+def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str]) -> Card:
+    schema = plan.sets[plan.full_set]
+    units = read_units(settings.output_dir)
+    adjustment = f"volumes - slope * (ICV - mean), fitted on {settings.controls or 'all'}"
+    harmonization = f"ComBat-style by {schema.site}; kept: {', '.join(schema.preserve)}"
+    subjects = plan.subjects.counts
+    return {
+        "Name": plan.contrast.name,
+        "Contrast": plan.contrast.text,
+        "Target": plan.target,
+        "Classes": {name: list(levels) for name, levels in plan.contrast.classes.items()},
+        "Estimator": results.final.estimator,
+        "Settings": results.final.params,
+        "Features": {
+            name: {"Units": units.get(name, "n/a")}
+            for name in schema.features
+            if name in schema.used
+        },
+        "Covariates": {
+            name: {
+                "Units": units.get(name, "n/a"),
+                "Levels": list((schema.categories or {}).get(name, ())) or None,
+            }
+            for name in schema.covariates
+        },
+        "IcvAdjustment": adjustment if schema.icv else "none",
+        "Harmonization": harmonization if schema.site else "none",
+        "Schema": schema.to_json(),
+        "Adapter": str(plan.rows["adapter"].iloc[0]),
+        "SoftwareVersion": str(plan.rows["software_version"].iloc[0]),
+        "Models": str(plan.rows["models"].iloc[0]),
+        "Cohort": _cohort_facts(plan),
+        "Validation": {
+            "Folds": min(settings.folds, *subjects.values()),
+            "Repeats": settings.repeats,
+            "Seed": settings.seed,
+            "Unit": "subject: mean of the probabilities of its scans",
+        },
+        "PermutationTest": {
+            features: {
+                "Estimator": test.estimator,
+                "AUC": test.auc,
+                "P": test.p,
+                "Permutations": settings.permutations,
+                "NullMean": float(test.null.mean()),
+                "NullAUC": [round(float(value), 4) for value in test.null],
+            }
+            for features, test in results.permutation_tests.items()
+        },
+        "Warnings": [*plan.warnings, *results.warnings, *doubts],
+    }
+
+
+def _cohort_facts(plan: Plan) -> dict[str, Any]:
+    """Describe the subjects of each class by the covariates at their first scan."""
+    facts: dict[str, Any] = {
+        "Subjects": plan.subjects.counts,
+        "Scans": len(plan.rows),
+        "HeldOutSubjects": len(plan.held_out.ids) if plan.held_out else 0,
+    }
+    first = plan.rows.drop_duplicates("participant_id").set_index("participant_id")
+    classes = pd.Series(
+        np.array(plan.subjects.classes)[plan.subjects.label], index=plan.subjects.ids
+    )
+    for name in plan.schema.covariates:
+        facts[name] = {}
+        for value, ids in classes.groupby(classes, sort=False):
+            values = first.loc[ids.index, name]
+            summary: dict[str, float] = (
+                {"Mean": float(values.mean()), "SD": float(values.std())}
+                if name in plan.schema.numeric
+                else {str(k): int(v) for k, v in text_levels(values).value_counts().items()}
+            )
+            facts[name][value] = summary | {"Missing": int(values.isna().sum())}
+    return facts

@@ -1,0 +1,219 @@
+"""Validate and fit the classifiers of one plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.cross_validation import (
+    SELECTED,
+    Computing,
+    Predictions,
+    Search,
+    choose,
+    nested_cv,
+    predict_subjects,
+    search_all,
+    site_folds,
+    stratified_folds,
+)
+from hyps_bids.classification.metrics import bootstrap_weights, compare, metric_rows
+from hyps_bids.classification.permutation import (
+    Importance,
+    PermutationTest,
+    importance,
+    permutation_test,
+)
+from hyps_bids.classification.plan import Plan
+from hyps_bids.resources import available_cpus
+from hyps_bids.settings import Settings
+
+__all__ = ["CROSS_VALIDATION", "HELD_OUT", "Results", "validate"]
+
+_LOG = logging.getLogger("hyps_bids")
+
+CROSS_VALIDATION, LEAVE_ONE_SITE_OUT = "cross-validation", "leave-one-site-out"
+HELD_OUT = "held-out"
+_BOOTSTRAP_SAMPLES = 1000
+#: Sets of features to compare: the first minus the second.
+_PAIRS = (
+    ("both", "metadata"),
+    ("both", "volumes"),
+    ("volumes", "metadata"),
+    ("both_noncircular", "metadata_noncircular"),
+    ("both", "both_noncircular"),
+)
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Row = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What validation has found about the classifiers of a plan.
+
+    Attributes
+    ----------
+    predictions : dict of str to dict of str to Predictions
+        By validation and set of features, held-out subjects excluded.
+    held_out : Predictions or None
+        Of the full set of features, for the held-out subjects.
+    metrics, comparisons : DataFrame
+        As in ``figures.tsv`` and ``comparisons.tsv``.
+    permutation_tests : dict of str to PermutationTest
+        By set of features.
+    importance : list of Importance
+        For the full set of features.
+    final : Search
+        The final model, fitted on all subjects.
+    warnings : list of str
+        Validations that could not be done.
+    """
+
+    predictions: dict[str, dict[str, Predictions]]
+    held_out: Predictions | None
+    metrics: pd.DataFrame
+    comparisons: pd.DataFrame
+    permutation_tests: dict[str, PermutationTest]
+    importance: list[Importance]
+    final: Search
+    warnings: list[str]
+
+
+def validate(settings: Settings, plan: Plan) -> Results:
+    """Cross-validate all estimators, test the final models, and compare the sets of features.
+
+    Parameters
+    ----------
+    settings : Settings
+        Folds, repeats, permutations, seed and processes.
+    plan : Plan
+        Subjects, columns and estimators.
+    """
+
+    def progress(text: str) -> None:
+        _LOG.info("%s: %s", plan.contrast.text, text)
+
+    data, full = plan.subjects, plan.full_set
+    progress(f"classifiers of {data.counts} subjects, {len(data.subject)} scans")
+    computing = Computing(settings.seed, settings.nprocs or available_cpus(), progress)
+    folds, warnings = _folds(settings, plan)
+    predictions = {
+        validation: nested_cv(data, plan.sets, one, plan.estimators, computing)
+        for validation, one in folds.items()
+    }
+    finals = search_all(data, plan.sets, plan.estimators, computing)
+    held_out = _predict_held_out(plan, finals)
+    weights = _bootstrap(data, settings.seed)
+    rows = [
+        row
+        for validation, sets in predictions.items()
+        for row in _metric_rows(data, sets, weights, validation)
+    ]
+    if plan.held_out is not None:
+        held_out_weights = _bootstrap(plan.held_out, settings.seed)
+        rows += _metric_rows(plan.held_out, held_out, held_out_weights, HELD_OUT)
+    main = predictions[CROSS_VALIDATION][full]
+    first_repeat = [one for one in main.selections if one.repeat == 0]
+    return Results(
+        predictions=predictions,
+        held_out=held_out.get(full),
+        metrics=pd.DataFrame(rows),
+        comparisons=pd.DataFrame(_comparison_rows(data, predictions, weights)),
+        permutation_tests=_permutation_tests(settings, plan, computing),
+        importance=importance(data, plan.sets[full], main.folds[0], first_repeat, computing),
+        final=choose(finals[full].values()),
+        warnings=warnings,
+    )
+
+
+def _folds(settings: Settings, plan: Plan) -> tuple[dict[str, Ints], list[str]]:
+    """Assign subjects to the folds of each validation; the warnings say what cannot be done."""
+    label = plan.subjects.label
+    folds = {
+        CROSS_VALIDATION: stratified_folds(label, settings.folds, settings.repeats, settings.seed)
+    }
+    if plan.sites is not None and settings.leave_one_site_out:
+        by_site = site_folds(label, plan.sites)
+        if (by_site < 0).all():
+            return folds, ["leave-one-site-out: no site can be left out"]
+        folds[LEAVE_ONE_SITE_OUT] = by_site
+    return folds, []
+
+
+def _bootstrap(data: LabeledSubjects, seed: int) -> Array:
+    return bootstrap_weights(data.label, _BOOTSTRAP_SAMPLES, np.random.default_rng(seed))
+
+
+def _predict_held_out(
+    plan: Plan, finals: Mapping[str, Mapping[str, Search]]
+) -> dict[str, Predictions]:
+    """Predict the held-out subjects, for whom nothing was chosen or fitted."""
+    data, out = plan.held_out, {}
+    if data is None:
+        return {}
+    for features, searches in finals.items():
+        probability = {
+            name: predict_subjects(data, one.model, data.everybody)[None]
+            for name, one in searches.items()
+        }
+        probability = {SELECTED: probability[choose(searches.values()).estimator], **probability}
+        out[features] = Predictions(probability, np.zeros((1, len(data.ids)), dtype=np.int64), [])
+    return out
+
+
+def _metric_rows(
+    data: LabeledSubjects, sets: Mapping[str, Predictions], weights: Array, validation: str
+) -> list[Row]:
+    return [
+        {"validation": validation, "features": features, "estimator": estimator, **row}
+        for features, one in sets.items()
+        for estimator, probability in one.probability.items()
+        for row in metric_rows(data.label, probability, one.folds, weights)
+    ]
+
+
+def _comparison_rows(
+    data: LabeledSubjects, predictions: Mapping[str, Mapping[str, Predictions]], weights: Array
+) -> list[Row]:
+    return [
+        {"validation": validation, "first": first, "second": second, **row}
+        for validation, sets in predictions.items()
+        for first, second in _PAIRS
+        if first in sets and second in sets
+        for row in compare(
+            data.label,
+            sets[first].probability[SELECTED],
+            sets[second].probability[SELECTED],
+            sets[first].folds,
+            weights,
+        )
+    ]
+
+
+def _permutation_tests(
+    settings: Settings, plan: Plan, computing: Computing
+) -> dict[str, PermutationTest]:
+    """Test the full set of features and the volumes alone, with the first estimator."""
+    if settings.permutations < 1:
+        return {}
+    estimator = next(name for name in plan.estimators if name != "dummy")
+    return {
+        features: permutation_test(
+            plan.subjects,
+            plan.sets[features],
+            estimator,
+            permutations=settings.permutations,
+            folds=settings.folds,
+            control=plan.control,
+            computing=computing,
+        )
+        for features in dict.fromkeys((plan.full_set, "volumes"))
+    }

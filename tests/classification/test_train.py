@@ -1,0 +1,272 @@
+"""From the wide table to folders of classifiers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyps_bids.classification.apply import apply_classifier
+from hyps_bids.classification.estimators import ESTIMATORS
+from hyps_bids.classification.train import train_classifiers
+from hyps_bids.errors import BadData, HypsError, UsageError
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.settings import Settings
+from tests.classification.conftest import folder
+from tests.cohorts import PARTS, simulate
+from tests.raising import raises
+
+TABLES = (
+    *("figures", "comparisons", "chosen", "predictions"),
+    *("confusion", "roc", "calibration", "importance"),
+)
+CHARTS = ("roc", "calibration", "confusion", "importance")
+FILES = [
+    *("README.md", "classifier.json", "model.skops"),
+    *(f"{name}.{kind}" for name in TABLES for kind in ("tsv", "json")),
+    *(f"{name}.{kind}" for name in CHARTS for kind in ("svg", "png")),
+]
+
+
+def metric(path: Path, name: str, **where: str) -> pd.Series:
+    """One metric of the selected estimator."""
+    table = read_table(path / "figures.tsv")
+    where = {"validation": "cross-validation", "estimator": "selected", **where}
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.set_index("figure").loc[name]
+
+
+def warnings(path: Path) -> list[str]:
+    """Warnings of the card."""
+    return json.loads((path / "classifier.json").read_text())["Warnings"]
+
+
+def test_everything_on_a_simulated_cohort(
+    options: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = simulate(
+        {"AD": 24, "MCI": 5, "CN": 24},
+        {"AD": -2},
+        scans=2,
+        sites=("A", "B"),
+        site_shift=150,
+        missing=0.05,
+        mmse_effect=2,
+    )
+    frame.loc[frame["participant_id"] == "sub-0001", "status"] = "failed"
+    frame.loc[4, "flags"] = "small_L"
+    held_out = options.output_dir / "held_out.txt"
+    held_out.parent.mkdir()
+    held_out.write_text("sub-0003\n0005\nsub-0040\n0041\nsub-9999\n")
+    chosen = replace(
+        options,
+        repeats=2,
+        covariates=("age", "sex", "MMSE"),
+        site="site",
+        harmonize=True,
+        leave_one_site_out=True,
+        held_out=str(held_out),
+        permutations=4,
+        controls="diagnosis=CN",
+    )
+    assert train_classifiers(chosen, frame) == []
+    out = folder(options)
+    assert sorted(p.name for p in out.iterdir()) == sorted(FILES)
+
+    # The unit is the subject; folds, held-out set and failures are respected.
+    predictions = read_table(out / "predictions.tsv")
+    cv = predictions[(predictions["validation"] == "cross-validation")]
+    volumes = cv[(cv["features"] == "volumes") & (cv["repeat"] == 1)]
+    assert len(volumes) == 24 + 24 - 1 - 4
+    assert not set(volumes["participant_id"]) & {"sub-0001", "sub-0003", "sub-0040"}
+    assert np.allclose(volumes["p_AD"] + volumes["p_CN"], 1, atol=1e-5)
+    last = predictions[predictions["validation"] == "held-out"]
+    assert set(last["participant_id"]) == {"sub-0003", "sub-0005", "sub-0040", "sub-0041"}
+    assert set(predictions["validation"]) == {"cross-validation", "leave-one-site-out", "held-out"}
+
+    # The table has every set, validation and estimator, and intervals around the values.
+    metrics = read_table(out / "figures.tsv")
+    assert set(metrics["features"]) == {
+        "volumes",
+        "metadata",
+        "both",
+        "metadata_noncircular",
+        "both_noncircular",
+    }
+    assert set(metrics["estimator"]) == {"selected", "logistic", "dummy"}
+    area = metric(out, "auc", features="volumes")
+    assert 0.6 < area["low"] <= area["value"] <= area["high"] <= 1
+    assert metric(out, "auc", features="both", estimator="dummy")["value"] == 0.5
+    for name in TABLES:
+        described = json.loads((out / f"{name}.json").read_text())
+        assert list(read_table(out / f"{name}.tsv")) == list(described)
+    comparisons = read_table(out / "comparisons.tsv")
+    assert {"both", "volumes", "both_noncircular"} == set(comparisons["first"])
+    assert read_table(out / "confusion.tsv")[["AD", "CN"]].to_numpy().sum() == 43
+
+    # The card says what was done, with which subjects and which doubts.
+    card = json.loads((out / "classifier.json").read_text())
+    assert card["Cohort"]["Subjects"] == {"AD": 21, "CN": 22}
+    assert card["Cohort"]["Scans"] == 86
+    assert card["PermutationTest"]["both"]["P"] == pytest.approx(0.2)
+    assert card["Estimator"] == "logistic"
+    assert "fitted on diagnosis=CN" in card["IcvAdjustment"]
+    assert "kept: age, sex" in card["Harmonization"]
+    text = (out / "README.md").read_text()
+    assert "1 of 94 scans" in card["Warnings"][0]
+    assert "MMSE" in card["Warnings"][1]
+    for expected in (*card["Warnings"], "| leave-one-site-out | both | metadata |"):
+        assert expected in text
+    for expected in card["Warnings"]:
+        assert f"AD:CN: {expected}" in [r.getMessage() for r in caplog.records if r.levelno >= 30]
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_contrasts_that_fail_do_not_stop_the_others(options: Settings) -> None:
+    frame = simulate({"AD": 8, "CN": 9, "X": 1}, {"AD": -3})
+    absent, small = train_classifiers(
+        replace(options, contrast=("EMCI:CN", "X:CN", "AD+X:CN")), frame
+    )
+    assert "EMCI" in absent
+    assert "X:CN" in small
+    assert (folder(options, "AD+X-vs-CN") / "model.skops").is_file()
+    assert not folder(options, "X-vs-CN").exists()
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_an_older_classifier_is_not_taken_for_a_new_one(options: Settings) -> None:
+    frame = simulate({"AD": 8, "CN": 9, "X": 8}, {"AD": -3})
+    folder(options).mkdir(parents=True)
+    fewer = frame[~((frame["diagnosis"] == "AD") & (frame["participant_id"] > "sub-0001"))]
+    (failure,) = train_classifiers(replace(options, contrast=("AD:CN", "X:CN")), fewer)
+    assert str(folder(options)) in failure
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_one_column_is_enough(options: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = replace(ESTIMATORS["logistic"], grid=({"C": 1.0, "percentile": 50},))
+    monkeypatch.setitem(ESTIMATORS, "logistic", half)
+    frame = simulate({"AD": 12, "CN": 12}, {"AD": -4})
+    chosen = replace(options, covariates=("age",), features=("volume_mm3_L_whole",))
+    assert train_classifiers(chosen, frame) == []
+    assert metric(folder(options), "auc", features="volumes")["value"] > 0.7
+    path = apply_classifier(folder(options), frame, options.output_dir)
+    assert len(read_table(path)) == 24
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_held_out_table_is_read_by_its_first_column(
+    options: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The ages must not be taken for subjects.
+    table = options.output_dir / "held_out.tsv"
+    table.parent.mkdir()
+    table.write_text("participant_id\tage\nsub-0001\t0002\nsub-0014\t0003\nsub-99\t0\n")
+    frame = simulate({"AD": 8, "CN": 9}, {"AD": -3})
+    assert train_classifiers(replace(options, held_out=str(table)), frame) == []
+    last = read_table(folder(options) / "predictions.tsv")
+    last = last[last["validation"] == "held-out"]
+    assert set(last["participant_id"]) == {"sub-0001", "sub-0014"}
+    assert (str(table), 1, 3, "sub-99") in [record.args for record in caplog.records]
+    table.write_bytes("sub-Zürich".encode("latin-1"))
+    with raises(BadData, "no-contrast-possible", table):
+        train_classifiers(replace(options, held_out=str(table)), frame)
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_small_unbalanced_groups_say_how_uncertain_they_are(options: Settings) -> None:
+    frame = simulate({"AD": 12, "CN": 9}, {"AD": -1}, seed=3)
+    assert train_classifiers(replace(options, folds=10), frame) == []
+    area = metric(folder(options), "auc", features="volumes")
+    assert area["score_high"] - area["score_low"] > 0.3
+    folds, doubt, *_ = warnings(folder(options))
+    assert "9 folds instead of 10" in folds
+    assert "12 AD, 9 CN" in doubt
+    assert doubt in (folder(options) / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_confounded_site_is_detected_even_if_not_named(options: Settings) -> None:
+    frame = simulate({"AD": 8, "CN": 8}, site_of_group={"AD": "A", "CN": "B"}, site_shift=500)
+    # Both spellings are known.
+    frame = frame.rename(columns={"site": "Centre"})
+    assert train_classifiers(options, frame) == []
+    assert "Centre" in warnings(folder(options))[0]
+    chosen = replace(options, site="Centre", harmonize=True, leave_one_site_out=True)
+    assert train_classifiers(chosen, frame) == []
+    assert any("leave-one-site-out" in text for text in warnings(folder(options)))
+
+
+def test_three_classes_and_no_contrast_named(options: Settings) -> None:
+    frame = simulate({"AD": 9, "CN": 9, "MCI": 9}, {"AD": -4, "MCI": -2})
+    assert train_classifiers(replace(options, contrast=()), frame) == []
+    out = folder(options, "AD-vs-CN-vs-MCI")
+    assert metric(out, "auc", features="volumes")["value"] > 0.7
+    assert len(read_table(out / "confusion.tsv")) == 3
+    assert set(read_table(out / "roc.tsv")["class"]) == {"AD", "CN", "MCI"}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_two_subjects_a_class_still_work(options: Settings) -> None:
+    frame = simulate({"AD": 2, "CN": 5}, {"AD": -3})
+    chosen = replace(options, estimators=("logistic", "linear_svm"))
+    assert train_classifiers(chosen, frame) == []
+    assert any("linear_svm" in text for text in warnings(folder(options)))
+
+
+USAGE = [
+    ({"target": "dx"}, "column-unknown", "--target"),
+    ({"covariates": ("weight",)}, "column-unknown", "weight"),
+    ({"site": "center"}, "column-unknown", "--site"),
+    ({"features": ("nosuch",)}, "column-unknown", "nosuch"),
+    ({"features": ("icv_residual_mm3_L_whole",)}, "feature-leaks", "icv_residual"),
+    ({"estimators": ("magic",)}, "estimator-unknown", "magic"),
+    ({"estimators": ("dummy",)}, "only-dummy", "dummy"),
+    ({"contrast": ("AD",)}, "contrast-syntax", "AD"),
+    ({"contrast": ("AD:CN", "AD:CN")}, "contrast-name-repeated", "AD-vs-CN"),
+    ({"target": "age", "contrast": ()}, "target-levels-too-many", "age"),
+    ({"held_out": "age"}, "held-out-unknown", "age"),
+    ({"controls": "diagnosis"}, "controls-without-level", "diagnosis"),
+]
+DATA = [
+    ({"held_out": "site=Z"}, "site=Z"),
+    ({"held_out": "diagnosis=AD"}, "0 subjects"),
+    ({"contrast": ("AD:EMCI", "EMCI:CN")}, "EMCI:CN"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "code", "fact"),
+    [
+        *((change, UsageError, code, fact) for change, code, fact in USAGE),
+        *((change, BadData, "no-contrast-possible", fact) for change, fact in DATA),
+    ],
+)
+def test_impossible_options_are_refused(
+    options: Settings, change: dict, kind: type[HypsError], code: str, fact: str
+) -> None:
+    frame = simulate({"AD": 14, "CN": 14}).assign(icv_residual_mm3_L_whole=0.0)
+    with raises(kind, code, fact):
+        train_classifiers(replace(options, **change), frame)
+
+
+def test_bad_tables_are_refused(options: Settings) -> None:
+    frame = simulate({"AD": 4, "CN": 4})
+    with raises(BadData, "scan-listed-twice", "sub-0001"):
+        train_classifiers(options, pd.concat([frame, frame[:1]]))
+    with raises(BadData, "no-scan-done", options.output_dir):
+        train_classifiers(options, frame.assign(status="failed"))
+    with raises(BadData, "target-levels-too-few", "AD"):
+        train_classifiers(replace(options, contrast=()), frame.assign(diagnosis="AD"))
+    mixed = frame.copy()
+    mixed.loc[:2, "models"] = "localizer:0 base:0 adapter-other:1 n4:none"
+    with raises(BadData, "no-contrast-possible", "3 scans by 0.1.0", "5 scans by 0.1.0"):
+        train_classifiers(options, mixed)
+    empty = frame.assign(**dict.fromkeys((*PARTS, "volume_mm3_L_whole"), np.nan))
+    with raises(BadData, "no-contrast-possible", "no feature is left"):
+        train_classifiers(replace(options, features=("volume_mm3_L_*",)), empty)
