@@ -24,16 +24,6 @@ def mistyped_numbers(column: pd.Series) -> list[str]:
 
     One mistyped value turns such a column into text, and each of its numbers into a category.
 
-    Parameters
-    ----------
-    column : pandas.Series
-        A column of the result of :func:`infer_types`.
-
-    Returns
-    -------
-    list of str
-        Empty for numbers, for categories and for ordinary text.
-
     Examples
     --------
     >>> mistyped_numbers(pd.Series(["70", "71,5", "68", None]))
@@ -51,23 +41,11 @@ def mistyped_numbers(column: pd.Series) -> list[str]:
 def infer_types(
     frame: pd.DataFrame, columns: Mapping[str, ColumnDescription], source: str
 ) -> pd.DataFrame:
-    """Turn columns of text into numbers and categories.
+    """Turn columns of text into floats and categories where their values or sidecar say so.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Text; missing values are missing.
-    columns : mapping
-        The JSON sidecar. ``Levels`` make a column categorical, in their order, with unlisted values
-        last. A column with the ``Format`` ``string`` stays text.
-    source : str
-        Origin of the columns, for warnings.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Numbers as float, categories, or text. Other spellings of n/a, such as NA, are missing
-        unless they are levels.
+    ``Levels`` in the sidecar make a column categorical, in their order, with unlisted values last.
+    A column with the ``Format`` ``string`` stays text. Other spellings of n/a, such as NA, are
+    missing unless they are levels. Warnings name the `source` of the columns.
 
     Examples
     --------

@@ -21,15 +21,7 @@ FAMILIES = {measure.removesuffix("_mm3"): measure for measure in MEASURES}
 
 @dataclass(frozen=True)
 class Outcome:
-    """The left side of a formula.
-
-    Attributes
-    ----------
-    name : str
-        Its name in the formula.
-    measures : tuple of str
-        Columns of the wide table to model, one after the other.
-    """
+    """The name before ``~`` and the columns that it stands for, to be modeled one by one."""
 
     name: str
     measures: tuple[str, ...]
@@ -52,14 +44,7 @@ def formula_variables(formula: str) -> set[str]:
 
 
 def find_outcome(formula: str, data: pd.DataFrame) -> Outcome:
-    """Find the columns that a formula models, and check those that it uses.
-
-    Parameters
-    ----------
-    formula : str
-        What stands before ``~`` is a name of :data:`FAMILIES`, or a column.
-    data : pandas.DataFrame
-        The wide table.
+    """Find the columns of the wide table that a formula models, and check those that it uses.
 
     Raises
     ------

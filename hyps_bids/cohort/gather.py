@@ -20,7 +20,7 @@ from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
-__all__ = ["Gathered", "find_outputs", "gather", "scan_named"]
+__all__ = ["Gathered", "find_outputs", "gather", "scan_keys", "scan_named"]
 
 _TEXT = {"name", "hemi", "part", "status", "reason", "flags", "remarks"}
 #: kind of table → columns without which it is useless
@@ -61,19 +61,10 @@ class _MadeBy(NamedTuple):
 
 
 def find_outputs(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str, Path]]:
-    """Find the tables of the scans, and remove the partial files of writers that were killed.
+    """Find the tables of the scans, by kind (``morph``, ``qc``) and then by name of the scan.
 
-    Parameters
-    ----------
-    output : Path
-        The derivatives dataset.
-    keep : callable
-        Whether a scan is wanted; it is given the scan's name only, not a real path.
-
-    Returns
-    -------
-    dict
-        By kind, ``morph`` and ``qc``, then by the scan's name, sorted.
+    Partial files of writers that were killed are removed. `keep` tells whether a scan is wanted;
+    it is given the scan's name only, not a real path.
     """
     found: dict[str, dict[str, Path]] = {"morph": {}, "qc": {}}
     for folder in _anat_folders(output):
@@ -91,19 +82,7 @@ def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Ga
     """Stack the tables of all scans.
 
     Tables of several versions may differ in their columns; a column that a table lacks is missing
-    for its scans.
-
-    Parameters
-    ----------
-    output : Path
-        The derivatives dataset.
-    keep : callable
-        Whether a scan is wanted.
-
-    Returns
-    -------
-    Gathered
-        Sorted by scan; empty tables if there are no outputs.
+    for its scans. The result is sorted by scan, and has empty tables if there are no outputs.
     """
     paths = find_outputs(output, keep)
     qc, qc_problems = _stack("qc", paths["qc"])
@@ -127,7 +106,7 @@ def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Ga
         reasons[stem] = f"no QC table, interrupted; {_RUN_AGAIN}"
     reasons |= qc_problems
     failed = pd.DataFrame(
-        [[*_keys(stem), "failed", reason] for stem, reason in reasons.items()],
+        [[*scan_keys(stem), "failed", reason] for stem, reason in reasons.items()],
         columns=[*KEYS, "status", "reason"],
     )
     qc = _concat([qc[~qc["scan"].isin(reasons)], failed])
@@ -147,6 +126,12 @@ def scan_named(stem: str) -> Scan:
     return Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
 
 
+def scan_keys(stem: str) -> list[str | None]:
+    """Return the values of :data:`KEYS` for a scan."""
+    scan = scan_named(stem)
+    return [f"sub-{scan.subject}", f"ses-{scan.session}" if scan.session else None, stem]
+
+
 def _anat_folders(output: Path) -> Iterable[Path]:
     for subject in _folders(output, "sub-"):
         yield from _folders(subject, "anat")
@@ -157,11 +142,6 @@ def _anat_folders(output: Path) -> Iterable[Path]:
 def _folders(parent: Path, start: str) -> list[Path]:
     with os.scandir(parent) as entries:
         return sorted(Path(e.path) for e in entries if e.name.startswith(start) and e.is_dir())
-
-
-def _keys(stem: str) -> list[str | None]:
-    scan = scan_named(stem)
-    return [f"sub-{scan.subject}", f"ses-{scan.session}" if scan.session else None, stem]
 
 
 def _stack(kind: str, paths: dict[str, Path]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -175,7 +155,7 @@ def _stack(kind: str, paths: dict[str, Path]) -> tuple[pd.DataFrame, dict[str, s
         if isinstance(content, str):
             problems[stem] = f"{path.name}: {content}; {_RUN_AGAIN}"
         else:
-            rows[tuple(content[0])].extend([*_keys(stem), *line] for line in content[1:])
+            rows[tuple(content[0])].extend([*scan_keys(stem), *line] for line in content[1:])
     columns = table_columns(kind)
     frames = [pd.DataFrame(body, columns=[*KEYS, *header]) for header, body in rows.items()]
     frame = _concat([pd.DataFrame(columns=list(columns)), *frames])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +12,9 @@ import pandas as pd
 from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import listed, similar
+from hyps_bids.outputs.columns import ICVAdjustment
 
-__all__ = ["Adjustment", "Controls", "adjustment_scans", "icv_residuals", "warn_of_few"]
+__all__ = ["Controls", "adjustment_scans", "icv_residuals", "warn_of_few"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: A line through fewer subjects is not worth subtracting.
@@ -47,53 +47,11 @@ class Controls(NamedTuple):
         return cls(column, level)
 
 
-@dataclass(frozen=True)
-class Adjustment:
-    """Regression of a volume on the intracranial volume.
-
-    Attributes
-    ----------
-    fitted_on : str
-        ``all`` or ``column=level``.
-    slope : float
-        mm³ per mm³.
-    mean_icv : float
-        mm³; at this intracranial volume, the adjusted volume is the volume itself.
-    n : int
-        Number of subjects; a subject with several scans counts once, with their mean.
-    """
-
-    fitted_on: str
-    slope: float
-    mean_icv: float
-    n: int
-
-    def record(self) -> dict[str, str | float]:
-        """Return the entry for the sidecar."""
-        return {
-            "FittedOn": self.fitted_on,
-            "Slope": self.slope,
-            "MeanICV": self.mean_icv,
-            "N": self.n,
-        }
-
-
 def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Series, str]:
     """Select the scans on which the adjustment is fitted.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        With status, flags and the columns of the dataset.
-    controls : str or None
-        COLUMN=LEVEL; all scans if None. Scans whose intracranial volume is flagged are left out.
-
-    Returns
-    -------
-    pandas.Series
-        Boolean, one value per scan.
-    str
-        The selection in words.
+    These are all scans, or those of the `controls` (COLUMN=LEVEL), without scans whose intracranial
+    volume is flagged. The selection is returned as booleans and in words.
 
     Raises
     ------
@@ -133,7 +91,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
 
 def icv_residuals(
     frame: pd.DataFrame, fit_on: pd.Series, fitted_on: str
-) -> tuple[pd.DataFrame, dict[str, Adjustment]]:
+) -> tuple[pd.DataFrame, dict[str, ICVAdjustment]]:
     """Adjust volumes for the intracranial volume.
 
     A line is fitted to the selected subjects, each with the mean of its scans. Every scan's volume
@@ -155,7 +113,7 @@ def icv_residuals(
         With the same index: icv_residual_mm3_SIDE_PART and icv_residual_soft_mm3_SIDE_PART.
         Volumes that none of the selected scans has are left out, and all volumes if no line can be
         fitted: with fewer than three subjects, or if all have the same intracranial volume.
-    dict of str to Adjustment
+    dict of str to ICVAdjustment
         By column.
     """
     # Volumes of another adapter's parts may be known for other scans only.
@@ -171,32 +129,35 @@ def icv_residuals(
     if len(subjects) < _FEWEST or np.ptp(icv) == 0:
         return pd.DataFrame(index=frame.index), {}
     centered = icv - icv.mean()
-    columns, adjustments = {}, {}
+    columns = {}
+    adjustments: dict[str, ICVAdjustment] = {}
     for name in names:
         kind, side, part = split_column(name)
         slope = float((centered * subjects[name]).sum() / (centered**2).sum())
         column = f"icv_residual{KINDS[kind]}_mm3_{side}_{part}"
         columns[column] = frame[name] - slope * (frame["icv_mm3"] - icv.mean())
-        adjustments[column] = Adjustment(fitted_on, slope, float(icv.mean()), len(subjects))
+        adjustments[column] = {
+            "FittedOn": fitted_on,
+            "Slope": slope,
+            "MeanICV": float(icv.mean()),
+            "N": len(subjects),
+        }
     return pd.DataFrame(columns, index=frame.index), adjustments
 
 
-def warn_of_few(adjustments: Mapping[str, Adjustment], fitted_on: str) -> None:
+def warn_of_few(adjustments: Mapping[str, ICVAdjustment], fitted_on: str) -> None:
     """Warn if the adjustment could not be made, or rests on few subjects."""
+    fewest = min((adjustment["N"] for adjustment in adjustments.values()), default=0)
     if not adjustments:
         _LOG.warning(
-            "No volumes were adjusted for the intracranial volume (ICV): there are fewer than %d "
-            "subjects with all volumes (%s), or all have the same ICV. The columns icv_residual "
-            "are missing.",
-            _FEWEST,
-            fitted_on,
+            "No volumes were adjusted for the intracranial volume (ICV), so there are no columns "
+            "icv_residual: there are fewer than %d subjects with all volumes (%s), or all have the "
+            "same ICV.",
+            *(_FEWEST, fitted_on),
         )
-        return
-    fewest = min(adjustment.n for adjustment in adjustments.values())
-    if fewest < _FEW:
+    elif fewest < _FEW:
         _LOG.warning(
             "The adjustment for the intracranial volume (ICV) rests on only %d subjects (%s); use "
             "the columns icv_residual with caution.",
-            fewest,
-            fitted_on,
+            *(fewest, fitted_on),
         )

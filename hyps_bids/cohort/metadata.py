@@ -17,22 +17,18 @@ __all__ = ["Metadata", "join", "read_metadata"]
 
 @dataclass(frozen=True)
 class Metadata:
-    """Tables of a raw dataset as text; missing values are missing.
+    """Tables of a raw dataset as text.
 
     Attributes
     ----------
-    participants : pandas.DataFrame
-        participant_id and the columns of participants.tsv, one row per participant.
-    sessions : pandas.DataFrame
-        participant_id, session_id and the columns of the sessions.tsv files.
+    participants, sessions : pandas.DataFrame
+        The tables with one row per participant_id, or per participant_id and session_id.
     scans : pandas.DataFrame
         scan and acq_time of the scans.tsv files.
     phenotype : tuple of pandas.DataFrame
         The columns that were asked for, one table per file.
     columns : dict
         What the JSON sidecars say about each column.
-    has_participants : bool
-        Whether participants.tsv could be read.
     """
 
     participants: pd.DataFrame
@@ -40,14 +36,13 @@ class Metadata:
     scans: pd.DataFrame
     phenotype: tuple[pd.DataFrame, ...]
     columns: dict[str, ColumnDescription]
-    has_participants: bool
 
 
 def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str] = ()) -> Metadata:
     """Read participants.tsv, all sessions.tsv and scans.tsv, and columns of phenotype/.
 
     Files that are not quite right are read as far as they can be, and each kind of problem gives
-    one warning.
+    one warning. Where there are no files, the tables are empty but for their key columns.
 
     Parameters
     ----------
@@ -58,24 +53,19 @@ def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str]
     wanted : iterable of str
         Columns to look for in phenotype/, unless other tables have them.
 
-    Returns
-    -------
-    Metadata
-        Empty tables with their key columns where there are no files.
-
     Raises
     ------
     UsageError
         If a wanted column is in several phenotype files.
     """
     reader = TableReader()
-    people = reader.read({root / "participants.tsv": None}, ("participant_id",))
+    participants_table = reader.read({root / "participants.tsv": None}, ("participant_id",))
     folders = [root / name for name in participants]
     sessions = reader.read(
         {folder / f"{folder.name}_sessions.tsv": folder.name for folder in folders},
         ("participant_id", "session_id"),
     )
-    known = {*people.columns, *sessions.columns}
+    known = {*participants_table.columns, *sessions.columns}
     # All sessions share one sidecar, or each participant has one like that of the others.
     candidates = [root / "sessions.json", *(f / f"{f.name}_sessions.json" for f in folders)]
     sessions_json = next((path for path in candidates if path.is_file()), candidates[0])
@@ -83,35 +73,22 @@ def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str]
     for path in (root / "participants.json", root / "scans.json", sessions_json):
         described |= reader.sidecar(path)
     metadata = Metadata(
-        participants=reader.merge_repeated(people, root / "participants.tsv"),
+        participants=reader.merge_repeated(participants_table, root / "participants.tsv"),
         sessions=reader.merge_repeated(sessions, root / "sub-*_sessions.tsv"),
         scans=_scan_times(folders, reader).drop_duplicates("scan"),
         phenotype=phenotype,
         columns=described,
-        has_participants=not people.empty,
     )
     reader.warn()
     return metadata
 
 
 def join(frame: pd.DataFrame, metadata: Metadata) -> pd.DataFrame:
-    """Add what is known about each scan's participant and session.
+    """Add the columns of a scan's participant and session to its row, as text.
 
     A session's value wins over the participant's, and a scan's acq_time over the session's. A
     column whose name the frame has already is added as ``participants_NAME``, ``sessions_NAME``
     or ``phenotype_NAME``.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        With participant_id, session_id and scan.
-    metadata : Metadata
-        The tables.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The same rows with more columns, as text.
     """
     added = pd.DataFrame(index=frame.index)
     sources = [("participants", metadata.participants), ("sessions", metadata.sessions)]
@@ -142,11 +119,8 @@ def _overlay(below: pd.DataFrame, above: pd.DataFrame) -> pd.DataFrame:
 def _scan_times(folders: Sequence[Path], reader: TableReader) -> pd.DataFrame:
     paths: dict[Path, str | None] = {}
     for folder in folders:
-        for path in (
-            folder / f"{folder.name}_scans.tsv",
-            *sorted(folder.glob("ses-*/*_scans.tsv")),
-        ):
-            paths[path] = path.name.split("_")[0]
+        found = [folder / f"{folder.name}_scans.tsv", *sorted(folder.glob("ses-*/*_scans.tsv"))]
+        paths |= {path: path.name.split("_")[0] for path in found}
     table = reader.read(paths, ())
     if not {"filename", "acq_time"} <= set(table):
         return pd.DataFrame(columns=["scan", "acq_time"], dtype="str")

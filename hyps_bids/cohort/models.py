@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ _FEW_DF = 10
 #: SciPy's L-BFGS is faster, but often steps so far that matrices become singular.
 _OPTIMIZERS = ["bfgs", "powell"]
 
+#: our names for terms that formulaic calls otherwise
+_TERMS = {"1": "Intercept"}
+
 Row = dict[str, Any]
 
 
@@ -34,30 +37,14 @@ class CannotFit(Exception):
 
 @dataclass(frozen=True)
 class Design:
-    """One model of one measure, ready to be fitted.
+    """One model of one measure, ready to be fitted."""
 
-    Attributes
-    ----------
-    outcome : numpy.ndarray
-        Shape ``(scans,)``.
-    matrix : numpy.ndarray
-        Shape ``(scans, columns)``.
-    names : tuple of str
-        Names of the columns.
-    terms : dict of str to slice
-        Columns of each term.
-    subjects : numpy.ndarray
-        Subject of each scan.
-    references : dict of str to str
-        First level of each categorical variable.
-    """
-
-    outcome: np.ndarray
-    matrix: np.ndarray
-    names: tuple[str, ...]
-    terms: dict[str, slice]
-    subjects: np.ndarray
-    references: dict[str, str]
+    outcome: np.ndarray  # (scans,)
+    matrix: np.ndarray  # (scans, columns)
+    subjects: np.ndarray  # (scans,)
+    names: tuple[str, ...]  # of the columns
+    terms: dict[str, slice]  # columns of each term
+    references: dict[str, str]  # first level of each categorical variable
 
     @property
     def n_subjects(self) -> int:
@@ -73,31 +60,13 @@ class Design:
 
 @dataclass(frozen=True)
 class Fit:
-    """Estimates of a linear model.
+    """Estimates of a linear model."""
 
-    Attributes
-    ----------
-    estimate : numpy.ndarray
-        Coefficients.
-    covariance : numpy.ndarray
-        Covariance of the coefficients.
-    sd : float
-        Residual standard deviation, including that between subjects.
-    df : float
-        Degrees of freedom of t; of a mixed model, subjects minus coefficients.
-    method : str
-        ``ols`` or ``mixed``.
-    converged : bool
-        Whether the fit ended as it should.
-    warnings : tuple of str
-        Warnings of the fit.
-    """
-
-    estimate: np.ndarray
-    covariance: np.ndarray
-    sd: float
-    df: float
-    method: str
+    estimate: np.ndarray  # (coefficients,)
+    covariance: np.ndarray  # (coefficients, coefficients)
+    sd: float  # residual standard deviation, including that between subjects
+    df: float  # degrees of freedom of t
+    method: Literal["ols", "mixed"]
     converged: bool
     warnings: tuple[str, ...]
 
@@ -105,18 +74,10 @@ class Fit:
 def build_design(
     formula: str, used: pd.DataFrame, outcome: str, controls: Controls | None
 ) -> Design:
-    """Build the design matrix.
+    """Build the design matrix of scans without missing values.
 
-    Parameters
-    ----------
-    formula : str
-        The model.
-    used : pandas.DataFrame
-        participant_id and the variables of the formula, without missing values.
-    outcome : str
-        Name before ``~``.
-    controls : Controls or None
-        Their level is the reference level of its column, instead of the first.
+    `outcome` is the name before ``~``. The level of the controls becomes the reference level of
+    its column, instead of the first level.
 
     Raises
     ------
@@ -151,9 +112,7 @@ def build_design(
         outcome=y[finite, 0],
         matrix=matrix[finite],
         names=tuple(spec.column_names),
-        terms={
-            "Intercept" if str(t) == "1" else str(t): where for t, where in spec.term_slices.items()
-        },
+        terms={_TERMS.get(str(term), str(term)): w for term, w in spec.term_slices.items()},
         subjects=used["participant_id"].to_numpy()[finite],
         references=references,
     )
@@ -268,13 +227,7 @@ def _few_subjects(design: Design, df: float) -> tuple[str, ...]:
 
 
 def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
-    """Test each coefficient, and together those of a term that has several.
-
-    Yields
-    ------
-    dict
-        Columns of the table of models, from ``term`` to ``effect_kind``.
-    """
+    """Test each coefficient, and all coefficients of a term with several together."""
     from scipy import stats
 
     t = stats.t.ppf((1 + _LEVEL) / 2, fit.df)

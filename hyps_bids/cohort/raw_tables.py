@@ -47,19 +47,10 @@ class TableReader:
             _LOG.warning("%s%s: %s", paths[0], more, problem)
 
     def read(self, paths: Mapping[Path, str | None], keys: Sequence[str]) -> pd.DataFrame:
-        """Stack tables.
+        """Stack those of the files that exist.
 
-        Parameters
-        ----------
-        paths : mapping of Path to str or None
-            Files, of which some may not exist, and the participant_id of all rows of a file.
-        keys : sequence of str
-            Columns that every row must have, of :data:`PREFIXES`.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Text with the keys spelled as BIDS wants; empty with the key columns if there is no row.
+        Values of the `keys` are given the prefix that BIDS wants, and rows without them are left
+        out. A path may come with the participant_id of all its rows.
         """
         present = [path for path in paths if path.is_file()]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -75,9 +66,7 @@ class TableReader:
         lacking = [key for key in keys if key not in frame]
         if lacking:
             if rows:
-                self.note(
-                    present[0], f"the column {', '.join(lacking)} is missing, so it is not used"
-                )
+                self.note(present[0], f"it is not used, as it has no column {', '.join(lacking)}")
             return pd.DataFrame(columns=list(keys), dtype="str")
         for key in keys:
             bare = frame[key].notna() & ~frame[key].str.startswith(PREFIXES[key], na=False)

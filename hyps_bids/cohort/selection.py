@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from hyps_bids.cohort.gather import scan_keys
 from hyps_bids.cohort.metadata import Metadata
 from hyps_bids.messages import counted, listed
+from hyps_bids.outputs.columns import KEYS
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
@@ -22,8 +24,7 @@ _UNKNOWN = "not in participants.tsv"
 def scan_filter(settings: Settings, scans: Sequence[Scan]) -> Callable[[Scan], bool]:
     """Return a function that tells whether the outputs of a scan are wanted.
 
-    With a filter file, those of the scans that were found; else those with the right labels, even
-    if their images are gone.
+    A filter file keeps the scans that it finds; labels also keep scans whose images are gone.
     """
     if settings.bids_filter_file:
         stems = {scan.stem for scan in scans}
@@ -42,31 +43,19 @@ def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
     failed = qc.loc[qc["status"] != "done", "scan"]
     if len(failed):
         _LOG.warning(
-            "%s failed and will have no volumes in the group tables; the column reason says why: "
-            "%s",
-            counted(len(failed), "scan"),
-            listed(failed),
+            "%s failed, so the group tables have no volumes of it; the column reason says why: %s",
+            *(counted(len(failed), "scan"), listed(failed)),
         )
     known = set(qc["scan"])
-    rows = [
-        {
-            "participant_id": f"sub-{scan.subject}",
-            "session_id": f"ses-{scan.session}" if scan.session else None,
-            "scan": scan.stem,
-            "status": "missing",
-            "reason": "no outputs yet",
-        }
-        for scan in scans
-        if scan.stem not in known
-    ]
-    if not rows:
+    stems = [scan.stem for scan in scans if scan.stem not in known]
+    if not stems:
         return qc
-    missing = pd.DataFrame(rows, columns=qc.columns)
     _LOG.warning(
         "%s without outputs; run the participant level for: %s",
-        counted(len(rows), "scan"),
-        listed(missing["scan"]),
+        *(counted(len(stems), "scan"), listed(stems)),
     )
+    rows = [[*scan_keys(stem), "missing", "no outputs yet"] for stem in stems]
+    missing = pd.DataFrame(rows, columns=[*KEYS, "status", "reason"])
     return pd.concat([qc, missing]).sort_values("scan", kind="stable", ignore_index=True)
 
 
@@ -88,7 +77,7 @@ def compare_participants(
     table: pd.DataFrame, metadata: Metadata, settings: Settings
 ) -> pd.DataFrame:
     """Remark on participants who are not in participants.tsv, and add rows for those only there."""
-    if not metadata.has_participants:
+    if metadata.participants.empty:
         return table
     described = set(metadata.participants["participant_id"])
     unknown = ~table["participant_id"].isin(described)

@@ -69,8 +69,7 @@ def fit_models(
         The wide table; only scans that are done are used.
     formulas : sequence of str
         For example ``volume ~ diagnosis + age + sex + icv``. The name before ``~`` is a column, or
-        a name of :data:`~hyps_bids.cohort.formulas.FAMILIES`, which stands for each of its columns
-        in turn.
+        one of :data:`~hyps_bids.cohort.formulas.FAMILIES`, which stands for several in turn.
     controls : Controls, optional
         Their level is the reference level of its column, instead of the first.
 

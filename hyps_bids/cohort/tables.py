@@ -67,25 +67,25 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
             code="scan-tables-missing",
         )
     qc = add_missing_scans(gathered.qc, scans)
-    _write(output, "morph", gathered.morph, table_columns("morph"))
-    _write(output, "qc", qc, table_columns("qc") | {"status": STATUS})
+    _write(output, "morph", gathered.morph, described(table_columns("morph")))
+    _write(output, "qc", qc, described(table_columns("qc") | {"status": STATUS}))
     _warn_of_mixture(gathered.provenance)
     participants = {f"sub-{scan.subject}" for scan in scans} | {*qc["participant_id"]}
     metadata = read_metadata(settings.bids_dir, sorted(participants), _named_columns(settings))
     wide = build_wide_table(gathered, qc, metadata, settings)
     # Models of an earlier table must not stay beside this one, even if a formula is wrong.
-    _write_or_remove(output, _MODELS, pd.DataFrame(), statistics.COLUMNS)
-    _write_described(output, WIDE, wide.table, wide.columns)
+    _write(output, _MODELS, pd.DataFrame(), {}, optional=True)
+    _write(output, WIDE, wide.table, wide.columns)
     done = wide.table[wide.table["status"] == "done"]
     change = longitudinal.annual_change(done)
-    _write_or_remove(output, _LONGITUDINAL, change, longitudinal.COLUMNS)
+    _write(output, _LONGITUDINAL, change, described(longitudinal.COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", counted(len(qc), "scan"), counts)
     # The models come last, so that a wrong formula does not prevent the other tables.
     if settings.model:
         controls = Controls.parse(settings.controls) if settings.controls else None
         models = statistics.fit_models(wide.table, settings.model, controls)
-        _write_or_remove(output, _MODELS, models, statistics.COLUMNS)
+        _write(output, _MODELS, models, described(statistics.COLUMNS), optional=True)
     return read_wide(output)
 
 
@@ -123,26 +123,20 @@ def _warn_of_mixture(provenance: pd.DataFrame) -> None:
         )
 
 
-def _write_described(
-    output: Path, kind: str, table: pd.DataFrame, columns: Mapping[str, ColumnDescription]
+def _write(
+    output: Path,
+    kind: str,
+    table: pd.DataFrame,
+    columns: Mapping[str, ColumnDescription],
+    *,
+    optional: bool = False,
 ) -> None:
+    """Write a table and its sidecar; remove an earlier optional table if this one has no rows."""
     path = group_path(output, kind)
-    write_table(path, table)
-    write_json(sidecar_path(path), columns)
-
-
-def _write(output: Path, kind: str, table: pd.DataFrame, columns: Mapping[str, str]) -> None:
-    texts = {name: columns.get(name, "From another version of HyPS-BIDS.") for name in table}
-    _write_described(output, kind, table, described(texts))
-
-
-def _write_or_remove(
-    output: Path, kind: str, table: pd.DataFrame, columns: Mapping[str, str]
-) -> None:
-    """Write a table, or remove that of an earlier run if this one has no rows."""
-    if len(table):
-        _write(output, kind, table, columns)
+    if optional and table.empty:
+        for old in (path, sidecar_path(path)):
+            old.unlink(missing_ok=True)
         return
-    path = group_path(output, kind)
-    for old in (path, sidecar_path(path)):
-        old.unlink(missing_ok=True)
+    other: ColumnDescription = {"Description": "From another version of HyPS-BIDS."}
+    write_table(path, table)
+    write_json(sidecar_path(path), {name: columns.get(name, other) for name in table})

@@ -43,21 +43,8 @@ def build_wide_table(
 ) -> WideTable:
     """Put everything that is known about each scan into one row.
 
-    Parameters
-    ----------
-    gathered : Gathered
-        The outputs of all scans.
-    qc : pandas.DataFrame
-        Its QC table, with the missing scans added.
-    metadata : Metadata
-        The dataset's own tables.
-    settings : Settings
-        ``controls`` are the scans on which the adjustment for intracranial volume is fitted.
-
-    Returns
-    -------
-    WideTable
-        Keys, further entities, status, provenance, volumes, derived measures, metadata.
+    The columns are keys, further entities, status, provenance, volumes, derived measures and
+    metadata. `qc` is the QC table with the missing scans.
 
     Raises
     ------
@@ -87,7 +74,7 @@ def build_wide_table(
     columns |= {name: describe(name) for name in [*measured, *residuals] if name != "icv_mm3"}
     columns["icv_mm3"] = {"Description": table_columns("morph")["icv_mm3"], "Units": "mm3"}
     for name, adjustment in adjustments.items():
-        columns[name]["ICVAdjustment"] = adjustment.record()
+        columns[name]["ICVAdjustment"] = adjustment
     columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
     numbers = set(table.select_dtypes("number"))
     return WideTable(

@@ -12,10 +12,32 @@ __all__ = [
     "KEYS",
     "MORPH_COLUMNS",
     "ColumnDescription",
+    "ICVAdjustment",
     "described",
     "qc_columns",
     "table_columns",
 ]
+
+
+class ICVAdjustment(TypedDict):
+    """Regression of a volume on the intracranial volume.
+
+    Attributes
+    ----------
+    FittedOn : str
+        ``all`` or ``column=level``.
+    Slope : float
+        mm³ per mm³.
+    MeanICV : float
+        mm³; at this intracranial volume, the adjusted volume is the volume itself.
+    N : int
+        Number of subjects; a subject with several scans counts once, with their mean.
+    """
+
+    FittedOn: str
+    Slope: float
+    MeanICV: float
+    N: int
 
 
 class ColumnDescription(TypedDict, total=False):
@@ -23,21 +45,17 @@ class ColumnDescription(TypedDict, total=False):
 
     Attributes
     ----------
-    Description, Units : str
-        As in BIDS.
     Format : str
         ``number`` or ``string``.
     Levels : object
         Values and their meanings, in BIDS a dict; a raw dataset may have anything here.
-    ICVAdjustment : dict
-        How a volume was adjusted for the intracranial volume.
     """
 
     Description: str
     Units: str
     Format: str
     Levels: object
-    ICVAdjustment: dict[str, str | float]
+    ICVAdjustment: ICVAdjustment
 
 
 #: columns in front of every table of the group level → description

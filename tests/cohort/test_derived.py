@@ -107,9 +107,9 @@ def test_residuals_take_icv_out_and_leave_the_group() -> None:
     made = adjustments["icv_residual_mm3_L_whole"]
     icv, volume = frame["icv_mm3"], frame["volume_mm3_L_whole"]
     slope, intercept = np.polyfit(icv[controls], volume[controls], 1)
-    assert made.slope == pytest.approx(slope)
-    assert made.slope == pytest.approx(0.002, rel=0.1)
-    assert (made.n, made.fitted_on) == (30, "sick=no")
+    assert made["Slope"] == pytest.approx(slope)
+    assert made["Slope"] == pytest.approx(0.002, rel=0.1)
+    assert (made["N"], made["FittedOn"]) == (30, "sick=no")
     # Among the controls, the residuals do not depend on ICV and have the mean of the volumes.
     assert np.corrcoef(column[controls], icv[controls])[0, 1] == pytest.approx(0, abs=1e-9)
     assert column[controls].mean() == pytest.approx(volume[controls].mean())
@@ -124,9 +124,9 @@ def test_repeated_scans_count_once() -> None:
     again = pd.concat([frame, *[frame.iloc[:3]] * 5], ignore_index=True)
     _, repeated = icv_residuals(again, pd.Series(True, index=again.index), "all")
     (first,), (second,) = once.values(), repeated.values()
-    assert second.n == first.n == 20
-    assert second.slope == pytest.approx(first.slope)
-    assert second.mean_icv == pytest.approx(first.mean_icv)
+    assert second["N"] == first["N"] == 20
+    assert second["Slope"] == pytest.approx(first["Slope"])
+    assert second["MeanICV"] == pytest.approx(first["MeanICV"])
 
 
 def test_no_line_no_residuals() -> None:

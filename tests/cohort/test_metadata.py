@@ -47,7 +47,7 @@ def test_odd_files_are_read(
 def test_useless_file(study: Any, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
     (study.raw / "participants.tsv").write_bytes(content)
     metadata = read_metadata(study.raw, [])
-    assert not metadata.has_participants
+    assert metadata.participants.empty
     assert len(caplog.records) == (content != b"\x00\x01\x02")
 
 
