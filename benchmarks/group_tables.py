@@ -4,16 +4,14 @@
     python benchmarks/group_tables.py time FOLDER [--model FORMULA …]
 
 ``make`` writes FOLDER/raw, a BIDS dataset of empty images with participants.tsv and sessions.tsv,
-and FOLDER/derivatives with the tables that the participant level would leave: all numbers are
-made. ``time`` runs ``hyps-bids raw derivatives group`` in a process of its own and prints seconds
-and peak memory; the search for images is timed by itself too.
+and FOLDER/out with the tables that the participant level would write. All numbers are made up.
+``time`` runs the group level in a process of its own and prints seconds and peak memory; the
+search for images is also timed on its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
 import platform
 import resource
@@ -26,99 +24,53 @@ from pathlib import Path
 
 import numpy as np
 
-from hyps_bids.bids.index import find_scans
-from hyps_bids.cohort.tables import write_group_tables
-from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
-from hyps_bids.outputs.scan import Scan
-from hyps_bids.settings import Settings
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-PARTS = ("anterior", "posterior")
-MODELS = {
-    "SoftwareVersion": "0.0.0-made",
-    "Models": {
-        role: {"Name": f"{role.lower()}-made", "SHA256": "0" * 64}
-        for role in ("Localizer", "Base", "Adapter")
-    },
-    "BiasFieldCorrection": "none",
-}
+from hyps_bids.bids.index import find_scans
+from hyps_bids.outputs.columns import qc_columns
+from tests.cohort.study import MadeStudy
 
 
 def make(folder: Path, subjects: int, sessions: int) -> None:
     """Write the made dataset and its derivatives."""
     rng = np.random.default_rng(0)
-    raw, output = folder / "raw", folder / "derivatives"
-    raw.mkdir(parents=True)
-    description = {"Name": "Made dataset", "BIDSVersion": "1.10.0"}
-    (raw / "dataset_description.json").write_text(json.dumps(description))
-    levels = {"diagnosis": {"Levels": {"CN": "control", "AD": "Alzheimer's disease"}}}
-    (raw / "participants.json").write_text(json.dumps(levels))
-    described = {
-        **{name: {"Description": text} for name, text in qc_columns().items()},
-        **MODELS,
-    }
-    sidecar = json.dumps(described, indent=2)
-    people = ["participant_id\tage\tsex\tdiagnosis"]
+    study = MadeStudy.create(folder)
+    quality = {name: 0.95 for name in qc_columns() if name.endswith(("_L", "_R"))}
+    levels = '{"diagnosis": {"Levels": {"CN": "control", "AD": "patient"}}}'
+    (study.raw / "participants.json").write_text(levels)
+    people = ["participant_id age sex diagnosis"]
     for i in range(subjects):
         subject = f"sub-{i:05d}"
         age, sick = rng.uniform(55, 85), i % 2
-        people.append(f"{subject}\t{age:.1f}\t{'MF'[i // 2 % 2]}\t{('CN', 'AD')[sick]}")
+        people.append(f"{subject} {age:.1f} {'MF'[i // 2 % 2]} {('CN', 'AD')[sick]}")
         icv = rng.normal(1.45e6, 1.3e5)
         size = 3300 - 20 * (age - 65) + 0.001 * (icv - 1.45e6) - 600 * sick + rng.normal(0, 300)
-        visits = ["session_id\tacq_time"]
+        visits = ["session_id acq_time"]
         for year in range(sessions):
-            session = f"ses-{year:02d}"
-            visits.append(f"{session}\t{2000 + year}-06-15T10:00:00")
-            scan = Scan.from_path(Path(f"{subject}_{session}_T1w.nii.gz"))
-            image = raw / scan.folder / scan.path
-            image.parent.mkdir(parents=True)
-            image.touch()
-            volume = size - 80 * year + rng.normal(0, 40)
-            write_outputs(output / scan.folder, scan.stem, volume, icv, sidecar)
-        (raw / subject / f"{subject}_sessions.tsv").write_text("\n".join(visits) + "\n")
-    (raw / "participants.tsv").write_text("\n".join(people) + "\n")
-
-
-def write_outputs(folder: Path, stem: str, volume: float, icv: float, sidecar: str) -> None:
-    """Write one scan's tables; `volume` is that of one whole hippocampus, mm³."""
-    folder.mkdir(parents=True)
-    lines = ["\t".join(MORPH_COLUMNS)]
-    index = 0
-    for hemi in "LR":
-        for part, share in (*zip(PARTS, (0.52, 0.48), strict=True), ("whole", 1.0)):
-            index += part != "whole"
-            number = "n/a" if part == "whole" else str(index)
-            mm3 = f"{share * volume:.2f}"
-            name = f"{hemi} {part}"
-            lines.append("\t".join([number, name, hemi, part, "3000", mm3, mm3, f"{icv:.2f}"]))
-    start = folder / f"{stem}_seg-hippocampus_"
-    Path(f"{start}morph.tsv").write_text("\n".join(lines) + "\n")
-    row = {name: "0.95" for name in qc_columns()} | {"status": "done", "icv_mm3": f"{icv:.2f}"}
-    row |= {name: "n/a" for name in ("reason", "flags", "remarks")}
-    Path(f"{start}qc.tsv").write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
-    Path(f"{start}qc.json").write_text(sidecar)
+            visits.append(f"ses-{year:02d} {2000 + year}-06-15T10:00:00")
+            left, right = size - 80 * year + rng.normal(0, 40, 2)
+            study.scan(f"{subject}_ses-{year:02d}", left, right, icv=icv, **quality)
+        study.table(f"{subject}/{subject}_sessions.tsv", "\n".join(visits))
+    study.table("participants.tsv", "\n".join(people))
 
 
 def run(folder: Path, models: list[str]) -> None:
-    """Run the group level, search for images and tables timed apart."""
-    settings = Settings(
-        bids_dir=folder / "raw",
-        output_dir=folder / "derivatives",
-        analysis_level="group",
-        bids_database_dir=folder / "index",
-    )
+    """Run the group level, with the search for images timed separately."""
+    study = MadeStudy(folder)
+    index = {"bids_database_dir": folder / "index"}
     for name in ("first search for images", "second search, with its index"):
         with timed(name):
-            find_scans(settings, need_content=False)
-    with timed("tables, search included"):
-        write_group_tables(settings)
+            find_scans(study.settings(**index), need_content=False)
+    with timed("tables, including the search"):
+        study.write_tables(**index)
     for model in models:
         with timed(f"tables and '{model}'"):
-            write_group_tables(dataclasses.replace(settings, model=(model,)))
+            study.write_tables(model=(model,), **index)
 
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Print how long something took: by the clock, and of this process alone."""
+    """Print the seconds that something took, by the clock and by the CPU time of this process."""
     wall, own = time.perf_counter(), time.process_time()
     yield
     wall, own = time.perf_counter() - wall, time.process_time() - own

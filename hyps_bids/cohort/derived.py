@@ -47,20 +47,19 @@ MEASURES = {
 def volumes(morph: pd.DataFrame) -> pd.DataFrame:
     """Put the volumes of each scan side by side.
 
-    A bilateral volume is the sum of both sides, missing unless both are there. The whole is what
-    the table gives as such, else the sum of its parts. A part that is the only one of its scan is
-    the whole by another name and has no column of its own.
+    A bilateral volume is the sum of both sides, and missing unless both are there. The whole is the
+    row of that name, or else the sum of the parts. A part that is the only one of its scan is the
+    whole by another name and has no column of its own.
 
     Parameters
     ----------
     morph : pandas.DataFrame
-        Long table with columns scan, hemi, part, volume_mm3, volume_soft_mm3 and, if known,
-        icv_mm3.
+        Long table with scan, hemi, part, volume_mm3, volume_soft_mm3 and, if known, icv_mm3.
 
     Returns
     -------
     pandas.DataFrame
-        Indexed by scan: icv_mm3, then ``volume_mm3_SIDE_PART`` and ``volume_soft_mm3_SIDE_PART``
+        Indexed by scan: icv_mm3, then ``volume_mm3_SIDE_PART`` and ``volume_soft_mm3_SIDE_PART``,
         with SIDE in :data:`SIDES` and the parts in the order of the tables, ``whole`` last.
 
     Examples
@@ -96,18 +95,10 @@ def volumes(morph: pd.DataFrame) -> pd.DataFrame:
 
 
 def derive(frame: pd.DataFrame) -> pd.DataFrame:
-    """Compute the measures that follow from the volumes of one scan.
+    """Compute the measures that follow from the columns of :func:`volumes`, scan by scan.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        With the columns of :func:`volumes`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        With the same index: asymmetry_PART, anterior_posterior_ratio_SIDE (if there are such parts)
-        and icv_fraction_SIDE_PART, each also with ``_soft`` after the measure's name.
+    These are asymmetry_PART, anterior_posterior_ratio_SIDE (if there are such parts) and
+    icv_fraction_SIDE_PART, each also with ``_soft`` after the measure's name.
 
     Examples
     --------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -13,18 +12,10 @@ from hyps_bids.cohort.derived import MEASURES, volume_columns
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import listed, similar
 
-__all__ = ["FAMILIES", "Outcome", "find_outcome", "formula_variables"]
+__all__ = ["FAMILIES", "find_measures", "formula_variables"]
 
 #: name in a formula → the measure whose columns it stands for, one after the other
 FAMILIES = {measure.removesuffix("_mm3"): measure for measure in MEASURES}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The name before ``~`` and the columns that it stands for, to be modeled one by one."""
-
-    name: str
-    measures: tuple[str, ...]
 
 
 def formula_variables(formula: str) -> set[str]:
@@ -43,8 +34,8 @@ def formula_variables(formula: str) -> set[str]:
     return {str(name) for name in _parse(formula).required_variables}
 
 
-def find_outcome(formula: str, data: pd.DataFrame) -> Outcome:
-    """Find the columns of the wide table that a formula models, and check those that it uses.
+def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
+    """Return the name before ``~`` and the columns of the wide table that it stands for.
 
     Raises
     ------
@@ -81,14 +72,14 @@ def find_outcome(formula: str, data: pd.DataFrame) -> Outcome:
                 "another column of numbers there.",
                 code="formula-outcome-text",
             )
-        return Outcome(name, (name,))
-    measures = tuple(volume_columns(data, FAMILIES[name]))
+        return name, [name]
+    measures = volume_columns(data, FAMILIES[name])
     if not measures:
         raise UsageError(
             f"{start} the group table has no columns of {name}. Name another measure before ~.",
             code="formula-measure-missing",
         )
-    return Outcome(name, measures)
+    return name, measures
 
 
 def _parse(formula: str) -> Any:

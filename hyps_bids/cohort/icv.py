@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from hyps_bids.errors import UsageError
 from hyps_bids.messages import listed, similar
 from hyps_bids.outputs.columns import ICVAdjustment
 
-__all__ = ["Controls", "adjustment_scans", "icv_residuals", "warn_of_few"]
+__all__ = ["adjustment_scans", "icv_residuals", "parse_controls", "warn_of_few"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: A line through fewer subjects is not worth subtracting.
@@ -23,28 +22,21 @@ _FEWEST = 3
 _FEW = 20
 
 
-class Controls(NamedTuple):
-    """The level of a column that marks the controls."""
+def parse_controls(text: str) -> tuple[str, str]:
+    """Split COLUMN=LEVEL into the column and the level that marks the controls.
 
-    column: str
-    level: str
-
-    @classmethod
-    def parse(cls, text: str) -> Controls:
-        """Read COLUMN=LEVEL.
-
-        Raises
-        ------
-        UsageError
-            If the text has another form.
-        """
-        column, _, level = text.partition("=")
-        if not column or not level:
-            raise UsageError(
-                f"--controls {text}: write COLUMN=LEVEL, for example group=control.",
-                code="controls-syntax",
-            )
-        return cls(column, level)
+    Raises
+    ------
+    UsageError
+        If the text has another form.
+    """
+    column, _, level = text.partition("=")
+    if not column or not level:
+        raise UsageError(
+            f"--controls {text}: write COLUMN=LEVEL, for example group=control.",
+            code="controls-syntax",
+        )
+    return column, level
 
 
 def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Series, str]:
@@ -69,7 +61,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
         done &= ~flagged
     if controls is None:
         return done, "all"
-    column, level = Controls.parse(controls)
+    column, level = parse_controls(controls)
     if column not in frame:
         raise UsageError(
             f"--controls {controls}: there is no column {column} in the group table. Choose one "

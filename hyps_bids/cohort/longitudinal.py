@@ -83,17 +83,9 @@ def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
 def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
     """Fit a line through the volumes of each subject who was scanned at several times.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        The wide table of the scans that are done.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per subject and volume (:data:`COLUMNS`); empty if no subject has two times.
-        Subjects whose scans were processed with different models, or span less than three months,
-        have a remark instead of a slope.
+    The wide table of the scans that are done becomes a table with one row per subject and volume
+    (:data:`COLUMNS`), empty if no subject has two times. Subjects whose scans were processed with
+    different models, or span less than three months, have a remark instead of a slope.
     """
     made_by = frame["software_version"].fillna("n/a") + " " + frame["models"].fillna("n/a")
     frame = frame.join(scan_times(frame)).assign(made_by=made_by)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.icv import Controls
 from hyps_bids.errors import UsageError
 
 __all__ = ["CannotFit", "Design", "Fit", "build_design", "coefficient_rows", "fit_design"]
@@ -72,7 +71,7 @@ class Fit:
 
 
 def build_design(
-    formula: str, used: pd.DataFrame, outcome: str, controls: Controls | None
+    formula: str, used: pd.DataFrame, outcome: str, controls: tuple[str, str] | None
 ) -> Design:
     """Build the design matrix of scans without missing values.
 
@@ -126,15 +125,14 @@ def build_design(
     return design
 
 
-def _with_reference(column: pd.Series, controls: Controls | None) -> pd.Series:
+def _with_reference(column: pd.Series, controls: tuple[str, str] | None) -> pd.Series:
     """Make a column categorical; its first category is the reference level."""
     column = column.astype("category").cat.remove_unused_categories()
     levels = list(column.cat.categories)
-    if controls is not None:
-        name, reference = controls
-        if column.name == name and reference in levels:
-            levels.sort(key=lambda level: level != reference)
-    return column.cat.reorder_categories(levels)
+    # The level of the controls sorts before all others, which keep their order.
+    return column.cat.reorder_categories(
+        sorted(levels, key=lambda level: (column.name, level) != controls)
+    )
 
 
 def _matrices(formula: str, data: pd.DataFrame) -> tuple[Any, Any]:

@@ -43,7 +43,7 @@ def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
     failed = qc.loc[qc["status"] != "done", "scan"]
     if len(failed):
         _LOG.warning(
-            "%s failed, so the group tables have no volumes of it; the column reason says why: %s",
+            "%s failed, without volumes in the group tables; the column reason says why: %s",
             *(counted(len(failed), "scan"), listed(failed)),
         )
     known = set(qc["scan"])

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
-from hyps_bids.cohort.formulas import Outcome, find_outcome, formula_variables
-from hyps_bids.cohort.icv import Controls
+from hyps_bids.cohort.formulas import find_measures, formula_variables
 from hyps_bids.cohort.models import CannotFit, Row, build_design, coefficient_rows, fit_design
 
 __all__ = ["COLUMNS", "fit_models"]
@@ -59,7 +58,7 @@ COLUMNS = {
 
 
 def fit_models(
-    frame: pd.DataFrame, formulas: Sequence[str], controls: Controls | None = None
+    frame: pd.DataFrame, formulas: Sequence[str], controls: tuple[str, str] | None = None
 ) -> pd.DataFrame:
     """Fit each formula to each region.
 
@@ -70,8 +69,8 @@ def fit_models(
     formulas : sequence of str
         For example ``volume ~ diagnosis + age + sex + icv``. The name before ``~`` is a column, or
         one of :data:`~hyps_bids.cohort.formulas.FAMILIES`, which stands for several in turn.
-    controls : Controls, optional
-        Their level is the reference level of its column, instead of the first.
+    controls : tuple of str, optional
+        A column and its reference level, instead of the first level.
 
     Returns
     -------
@@ -87,12 +86,13 @@ def fit_models(
     """
     aliases = {short: frame[name] for short, name in _ALIASES.items() if short not in frame}
     data = frame.assign(**aliases)
-    outcomes = [find_outcome(formula, data) for formula in formulas]
+    # All formulas are checked first, because mixed models of thousands of scans take minutes.
+    plans = [(formula, *find_measures(formula, data)) for formula in formulas]
     tables = []
-    for formula, outcome in zip(formulas, outcomes, strict=True):
-        # Mixed models of thousands of scans take minutes.
-        _LOG.info("Model '%s': fitting %d measures", formula, len(outcome.measures))
-        table = pd.DataFrame(_fit_measures(formula, data, outcome, controls), columns=list(COLUMNS))
+    for formula, name, measures in plans:
+        _LOG.info("Model '%s': fitting %d measures", formula, len(measures))
+        rows = _fit_measures(formula, data, name, measures, controls)
+        table = pd.DataFrame(rows, columns=list(COLUMNS))
         table["p_fdr"] = _adjusted(table)
         tables.append(table)
         _log_result(formula, table)
@@ -100,17 +100,21 @@ def fit_models(
 
 
 def _fit_measures(
-    formula: str, data: pd.DataFrame, outcome: Outcome, controls: Controls | None
+    formula: str,
+    data: pd.DataFrame,
+    name: str,
+    measures: Sequence[str],
+    controls: tuple[str, str] | None,
 ) -> list[Row]:
     n_scans = int(data["scan"].notna().sum())
     variables = sorted(formula_variables(formula) - {"participant_id"})
     rows: list[Row] = []
-    for measure in outcome.measures:
+    for measure in measures:
         try:
             _, side, part = split_column(measure)
         except ValueError:
             side = part = ""
-        done = data[data["status"] == "done"].assign(**{outcome.name: data[measure]})
+        done = data[data["status"] == "done"].assign(**{name: data[measure]})
         used = done[["participant_id", *variables]].dropna()
         common: Row = {
             "model": formula,
@@ -122,7 +126,7 @@ def _fit_measures(
             "n_left_out": n_scans - len(used),
         }
         try:
-            design = build_design(formula, used, outcome.name, controls)
+            design = build_design(formula, used, name, controls)
             common |= {
                 "n_scans": len(design.outcome),
                 "n_subjects": design.n_subjects,

@@ -12,7 +12,7 @@ from hyps_bids.bids.index import find_scans
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import gather
-from hyps_bids.cohort.icv import Controls
+from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import add_missing_scans, scan_filter
 from hyps_bids.cohort.wide import STATUS, build_wide_table
@@ -31,30 +31,19 @@ _LONGITUDINAL, _MODELS = "desc-longitudinal_morph", "desc-models_morph"
 
 
 def write_group_tables(settings: Settings) -> pd.DataFrame:
-    """Write the tables of all selected scans into OUT_DIR.
+    """Write the tables of all selected scans into OUT_DIR, and return the wide table.
 
     These are long tables of volumes and of quality; the wide table, one row per scan, with derived
     measures and the metadata of participants and sessions; the change over time of subjects
-    scanned at several times; and the models of ``settings.model``.
-
-    Parameters
-    ----------
-    settings : Settings
-        Labels and filters select scans. ``controls`` are the scans on which the adjustment for
-        intracranial volume is fitted. Columns that other options name are also looked for in
-        phenotype/.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The wide table, as :func:`read_wide` reads it.
+    scanned at several times; and the models of ``settings.model``. Columns that options name are
+    also looked for in phenotype/.
 
     Raises
     ------
     MissingInput
         If there are no outputs of the participant level.
     UsageError
-        If ``controls`` or a model names something that does not exist.
+        If ``settings.controls`` or a model names something that does not exist.
     HypsError
         Any error of :func:`hyps_bids.bids.index.find_scans`.
     """
@@ -72,19 +61,18 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
     _warn_of_mixture(gathered.provenance)
     participants = {f"sub-{scan.subject}" for scan in scans} | {*qc["participant_id"]}
     metadata = read_metadata(settings.bids_dir, sorted(participants), _named_columns(settings))
-    wide = build_wide_table(gathered, qc, metadata, settings)
+    wide, columns = build_wide_table(gathered, qc, metadata, settings)
     # Models of an earlier table must not stay beside this one, even if a formula is wrong.
     _write(output, _MODELS, pd.DataFrame(), {}, optional=True)
-    _write(output, WIDE, wide.table, wide.columns)
-    done = wide.table[wide.table["status"] == "done"]
-    change = longitudinal.annual_change(done)
+    _write(output, WIDE, wide, columns)
+    change = longitudinal.annual_change(wide[wide["status"] == "done"])
     _write(output, _LONGITUDINAL, change, described(longitudinal.COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", counted(len(qc), "scan"), counts)
     # The models come last, so that a wrong formula does not prevent the other tables.
     if settings.model:
-        controls = Controls.parse(settings.controls) if settings.controls else None
-        models = statistics.fit_models(wide.table, settings.model, controls)
+        controls = parse_controls(settings.controls) if settings.controls else None
+        models = statistics.fit_models(wide, settings.model, controls)
         _write(output, _MODELS, models, described(statistics.COLUMNS), optional=True)
     return read_wide(output)
 
@@ -105,8 +93,7 @@ def _warn_of_mixture(provenance: pd.DataFrame) -> None:
     groups = provenance.groupby(["software_version", "models"], sort=True)["scan"]
     if groups.ngroups > 1:
         made_by = [
-            f"version {version} with {models} ({counted(len(scans), 'scan')}, such as "
-            f"{scans.iloc[0]})"
+            f"{version} with {models} ({counted(len(scans), 'scan')}, such as {scans.iloc[0]})"
             for (version, models), scans in groups
         ]
         _LOG.warning(

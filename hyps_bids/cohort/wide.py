@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -16,7 +15,7 @@ from hyps_bids.cohort.selection import compare_participants, warn_of_withdrawn
 from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
 from hyps_bids.settings import Settings
 
-__all__ = ["STATUS", "WideTable", "build_wide_table"]
+__all__ = ["STATUS", "build_wide_table"]
 
 #: description of the column status in all group tables
 STATUS = "done, failed (reason says why), or missing: there are no outputs."
@@ -30,21 +29,13 @@ _MADE_BY = {
 _JOIN_PREFIX = r"^(participants|sessions|phenotype)_"
 
 
-@dataclass(frozen=True)
-class WideTable:
-    """A table and the descriptions of its columns, in the same order."""
-
-    table: pd.DataFrame
-    columns: dict[str, ColumnDescription]
-
-
 def build_wide_table(
     gathered: Gathered, qc: pd.DataFrame, metadata: Metadata, settings: Settings
-) -> WideTable:
-    """Put everything that is known about each scan into one row.
+) -> tuple[pd.DataFrame, dict[str, ColumnDescription]]:
+    """Put everything that is known about each scan into one row, and describe the columns.
 
-    The columns are keys, further entities, status, provenance, volumes, derived measures and
-    metadata. `qc` is the QC table with the missing scans.
+    These are keys, further entities, status, provenance, volumes, derived measures and metadata.
+    `qc` is the QC table with the missing scans.
 
     Raises
     ------
@@ -77,13 +68,9 @@ def build_wide_table(
         columns[name]["ICVAdjustment"] = adjustment
     columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
     numbers = set(table.select_dtypes("number"))
-    return WideTable(
-        table,
-        {
-            name: {**columns[name], "Format": "number" if name in numbers else "string"}
-            for name in table
-        },
-    )
+    for name in table:
+        columns[name] = {**columns[name], "Format": "number" if name in numbers else "string"}
+    return table, {name: columns[name] for name in table}
 
 
 def _further_entities(stems: pd.Series) -> pd.DataFrame:

@@ -1,122 +1,14 @@
-"""A made dataset with made volumes, for the group level."""
+"""Fixtures of the group level."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
 
-from hyps_bids.cohort.gather import scan_named
-from hyps_bids.cohort.tables import write_group_tables
-from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
-from hyps_bids.outputs.names import group_path, scan_paths, sidecar_path
-from hyps_bids.outputs.reading import read_table
-from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import write_failure
-from hyps_bids.outputs.writing import write_json, write_table
-from hyps_bids.settings import Settings
-
-PARTS = {"anterior": 0.55, "posterior": 0.45}
-
-
-@dataclass(frozen=True)
-class MadeStudy:
-    """A raw dataset and its derivatives, filled scan by scan."""
-
-    folder: Path
-
-    @property
-    def raw(self) -> Path:
-        return self.folder / "raw"
-
-    @property
-    def output(self) -> Path:
-        return self.folder / "out"
-
-    def settings(self, **options: Any) -> Settings:
-        return Settings(
-            bids_dir=self.raw, output_dir=self.output, analysis_level="group", **options
-        )
-
-    def write_tables(self, **options: Any) -> pd.DataFrame:
-        return write_group_tables(self.settings(**options))
-
-    def group_table(self, kind: str) -> pd.DataFrame:
-        return read_table(group_path(self.output, kind))
-
-    def group_sidecar(self, kind: str) -> dict[str, Any]:
-        return json.loads(sidecar_path(group_path(self.output, kind)).read_text())
-
-    def table(self, name: str, text: str) -> Path:
-        """Write a table of the raw dataset; columns are separated by spaces here."""
-        path = self.raw / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace(" ", "\t") + "\n")
-        return path
-
-    def image(self, stem: str) -> Scan:
-        """Add an empty file with the name of an image."""
-        scan = scan_named(stem)
-        path = self.raw / scan.folder / scan.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return scan
-
-    def scan(
-        self,
-        stem: str,
-        left: float | None = 3000.0,
-        right: float | None = 2800.0,
-        *,
-        icv: float = 1.5e6,
-        parts: Mapping[str, float] = PARTS,
-        adapter: str = "adapter-made",
-        version: str = "0.0.1",
-        **quality: Any,
-    ) -> None:
-        """Add an image and its outputs of the participant level; None is a missing side."""
-        self.image(stem)
-        rows = []
-        for hemi, volume in (("L", left), ("R", right)):
-            for part, share in (parts | {"whole": 1.0}).items():
-                mm3 = None if volume is None else volume * share
-                soft = None if mm3 is None else mm3 * 1.01
-                voxels = None if mm3 is None else round(mm3)
-                index = None if part == "whole" else 1
-                rows.append([index, part, hemi, part, voxels, mm3, soft, icv])
-        write_table(self.path(stem, "morph"), pd.DataFrame(rows, columns=list(MORPH_COLUMNS)))
-        row = {"status": "done", "icv_mm3": icv} | quality
-        write_table(self.path(stem, "qc"), pd.DataFrame([row], columns=list(qc_columns())))
-        made = {
-            "SoftwareVersion": version,
-            "Models": {
-                "Localizer": {"Name": "localizer-made", "SHA256": "1" * 64},
-                "Adapter": {"Name": adapter, "SHA256": "2" * 64},
-            },
-            "BiasFieldCorrection": "none",
-        }
-        write_json(self.sidecar(stem), made)
-
-    def failed_scan(self, stem: str, reason: str) -> None:
-        write_failure(self.image(stem), self.output, reason)
-
-    def path(self, stem: str, kind: str) -> Path:
-        return scan_paths(scan_named(stem), self.output)[kind]
-
-    def sidecar(self, stem: str) -> Path:
-        return sidecar_path(self.path(stem, "qc"))
+from tests.cohort.study import MadeStudy
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> MadeStudy:
-    made = MadeStudy(tmp_path)
-    made.raw.mkdir()
-    made.output.mkdir()
-    description = {"Name": "Made", "BIDSVersion": "1.10.0"}
-    (made.raw / "dataset_description.json").write_text(json.dumps(description))
-    return made
+    return MadeStudy.create(tmp_path)

@@ -12,7 +12,6 @@ from scipy import stats
 from scipy.stats import false_discovery_control
 
 from hyps_bids.cohort.formulas import formula_variables
-from hyps_bids.cohort.icv import Controls
 from hyps_bids.cohort.statistics import COLUMNS, fit_models
 from hyps_bids.errors import UsageError
 from tests.raising import raises
@@ -197,7 +196,7 @@ def test_scans_that_are_left_out() -> None:
 
 
 def test_reference_level() -> None:
-    table = fit_models(simulated(), ["volume ~ group"], Controls("group", "AD"))
+    table = fit_models(simulated(), ["volume ~ group"], ("group", "AD"))
     names = set(table["coefficient"])
     assert {"group[T.CN]", "group[T.MCI]"} < names
     assert one(table, "volume_mm3_L_whole", "group[T.CN]")["estimate"] > 0
