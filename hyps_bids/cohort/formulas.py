@@ -21,11 +21,6 @@ FAMILIES = {measure.removesuffix("_mm3"): measure for measure in MEASURES}
 def formula_variables(formula: str) -> set[str]:
     """Name the variables of a formula.
 
-    Raises
-    ------
-    UsageError
-        If it cannot be parsed, or has not exactly one name before ``~``.
-
     Examples
     --------
     >>> sorted(formula_variables("volume ~ C(site) + np.log(age) + `ICD-10`"))
@@ -37,10 +32,7 @@ def formula_variables(formula: str) -> set[str]:
 def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
     """Return the name before ``~`` and the columns of the wide table that it stands for.
 
-    Raises
-    ------
-    UsageError
-        If the formula cannot be parsed, a column does not exist, or has mistyped numbers.
+    The formula and all columns that it uses are checked.
     """
     parsed = _parse(formula)
     start = f"--model '{formula}':"

@@ -38,14 +38,12 @@ class Gathered:
 
     Attributes
     ----------
-    morph : pandas.DataFrame
-        Volumes of the scans that are done: :data:`KEYS`, then the columns of the volume tables.
-    qc : pandas.DataFrame
-        One row per scan: :data:`KEYS`, then the columns of the QC tables. ``status`` is ``done``
-        or ``failed``; a scan whose tables are incomplete or damaged has failed, and ``reason``
-        says how.
+    morph, qc : pandas.DataFrame
+        :data:`KEYS`, then the columns of the volume and QC tables. Only scans that are done have
+        volumes. ``status`` is ``done`` or ``failed``; a scan whose tables are incomplete or damaged
+        has failed, and ``reason`` says how.
     provenance : pandas.DataFrame
-        One row per scan that is done: scan, software_version, adapter, models; missing where the
+        scan, software_version, adapter and models of the scans that are done; missing where the
         sidecar is damaged.
     """
 

@@ -23,13 +23,7 @@ _FEW = 20
 
 
 def parse_controls(text: str) -> tuple[str, str]:
-    """Split COLUMN=LEVEL into the column and the level that marks the controls.
-
-    Raises
-    ------
-    UsageError
-        If the text has another form.
-    """
+    """Split COLUMN=LEVEL into the column and the level that marks the controls."""
     column, _, level = text.partition("=")
     if not column or not level:
         raise UsageError(
@@ -44,11 +38,6 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
 
     These are all scans, or those of the `controls` (COLUMN=LEVEL), without scans whose intracranial
     volume is flagged. The selection is returned as booleans and in words.
-
-    Raises
-    ------
-    UsageError
-        If there is no such column, or no scan with volumes has the level.
     """
     done = frame["status"] == "done"
     flagged = done & frame["flags"].str.contains("_icv_mm3", na=False)
@@ -86,18 +75,9 @@ def icv_residuals(
 ) -> tuple[pd.DataFrame, dict[str, ICVAdjustment]]:
     """Adjust volumes for the intracranial volume.
 
-    A line is fitted to the selected subjects, each with the mean of its scans. Every scan's volume
-    is then moved along it to their mean intracranial volume. All volumes are adjusted with the same
-    subjects: those without a missing volume.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        With participant_id and the columns of :func:`hyps_bids.cohort.derived.volumes`.
-    fit_on : pandas.Series
-        Rows to fit on, boolean.
-    fitted_on : str
-        The selection in words.
+    A line is fitted to the subjects of the rows `fit_on`, each with the mean of its scans. Every
+    scan's volume is then moved along it to their mean intracranial volume. All volumes are adjusted
+    with the same subjects: those without a missing volume.
 
     Returns
     -------
@@ -106,7 +86,7 @@ def icv_residuals(
         Volumes that none of the selected scans has are left out, and all volumes if no line can be
         fitted: with fewer than three subjects, or if all have the same intracranial volume.
     dict of str to ICVAdjustment
-        By column.
+        By column; `fitted_on` says in words which rows were selected.
     """
     # Volumes of another adapter's parts may be known for other scans only.
     names = [

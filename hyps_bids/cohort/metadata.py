@@ -44,19 +44,8 @@ def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str]
     Files that are not quite right are read as far as they can be, and each kind of problem gives
     one warning. Where there are no files, the tables are empty but for their key columns.
 
-    Parameters
-    ----------
-    root : Path
-        The raw dataset.
-    participants : sequence of str
-        Participants whose sessions.tsv and scans.tsv are read, with ``sub-``.
-    wanted : iterable of str
-        Columns to look for in phenotype/, unless other tables have them.
-
-    Raises
-    ------
-    UsageError
-        If a wanted column is in several phenotype files.
+    `participants` are those, with ``sub-``, whose sessions.tsv and scans.tsv are read. Columns
+    that are `wanted` are also looked for in phenotype/, unless other tables have them.
     """
     reader = TableReader()
     participants_table = reader.read({root / "participants.tsv": None}, ("participant_id",))

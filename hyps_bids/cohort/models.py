@@ -24,9 +24,6 @@ _FEW_DF = 10
 #: SciPy's L-BFGS is faster, but often steps so far that matrices become singular.
 _OPTIMIZERS = ["bfgs", "powell"]
 
-#: our names for terms that formulaic calls otherwise
-_TERMS = {"1": "Intercept"}
-
 Row = dict[str, Any]
 
 
@@ -73,17 +70,10 @@ class Fit:
 def build_design(
     formula: str, used: pd.DataFrame, outcome: str, controls: tuple[str, str] | None
 ) -> Design:
-    """Build the design matrix of scans without missing values.
+    """Build the design matrix of scans without missing values, or raise CannotFit.
 
     `outcome` is the name before ``~``. The level of the controls becomes the reference level of
     its column, instead of the first level.
-
-    Raises
-    ------
-    CannotFit
-        If the data do not allow the model.
-    UsageError
-        If the formula cannot be evaluated.
     """
     if used.empty:
         raise CannotFit("no scan has all values")
@@ -111,7 +101,7 @@ def build_design(
         outcome=y[finite, 0],
         matrix=matrix[finite],
         names=tuple(spec.column_names),
-        terms={_TERMS.get(str(term), str(term)): w for term, w in spec.term_slices.items()},
+        terms={{"1": "Intercept"}.get(str(t), str(t)): w for t, w in spec.term_slices.items()},
         subjects=used["participant_id"].to_numpy()[finite],
         references=references,
     )
@@ -128,11 +118,9 @@ def build_design(
 def _with_reference(column: pd.Series, controls: tuple[str, str] | None) -> pd.Series:
     """Make a column categorical; its first category is the reference level."""
     column = column.astype("category").cat.remove_unused_categories()
-    levels = list(column.cat.categories)
     # The level of the controls sorts before all others, which keep their order.
-    return column.cat.reorder_categories(
-        sorted(levels, key=lambda level: (column.name, level) != controls)
-    )
+    levels = sorted(column.cat.categories, key=lambda level: (column.name, level) != controls)
+    return column.cat.reorder_categories(levels)
 
 
 def _matrices(formula: str, data: pd.DataFrame) -> tuple[Any, Any]:
@@ -152,13 +140,7 @@ def _matrices(formula: str, data: pd.DataFrame) -> tuple[Any, Any]:
 
 
 def fit_design(design: Design) -> Fit:
-    """Fit by least squares, or with a random intercept per subject if some have several scans.
-
-    Raises
-    ------
-    CannotFit
-        If there are too few subjects, or the mixed model cannot be solved.
-    """
+    """Fit by least squares, or with a random intercept per subject if some have several scans."""
     return _least_squares(design) if design.n_subjects == len(design.outcome) else _mixed(design)
 
 

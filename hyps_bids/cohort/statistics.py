@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -92,7 +92,7 @@ def fit_models(
     for formula, name, measures in plans:
         _LOG.info("Model '%s': fitting %d measures", formula, len(measures))
         rows = _fit_measures(formula, data, name, measures, controls)
-        table = pd.DataFrame(rows, columns=list(COLUMNS))
+        table = pd.DataFrame(list(rows), columns=list(COLUMNS))
         table["p_fdr"] = _adjusted(table)
         tables.append(table)
         _log_result(formula, table)
@@ -105,10 +105,9 @@ def _fit_measures(
     name: str,
     measures: Sequence[str],
     controls: tuple[str, str] | None,
-) -> list[Row]:
+) -> Iterator[Row]:
     n_scans = int(data["scan"].notna().sum())
     variables = sorted(formula_variables(formula) - {"participant_id"})
-    rows: list[Row] = []
     for measure in measures:
         try:
             _, side, part = split_column(measure)
@@ -116,66 +115,48 @@ def _fit_measures(
             side = part = ""
         done = data[data["status"] == "done"].assign(**{name: data[measure]})
         used = done[["participant_id", *variables]].dropna()
+        subjects = used["participant_id"].to_numpy()
+        try:
+            design = build_design(formula, used, name, controls)
+            subjects = design.subjects
+            fit = fit_design(design)
+            about: Row = {
+                "method": fit.method,
+                "converged": fit.converged,
+                "warnings": "; ".join(fit.warnings) or None,
+            }
+            rows = [about | row for row in coefficient_rows(design, fit)]
+        except CannotFit as why:
+            rows = [{"converged": False, "warnings": f"not fitted: {why}"}]
         common: Row = {
             "model": formula,
             "measure": measure,
             "side": side or None,
             "part": part or None,
-            "n_scans": len(used),
-            "n_subjects": used["participant_id"].nunique(),
-            "n_left_out": n_scans - len(used),
+            "n_scans": len(subjects),
+            "n_subjects": len(np.unique(subjects)),
+            "n_left_out": n_scans - len(subjects),
         }
-        try:
-            design = build_design(formula, used, name, controls)
-            common |= {
-                "n_scans": len(design.outcome),
-                "n_subjects": design.n_subjects,
-                "n_left_out": n_scans - len(design.outcome),
-            }
-            fit = fit_design(design)
-        except CannotFit as why:
-            rows.append(common | {"converged": False, "warnings": f"not fitted: {why}"})
-            continue
-        common |= {
-            "method": fit.method,
-            "converged": fit.converged,
-            "warnings": "; ".join(fit.warnings) or None,
-        }
-        rows += [common | row for row in coefficient_rows(design, fit)]
-    return rows
+        yield from (common | row for row in rows)
 
 
 def _adjusted(table: pd.DataFrame) -> pd.Series:
     """Adjust p-values over measures, separately for each coefficient."""
     from scipy.stats import false_discovery_control
 
-    def adjust(p: pd.Series) -> pd.Series:
-        known = p.dropna().astype("float64")
-        return pd.Series(false_discovery_control(known), known.index).reindex(p.index)
-
-    tested = table[table["term"].notna() & (table["term"] != "Intercept")]
-    if tested.empty:
-        return pd.Series(np.nan, index=table.index)
-    groups = tested.groupby(["term", "coefficient"])["p"]
-    return groups.transform(adjust).reindex(table.index)
+    tests = table[table["term"] != "Intercept"].dropna(subset="p").astype({"p": "float64"})
+    adjusted = tests.groupby(["term", "coefficient"])["p"].transform(false_discovery_control)
+    return adjusted.reindex(table.index)
 
 
 def _log_result(formula: str, table: pd.DataFrame) -> None:
     used = table.groupby("measure", sort=False)[["n_scans", "n_left_out"]].first()
-    _LOG.info(
-        "Model '%s': %s scans were used, %s left out",
-        formula,
-        _range(used["n_scans"]),
-        _range(used["n_left_out"]),
-    )
+    used_scans, left_out = _range(used["n_scans"]), _range(used["n_left_out"])
+    _LOG.info("Model '%s': %s scans were used, %s left out", formula, used_scans, left_out)
     for text, rows in table.groupby("warnings", sort=False):
-        n_measures = rows["measure"].nunique()
         _LOG.warning(
             "Model '%s', %d of %d measures (see the column warnings of its table): %s",
-            formula,
-            n_measures,
-            len(used),
-            text,
+            *(formula, rows["measure"].nunique(), len(used), text),
         )
 
 

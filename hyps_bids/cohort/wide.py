@@ -36,11 +36,6 @@ def build_wide_table(
 
     These are keys, further entities, status, provenance, volumes, derived measures and metadata.
     `qc` is the QC table with the missing scans.
-
-    Raises
-    ------
-    UsageError
-        If ``controls`` names a column or a level that does not exist.
     """
     entities = _further_entities(qc["scan"])
     keys, state = ["participant_id", "session_id", "scan"], ["status", "reason", "flags", "remarks"]
