@@ -22,14 +22,10 @@ _CORRELATION = 0.6
 
 
 def theoretical_auc(effect: float, extra_sd: float = 0.0) -> float:
-    """AUC of the best classifier when all parts shrink alike.
+    """Return the AUC of the best classifier when all parts shrink alike.
 
-    Parameters
-    ----------
-    effect : float
-        Difference between the groups in residual SDs of the whole hippocampus.
-    extra_sd : float
-        SD in mm³ of what else makes volumes differ and is not in the model, age for example.
+    `effect` is the difference between the groups in residual SDs of the whole hippocampus, and
+    `extra_sd` the SD in mm³ due to causes that are not in the model, such as age.
     """
     inflation = np.hypot(1, extra_sd / RESIDUAL_SD)
     return NormalDist().cdf(abs(effect) / inflation / np.sqrt(2))
@@ -50,29 +46,26 @@ def simulate(
     mmse_effect: float = 0.0,
     noise_features: int = 0,
 ) -> pd.DataFrame:
-    """Make a wide table as the group level writes it.
+    """Make a wide table like that of the group level.
 
     Parameters
     ----------
-    groups : mapping
-        Level of ``diagnosis`` → subjects.
-    effects : mapping
-        Level → shift of the whole hippocampus in residual SDs; AD -2, MCI -1 for example.
-    seed : int
-        Of all random numbers.
+    groups, effects : mapping
+        Level of ``diagnosis`` → number of subjects, and shift of the whole hippocampus in residual
+        SDs.
     scans : int
-        Sessions per subject; volumes of one subject differ by `scan_sd` per part only.
+        Sessions per subject, whose volumes differ by `scan_sd` per part only.
     sites : sequence of str
-        Dealt at random, unless `site_of_group` names one per level.
+        Assigned at random, unless `site_of_group` names one per level.
     site_shift, site_scale : float
         The n-th site adds n shifts to the volume of every part, and multiplies residuals by
         scale to the power of n.
     missing : float
-        Share of covariates and volumes that are missing.
+        Proportion of covariates and volumes that are missing.
     mmse_effect : float
         SDs by which MMSE differs per unit of effect.
     noise_features : int
-        Columns ``noise_0`` … without any information.
+        Number of columns ``noise_0`` … without any information.
     """
     rng = np.random.default_rng(seed)
     effects = effects or {}

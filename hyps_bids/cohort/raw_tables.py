@@ -44,7 +44,7 @@ class TableReader:
         """Log one warning for each kind of problem, however many files have it."""
         for problem, paths in self._problems.items():
             more = f" and {len(paths) - 1} more such files" if len(paths) > 1 else ""
-            _LOG.warning("%s%s: %s", paths[0], more, problem)
+            _LOG.warning("%s%s: %s. Please correct the file.", paths[0], more, problem)
 
     def read(self, paths: Mapping[Path, str | None], keys: Sequence[str]) -> pd.DataFrame:
         """Stack those of the files that exist.

@@ -43,7 +43,7 @@ def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
     failed = qc.loc[qc["status"] != "done", "scan"]
     if len(failed):
         _LOG.warning(
-            "%s failed, without volumes in the group tables; the column reason says why: %s",
+            "%s failed; the column reason of the group tables says why, and what to do: %s",
             *(counted(len(failed), "scan"), listed(failed)),
         )
     known = set(qc["scan"])
@@ -101,7 +101,8 @@ def compare_participants(
     if not without:
         return table
     _LOG.warning(
-        "These participants are in participants.tsv, but the dataset has no T1w image of them: %s",
+        "These participants are in participants.tsv, but the dataset has no T1w image of them, so "
+        "they have the status missing: %s",
         listed(without),
     )
     rows = pd.DataFrame(

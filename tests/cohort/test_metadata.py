@@ -73,11 +73,8 @@ def test_participants_twice(study: Any, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def frame_of(*scans: tuple[str, str | None]) -> pd.DataFrame:
-    rows = [
-        {"participant_id": sub, "session_id": ses, "scan": f"{sub}_{ses}" if ses else sub}
-        for sub, ses in scans
-    ]
-    return pd.DataFrame(rows)
+    rows = [(sub, ses, f"{sub}_{ses}" if ses else sub) for sub, ses in scans]
+    return pd.DataFrame(rows, columns=["participant_id", "session_id", "scan"])
 
 
 def test_session_wins_over_participant(study: Any) -> None:
@@ -102,9 +99,8 @@ def test_dates_of_scans_win_over_those_of_sessions(study: Any) -> None:
         "filename acq_time\nanat/sub-1_ses-A_T1w.nii.gz 2001-03-04T05:06:07\n"
         "anat/sub-1_ses-A_T2w.nii.gz 1999-01-01T00:00:00",
     )
-    joined = join(
-        frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B")), read_metadata(study.raw, ["sub-1"])
-    )
+    frame = frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B"))
+    joined = join(frame, read_metadata(study.raw, ["sub-1"]))
     assert joined["acq_time"].tolist() == ["2001-03-04T05:06:07", "2002-01-01"]
 
 
@@ -137,13 +133,6 @@ def test_our_columns_keep_their_names(study: Any) -> None:
     assert (joined["scan"], joined["participants_scan"]) == ("sub-1", "3T")
 
 
-def types(values: list[str | None], **described: Any) -> list[Any]:
-    frame = pd.DataFrame({"x": pd.Series(values, dtype="str")})
-    return (
-        infer_types(frame, {"x": described}, "made.tsv")["x"].astype("object").fillna("?").tolist()
-    )
-
-
 @pytest.mark.parametrize(
     ("values", "described", "expected"),
     [
@@ -163,14 +152,15 @@ def types(values: list[str | None], **described: Any) -> list[Any]:
     ],
 )
 def test_types(values: list[str | None], described: dict[str, Any], expected: list[Any]) -> None:
-    assert types(values, **described) == expected
+    frame = pd.DataFrame({"x": pd.Series(values, dtype="str")})
+    column = infer_types(frame, {"x": described}, "made.tsv")["x"]
+    assert column.astype("object").fillna("?").tolist() == expected
 
 
 def test_levels_keep_their_order(caplog: pytest.LogCaptureFixture) -> None:
     frame = pd.DataFrame({"group": ["b", "z", "a", "b"]})
-    column = infer_types(frame, {"group": {"Levels": {"b": "B", "a": "A", "c": "C"}}}, "made.tsv")[
-        "group"
-    ]
+    sidecar = {"group": {"Levels": {"b": "B", "a": "A", "c": "C"}}}
+    column = infer_types(frame, sidecar, "made.tsv")["group"]
     assert column.cat.categories.tolist() == ["b", "a", "c", "z"]
     (record,) = caplog.records
     for fact in ("made.tsv", "group", ": z"):

@@ -45,11 +45,13 @@ def simulated(n: int = 90, scans: int = 1, effect: float = -400.0, seed: int = 0
     return frame.assign(scan=frame["participant_id"] + visit.astype(str), status="done")
 
 
-def one(table: pd.DataFrame, measure: str, coefficient: str) -> pd.Series:
-    (row,) = table[(table["measure"] == measure) & (table["coefficient"] == coefficient)].to_dict(
-        "records"
-    )
-    return pd.Series(row)
+LEFT = "volume_mm3_L_whole"
+
+
+def one(table: pd.DataFrame, coefficient: str, measure: str = LEFT) -> pd.Series:
+    rows = table[(table["measure"] == measure) & (table["coefficient"] == coefficient)]
+    assert len(rows) == 1
+    return rows.iloc[0]
 
 
 def test_least_squares_agree_with_statsmodels() -> None:
@@ -59,16 +61,16 @@ def test_least_squares_agree_with_statsmodels() -> None:
     assert list(table.columns) == list(COLUMNS)
     assert set(table["method"]) == {"ols"}
     for ours, theirs in (("group[T.AD]", "group[T.AD]"), ("age", "age"), ("icv", "icv_mm3")):
-        row = one(table, "volume_mm3_L_whole", ours)
+        row = one(table, ours)
         assert row["estimate"] == pytest.approx(expected.params[theirs])
         assert row["se"] == pytest.approx(expected.bse[theirs])
         assert row["p"] == pytest.approx(expected.pvalues[theirs])
         assert [row["ci_low"], row["ci_high"]] == pytest.approx(expected.conf_int().loc[theirs])
-    joint = one(table, "volume_mm3_L_whole", "(all)")
+    joint = one(table, "(all)")
     test = expected.f_test("group[T.AD] = 0, group[T.MCI] = 0")
     assert joint["statistic"] == pytest.approx(float(test.fvalue))
     assert joint["p"] == pytest.approx(float(test.pvalue))
-    assert one(table, "volume_mm3_L_whole", "group[T.AD]")["reference"] == "CN"
+    assert one(table, "group[T.AD]")["reference"] == "CN"
 
 
 def test_mixed_models_agree_with_statsmodels() -> None:
@@ -80,15 +82,15 @@ def test_mixed_models_agree_with_statsmodels() -> None:
     left = frame.assign(v=frame["volume_mm3_L_whole"] / 100)
     expected = smf.mixedlm("v ~ group + age + visit", left, groups=left["participant_id"]).fit()
     for name in ("group[T.AD]", "age", "visit"):
-        row = one(table, "volume_mm3_L_whole", name)
+        row = one(table, name)
         assert row["estimate"] == pytest.approx(100 * expected.params[name], rel=1e-3)
         assert row["se"] == pytest.approx(100 * expected.bse[name], rel=1e-2)
         # The evidence is counted in subjects, not in scans.
         assert row["p"] == pytest.approx(2 * stats.t.sf(abs(row["statistic"]), 90 - 5))
         assert row["df"] == "85"
-    assert one(table, "volume_mm3_L_whole", "visit")["estimate"] == pytest.approx(-50, abs=30)
+    assert one(table, "visit")["estimate"] == pytest.approx(-50, abs=30)
     # d is in units of the SD between and within subjects.
-    d = one(table, "volume_mm3_L_whole", "group[T.AD]")
+    d = one(table, "group[T.AD]")
     assert d["effect"] == pytest.approx(d["estimate"] / np.hypot(250, 150), rel=0.2)
 
 
@@ -108,7 +110,7 @@ def test_mixed_models_of_balanced_visits_are_least_squares_of_means(seed: int) -
     for side in "LR":
         expected = smf.ols(f"{side} ~ group + age", means).fit()
         for name in ("group[T.MCI]", "group[T.AD]", "age"):
-            row = one(table, f"volume_mm3_{side}_whole", name)
+            row = one(table, name, f"volume_mm3_{side}_whole")
             assert row["estimate"] == pytest.approx(expected.params[name], rel=1e-4)
             assert row["se"] == pytest.approx(expected.bse[name], rel=1e-3)
 
@@ -118,7 +120,7 @@ def test_subjects_that_do_not_differ() -> None:
     frame["volume_mm3_L_whole"] = 3000.0 + 100 * (frame["visit"] - 0.5)
     frame["volume_mm3_L_whole"] += np.where(np.arange(40) % 4 < 2, 1, -1) * (frame["visit"] - 0.5)
     table = fit_models(frame, ["volume_mm3_L_whole ~ age + visit"])
-    row = one(table, "volume_mm3_L_whole", "visit")
+    row = one(table, "visit")
     assert row["estimate"] == pytest.approx(100)
     assert "boundary" in row["warnings"]
 
@@ -136,7 +138,7 @@ def test_p_values_of_few_subjects_hold_under_the_null() -> None:
     for seed in range(30):
         frame = simulated(n=6, scans=2, seed=seed)
         frame["noise"] = np.repeat(np.random.default_rng(1000 + seed).normal(size=6), 2)
-        row = one(fit_models(frame, ["volume_mm3_L_whole ~ noise"]), "volume_mm3_L_whole", "noise")
+        row = one(fit_models(frame, ["volume_mm3_L_whole ~ noise"]), "noise")
         found.append(row["p"] < 0.05)
     # Binomial: 1.5 of 30 are expected, and more than 5 in one of 300 studies.
     assert sum(found) <= 5
@@ -159,7 +161,7 @@ def test_effect_size_intervals_cover() -> None:
     for seed in range(runs):
         frame = simulated(n=30, seed=seed)
         table = fit_models(frame, ["volume_mm3_L_whole ~ group + age + icv"])
-        row = one(table, "volume_mm3_L_whole", "group[T.AD]")
+        row = one(table, "group[T.AD]")
         hits += row["effect_low"] <= true <= row["effect_high"]
     # Binomial: 95 % of 100 is 95 ± 2.2.
     assert hits / runs == pytest.approx(0.95, abs=0.065)
@@ -168,7 +170,7 @@ def test_effect_size_intervals_cover() -> None:
 def test_effect_size_of_two_groups_is_cohens_d() -> None:
     frame = simulated(60)
     frame = frame[frame["group"] != "MCI"]
-    row = one(fit_models(frame, ["volume ~ group"]), "volume_mm3_L_whole", "group[T.AD]")
+    row = one(fit_models(frame, ["volume ~ group"]), "group[T.AD]")
     sick, well = (frame.loc[frame["group"] == g, "volume_mm3_L_whole"] for g in ("AD", "CN"))
     pooled = np.sqrt((sick.var() + well.var()) / 2)
     assert row["effect"] == pytest.approx((sick.mean() - well.mean()) / pooled)
@@ -199,7 +201,7 @@ def test_reference_level() -> None:
     table = fit_models(simulated(), ["volume ~ group"], ("group", "AD"))
     names = set(table["coefficient"])
     assert {"group[T.CN]", "group[T.MCI]"} < names
-    assert one(table, "volume_mm3_L_whole", "group[T.CN]")["estimate"] > 0
+    assert one(table, "group[T.CN]")["estimate"] > 0
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_formulas_see_the_table_only() -> None:
 def test_a_perfect_fit_ends_and_says_so() -> None:
     frame = simulated(30)
     frame["volume_mm3_L_whole"] = 1000 + 20 * frame["age"]
-    row = one(fit_models(frame, ["volume ~ age"]), "volume_mm3_L_whole", "age")
+    row = one(fit_models(frame, ["volume ~ age"]), "age")
     assert row["estimate"] == pytest.approx(20)
     assert row["warnings"] == "the fit is perfect"
     assert np.isnan(row["effect_low"])

@@ -205,15 +205,6 @@ def test_mixed_adapters_are_named(study: Any, caplog: pytest.LogCaptureFixture) 
     assert warnings_of(caplog, "adapter-made", "adapter-mine", "0.0.1", "0.0.2", "sub-2")
 
 
-def test_a_single_part(study: Any) -> None:
-    for i in range(4):
-        study.scan(f"sub-{i}", 3000 + i**2, 2800 - i**3, icv=1e6 + i, parts={"hippocampus": 1.0})
-    wide = study.write_tables(model=("volume ~ icv",))
-    volumes = [f"volume_mm3_{side}_whole" for side in ("L", "R", "bilateral")]
-    assert [name for name in wide if name.startswith("volume_mm3")] == volumes
-    assert study.group_table(MODELS)["measure"].unique().tolist() == volumes
-
-
 def test_models(study: Any) -> None:
     made_cohort(study, 6)
     formulas = ("volume_mm3_L_whole ~ group", "asymmetry_whole ~ group")
