@@ -43,7 +43,7 @@ def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
     failed = qc.loc[qc["status"] != "done", "scan"]
     if len(failed):
         _LOG.warning(
-            "%s failed; the column reason of the group tables says why, and what to do: %s",
+            "%s failed (the column reason of the group tables says why): %s",
             *(counted(len(failed), "scan"), listed(failed)),
         )
     known = set(qc["scan"])
