@@ -14,7 +14,6 @@ import torch
 
 from hyps_bids import evaluation as evaluate
 from hyps_bids.errors import MissingInput
-from hyps_bids.imaging.conform import conform
 from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
 from tests.raising import raises
 
@@ -65,29 +64,6 @@ def test_bias_correction_runs_in_the_chain(pipeline: evaluate.Pipeline, coarse_p
     pairs = evaluate.pairs_in(coarse_pair)
     table = evaluate.evaluate_images(replace(pipeline, n4=True), pairs, (1, 2))
     assert (table["dice"] > 0.75).all()
-
-
-@pytest.mark.slow
-def test_parts_on_the_image_and_on_another_grid(
-    pipeline: evaluate.Pipeline, coarse_pair: Path
-) -> None:
-    image = conform(coarse_pair / "sub-0001_T1w.nii.gz")
-    fine = image.affine @ np.diag([0.5, 0.5, 0.5, 1])
-    # the finer voxels fill the coarse ones
-    fine[:3, 3] -= image.affine[:3, :3] @ [0.25, 0.25, 0.25]
-    grid = ([2 * side for side in image.data.shape], fine)
-    sides = pipeline.segment_sides(image, {"R": grid})
-    assert pipeline.parts == ["anterior", "posterior"]
-    assert list(sides) == ["L", "R"]
-    whole = pipeline.segment(image)
-    left = np.zeros(whole.shape, dtype=bool)
-    left[sides["L"].region] = sides["L"].labels > 0
-    assert np.array_equal(left, whole == 1)
-    right = np.zeros(grid[0], dtype=bool)
-    right[sides["R"].region] = sides["R"].labels > 0
-    coarse = right.reshape(*(n for side in whole.shape for n in (side, 2))).mean(axis=(1, 3, 5))
-    assert evaluate.dice(coarse > 0.5, whole == 2) > 0.95
-    assert set(np.unique(sides["R"].labels)) == {0, 1, 2}
 
 
 def test_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 
+from hyps_bids.imaging.conform import ConformedImage
+
 __all__ = ["correct_bias"]
 
 
-def correct_bias(
-    data: np.ndarray, affine: np.ndarray, *, shrink: int = 4, threads: int = 1
-) -> np.ndarray:
+def correct_bias(image: ConformedImage, *, shrink: int = 4, threads: int = 1) -> ConformedImage:
     """Correct the bias field with N4.
 
     The field is estimated on a shrunk image, above Otsu's threshold, and divided out at full
@@ -19,35 +21,28 @@ def correct_bias(
 
     Parameters
     ----------
-    data : numpy.ndarray
-        Intensities, shape ``(x, y, z)``.
-    affine : numpy.ndarray
-        Voxel-to-world transform; only the voxel sizes matter.
+    image : ConformedImage
+        The image to correct.
     shrink : int
         Factor by which the image is shrunk to estimate the field.
     threads : int
         Number of CPU threads.
-
-    Returns
-    -------
-    numpy.ndarray
-        Corrected intensities, float32, same shape.
 
     References
     ----------
     Tustison et al. 2010, N4ITK, https://doi.org/10.1109/TMI.2010.2046908
     """
     # N4 takes logarithms, so intensities must not be negative.
-    positive = data - data.min()
-    image = sitk.GetImageFromArray(positive.astype(np.float32))
+    positive = image.data - image.data.min()
+    volume = sitk.GetImageFromArray(positive.astype(np.float32))
     # SimpleITK counts axes in reverse.
-    image.SetSpacing([float(size) for size in voxel_sizes(affine)[::-1]])
-    factors = [max(1, min(shrink, size // 16)) for size in image.GetSize()]
-    small = sitk.Shrink(image, factors)
+    volume.SetSpacing([float(size) for size in voxel_sizes(image.affine)[::-1]])
+    factors = [max(1, min(shrink, size // 16)) for size in volume.GetSize()]
+    small = sitk.Shrink(volume, factors)
     mask = sitk.OtsuThreshold(small, 0, 1, 200)
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetNumberOfThreads(threads)
     corrector.SetMaximumNumberOfIterations([30, 30, 20])
     corrector.Execute(small, mask)
-    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
-    return (positive / np.exp(field)).astype(np.float32)
+    field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(volume))
+    return replace(image, data=(positive / np.exp(field)).astype(np.float32))

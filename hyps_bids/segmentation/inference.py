@@ -61,7 +61,7 @@ def predict(
     size = len(batch) if device.type == "cuda" else 0
     while size:
         try:
-            parts = [_forward(model, part, device) for part in batch.split(size)]
+            parts = [_forward(model, part, device) for part in torch.split(batch, size)]
             return torch.cat(parts), str(device)
         except torch.cuda.OutOfMemoryError:
             size //= 2
@@ -75,5 +75,5 @@ def predict(
 def _forward(model: nn.Module, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     model.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=supports_bfloat16(device)):
-        logits = model(batch.to(device))
+        logits: torch.Tensor = model(batch.to(device))
     return logits.float().softmax(dim=1).cpu()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import nn
 
+from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.resample import coarsen, resample, world_grid
 from hyps_bids.imaging.roi import shifted
 from hyps_bids.imaging.volumes import largest_component
 from hyps_bids.outputs.labels import HEMISPHERES
-from hyps_bids.segmentation.inference import predict
+from hyps_bids.segmentation.inference import cached_network, predict
 
 __all__ = ["SPACING", "Localization", "Location", "localize"]
 
@@ -78,24 +79,22 @@ class Localization:
     device: str
 
 
-def localize(
-    data: np.ndarray, affine: np.ndarray, model: nn.Module, device: torch.device
-) -> Localization:
+def localize(image: ConformedImage, weights: Path, device: torch.device) -> Localization:
     """Find the intracranial volume and both hippocampi.
 
     Parameters
     ----------
-    data : numpy.ndarray
-        T1w intensities, shape ``(x, y, z)``, any orientation.
-    affine : numpy.ndarray
-        Voxel-to-world transform.
-    model : torch.nn.Module
+    image : ConformedImage
+        T1w image; its axes may have any orientation.
+    weights : Path
         Localizer with the classes background, intracranial, left and right hippocampus.
     device : torch.device
         Where to compute.
     """
-    shape, grid = world_grid(data.shape, affine, SPACING)
-    coarse = resample(*coarsen(data, affine, SPACING), shape, grid, outside=float(data.min()))
+    model, _ = cached_network(weights)
+    shape, grid = world_grid(image.data.shape, image.affine, SPACING)
+    smooth = coarsen(image.data, image.affine, SPACING)
+    coarse = resample(*smooth, shape, grid, outside=float(image.data.min()))
     window, start = _window(_scale(coarse))
     grid = shifted(grid, start)
     probabilities, used = predict(model, torch.from_numpy(window)[None, None], device)
@@ -127,7 +126,8 @@ def _scale(coarse: np.ndarray) -> np.ndarray:
     if high <= low:
         low, high = float(coarse.min()), float(coarse.max())
     scaled = (coarse - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.clip(scaled, 0, 1.5).astype(np.float32)
+    clipped: np.ndarray = np.clip(scaled, 0, 1.5)
+    return clipped.astype(np.float32)
 
 
 def _window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:

@@ -1,15 +1,15 @@
 """The chain from an image to its results, told once.
 
-conform → correct the bias field (if asked) → localize → segment → restore → measure and native
-images. Each step takes and returns dataclasses. The nipype nodes of the participant level call the
-steps one by one; evaluation and the training of adapters run them together as a :class:`Pipeline`.
+conform → correct_bias (if asked) → localize → segment → restore_sides → measure_scan and
+native_images. Each step takes and returns dataclasses. The nipype nodes of the participant level
+call the steps one by one; evaluation and the training of adapters run them as a :class:`Pipeline`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.volumes import RestoredSide, restore
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import ScanImages
-from hyps_bids.segmentation.inference import cached_adapted, cached_network
 from hyps_bids.segmentation.localize import Localization, localize
 from hyps_bids.segmentation.measures import measure_scan
 from hyps_bids.segmentation.segment import Segmentation, segment
@@ -31,40 +30,16 @@ __all__ = [
     "Pipeline",
     "Result",
     "conform",
-    "correct_image",
-    "localize_image",
+    "correct_bias",
+    "localize",
     "measure_scan",
     "native_images",
     "restore_sides",
-    "segment_image",
+    "segment",
 ]
 
 #: Shape, and voxel-to-world transform with axes nearest to right, anterior, superior.
 Grid = tuple[Sequence[int], np.ndarray]
-
-
-def correct_image(image: ConformedImage, threads: int = 1) -> ConformedImage:
-    """Correct the bias field of an image with N4."""
-    return replace(image, data=correct_bias(image.data, image.affine, threads=threads))
-
-
-def localize_image(image: ConformedImage, localizer: Path, device: torch.device) -> Localization:
-    """Find the brain and both hippocampi with the localizer in a weights file."""
-    network, _ = cached_network(localizer)
-    return localize(image.data, image.affine, network, device)
-
-
-def segment_image(
-    image: ConformedImage,
-    localization: Localization,
-    adapter: Path,
-    base: Path,
-    device: torch.device,
-) -> Segmentation:
-    """Segment the hippocampi in their boxes with an adapter on its base, given as weights files."""
-    network, card = cached_adapted(adapter, base)
-    sides, used = segment(image.data, image.affine, localization.hippocampi, network, device)
-    return Segmentation(sides, tuple(card["labels"]), used)
 
 
 def restore_sides(
@@ -170,19 +145,14 @@ class Pipeline:
     device: torch.device
     n4: bool = False
 
-    @property
-    def parts(self) -> list[str]:
-        """The adapter's classes in order, background left out."""
-        return list(cached_adapted(self.adapter, self.base)[1]["labels"])
-
     def run(self, image: ConformedImage, grids: Mapping[str, Grid] | None = None) -> Result:
         """Run the steps on a conformed image; see :func:`restore_sides` for `grids`."""
         clock = [time.perf_counter()]
-        image = correct_image(image) if self.n4 else image
+        image = correct_bias(image) if self.n4 else image
         clock.append(time.perf_counter())
-        found = localize_image(image, self.localizer, self.device)
+        found = localize(image, self.localizer, self.device)
         clock.append(time.perf_counter())
-        sides = segment_image(image, found, self.adapter, self.base, self.device)
+        sides = segment(image, found.hippocampi, self.adapter, self.base, self.device)
         clock.append(time.perf_counter())
         restored = restore_sides(image, sides, grids)
         clock.append(time.perf_counter())

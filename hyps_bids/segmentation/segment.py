@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
+from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
 from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.inference import predict
+from hyps_bids.segmentation.inference import cached_adapted, predict
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.normalize import standardize
 
@@ -50,7 +51,7 @@ class Segmentation:
     parts : tuple of str
         The network's classes in order, background left out.
     device : str
-        Where it was computed.
+        Where it was computed; ``none`` if there was nothing to compute.
     """
 
     sides: dict[str, SegmentedSide]
@@ -59,41 +60,36 @@ class Segmentation:
 
 
 def segment(
-    data: np.ndarray,
-    affine: np.ndarray,
+    image: ConformedImage,
     locations: Mapping[str, Location | None],
-    model: nn.Module,
+    adapter: Path,
+    base: Path,
     device: torch.device,
-) -> tuple[dict[str, SegmentedSide], str]:
+) -> Segmentation:
     """Segment the hippocampi that were found.
 
     The network knows left hippocampi only, so right boxes are mirrored, and mirrored back.
 
     Parameters
     ----------
-    data, affine : numpy.ndarray
-        T1w image, shape ``(x, y, z)``, and its voxel-to-world transform.
+    image : ConformedImage
+        T1w image.
     locations : mapping of str to Location or None
         By hemisphere, from :func:`hyps_bids.segmentation.localize.localize`.
-    model : torch.nn.Module
-        Segmentation network.
+    adapter, base : Path
+        Weights of the segmentation network.
     device : torch.device
         Where to compute.
-
-    Returns
-    -------
-    sides : dict of str to SegmentedSide
-        By hemisphere; only hippocampi that were found.
-    used : str
-        Where it was computed in the end; ``none`` if there was nothing to compute.
     """
+    model, card = cached_adapted(adapter, base)
+    parts = tuple(card["labels"])
     found = {hemi: location for hemi, location in locations.items() if location is not None}
     if not found:
-        return {}, "none"
+        return Segmentation({}, parts, "none")
     boxes = {hemi: box_affine(location.center, GRID) for hemi, location in found.items()}
     values, insides = {}, {}
     for hemi, box in boxes.items():
-        values[hemi], covered = box_from_image(data, affine, GRID, box)
+        values[hemi], covered = box_from_image(image.data, image.affine, GRID, box)
         insides[hemi] = covered & inside_box(GRID, BOX)
     images, masks = (
         torch.from_numpy(np.stack([_to_left(hemi, arrays[hemi]) for hemi in found]))[:, None]
@@ -104,7 +100,7 @@ def segment(
         hemi: SegmentedSide(_to_left(hemi, probability.numpy()), boxes[hemi], insides[hemi])
         for hemi, probability in zip(found, probabilities, strict=True)
     }
-    return sides, used
+    return Segmentation(sides, parts, used)
 
 
 def _to_left(hemisphere: str, data: np.ndarray) -> np.ndarray:

@@ -23,12 +23,12 @@ from hyps_bids.outputs.scan_files import write_result
 from hyps_bids.segmentation.devices import prepare_process
 from hyps_bids.segmentation.pipeline import (
     conform,
-    correct_image,
-    localize_image,
+    correct_bias,
+    localize,
     measure_scan,
     native_images,
     restore_sides,
-    segment_image,
+    segment,
 )
 from hyps_bids.workflows import exchange
 
@@ -99,7 +99,7 @@ class BiasCorrect(_Step):
     input_spec = _ImageInput
 
     def _compute(self) -> object:
-        return correct_image(self._load("image"), threads=self.inputs.num_threads)
+        return correct_bias(self._load("image"), threads=self.inputs.num_threads)
 
 
 class _LocalizeInput(_NetworkInput):
@@ -112,9 +112,9 @@ class Localize(_Step):
     input_spec = _LocalizeInput
 
     def _compute(self) -> object:
-        return localize_image(
+        return localize(
             self._load("image"),
-            localizer=Path(self.inputs.weights),
+            weights=Path(self.inputs.weights),
             device=torch.device(self.inputs.device),
         )
 
@@ -131,9 +131,9 @@ class Segment(_Step):
     input_spec = _SegmentInput
 
     def _compute(self) -> object:
-        return segment_image(
+        return segment(
             self._load("image"),
-            self._load("localization"),
+            self._load("localization").hippocampi,
             adapter=Path(self.inputs.adapter),
             base=Path(self.inputs.base),
             device=torch.device(self.inputs.device),

@@ -7,13 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
-from torch import nn
 
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
-from hyps_bids.segmentation.inference import cached_network
-from hyps_bids.segmentation.localize import Localization, localize
-from hyps_bids.segmentation.pipeline import Pipeline
+from hyps_bids.segmentation.localize import Localization
+from hyps_bids.segmentation.pipeline import Pipeline, Result
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +22,16 @@ def head(coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def localizer() -> nn.Module:
-    return cached_network(shipped_weights(LOCALIZER))[0]
-
-
-@pytest.fixture(scope="session")
-def found(head: ConformedImage, localizer: nn.Module) -> Localization:
-    return localize(head.data, head.affine, localizer, torch.device("cpu"))
-
-
-@pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
     weights = [shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)]
     return Pipeline(*weights, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def result(head: ConformedImage, pipeline: Pipeline) -> Result:
+    return pipeline.run(head)
+
+
+@pytest.fixture(scope="session")
+def found(result: Result) -> Localization:
+    return result.localization

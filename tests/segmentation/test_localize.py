@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import flags
 from hyps_bids.segmentation.localize import SPACING, Localization, _scale, localize
+from hyps_bids.segmentation.pipeline import Pipeline
 
 CPU = torch.device("cpu")
 
@@ -66,12 +68,14 @@ def test_arrays_fit_together(found: Localization) -> None:
 
 @pytest.mark.slow
 def test_padding_changes_nothing(
-    head: ConformedImage, found: Localization, localizer: nn.Module
+    head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
     pad = [(20, 13), (3, 20), (0, 11)]
     affine = head.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ np.array([part[0] for part in pad])
-    padded = localize(np.pad(head.data, pad), affine, localizer, CPU)
+    padded = localize(
+        replace(head, data=np.pad(head.data, pad), affine=affine), pipeline.localizer, CPU
+    )
     assert padded.icv_mm3 == pytest.approx(found.icv_mm3, rel=0.02)
     assert max(distances(padded, found)) < 1.5
 
@@ -81,10 +85,12 @@ def test_scale_of_intensities_does_not_matter(head: ConformedImage) -> None:
 
 
 def test_mirrored_head_swaps_sides(
-    head: ConformedImage, found: Localization, localizer: nn.Module
+    head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
     # flip world x: the affine stays, the voxels swap sides about the image's middle
-    flipped = localize(np.ascontiguousarray(head.data[::-1]), head.affine, localizer, CPU)
+    flipped = localize(
+        replace(head, data=np.ascontiguousarray(head.data[::-1])), pipeline.localizer, CPU
+    )
     ends = [nib.affines.apply_affine(head.affine, (x, 0, 0))[0] for x in (0, len(head.data) - 1)]
     for hemi, other in (("L", "R"), ("R", "L")):
         place, origin = flipped.hippocampi[hemi], found.hippocampi[other]
@@ -95,7 +101,7 @@ def test_mirrored_head_swaps_sides(
 
 
 def test_orientation_of_the_array_does_not_matter(
-    head: ConformedImage, found: Localization, localizer: nn.Module
+    head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
     # not conformed on purpose: world coordinates alone must decide about left and right
     image = nib.Nifti1Image(head.data, head.affine)
@@ -103,14 +109,18 @@ def test_orientation_of_the_array_does_not_matter(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PIL")
     )
     turned = image.as_reoriented(turn)
-    other = localize(np.asarray(turned.dataobj), turned.affine, localizer, CPU)
+    other = localize(
+        replace(head, data=np.asarray(turned.dataobj), affine=turned.affine),
+        pipeline.localizer,
+        CPU,
+    )
     assert max(distances(other, found)) < 0.5
     assert other.icv_mm3 == pytest.approx(found.icv_mm3, rel=0.005)
 
 
 @pytest.mark.parametrize("hemi", HEMISPHERES)
 def test_side_that_is_cut_off_is_missing(
-    hemi: str, head: ConformedImage, found: Localization, localizer: nn.Module
+    hemi: str, head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
     other = "R" if hemi == "L" else "L"
     # cut 5 mm beyond the middle: medial parts of the lost side are gone as well
@@ -122,24 +132,31 @@ def test_side_that_is_cut_off_is_missing(
         affine[:3, 3] += affine[:3, 0] * index
     else:
         data = head.data[:index]
-    cut = localize(np.ascontiguousarray(data), affine, localizer, CPU)
+    cut = localize(
+        replace(head, data=np.ascontiguousarray(data), affine=affine), pipeline.localizer, CPU
+    )
     assert cut.hippocampi[hemi] is None
     place, origin = cut.hippocampi[other], found.hippocampi[other]
     assert place is not None
     assert np.linalg.norm(np.subtract(place.center, origin.center)) < 5
 
 
-def test_what_is_found_in_noise_is_flagged(localizer: nn.Module) -> None:
-    noise = np.random.default_rng(0).uniform(size=(60, 60, 60)).astype(np.float32)
-    nothing = localize(noise, np.diag([3.0, 3, 3, 1]), localizer, CPU)
+def synthetic(data: np.ndarray, spacing: float) -> ConformedImage:
+    affine = np.diag([spacing, spacing, spacing, 1])
+    return ConformedImage(data.astype(np.float32), affine, data.shape, np.eye(3))
+
+
+def test_what_is_found_in_noise_is_flagged(pipeline: Pipeline) -> None:
+    noise = synthetic(np.random.default_rng(0).uniform(size=(60, 60, 60)), 3)
+    nothing = localize(noise, pipeline.localizer, CPU)
     for place in nothing.hippocampi.values():
         if place is not None:
             assert "low_localiser_confidence" in flags({"localiser_confidence": place.confidence})
     assert np.isfinite(nothing.icv_mm3)
 
 
-def test_one_bright_voxel_is_no_error(localizer: nn.Module) -> None:
-    data = np.zeros((40, 40, 40), np.float32)
+def test_one_bright_voxel_is_no_error(pipeline: Pipeline) -> None:
+    data = np.zeros((40, 40, 40))
     data[20, 20, 20] = 1
-    nothing = localize(data, np.diag([2.0, 2, 2, 1]), localizer, CPU)
+    nothing = localize(synthetic(data, 2), pipeline.localizer, CPU)
     assert nothing.hippocampi == {"L": None, "R": None}

@@ -1,127 +1,109 @@
-"""Tests of :mod:`hyps_bids.segmentation.segment` on a real head."""
+"""Tests of :mod:`hyps_bids.segmentation.segment` and of the pipeline on a real head."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
+from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.volumes import measure, restore
+from hyps_bids.imaging.volumes import measure
 from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.inference import cached_adapted
-from hyps_bids.segmentation.localize import Localization, Location
-from hyps_bids.segmentation.pipeline import Pipeline
-from hyps_bids.segmentation.segment import SegmentedSide, segment
+from hyps_bids.segmentation.localize import Location
+from hyps_bids.segmentation.pipeline import Pipeline, Result, restore_sides, segment
+from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
 
-CPU = torch.device("cpu")
-ANTERIOR = 1
+ANTERIOR, POSTERIOR = 1, 2
 Places = dict[str, Location | None]
 
 
-@pytest.fixture(scope="module")
-def model(pipeline: Pipeline) -> nn.Module:
-    return cached_adapted(pipeline.adapter, pipeline.base)[0]
+def run(pipeline: Pipeline, image: ConformedImage, places: Places) -> Segmentation:
+    return segment(image, places, pipeline.adapter, pipeline.base, pipeline.device)
 
 
-@pytest.fixture(scope="module")
-def places(found: Localization) -> Places:
-    return found.hippocampi
+def volumes(image: ConformedImage, segmentation: Segmentation) -> list[float]:
+    """Soft volume of each whole hippocampus, left first, mm³."""
+    restored = restore_sides(image, segmentation)
+    return [measure(restored[hemi], image.affine)[-1].volume_soft_mm3 for hemi in HEMISPHERES]
 
 
-@pytest.fixture(scope="module")
-def sides(head: ConformedImage, places: Places, model: nn.Module) -> dict[str, SegmentedSide]:
-    found, used = segment(head.data, head.affine, places, model, CPU)
-    assert used == "cpu"
-    return found
-
-
-def volumes(
-    found: dict[str, SegmentedSide], image: np.ndarray, affine: np.ndarray
-) -> dict[str, float]:
-    """Soft volume of each whole hippocampus, mm³."""
-    return {
-        hemi: measure(restore(s.probabilities, s.affine, image.shape, affine), affine)[
-            -1
-        ].volume_soft_mm3
-        for hemi, s in found.items()
-    }
-
-
-def center(side: SegmentedSide, label: int | None = None) -> np.ndarray:
-    labels = side.probabilities.argmax(axis=0)
-    mask = labels > 0 if label is None else labels == label
+def center(side: SegmentedSide, *labels: int) -> np.ndarray:
+    mask = np.isin(side.probabilities.argmax(axis=0), labels)
     return nib.affines.apply_affine(side.affine, np.argwhere(mask).mean(axis=0))
 
 
-def test_probabilities(sides: dict[str, SegmentedSide]) -> None:
-    assert list(sides) == list(HEMISPHERES)
-    for side in sides.values():
-        assert side.probabilities.shape[1:] == GRID
+def test_probabilities_and_parts(result: Result) -> None:
+    assert result.segmentation.device == "cpu"
+    assert result.segmentation.parts == ("anterior", "posterior")
+    assert list(result.segmentation.sides) == list(HEMISPHERES)
+    for side in result.segmentation.sides.values():
+        assert side.probabilities.shape == (3, *GRID)
         assert side.probabilities.dtype == np.float32
         np.testing.assert_allclose(side.probabilities.sum(axis=0), 1, atol=1e-5)
         assert side.inside.sum() == np.prod(BOX)
 
 
-def test_each_hippocampus_is_where_it_was_found(
-    sides: dict[str, SegmentedSide], places: Places
-) -> None:
+def test_anatomy(result: Result, head: ConformedImage) -> None:
+    sides = result.segmentation.sides
     for hemi, side in sides.items():
-        place = places[hemi]
+        place = result.localization.hippocampi[hemi]
         assert place is not None
-        assert np.linalg.norm(center(side) - place.center) < 6
-    assert center(sides["L"])[0] < center(sides["R"])[0] - 35
-
-
-def test_heads_lie_in_front_of_tails(sides: dict[str, SegmentedSide]) -> None:
-    for side in sides.values():
-        assert center(side, ANTERIOR)[1] > center(side, ANTERIOR + 1)[1] + 8
-
-
-def test_volumes_are_plausible(sides: dict[str, SegmentedSide], head: ConformedImage) -> None:
-    found = volumes(sides, head.data, head.affine)
-    for volume in found.values():
-        assert 1800 < volume < 4800
-    assert 0.8 < found["L"] / found["R"] < 1.25
+        assert np.linalg.norm(center(side, ANTERIOR, POSTERIOR) - place.center) < 6
+        assert center(side, ANTERIOR)[1] > center(side, POSTERIOR)[1] + 8
+    assert center(sides["L"], ANTERIOR)[0] < center(sides["R"], ANTERIOR)[0] - 35
+    left, right = volumes(head, result.segmentation)
+    assert 1800 < min(left, right) < max(left, right) < 4800
+    assert 0.8 < left / right < 1.25
 
 
 def test_mirrored_image_swaps_the_volumes(
-    sides: dict[str, SegmentedSide], head: ConformedImage, places: Places, model: nn.Module
+    result: Result, head: ConformedImage, pipeline: Pipeline
 ) -> None:
     ends = [nib.affines.apply_affine(head.affine, (x, 0, 0))[0] for x in (0, len(head.data) - 1)]
     swapped: Places = {}
     for hemi, other in (("L", "R"), ("R", "L")):
-        place = places[other]
+        place = result.localization.hippocampi[other]
         assert place is not None
         x, y, z = place.center
-        swapped[hemi] = Location((sum(ends) - x, y, z), place.volume_mm3, place.confidence)
-    data = np.ascontiguousarray(head.data[::-1])
-    found = volumes(segment(data, head.affine, swapped, model, CPU)[0], data, head.affine)
-    expected = volumes(sides, head.data, head.affine)
+        swapped[hemi] = replace(place, center=(sum(ends) - x, y, z))
+    image = replace(head, data=np.ascontiguousarray(head.data[::-1]))
     # the network sees the very same boxes
-    assert found["L"] == pytest.approx(expected["R"], rel=0.01)
-    assert found["R"] == pytest.approx(expected["L"], rel=0.01)
+    expected = volumes(head, result.segmentation)[::-1]
+    assert volumes(image, run(pipeline, image, swapped)) == pytest.approx(expected, rel=0.01)
 
 
-def test_one_side_gives_the_same_alone(
-    sides: dict[str, SegmentedSide], head: ConformedImage, places: Places, model: nn.Module
+def test_one_side_alone_at_another_scale_of_intensities(
+    result: Result, head: ConformedImage, pipeline: Pipeline
 ) -> None:
-    found, _ = segment(head.data, head.affine, {"L": None, "R": places["R"]}, model, CPU)
+    places = {"L": None, "R": result.localization.hippocampi["R"]}
+    found = run(pipeline, replace(head, data=head.data * 0.01 + 3), places).sides
     assert list(found) == ["R"]
-    np.testing.assert_allclose(found["R"].probabilities, sides["R"].probabilities, atol=1e-3)
+    expected = result.segmentation.sides["R"].probabilities
+    np.testing.assert_allclose(found["R"].probabilities, expected, atol=0.02)
 
 
-def test_intensities_may_have_any_scale(
-    sides: dict[str, SegmentedSide], head: ConformedImage, places: Places, model: nn.Module
+def test_nothing_found_computes_nothing(head: ConformedImage, pipeline: Pipeline) -> None:
+    found = run(pipeline, head, {"L": None, "R": None})
+    assert (found.sides, found.device) == ({}, "none")
+
+
+def test_parts_on_the_image_and_on_another_grid(
+    result: Result, head: ConformedImage, pipeline: Pipeline
 ) -> None:
-    found, _ = segment(head.data * 0.01 + 3, head.affine, places, model, CPU)
-    for hemi, side in sides.items():
-        np.testing.assert_allclose(found[hemi].probabilities, side.probabilities, atol=0.02)
-
-
-def test_nothing_found_computes_nothing(head: ConformedImage, model: nn.Module) -> None:
-    assert segment(head.data, head.affine, {"L": None, "R": None}, model, CPU) == ({}, "none")
+    fine = head.affine @ np.diag([0.5, 0.5, 0.5, 1])
+    # the finer voxels fill the coarse ones
+    fine[:3, 3] -= head.affine[:3, :3] @ [0.25, 0.25, 0.25]
+    shape = [2 * side for side in head.data.shape]
+    left, right = restore_sides(head, result.segmentation, {"R": (shape, fine)}).values()
+    assert set(np.unique(right.labels)) == {0, ANTERIOR, POSTERIOR}
+    np.testing.assert_array_equal(left.labels, result.restored["L"].labels)
+    whole, labels = np.zeros(shape, bool), np.zeros(head.data.shape, bool)
+    whole[right.region] = right.labels > 0
+    labels[result.restored["R"].region] = result.restored["R"].labels > 0
+    coarse = whole.reshape(*(n for side in labels.shape for n in (side, 2))).mean(axis=(1, 3, 5))
+    assert dice(labels, coarse > 0.5) > 0.95
