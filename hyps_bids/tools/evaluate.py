@@ -1,4 +1,4 @@
-"""``hyps-tools evaluate``: measure weights."""
+"""``hyps-tools evaluate``: measure how well weights segment."""
 
 from __future__ import annotations
 
@@ -23,33 +23,42 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     images.add_argument("image", type=Path, help="a T1w image, or a folder of *_T1w and *_dseg")
     images.add_argument("reference", type=Path, nargs="?", help="label image of a single image")
     images.add_argument(
-        "--values", type=int, nargs=2, default=(1, 2), metavar=("LEFT", "RIGHT"), help="labels"
+        "--values",
+        type=int,
+        nargs=2,
+        default=(1, 2),
+        metavar=("LEFT", "RIGHT"),
+        help="values of the hippocampi in the reference (default: 1 2)",
     )
-    retest = what.add_parser("retest", help="agreement under shifts and rotations")
+    retest = what.add_parser("retest", help="agreement after shifts and rotations of heads")
     retest.add_argument("images", type=Path, nargs="+")
-    retest.add_argument("--moves", type=positive, default=4, help="per image")
-    orientation = what.add_parser("orientation", help="all 48 axis orders and flips of a head")
+    retest.add_argument("--moves", type=positive, default=4, help="moves per image (default: 4)")
+    orientation = what.add_parser("orientation", help="agreement over all 48 axis orders of a head")
     orientation.add_argument("image", type=Path)
-    speed = what.add_parser("speed", help="seconds of each step, without start and reading")
+    speed = what.add_parser("speed", help="seconds that each step takes")
     speed.add_argument("images", type=Path, nargs="+")
     for sub in (crops, images, retest, orientation, speed):
-        sub.add_argument("--output", type=Path, metavar="TSV", help="table with all rows")
-        sub.add_argument("--adapter", type=Path, help="default: the shipped one")
-        sub.add_argument("--base", type=Path, help="default: the shipped one")
-        sub.add_argument("--localizer", type=Path, help="default: the shipped one")
+        sub.add_argument("--output", type=Path, metavar="TSV", help="write all rows to this table")
+        for name in ("adapter", "base", "localizer"):
+            sub.add_argument(
+                f"--{name}", type=Path, help=f"weights of the {name} (default: shipped)"
+            )
         sub.add_argument("--n4", action="store_true", help="correct the bias field first")
-        sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-        sub.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
+        sub.add_argument(
+            "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+        )
+        sub.add_argument("--threads", type=positive, help="CPU threads (default: PyTorch's choice)")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     device = prepare(args)
     import tempfile
 
-    from hyps_bids import evaluation as evaluate
+    from hyps_bids import evaluation
     from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+    from hyps_bids.segmentation.pipeline import Pipeline
 
-    pipeline = evaluate.Pipeline(
+    pipeline = Pipeline(
         localizer=args.localizer or shipped_weights(LOCALIZER),
         base=args.base or shipped_weights(BASE),
         adapter=args.adapter or shipped_weights(ADAPTER),
@@ -57,16 +66,18 @@ def _evaluate(args: argparse.Namespace) -> int:
         n4=args.n4,
     )
     if args.what == "crops":
-        table = evaluate.evaluate_crops(pipeline, args.images, args.labels)
+        table = evaluation.evaluate_crops(pipeline, args.images, args.labels)
     elif args.what == "images":
-        pairs = [(args.image, args.reference)] if args.reference else evaluate.pairs_in(args.image)
-        table = evaluate.evaluate_images(pipeline, pairs, tuple(args.values))
+        pairs = (
+            [(args.image, args.reference)] if args.reference else evaluation.pairs_in(args.image)
+        )
+        table = evaluation.evaluate_images(pipeline, pairs, tuple(args.values))
     elif args.what == "retest":
-        table = evaluate.evaluate_retest(pipeline, args.images, moves=args.moves)
+        table = evaluation.evaluate_retest(pipeline, args.images, moves=args.moves)
     elif args.what == "orientation":
         with tempfile.TemporaryDirectory() as folder:
-            table = evaluate.evaluate_orientation(pipeline, args.image, Path(folder))
+            table = evaluation.evaluate_orientation(pipeline, args.image, Path(folder))
     else:
-        table = evaluate.evaluate_speed(pipeline, args.images)
-    evaluate.report(table, args.output)
+        table = evaluation.evaluate_speed(pipeline, args.images)
+    evaluation.report(table, args.output)
     return 0

@@ -89,7 +89,7 @@ def read_plugin(path: Path) -> PluginSettings:
     MissingInput
         If the file cannot be read.
     UsageError
-        If its content is not valid, or the plugin cannot be used here.
+        If its content is not valid, nipype has no such plugin, or it cannot be used here.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -103,24 +103,20 @@ def read_plugin(path: Path) -> PluginSettings:
         raise UsageError(
             f"{path}: is neither valid YAML nor valid TOML ({error})", code="plugin-file-invalid"
         ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
+    valid = (
+        isinstance(content, dict)
+        and content.keys() <= {"plugin", "plugin_args"}
+        and isinstance(content.get("plugin"), str)
+        and isinstance(content.get("plugin_args") or {}, dict)
+    )
+    if not valid:
         raise UsageError(
-            f"{path}: must name a nipype 'plugin', and may give its 'plugin_args'",
-            code="plugin-not-named",
-        )
-    if unknown := sorted(map(str, set(content) - {"plugin", "plugin_args"})):
-        raise UsageError(
-            f"{path}: the keys {', '.join(unknown)} are unknown; known are plugin and plugin_args",
-            code="plugin-key-unknown",
-        )
-    args = content.get("plugin_args") or {}
-    if not isinstance(args, dict):
-        raise UsageError(
-            f"{path}: 'plugin_args' must be a table of options, not {args!r}",
-            code="plugin-args-invalid",
+            f"{path}: must name a nipype 'plugin', and may give its 'plugin_args', a table of "
+            f"options, but nothing else; it holds {content!r}",
+            code="plugin-keys-wrong",
         )
     _check_plugin(content["plugin"], path)
-    return {"plugin": content["plugin"], "plugin_args": args}
+    return {"plugin": content["plugin"], "plugin_args": content.get("plugin_args") or {}}
 
 
 def _check_plugin(name: str, path: Path) -> None:
