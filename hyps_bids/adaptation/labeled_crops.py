@@ -42,7 +42,7 @@ from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.localize import Location
-from hyps_bids.segmentation.pipeline import correct_image, localize_image
+from hyps_bids.segmentation.pipeline import correct_bias, localize
 
 __all__ = ["LabeledCrops", "class_names", "is_head", "labeled_crops"]
 
@@ -123,11 +123,11 @@ class _Cutter:
         image = conform(item.scan.path)
         check_world(item, masks, image.data.shape, image.affine)
         if self.n4:
-            image = correct_image(image)
+            image = correct_bias(image)
         head = is_head(image)
         found: Mapping[str, Location | None] = dict.fromkeys(HEMISPHERES)
         if head:
-            found = localize_image(image, self.localizer, self.device).hippocampi
+            found = localize(image, self.localizer, self.device).hippocampi
         check_positions(item, masks, found)
         labeled = [hemi for hemi in HEMISPHERES if any(mask.hemi == hemi for mask in masks)]
         # The label map of a whole head may speak of both sides while one is labeled.

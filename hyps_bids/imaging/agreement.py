@@ -10,9 +10,8 @@ from typing import TypedDict
 import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
-from monai.metrics.meandice import DiceHelper
 
-__all__ = ["Agreement", "agreement", "class_dice", "dice"]
+__all__ = ["Agreement", "agreement", "dice"]
 
 
 class Agreement(TypedDict):
@@ -37,31 +36,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     """
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else 1.0
-
-
-def class_dice(predicted: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return the Dice coefficient of each foreground class of one label image.
-
-    Parameters
-    ----------
-    predicted, target : torch.Tensor
-        Labels from 0 (background) to ``classes - 1``, shape ``(1, x, y, z)``.
-    classes : int
-        Number of classes, background included.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(classes - 1,)``, NaN for a class that neither image has.
-    """
-    helper = DiceHelper(
-        include_background=False,
-        apply_argmax=False,
-        num_classes=classes,
-        get_not_nans=False,
-        reduction="none",  # otherwise a class that the image lacks would count as 0
-    )
-    return torch.as_tensor(helper(predicted[None], target[None])).flatten()
 
 
 def agreement(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> Agreement:

@@ -27,7 +27,6 @@ from hyps_bids.labels.meanings import Structure, parse_label_map
 from hyps_bids.networks.checkpoints import GRID, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.inference import cached_network
 from hyps_bids.segmentation.localize import Location, localize
 from hyps_bids.segmentation.normalize import standardize
 from tests.raising import raises
@@ -117,8 +116,7 @@ def test_parts_and_sides(head: tuple[Path, Path], crops: LabeledCrops) -> None:
 
 def test_crops_are_what_the_network_sees(head: tuple[Path, Path], crops: LabeledCrops) -> None:
     image = conform(head[0])
-    network, _ = cached_network(WEIGHTS)
-    places = localize(image.data, image.affine, network, CPU).hippocampi
+    places = localize(image, WEIGHTS, CPU).hippocampi
     inputs, _ = plain_batch(crops.as_at_inference(), slice(None))
     for i, hemi in enumerate("LR"):
         place = places[hemi]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, load_adapted, shipped_weights
+from hyps_bids.networks.checkpoints import ADAPTER, BASE, GRID, load_adapted, shipped_weights
 from hyps_bids.segmentation.inference import cached_adapted, cached_network, predict
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_cached_adapter_is_merged_and_equal_to_the_unmerged_one() -> None:
     adapter, base = shipped_weights(ADAPTER), shipped_weights(BASE)
     merged, card = cached_adapted(adapter, base)
     plain, _ = load_adapted(adapter, base)
-    x = torch.randn(1, 1, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, *GRID, generator=torch.Generator().manual_seed(0))
     got, expected = predict(merged, x, CPU)[0], predict(plain, x, CPU)[0]
-    assert got.shape == (1, 1 + len(card["labels"]), 32, 16, 16)
+    assert got.shape == (1, 1 + len(card["labels"]), *GRID)
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
