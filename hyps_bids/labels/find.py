@@ -110,7 +110,7 @@ def find_labeled(settings: Settings) -> list[LabeledScan]:
     Raises
     ------
     UsageError
-        If no labels dataset or no such label map was given, if labels fit several images, several
+        If the labels dataset or the label map cannot be used, labels fit several images, several
         label images fit one, or a participant has labels in two datasets.
     NothingMatches
         If no selected image has labels.
@@ -119,20 +119,26 @@ def find_labeled(settings: Settings) -> list[LabeledScan]:
     InvalidBids
         If a labels folder is not a BIDS dataset.
     BadData
-        If nothing says what the labels of an image mean, or a table that does is not valid.
+        If the meaning of the labels of an image is not given, or a table that gives it is invalid.
     """
     if not settings.labels:
         raise UsageError(
             "--labels is needed: the derivatives datasets that hold manual labels.",
             code="labels-not-given",
         )
-    given = _given_map(settings.label_map) if settings.label_map else None
+    given = parse_label_map(settings.label_map) if settings.label_map else None
+    if given and (given.is_mask or any(structure.hemi == "LR" for structure in given.structures)):
+        raise UsageError(
+            f"--label-map {settings.label_map}: 'mask' and 'LR' are understood only by "
+            "'hyps-tools import'. Give a value for each side, or import the dataset first.",
+            code="label-map-needs-voxels",
+        )
     scans = find_scans(settings, need_content=False)
     datasets = list({folder.resolve(): folder for folder in settings.labels}.values())
     found: list[LabeledScan] = []
     for root in datasets:
         check_dataset(root, "--labels", skip=settings.skip_bids_validation)
-        labeled = _labeled_in(root, scans, given)
+        labeled = _labeled_in(root, scans, given, settings.label_map)
         _refuse_shared_subjects(found, labeled)
         found += labeled
     if not found:
@@ -149,27 +155,10 @@ def find_labeled(settings: Settings) -> list[LabeledScan]:
     return sorted(found, key=lambda item: item.scan)
 
 
-@dataclass(frozen=True)
-class _GivenMap:
-    """The label map that the user gave, as written and as read."""
-
-    written: str
-    label_map: LabelMap
-
-
-def _given_map(written: str) -> _GivenMap:
-    label_map = parse_label_map(written)
-    if label_map.is_mask or any(structure.hemi == "LR" for structure in label_map.structures):
-        raise UsageError(
-            f"--label-map {written}: 'mask' and 'LR' are understood only by 'hyps-tools import'. "
-            "Give a value for each side, or import the dataset first.",
-            code="label-map-needs-voxels",
-        )
-    return _GivenMap(written, label_map)
-
-
-def _labeled_in(root: Path, scans: Sequence[Scan], given: _GivenMap | None) -> list[LabeledScan]:
-    """Pair one dataset's label images with scans."""
+def _labeled_in(
+    root: Path, scans: Sequence[Scan], given: LabelMap | None, name: str | None
+) -> list[LabeledScan]:
+    """Pair one dataset's label images with scans; `given` is the label map called `name`."""
     paths, tables = _index(root, {scan.subject for scan in scans})
     by_subject = defaultdict(list)
     for scan in scans:
@@ -187,7 +176,7 @@ def _labeled_in(root: Path, scans: Sequence[Scan], given: _GivenMap | None) -> l
     maps = {table: read_label_table(table) for table in tables} if given is None else {}
     found = []
     for scan, candidates in sorted(per_scan.items()):
-        labels = _choose(scan, candidates, given, maps)
+        labels = _choose(scan, _prefer_named(candidates, name), given, maps)
         if labels:
             found.append(LabeledScan(scan, labels, root))
     _LOG.info("%d of %s have labels in %s", len(found), counted(len(scans), "T1w image"), root)
@@ -244,24 +233,38 @@ def _scan_of(path: Path, entities: dict[str, str], scans: Sequence[Scan]) -> Sca
     return closest[0] if closest else None
 
 
+def _prefer_named(paths: Sequence[Path], name: str | None) -> list[Path]:
+    """Leave out other dseg images if one is named like the label map.
+
+    FreeSurfer's aseg is often there twice, as desc-aseg and within desc-aparcaseg.
+    """
+    dsegs = [path for path in paths if _suffix(path) == "dseg"]
+    named = [p for p in dsegs if name and name in map(_entities(p).get, ("seg", "desc"))]
+    return [path for path in paths if not named or path in named or path not in dsegs]
+
+
 def _choose(
-    scan: Scan,
-    candidates: Sequence[Path],
-    given: _GivenMap | None,
-    maps: Mapping[Path, LabelMap],
+    scan: Scan, paths: Sequence[Path], given: LabelMap | None, maps: Mapping[Path, LabelMap]
 ) -> tuple[LabelImage, ...]:
     """Take the label images of one scan that show a hippocampus; there must be one way to do so.
 
     `maps` are the tables of labels in the dataset, which count if no map is given.
     """
-    segmentations, reasons = _segmentations(candidates, given, maps)
-    masks = [
-        LabelImage(path, (structure,))
-        for path in candidates
-        if _suffix(path) == "mask" and (structure := _mask_structure(path))
-    ]
-    if reasons and not segmentations and not masks:
-        raise BadData(f"{reasons[0]}. {_REMEDY}", code="label-meaning-unknown")
+    segmentations, masks, unclear = [], [], []
+    for path in paths:
+        if _suffix(path) == "mask":
+            structure = _mask_structure(path)
+            masks += [LabelImage(path, (structure,))] if structure else []
+            continue
+        table = _table_of(path, maps)
+        label_map = given or (maps[table] if table else None)
+        if label_map and label_map.structures:
+            segmentations.append(LabelImage(path, label_map.structures, label_map.listed))
+        else:
+            why = f"{table} names no left or right hippocampus" if table else "it has no dseg.tsv"
+            unclear.append(f"{path}: {why}")
+    if unclear and not segmentations and not masks:
+        raise BadData(f"{unclear[0]}. {_REMEDY}", code="label-meaning-unknown")
     if segmentations and (masks or len(segmentations) > 1):
         names = ", ".join(image.path.name for image in (*segmentations, *masks))
         raise UsageError(
@@ -272,28 +275,6 @@ def _choose(
     chosen = sorted(segmentations or masks, key=lambda image: image.path)
     _refuse_overlap(scan, chosen)
     return tuple(chosen)
-
-
-def _segmentations(
-    candidates: Sequence[Path], given: _GivenMap | None, maps: Mapping[Path, LabelMap]
-) -> tuple[list[LabelImage], list[str]]:
-    """Read what dseg images mean; also return why others cannot be used."""
-    paths = [path for path in candidates if _suffix(path) == "dseg"]
-    if given:
-        # FreeSurfer's aseg is often there twice, as desc-aseg and within desc-aparcaseg.
-        named = [p for p in paths if given.written in map(_entities(p).get, ("seg", "desc"))]
-        label_map = given.label_map
-        return [LabelImage(p, label_map.structures, label_map.listed) for p in named or paths], []
-    images, reasons = [], []
-    for path in paths:
-        table = _table_of(path, maps)
-        if table is None:
-            reasons.append(f"{path}: no dseg.tsv applies to it")
-        elif not maps[table].structures:
-            reasons.append(f"{path}: {table} names no left or right hippocampus")
-        else:
-            images.append(LabelImage(path, maps[table].structures, maps[table].listed))
-    return images, reasons
 
 
 def _mask_structure(path: Path) -> Structure | None:

@@ -21,6 +21,7 @@ from hyps_bids.labels.import_descriptions import LABELS, ImportedDataset, read_e
 from hyps_bids.labels.import_images import (
     SourceImage,
     crop_affine,
+    new_nifti,
     on_grid_of,
     read_image,
     to_nifti,
@@ -31,6 +32,7 @@ from hyps_bids.labels.voxels import find_structures
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import SEG, bids_uri, output_path, sidecar_path
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_json, write_nifti, write_with
 
 __all__ = ["Outcome", "import_rows"]
@@ -57,24 +59,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Source:
-    """An image with its labels, headers read."""
+    """An image with its labels, headers read, and the sidecars of the files to write."""
 
     row: Row
     image: SourceImage
     labels: tuple[SourceImage, ...]
-    raw_sidecar: dict[str, Any]
+    #: the image file can be copied as it is
+    copied: bool
+    image_path: Path
+    image_sidecar: dict[str, Any]
+    label_path: Path
     label_sidecar: dict[str, Any]
-
-    @property
-    def copied(self) -> bool:
-        """Whether the image file can be copied as it is."""
-        return _can_copy(self.image, self.row)
-
-    def paths(self, output: Path) -> tuple[Path, Path]:
-        """Return where image and labels go."""
-        scan = self.row.scan
-        labels = output_path(output / LABELS, scan, suffix="dseg", extension=".nii.gz", seg=SEG)
-        return output / scan.folder / _image_name(self.row, self.image), labels
 
 
 def import_rows(
@@ -100,7 +95,7 @@ def import_rows(
     about : Preset
         What the dataset is, for its descriptions.
     orientation : str
-        Axes of images that do not say theirs, such as ``LAS``.
+        Axes of images that do not state theirs, such as ``LAS``.
 
     Returns
     -------
@@ -125,12 +120,12 @@ def import_rows(
         if row.stem in problems:
             continue
         try:
-            found = _open(row, source, orientation)
-            if not _is_there(found, output):
+            found = _open(row, source, output, orientation)
+            if not _is_there(found):
                 image, labels = _convert(found, table)
                 if not done:
                     dataset.write()
-                _write_scan(found, image, labels, output)
+                _write_scan(found, image, labels)
                 written += 1
         except (BadData, MissingInput) as error:
             problems[row.stem] = str(error)
@@ -160,13 +155,14 @@ def _colliding(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _open(row: Row, source: Path, orientation: str) -> _Source:
+def _open(row: Row, source: Path, output: Path, orientation: str) -> _Source:
     image = read_image(source / row.image, orientation)
     labels = tuple(read_image(source / path, orientation) for path, _ in row.labels)
+    single = isinstance(image.image, nib.Nifti1Image) and len(image.image.shape) == 3
+    copied = single and not image.assumed and not row.crop
     notes: dict[str, Any] = {}
     if row.crop:
-        zooms = image.image.header.get_zooms()[:3]
-        affine = crop_affine(image.shape, zooms, row.crop)
+        affine = crop_affine(image.shape, image.image.header.get_zooms()[:3], row.crop)
         # The labels keep their place relative to the image.
         move = affine @ np.linalg.inv(image.affine)
         image = replace(image, affine=affine)
@@ -174,17 +170,25 @@ def _open(row: Row, source: Path, orientation: str) -> _Source:
         notes = {"CropAroundHippocampus": True, "CropHemisphere": row.crop}
     elif image.assumed:
         notes = {"AssumedOrientation": orientation}
-    raw = {"SourceFiles": _files(image, source)} | notes
-    label = {
-        "Manual": True,
-        "Sources": [bids_uri("raw", row.scan.folder / _image_name(row, image))],
-        "SourceFiles": [
-            {**file, "LabelMap": label_map.line}
-            for one, (_, label_map) in zip(labels, row.labels, strict=True)
-            for file in _files(one, source)
-        ],
-    }
-    return _Source(row, image, labels, raw, label | notes)
+    scan = Scan.from_path(Path(f"{row.stem}_T1w"))
+    extension = ".nii" if copied and image.path.suffix == ".nii" else ".nii.gz"
+    relative = scan.folder / f"{row.stem}_T1w{extension}"
+    label_files = [
+        {**file, "LabelMap": label_map.line}
+        for label, (_, label_map) in zip(labels, row.labels, strict=True)
+        for file in _files(label, source)
+    ]
+    label_sidecar = {"Manual": True, "Sources": [bids_uri("raw", relative)]}
+    return _Source(
+        row,
+        image,
+        labels,
+        copied,
+        output / relative,
+        {"SourceFiles": _files(image, source)} | notes,
+        output_path(output / LABELS, scan, suffix="dseg", extension=".nii.gz", seg=SEG),
+        label_sidecar | {"SourceFiles": label_files} | notes,
+    )
 
 
 def _files(image: SourceImage, source: Path) -> list[dict[str, str]]:
@@ -195,16 +199,6 @@ def _files(image: SourceImage, source: Path) -> list[dict[str, str]]:
         for path in sorted(paths)
         if path.is_file()
     ]
-
-
-def _can_copy(image: SourceImage, row: Row) -> bool:
-    single = isinstance(image.image, nib.Nifti1Image) and len(image.image.shape) == 3
-    return single and not image.assumed and not row.crop
-
-
-def _image_name(row: Row, image: SourceImage) -> str:
-    plain = _can_copy(image, row) and image.path.name.endswith(".nii")
-    return f"{row.stem}_T1w{'.nii' if plain else '.nii.gz'}"
 
 
 def _convert(found: _Source, table: pd.DataFrame) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
@@ -230,11 +224,7 @@ def _convert(found: _Source, table: pd.DataFrame) -> tuple[nib.Nifti1Image, nib.
                 code="labels-overlap",
             )
         merged[voxels] = index[structure]
-    labels = nib.Nifti1Image(merged, found.image.affine)
-    labels.header.set_xyzt_units("mm")
-    for kind in (labels.set_sform, labels.set_qform):
-        kind(found.image.affine, code="aligned")
-    return image, labels
+    return image, new_nifti(merged, found.image.affine)
 
 
 def _check_sides(found: _Source, structures: Mapping[tuple[str, str], np.ndarray]) -> None:
@@ -266,31 +256,30 @@ def _check_sides(found: _Source, structures: Mapping[tuple[str, str], np.ndarray
         _LOG.warning("%s: left and right labels are swapped; kept as they are", path)
 
 
-def _is_there(found: _Source, output: Path) -> bool:
+def _is_there(found: _Source) -> bool:
     """Tell whether the same files were imported before; refuse if other files were."""
-    image, labels = found.paths(output)
-    for path, sidecar in ((image, found.raw_sidecar), (labels, found.label_sidecar)):
-        before = read_earlier(sidecar_path(path))
+    for path, sidecar in (
+        (sidecar_path(found.image_path), found.image_sidecar),
+        (sidecar_path(found.label_path), found.label_sidecar),
+    ):
+        before = read_earlier(path)
         if before is None:
             return False
         if before != sidecar:
             raise CannotCreateOutput(
-                f"{sidecar_path(path)}: the image was imported from other files or with other "
-                "settings. Remove the dataset, or import into another folder.",
+                f"{path}: the image was imported from other files or with other settings. Remove "
+                "the dataset, or import into another folder.",
                 code="imported-differently",
             )
-    return image.is_file() and labels.is_file()
+    return found.image_path.is_file() and found.label_path.is_file()
 
 
-def _write_scan(
-    found: _Source, image: nib.Nifti1Image, labels: nib.Nifti1Image, output: Path
-) -> None:
+def _write_scan(found: _Source, image: nib.Nifti1Image, labels: nib.Nifti1Image) -> None:
     """Write image and labels. Sidecars are written last: they mark the rest as complete."""
-    image_path, label_path = found.paths(output)
     if found.copied:
-        write_with(image_path, lambda partial: shutil.copyfile(found.image.path, partial))
+        write_with(found.image_path, lambda partial: shutil.copyfile(found.image.path, partial))
     else:
-        write_nifti(image_path, image)
-    write_nifti(label_path, labels)
-    write_json(sidecar_path(image_path), found.raw_sidecar)
-    write_json(sidecar_path(label_path), found.label_sidecar)
+        write_nifti(found.image_path, image)
+    write_nifti(found.label_path, labels)
+    write_json(sidecar_path(found.image_path), found.image_sidecar)
+    write_json(sidecar_path(found.label_path), found.label_sidecar)

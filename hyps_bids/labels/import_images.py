@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, from_matvec
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -18,6 +19,7 @@ __all__ = [
     "assumed_affine",
     "check_orientation",
     "crop_affine",
+    "new_nifti",
     "on_grid_of",
     "read_image",
     "to_nifti",
@@ -60,13 +62,7 @@ class SourceImage:
         return self.image.shape[:3]
 
     def data(self, *, scaled: bool = True) -> np.ndarray:
-        """Read the voxels, with the scale factor of the file or as they are stored.
-
-        Raises
-        ------
-        BadData
-            If the file is truncated or damaged.
-        """
+        """Read the voxels, with the scale factor of the file or as they are stored."""
         proxy = self.image.dataobj
         try:
             stored = np.asanyarray(proxy) if scaled else proxy.get_unscaled()
@@ -79,12 +75,7 @@ class SourceImage:
 
 
 def check_orientation(codes: str) -> str:
-    """Check the letters of an orientation, such as LAS: where each voxel axis points to.
-
-    Raises
-    ------
-    UsageError
-        If they are not one of L or R, one of A or P and one of S or I, in any order.
+    """Check the letters of an orientation: one each of L or R, A or P, S or I, in any order.
 
     Examples
     --------
@@ -168,12 +159,10 @@ def assumed_affine(
     >>> assumed_affine((11, 11, 11), (1.0, 1.0, 2.0), "LAS").astype(int).tolist()
     [[-1, 0, 0, 5], [0, 1, 0, -5], [0, 0, 2, -10], [0, 0, 0, 1]]
     """
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(orientation)):
-        affine[int(world), axis] = sign * zooms[axis]
-    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
-    return affine
+    world, signs = nib.orientations.axcodes2ornt(orientation).T
+    matrix = np.zeros((3, 3))
+    matrix[world.astype(int), range(3)] = signs * zooms
+    return from_matvec(matrix, -matrix @ ((np.asarray(shape) - 1) / 2))
 
 
 def crop_affine(shape: tuple[int, ...], zooms: tuple[float, ...], hemisphere: str) -> np.ndarray:
@@ -201,20 +190,10 @@ def crop_affine(shape: tuple[int, ...], zooms: tuple[float, ...], hemisphere: st
 def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
     """Read a label image, with its axes ordered and flipped like those of the image.
 
-    Parameters
-    ----------
-    label, image : SourceImage
-        Both with their final affines.
-
-    Returns
-    -------
-    numpy.ndarray
-        Values on the grid of `image`.
-
     Raises
     ------
     BadData
-        If the label image has other voxels than the image.
+        If the grid of the label image is not the grid of the image.
     """
     change = nib.orientations.ornt_transform(
         nib.io_orientation(label.affine), nib.io_orientation(image.affine)
@@ -222,15 +201,11 @@ def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
     data = nib.apply_orientation(label.data(), change)
     affine = label.affine @ nib.orientations.inv_ornt_aff(change, label.shape)
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape) - 1)
-    gap = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(
-        image.affine, corners
-    )
+    gap = apply_affine(affine, corners) - apply_affine(image.affine, corners)
     if data.shape != image.shape or np.abs(gap).max() > _TOLERANCE:
-        how = (
-            f"shape {label.shape} instead of {image.shape}"
-            if data.shape != image.shape
-            else f"its corners are up to {np.linalg.norm(gap, axis=1).max():.2f} mm away"
-        )
+        how = f"its corners are up to {np.linalg.norm(gap, axis=1).max():.2f} mm away"
+        if data.shape != image.shape:
+            how = f"shape {label.shape} instead of {image.shape}"
         hint = ""
         if label.assumed != image.assumed:
             which = label if label.assumed else image
@@ -244,26 +219,19 @@ def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
 
 
 def to_nifti(source: SourceImage, affine: np.ndarray) -> nib.Nifti1Image:
-    """Make a 3-D NIfTI image of the same data type, values and scale factors.
-
-    Parameters
-    ----------
-    source : SourceImage
-        What to convert.
-    affine : numpy.ndarray
-        The transform to write as sform and qform.
-
-    Returns
-    -------
-    nibabel.Nifti1Image
-        In memory.
-    """
-    image = nib.Nifti1Image(source.data(scaled=False), affine)
+    """Make a 3-D NIfTI image of the same data type, values and scale factors."""
+    image = new_nifti(source.data(scaled=False), affine)
     slope, inter = source.image.dataobj.slope, source.image.dataobj.inter
     if (slope, inter) != (1, 0):
         # With the factors set, nibabel writes the stored values untouched.
         image.header.set_slope_inter(slope, inter)
+    return image
+
+
+def new_nifti(data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """Make a NIfTI image with the affine as sform and qform, in mm."""
+    image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
-    for kind in (image.set_sform, image.set_qform):
-        kind(affine, code="aligned")
+    for set_transform in (image.set_sform, image.set_qform):
+        set_transform(affine, code="aligned")
     return image

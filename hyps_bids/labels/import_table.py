@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import pandas as pd
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.meanings import LabelMap, parse_label_map
 from hyps_bids.outputs.reading import read_text_table
-from hyps_bids.outputs.scan import Scan
 
 __all__ = ["COLUMNS", "Row", "read_rows", "rows_to_tsv"]
 
@@ -37,12 +36,11 @@ class Row:
     session, acquisition : str or None
         More of the BIDS name.
     crop : str or None
-        L or R: the image shows one hippocampus, in left orientation, and its affine carries no
-        anatomy.
+        L or R: the image shows one hippocampus, in left orientation, and its affine has no meaning.
     split : str or None
         Part of the dataset, such as train or test.
     check_sides : bool
-        Refuse labels whose left lies right of the right.
+        Refuse labels with left and right swapped.
     """
 
     participant: str
@@ -72,11 +70,6 @@ class Row:
     def subject(self) -> str:
         """BIDS name of the participant, such as ``sub-01``."""
         return self.stem.split("_")[0]
-
-    @property
-    def scan(self) -> Scan:
-        """The image in BIDS, without dataset and extension."""
-        return Scan.from_path(Path(f"{self.stem}_T1w"))
 
 
 def _label(key: str, text: str) -> str:
@@ -124,7 +117,7 @@ def read_rows(table: Path) -> list[Row]:
             row = _row(values)
             rows[row.stem] = _join(rows[row.stem], row) if row.stem in rows else row
         except (BadData, UsageError) as error:
-            raise BadData(f"{table}, line {number}: {error}", code="import-table-line") from error
+            raise BadData(f"{table}, line {number}: {error}", code=error.code) from error
     return list(rows.values())
 
 
@@ -170,17 +163,8 @@ def rows_to_tsv(rows: Iterable[Row]) -> str:
     participant	session	acquisition	image	label	label_map	crop	split
     01	n/a	n/a	a.nii	b.nii	1:L	n/a	n/a
     """
-    lines: list[Sequence[str | None]] = [
-        (
-            row.participant,
-            row.session,
-            row.acquisition,
-            row.image.as_posix(),
-            label.as_posix(),
-            label_map.line,
-            row.crop,
-            row.split,
-        )
+    lines = [
+        vars(row) | {"label": label, "label_map": label_map.line}
         for row in rows
         for label, label_map in row.labels
     ]

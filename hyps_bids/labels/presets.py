@@ -55,10 +55,8 @@ class Preset:
 
     Attributes
     ----------
-    name, license, citation : str
+    name, license, citation, authors, links
         For the BIDS descriptions.
-    authors, links : tuple of str
-        Likewise.
     layouts : tuple of Layout
         Tried in order.
     pairs : bool
@@ -88,11 +86,10 @@ class Found:
     Attributes
     ----------
     rows : list of Row
-        Complete images with labels, in order of their path.
-    left_out : list of str
-        A message for each participant that is left out on purpose.
-    problems : list of str
-        A message for each image whose labels are missing or ambiguous.
+        Complete images with labels, in order of their path, relative to the folder.
+    left_out, problems : list of str
+        A message for each participant that is left out on purpose, and for each image with
+        missing or ambiguous labels.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -159,13 +156,9 @@ def _preset(table: Mapping[str, Any]) -> Preset:
 
 
 def find_rows(
-    preset: Preset,
-    source: Path,
-    *,
-    label_map: str | None = None,
-    keep_left_out: bool = False,
+    preset: Preset, source: Path, *, label_map: str | None = None, keep_left_out: bool = False
 ) -> Found:
-    """Find images and labels as the first layout that fits says.
+    """Find images and labels with the first layout that fits.
 
     Parameters
     ----------
@@ -178,15 +171,10 @@ def find_rows(
     keep_left_out : bool
         Take the participants that are left out by default; their sides are then not checked.
 
-    Returns
-    -------
-    Found
-        Rows with paths relative to `source`, and what is to be reported.
-
     Raises
     ------
     MissingInput
-        If `source` is no folder, or nothing in it is named as an image of the dataset.
+        If there is no such folder, or it has no image of the dataset.
     UsageError
         If a label map is not understood.
     """

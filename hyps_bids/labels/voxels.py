@@ -36,8 +36,8 @@ def find_structures(
     Raises
     ------
     BadData
-        If there are values that the map does not name, or the sides cannot be told apart. The
-        message does not name the file.
+        If the values do not fit the map, or the sides cannot be told apart. The message does not
+        name the file.
 
     Examples
     --------

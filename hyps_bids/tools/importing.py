@@ -43,10 +43,10 @@ tables
     02           n/a      02/t1.nii.gz    02/seg.nii.gz    17:L,53:R,*:-
 
   Paths are relative to SOURCE. Lines of one participant and session are one image with several
-  label images. More columns, if needed: acquisition; split (any word, goes to participants.tsv);
-  crop (L or R: a crop around one hippocampus that is stored in left orientation, its affine
-  without meaning). --dry-run writes the table of a preset, to be edited. A file ending with .toml
-  is a preset of your own, written as presets.toml in the package.
+  label images. Optional columns: acquisition; split (any word, goes to participants.tsv); crop (L
+  or R: a crop around one hippocampus, stored in left orientation; its affine is ignored).
+  --dry-run prints the table of a preset, to be edited. A file ending with .toml is a preset of
+  your own, in the form of presets.toml in the package.
 
 label maps
   VALUE:HEMISPHERE[:PART] with commas between. VALUE: a whole number, 'mask' (the higher of the
@@ -56,16 +56,14 @@ label maps
   anteriorposterior or a TSV file with the columns index, hemi and part.
 
 orientation
-  NIfTI files state how their axes lie. Analyze files do not, nor do NIfTI files with sform_code and
-  qform_code 0: they are taken as LAS (the first axis points to the left), as nibabel and SPM do,
-  with a warning. Labels with left and right swapped are refused: then give --orientation RAS, for
-  example, or correct the label map. Up and down, front and back cannot be checked in this way:
-  look at some images.
+  Analyze files do not state how their axes lie, nor do NIfTI files with sform_code and qform_code
+  0. They are taken as LAS (the first axis points to the left), as in nibabel and SPM, with a
+  warning. Labels with left and right swapped are refused: give another --orientation, or correct
+  the label map. Look at some images: up and down, front and back cannot be checked in this way.
 
 exit code
-  0: all images were imported. 1: some could not be imported, the others are there. Others: see the
-  README. Running the command again adds what is missing. A dataset of another kind is never
-  overwritten.
+  0: all images were imported; 1: some could not be; others as in the README. Running the command
+  again adds missing images. A dataset of another kind is never overwritten.
 """
 
 _BASE_DETAILS = """\

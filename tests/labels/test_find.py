@@ -264,7 +264,7 @@ def test_table_by_inheritance(derivatives: Path, find: Find) -> None:
         return find()[0].structures[0].index
 
     write("seg-amygdala_dseg.tsv", 90)
-    with raises(BadData, "label-meaning-unknown", label, "no dseg.tsv", "--label-map"):
+    with raises(BadData, "label-meaning-unknown", label, "dseg.tsv", "--label-map"):
         find()
     # each is nearer or more specific than those before
     for i, name in enumerate(
