@@ -103,7 +103,9 @@ class ImportedDataset:
         """Write descriptions, table of labels and README files of both datasets."""
         for path, content in self._descriptions().items():
             write_json(path, content)
-        write_table(self.output / _LABEL_TABLE, self.label_table)
+        table = self.output / _LABEL_TABLE
+        write_table(table, self.label_table)
+        write_json(sidecar_path(table), described(LABEL_COLUMNS))
         about = self.about
         lines = {
             "License": about.license,
@@ -141,7 +143,7 @@ class ImportedDataset:
         write_json(sidecar_path(path), described(columns))
 
     def _descriptions(self) -> dict[Path, dict[str, Any]]:
-        """Make the JSON files that say what the dataset is."""
+        """Make the description of the raw dataset and that of the labels."""
         about = self.about
         generated = {
             "Name": "hyps-tools import",
@@ -174,7 +176,6 @@ class ImportedDataset:
         return {
             self.output / "dataset_description.json": raw,
             self.output / LABELS / "dataset_description.json": labels,
-            sidecar_path(self.output / _LABEL_TABLE): described(LABEL_COLUMNS),
         }
 
 

@@ -179,6 +179,8 @@ def test_again_and_more(source: Path) -> None:
     before = image.stat().st_mtime_ns
     assert run(source, first, second) == Outcome(1, 1, ())
     assert image.stat().st_mtime_ns == before
+    # Another version may describe the columns in other words.
+    (out / LABELS / "seg-hippocampus_dseg.json").write_text("{}")
     assert run(source, second) == Outcome(0, 1, ())
     people = read_table(out / "participants.tsv")
     assert people["participant_id"].tolist() == ["sub-01", "sub-02"]
