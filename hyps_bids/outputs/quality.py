@@ -27,11 +27,17 @@ SCAN_MEASURES = ("asymmetry", "icv_mm3")
 
 
 class QualityBounds(TypedDict):
-    """Meaning of a quality measure; values below `low` or above `high` are flagged."""
+    """Words for a quality measure; values below `low` or above `high` are flagged.
 
+    The advice says what a value beyond the bound may mean and what to do about it.
+    """
+
+    title: str
     description: str
     low: NotRequired[float]
+    low_advice: NotRequired[str]
     high: NotRequired[float]
+    high_advice: NotRequired[str]
 
 
 @cache
