@@ -129,7 +129,7 @@ def _check_memory(settings: Settings) -> None:
 
 def _scans_with_results(settings: Settings, scans: Sequence[Scan]) -> list[Scan]:
     """Leave out the scans of participants without any results to report."""
-    from hyps_bids.reports.scan import find_scans_of
+    from hyps_bids.reports.scan_facts import find_scans_of
 
     subjects = sorted({scan.subject for scan in scans})
     without = [s for s in subjects if not find_scans_of(settings.output_dir, s)]

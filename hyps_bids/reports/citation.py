@@ -1,15 +1,16 @@
-"""The methods text of a paper that uses these results, and the works it cites."""
+"""The methods text for a paper that uses the results, and the works that it cites."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from hyps_bids.outputs.provenance import Provenance
 
 __all__ = ["bibtex", "methods_html", "methods_markdown", "references"]
 
@@ -20,39 +21,26 @@ _TEXT = """\
 Hippocampi were segmented with HyPS-BIDS {version}, a BIDS App [@bids; @bids_apps] built with \
 Nipype [@nipype]. {bias}A 3-D U-Net at 2.5 mm ({localizer}) localized the hippocampi and the \
 intracranial space in each T1-weighted image. A Swin UNETR [@swin_unetr] of MONAI [@monai] \
-segmented each hippocampus in a box at 1 mm: {network}. Probabilities were brought to the grid of \
-the image; a voxel belongs to the hippocampus where the parts together reach one half, and to the \
-likeliest part; the largest component of each side was kept. Volumes are voxel counts in native \
-space; soft volumes are sums of probabilities. Intracranial volume is the sum of the U-Net's \
-intracranial probability.
+segmented each hippocampus in a box at 1 mm: {network}. Probabilities were resampled to the grid \
+of the image. A voxel belongs to the hippocampus where the probabilities of all parts together \
+reach one half, and then to the most probable part. Only the largest component of each side was \
+kept. Volumes are voxel counts in native space; soft volumes are sums of probabilities. The \
+intracranial volume is the sum of the U-Net's intracranial probability.
 """
 _SHIPPED = (
-    "{base}, pre-trained on synthetic images in the way of SynthSeg [@synthseg], adapted with HyPS "
+    "{base}, pre-trained on synthetic images following SynthSeg [@synthseg], adapted with HyPS "
     "[@hyps] to the manual labels of the Medical Segmentation Decathlon [@msd_data; @msd] "
     "({adapter})"
 )
-_OTHER = "{base}, adapted with {adapter}, an adapter in the way of HyPS [@hyps]"
+_OTHER = "{base}, adapted with {adapter}, an adapter that follows HyPS [@hyps]"
 _N4 = "Bias fields were corrected with N4 [@n4]. "
 _SHIPPED_NAMES = {"Base": "base-synthetic", "Adapter": "adapter-anteriorposterior"}
 
 
-def methods_markdown(provenance: Mapping[str, Any]) -> str:
-    """Write the methods text with pandoc's citation keys, which :func:`bibtex` resolves.
+def methods_markdown(provenance: Provenance) -> str:
+    """Write the methods text as a paragraph of Markdown.
 
-    Parameters
-    ----------
-    provenance : mapping
-        ``SoftwareVersion``, ``Models`` and ``BiasFieldCorrection``, as in the sidecars.
-
-    Returns
-    -------
-    str
-        One paragraph of Markdown.
-
-    Raises
-    ------
-    KeyError
-        If a sidecar lacks one of them.
+    It has pandoc's citation keys, which :func:`bibtex` resolves.
     """
     models = {
         role: f"{model['Name']}, SHA-256 {model['SHA256'][:8]}"
@@ -70,18 +58,15 @@ def methods_markdown(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def methods_html(provenance: Mapping[str, Any]) -> Markup:
-    """Write the methods text and the list of the works it cites.
-
-    The parameter is that of :func:`methods_markdown`.
-    """
+def methods_html(provenance: Provenance) -> Markup:
+    """Write the methods text as HTML, with the list of the works that it cites."""
     text = methods_markdown(provenance)
     cited: dict[str, None] = {}
 
     def link(group: re.Match[str]) -> str:
         keys = re.findall(_KEY, group[0])
         if not references().keys() >= set(keys):
-            # of a file's name
+            # This is part of a file's name, not a citation.
             return group[0]
         cited.update(dict.fromkeys(keys))
         return "({})".format("; ".join(f'<a href="#ref-{k}">{_short(k)}</a>' for k in keys))
@@ -99,7 +84,7 @@ def bibtex() -> str:
         fields = dict(work)
         if "eprint" in work:
             fields["archiveprefix"] = "arXiv"
-        # braces keep the capitals
+        # Double braces keep the capitals of the title.
         lines = [f"  {name} = {{{value}}}" for name, value in fields.items() if name != "title"]
         lines.insert(1, f"  title = {{{{{work['title']}}}}}")
         entries.append(f"@{kind}{{{key},\n" + ",\n".join(lines) + "\n}\n")

@@ -1,78 +1,24 @@
-"""QC figures and flags in words, the same in the reports of subjects and of the group."""
+"""QC measures and flags in words, the same in the reports of subjects and of the group."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from hyps_bids.outputs.labels import SIDE_NAMES
 from hyps_bids.outputs.quality import quality_bounds
 
 __all__ = [
-    "FIGURES",
-    "HEMISPHERES",
-    "SCAN_FIGURES",
-    "FlagWords",
+    "Note",
     "describe_bounds",
     "describe_flag",
-    "format_figure",
-    "split_figure",
+    "finite",
+    "format_measure",
+    "split_measure",
 ]
 
-#: BIDS values of ``hemi`` → words
-HEMISPHERES = {"L": "left", "R": "right"}
-#: figure → its name in a sentence, and what to think of when it is too low or too high
-FIGURES: dict[str, tuple[str, dict[str, str]]] = {
-    "confidence": (
-        "Confidence of the segmentation",
-        {"low": "the network was unsure of many voxels; look at the outline and the uncertainty"},
-    ),
-    "entropy": (
-        "Uncertainty around the border",
-        {"high": "the border is ill defined; look for motion, low contrast or pathology"},
-    ),
-    "component_fraction": (
-        "Share of the largest component",
-        {"low": "the segmentation fell into pieces and only the largest was kept"},
-    ),
-    "border_voxels": (
-        "Number of voxels on the edge",
-        {"high": "the hippocampus may be cut off by the image or by the network's box"},
-    ),
-    "agreement": (
-        "Agreement with the localizer",
-        {"low": "two independent networks see different structures; one of them is wrong"},
-    ),
-    "volume_mm3": (
-        "Volume of the whole hippocampus",
-        {
-            "low": "severe atrophy, or a segmentation that missed a part",
-            "high": "unusually large, or a segmentation that took in its neighbors",
-        },
-    ),
-    "localiser_confidence": (
-        "Confidence of the localizer",
-        {"low": "the hippocampus was hard to find; check that the right structure is outlined"},
-    ),
-    "asymmetry": (
-        "Asymmetry",
-        {
-            "low": "left is much smaller than right: atrophy of one side, or an error on one side",
-            "high": "right is much smaller than left: atrophy of one side, or an error on one side",
-        },
-    ),
-    "icv_mm3": (
-        "Intracranial volume",
-        {
-            "low": "the field of view may cut the head; fractions of it are then too large",
-            "high": "the mask may take in the skull; look at its contour",
-        },
-    ),
-}
-#: figures that are not one per side
-SCAN_FIGURES = ("asymmetry", "icv_mm3")
-#: figure → factor to its unit, unit, decimals; the others have three decimals and no unit
+#: measure → factor to its unit, unit, decimals; all other measures have three decimals and no unit
 _UNITS = {
     "icv_mm3": (1e-3, " ml", 0),
     "volume_mm3": (1.0, " mm³", 0),
@@ -85,54 +31,49 @@ _SHORT = {
     "low_icv_mm3": "low intracranial volume",
     "high_icv_mm3": "high intracranial volume",
 }
-_NO_VOLUME = "it has no volume, which is not the same as a volume of 0"
 
 
-@dataclass(frozen=True)
-class FlagWords:
+class Note(NamedTuple):
     """Why a scan should be looked at.
 
     Attributes
     ----------
     short : str
         A few words: ``low agreement, left``.
-    title : str
-        Begins a sentence: ``Agreement with the localizer, left,``.
     finding : str
-        Value and bound: ``0.52, below 0.65``; empty for a flag that is not known.
+        What was found, in a sentence.
     advice : str
-        What to think of; ends the sentence.
+        What it may mean and what to do, in sentences.
     """
 
     short: str
-    title: str
-    finding: str
-    advice: str
+    finding: str = ""
+    advice: str = ""
 
     @property
-    def sentence(self) -> str:
-        """All in one sentence, without a full stop."""
-        return f"{self.title}{f' is {self.finding}' if self.finding else ''}: {self.advice}"
+    def text(self) -> str:
+        """Finding and advice together."""
+        return f"{self.finding} {self.advice}".strip()
 
 
-def split_figure(name: str) -> tuple[str, str]:
-    """Split the name of a QC column into figure and side.
+def split_measure(name: str) -> tuple[str, str]:
+    """Split the name of a QC column into measure and side.
 
     Examples
     --------
-    >>> split_figure("agreement_L"), split_figure("icv_mm3")
+    >>> split_measure("agreement_L"), split_measure("icv_mm3")
     (('agreement', 'left'), ('icv_mm3', ''))
     """
-    figure, _, hemi = name.rpartition("_")
-    return (figure, HEMISPHERES[hemi]) if hemi in HEMISPHERES and figure else (name, "")
+    measure, _, hemi = name.rpartition("_")
+    return (measure, SIDE_NAMES[hemi]) if hemi in SIDE_NAMES and measure else (name, "")
 
 
-def format_figure(figure: str, value: float, unlike: Iterable[float] = ()) -> str:
-    """Write a QC figure as people read it.
+def format_measure(measure: str, value: float, unlike: Iterable[float] = ()) -> str:
+    """Write a QC measure as people read it.
 
     Parameters
     ----------
-    figure : str
+    measure : str
         Name, without side.
     value : float
         As in the QC table.
@@ -142,90 +83,96 @@ def format_figure(figure: str, value: float, unlike: Iterable[float] = ()) -> st
     Returns
     -------
     str
-        With unit.
+        The value with its unit.
 
     Examples
     --------
-    >>> format_figure("volume_mm3", 4041.13), format_figure("asymmetry", -0.0289)
+    >>> format_measure("volume_mm3", 4041.13), format_measure("asymmetry", -0.0289)
     ('4,041 mm³', '−2.9 %')
-    >>> format_figure("agreement", 0.519), format_figure("agreement", 0.6499, unlike=[0.65])
+    >>> format_measure("agreement", 0.519), format_measure("agreement", 0.6499, unlike=[0.65])
     ('0.519', '0.6499')
-    >>> format_figure("icv_mm3", 899_990.0, unlike=[900_000.0])
+    >>> format_measure("icv_mm3", 899_990.0, unlike=[900_000.0])
     '899.99 ml'
     """
-    scale, unit, decimals = _UNITS.get(figure, (1.0, "", 3))
+    scale, unit, decimals = _UNITS.get(measure, (1.0, "", 3))
     others = [scale * other for other in unlike if other != value]
     while decimals < 9 and any(
         round(scale * value, decimals) == round(other, decimals) for other in others
     ):
         decimals += 1
-    # no minus zero
+    # Adding 0.0 turns a minus zero into zero.
     text = f"{round(scale * value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
-    if figure not in _UNITS:
+    if measure not in _UNITS:
         text = text.rstrip("0").rstrip(".")
     return text + unit
 
 
-def describe_bounds(figure: str) -> str:
-    """Say between which values a QC figure is inconspicuous.
+def describe_bounds(measure: str) -> str:
+    """Say between which values a QC measure is not flagged.
 
     Examples
     --------
     >>> describe_bounds("agreement"), describe_bounds("asymmetry")
-    ('at least 0.65', 'at least −25.0 %, at most 25.0 %')
+    ('at least 0.65', 'at least −25.0 % and at most 25.0 %')
     """
-    known = quality_bounds()[figure]
+    known = quality_bounds()[measure]
     texts = []
     if "low" in known:
-        texts.append(f"at least {format_figure(figure, known['low'])}")
+        texts.append(f"at least {format_measure(measure, known['low'])}")
     if "high" in known:
-        texts.append(f"at most {format_figure(figure, known['high'])}")
-    return ", ".join(texts)
+        texts.append(f"at most {format_measure(measure, known['high'])}")
+    return " and ".join(texts)
 
 
-def describe_flag(flag: str, values: Mapping[str, float | None]) -> FlagWords:
-    """Say a flag in words.
+def describe_flag(flag: str, values: Mapping[str, float | None]) -> Note:
+    """Put a flag into words.
 
     Parameters
     ----------
     flag : str
         As in the QC table: ``low_NAME``, ``high_NAME`` or ``missing_L``.
     values : mapping of str to float or None
-        The scan's QC figures by column; None or not a number where there is none.
+        The scan's QC measures by column; None or NaN where there is no value.
     """
     end, _, name = flag.partition("_")
-    if end == "missing" and name in HEMISPHERES:
-        side = HEMISPHERES[name]
-        if _known(values.get(f"localiser_confidence_{name}")) is not None:
-            title = f"The {side} hippocampus was located, but nothing was segmented there"
-        else:
-            title = f"No {side} hippocampus was found in the field of view"
-        return FlagWords(f"no {side} hippocampus", title, "", _NO_VOLUME)
-    figure, side = split_figure(name)
-    known: Mapping[str, Any] = quality_bounds().get(figure) or {}
-    bound = known.get(end)
-    if end not in ("low", "high") or figure not in FIGURES or bound is None:
-        return FlagWords(flag, flag, "", "a flag that this version of the report does not know")
-    title, advice = FIGURES[figure]
-    short = _SHORT.get(flag, f"{end} {figure.removesuffix('_mm3').replace('_', ' ')}")
+    if end == "missing" and name in SIDE_NAMES:
+        return _describe_missing(name, values)
+    measure, side = split_measure(name)
+    known: Mapping[str, Any] = quality_bounds().get(measure) or {}
+    if end not in ("low", "high") or end not in known:
+        unknown = f"{flag} is a flag that this version of the report does not know."
+        return Note(flag, unknown)
+    title = known["title"]
+    short = _SHORT.get(flag, f"{end} {measure.removesuffix('_mm3').replace('_', ' ')}")
     if side:
-        title, short = f"{title}, {side},", f"{short}, {side}"
-    return FlagWords(short, title, _finding(figure, end, bound, values.get(name)), advice[end])
+        title, short = f"{title} ({side})", f"{short}, {side}"
+    finding = _finding(measure, end, known[end], finite(values.get(name)))
+    return Note(short, f"{title} is {finding}.", known[f"{end}_advice"])
 
 
-def _finding(figure: str, end: str, bound: float, value: float | None) -> str:
-    value = _known(value)
-    if value is None:
-        return "out of bounds; the QC table does not have its value"
-    than = "below" if end == "low" else "above"
-    if value == bound:
-        # rounded in the table
-        return f"{format_figure(figure, value)}, just {than} the bound"
-    if (value < bound) == (end == "low"):
-        return f"{format_figure(figure, value, [bound])}, {than} {format_figure(figure, bound)}"
-    # flagged by a version with other bounds
-    return f"{format_figure(figure, value, [bound])}, {than} the bound of its version"
-
-
-def _known(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """Return a number, or None for everything that is not a finite number."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _describe_missing(hemi: str, values: Mapping[str, float | None]) -> Note:
+    side = SIDE_NAMES[hemi]
+    if finite(values.get(f"localiser_confidence_{hemi}")) is not None:
+        finding = f"The {side} hippocampus was located, but nothing was segmented there."
+    else:
+        finding = f"No {side} hippocampus was found in the field of view."
+    advice = "It has no volume, which is not the same as a volume of 0."
+    return Note(f"no {side} hippocampus", finding, advice)
+
+
+def _finding(measure: str, end: str, bound: float, value: float | None) -> str:
+    if value is None:
+        return "outside its bounds, but the QC table does not have its value"
+    beyond = "below" if end == "low" else "above"
+    if value == bound:
+        # The value was rounded when it was written to the table.
+        return f"{format_measure(measure, value)}, just {beyond} the bound"
+    shown = format_measure(measure, value, [bound])
+    if (value < bound) == (end == "low"):
+        return f"{shown}, {beyond} the bound of {format_measure(measure, bound)}"
+    return f"{shown}, {beyond} the bound of the version that flagged it"

@@ -1,13 +1,12 @@
-"""What the group report says of models: linear models, classifiers and adapters."""
+"""Facts of the group report about linear models, classifiers and adapters."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,62 +15,89 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.card import headline
+from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import read_table
-from hyps_bids.reports import charts
+from hyps_bids.reports import model_charts
+from hyps_bids.reports.vega import Spec
 
-__all__ = ["Formula", "Trained", "describe_formulas", "read_adapters", "read_classifiers"]
-
-Chart = Callable[[pd.DataFrame], dict[str, Any]]
+__all__ = [
+    "LinearModel",
+    "ModelChart",
+    "ModelTable",
+    "TrainedModel",
+    "describe_linear_models",
+    "read_adapters",
+    "read_classifiers",
+]
 
 _LOG = logging.getLogger("hyps_bids")
-
-_SIDES = {"L": "left", "R": "right", "bilateral": "both sides"}
+_EFFECT_UNITS = {"d": "d", "d_per_sd": "d per SD", "partial_eta2": "partial η²"}
+#: charts of a classifier: table → title, caption and how to draw it
+_CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] = {
+    "roc": (
+        "ROC",
+        "Out-of-fold predictions. Thin: each repeat; thick: their mean; dotted: chance.",
+        model_charts.roc_chart,
+    ),
+    "calibration": (
+        "Calibration",
+        "On the diagonal, the predicted probabilities equal the observed shares.",
+        model_charts.calibration_chart,
+    ),
+    "confusion": (
+        "Confusion matrix",
+        "Subjects, mean over repeats, and their share of the true class.",
+        model_charts.confusion_chart,
+    ),
+    "importance": (
+        "Permutation importance",
+        "This shows what the classifier uses, not what the disease does. Correlated columns each "
+        "look unimportant.",
+        model_charts.importance_chart,
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Formula:
-    """A linear model of the group level.
+class LinearModel:
+    """A linear model: the formatted rows of its table, and a chart of effects per coefficient."""
 
-    Attributes
-    ----------
-    text : str
-        The formula.
-    method : str
-        ols or mixed.
-    rows : list of dict
-        Rows of its table, formatted.
-    forests : dict of str to dict
-        Coefficient → chart of its effect sizes.
-    """
-
-    text: str
+    formula: str
     method: str
     rows: list[dict[str, str]]
-    forests: dict[str, dict[str, Any]]
+    forests: dict[str, Spec]
 
 
 @dataclass(frozen=True)
-class Trained:
+class ModelTable:
+    """A table to show; all cells are text."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class ModelChart:
+    """A chart to show."""
+
+    title: str
+    caption: str
+    spec: Spec
+
+
+@dataclass
+class TrainedModel:
     """A folder of ``models/``.
 
     Attributes
     ----------
-    name : str
-        Name of the folder.
-    href : str
-        Address relative to the report.
-    card : str or None
-        Address of its card.
+    href, card : str or None
+        Addresses of the folder and of its card, relative to the report.
     headline : str
-        One line.
-    caveats : list of str
-        What to know before believing it.
-    tables : list of dict
-        caption, head, rows, all text.
-    charts : list of dict
-        title, caption, spec.
-    problems : list of str
-        What could not be read.
+        The main results in one line.
+    caveats, problems : list of str
+        What to know before relying on it, and what could not be read.
     """
 
     name: str
@@ -79,183 +105,84 @@ class Trained:
     card: str | None = None
     headline: str = ""
     caveats: list[str] = field(default_factory=list)
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    charts: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[ModelTable] = field(default_factory=list)
+    charts: list[ModelChart] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of_folder(cls, folder: Path, card: str) -> TrainedModel:
+        """Start with the addresses of a folder and its card."""
+        href = f"models/{quote(folder.name)}/"
+        return cls(folder.name, href, href + card if (folder / card).is_file() else None)
 
-def describe_formulas(table: pd.DataFrame) -> list[Formula]:
-    """Make the table of linear models readable.
+    def read(self, path: Path, use: Callable[[TrainedModel, Path], None]) -> None:
+        """Use a file; one that is missing or damaged costs only its own part of the report."""
+        try:
+            use(self, path)
+        except FileNotFoundError:
+            self.problems.append(f"{path.name} is not there.")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.problems.append(f"{path.name} cannot be shown ({type(error).__name__}: {error}).")
+            _LOG.warning("%s: cannot be shown in the group report (%s)", path, error)
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        ``group_seg-hippocampus_desc-models_morph.tsv``.
-    """
+
+def describe_linear_models(table: pd.DataFrame) -> list[LinearModel]:
+    """Make the table of linear models readable."""
     found = []
-    for text, rows in table.groupby("model", sort=False):
+    for formula, rows in table.groupby("model", sort=False):
         shown = rows[rows["coefficient"] != "Intercept"]
         sized = shown[shown["effect_kind"].isin(["d", "d_per_sd"])]
         records = sized.to_dict("records")
         sized = sized.assign(
             label=[_region(row) for row in records], title=[_coefficient(row) for row in records]
         )
-        found.append(
-            Formula(
-                str(text),
-                ", ".join(map(str, rows["method"].dropna().unique())),
-                [_formula_row(row) for row in shown.to_dict("records")],
-                {
-                    str(name): charts.forest_chart(of_one)
-                    for name, of_one in sized.groupby("title", sort=False)
-                },
-            )
-        )
+        forests = {
+            str(title): model_charts.forest_chart(of_one)
+            for title, of_one in sized.groupby("title", sort=False)
+        }
+        method = ", ".join(map(str, rows["method"].dropna().unique()))
+        formatted = [_linear_row(row) for row in shown.to_dict("records")]
+        found.append(LinearModel(str(formula), method, formatted, forests))
     return found
 
 
-def read_classifiers(output_dir: Path) -> list[Trained]:
-    """Read all folders ``models/classifier-*``; what is damaged is said, not raised."""
-    return [_classifier(folder) for folder in _folders(output_dir, "classifier-")]
+def read_classifiers(output_dir: Path) -> list[TrainedModel]:
+    """Read all folders ``models/classifier-*``; what is damaged becomes a problem of its model."""
+    return [_read_classifier(folder) for folder in _folders(output_dir, "classifier-")]
 
 
-def read_adapters(output_dir: Path) -> list[Trained]:
-    """Read all folders ``models/adapter-*``; what is damaged is said, not raised."""
-    return [_adapter(folder) for folder in _folders(output_dir, "adapter-")]
+def read_adapters(output_dir: Path) -> list[TrainedModel]:
+    """Read all folders ``models/adapter-*``; what is damaged becomes a problem of its model."""
+    return [_read_adapter(folder) for folder in _folders(output_dir, "adapter-")]
 
 
 def _folders(output_dir: Path, start: str) -> list[Path]:
     return sorted(p for p in (output_dir / "models").glob(f"{start}*") if p.is_dir())
 
 
-def _start(folder: Path, card: str) -> Trained:
-    href = f"models/{quote(folder.name)}/"
-    return Trained(folder.name, href, href + card if (folder / card).is_file() else None)
+def _read_classifier(folder: Path) -> TrainedModel:
+    model = TrainedModel.of_folder(folder, "README.md")
+    model.read(folder / "classifier.json", _add_classifier_card)
+    model.read(folder / "figures.tsv", _add_metrics)
+    comparisons = folder / "comparisons.tsv"
+    # The table is empty where there is only one set of features.
+    if comparisons.is_file() and comparisons.read_text(encoding="utf-8").strip():
+        model.read(comparisons, _add_comparisons)
+    for name in _CLASSIFIER_CHARTS:
+        model.read(folder / f"{name}.tsv", _add_classifier_chart)
+    return model
 
 
-def _attempt(trained: Trained, path: Path, use: Callable[[Path], None]) -> None:
-    """Use a file; one that is missing or damaged costs its own part of the report only."""
-    try:
-        use(path)
-    except FileNotFoundError:
-        trained.problems.append(f"{path.name} is not there.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        trained.problems.append(f"{path.name} cannot be shown ({type(error).__name__}: {error}).")
-        _LOG.warning("%s: cannot be shown in the group report (%s)", path, error)
-
-
-def _classifier(folder: Path) -> Trained:
-    trained = _start(folder, "README.md")
-
-    def card(path: Path) -> None:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        trained.caveats.extend(map(str, content["Warnings"]))
-        trained.tables.append(_card_table(content))
-
-    def figures(path: Path) -> None:
-        table = read_table(path)
-        selected = table[table["estimator"] == "selected"]
-        rows = [
-            [str(validation), str(features), headline(one)]
-            for (validation, features), one in selected.groupby(
-                ["validation", "features"], sort=False
-            )
-        ]
-        trained.tables.append(
-            {
-                "caption": "Figures of the selected estimator, with 95 % intervals.",
-                "head": ["validation", "features", "figures"],
-                "rows": rows,
-            }
-        )
-        areas = selected[selected["figure"] == "auc"]
-        areas = areas.assign(
-            low=areas[["low", "score_low"]].min(axis=1),
-            high=areas[["high", "score_high"]].max(axis=1),
-        )
-        chart(
-            "Sets of features",
-            "AUC with the wider of bootstrap and score interval. Line: chance.",
-            charts.comparison_chart(areas),
-        )
-
-    def comparisons(path: Path) -> None:
-        table = read_table(path)
-        trained.tables.append(
-            {
-                "caption": "What adds what: differences of the AUC, with 95 % intervals.",
-                "head": ["validation", "AUC of", "minus that of", "difference", "p"],
-                "rows": [
-                    [
-                        str(row["validation"]),
-                        str(row["first"]),
-                        str(row["second"]),
-                        f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-                        f"{row['p']:.3g}",
-                    ]
-                    for row in table[table["figure"] == "auc"].to_dict("records")
-                ],
-            }
-        )
-
-    def chart(title: str, caption: str, spec: dict[str, Any]) -> None:
-        trained.charts.append({"title": title, "caption": caption, "spec": spec})
-
-    def drawing(title: str, caption: str, make: Chart, path: Path) -> None:
-        chart(title, caption, make(_text_classes(path)))
-
-    _attempt(trained, folder / "classifier.json", card)
-    _attempt(trained, folder / "figures.tsv", figures)
-    pairs = folder / "comparisons.tsv"
-    # empty where there is one set of features only
-    if pairs.is_file() and pairs.read_text(encoding="utf-8").strip():
-        _attempt(trained, pairs, comparisons)
-    drawn: dict[str, tuple[str, str, Chart]] = {
-        "roc": (
-            "ROC",
-            "Out-of-fold predictions: each repeat thin, their mean thick. Dotted: chance.",
-            charts.roc_chart,
-        ),
-        "calibration": (
-            "Calibration",
-            "On the diagonal, probabilities come true as often as they say.",
-            charts.calibration_chart,
-        ),
-        "confusion": (
-            "Confusion matrix",
-            "Subjects, mean over repeats; shares of the true class.",
-            charts.confusion_chart,
-        ),
-        "importance": (
-            "Permutation importance",
-            "What the classifier uses, not what the disease does; of correlated columns each "
-            "looks unimportant.",
-            charts.importance_chart,
-        ),
-    }
-    for name, (title, caption, make) in drawn.items():
-        _attempt(trained, folder / f"{name}.tsv", partial(drawing, title, caption, make))
-    main: list[list[str]] = next(
-        (t["rows"] for t in trained.tables if t["head"][:1] == ["validation"]), []
-    )
-    line = next((row[2] for row in main if row[1] == "both"), main[0][2] if main else "")
-    return replace(trained, headline=line)
-
-
-def _text_classes(path: Path) -> pd.DataFrame:
-    """Read a table whose classes stay text."""
-    frame = read_table(path)
-    return frame.astype({name: str for name in ("class", "true", "column") if name in frame})
-
-
-def _card_table(card: dict[str, Any]) -> dict[str, Any]:
+def _add_classifier_card(model: TrainedModel, path: Path) -> None:
+    card = json.loads(path.read_text(encoding="utf-8"))
+    model.caveats += map(str, card["Warnings"])
     subjects = ", ".join(f"{n} {name}" for name, n in card["Cohort"]["Subjects"].items())
-    held = card["Cohort"].get("HeldOutSubjects") or 0
+    held_out = card["Cohort"].get("HeldOutSubjects") or 0
     validation = card["Validation"]
     folds = f"{validation['Folds']} folds, {validation['Repeats']} repeats"
     rows = [
         ["Contrast", f"{card['Contrast']} (column {card['Target']})"],
-        ["Subjects", subjects + (f"; {held} more held out" if held else "")],
+        ["Subjects", subjects + (f"; {held_out} more held out" if held_out else "")],
         ["Estimator", f"{card['Estimator']}, chosen by inner cross-validation"],
         ["Covariates", ", ".join(card["Covariates"]) or "none"],
         ["ICV adjustment", card["IcvAdjustment"]],
@@ -263,101 +190,102 @@ def _card_table(card: dict[str, Any]) -> dict[str, Any]:
         ["Validation", f"{folds}, by {validation['Unit']}"],
     ]
     for name, test in card["PermutationTest"].items():
-        rows.append(
-            [
-                f"Permutation test, {name}",
-                f"p = {test['P']:.3g} of {test['Permutations']} shuffles "
-                f"({test['Estimator']}, AUC {test['AUC']:.2f})",
-            ]
+        result = (
+            f"p = {test['P']:.3g} from {test['Permutations']} shuffles "
+            f"({test['Estimator']}, AUC {test['AUC']:.2f})"
         )
-    return {"caption": "How it was made.", "head": [], "rows": rows}
+        rows.append([f"Permutation test, {name}", result])
+    model.tables.append(ModelTable("How the classifier was made.", [], rows))
 
 
-def _adapter(folder: Path) -> Trained:
-    trained = _start(folder, "adapter.md")
-    summary: dict[str, Any] = {}
+def _add_metrics(model: TrainedModel, path: Path) -> None:
+    table = read_table(path)
+    selected = table[table["estimator"] == "selected"]
+    groups = selected.groupby(["validation", "features"], sort=False)
+    rows = [[str(v), str(features), headline(one)] for (v, features), one in groups]
+    head = ["validation", "features", "metrics"]
+    caption = "Metrics of the selected estimator, with 95 % intervals."
+    model.tables.append(ModelTable(caption, head, rows))
+    model.headline = next((row[2] for row in rows if row[1] == "both"), rows[0][2] if rows else "")
+    areas = selected[selected["figure"] == "auc"]
+    areas = areas.assign(
+        low=areas[["low", "score_low"]].min(axis=1), high=areas[["high", "score_high"]].max(axis=1)
+    )
+    caption = "AUC with the wider of the bootstrap interval and the score interval. Line: chance."
+    chart = model_charts.comparison_chart(areas)
+    model.charts.append(ModelChart("Sets of features", caption, chart))
 
-    def card(path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        for title in ("Data", "Use and limits"):
-            section = re.search(rf"(?ms)^## {title}\n\n(.*?)(?=^## |\Z)", text)
-            if section:
-                trained.caveats.extend(filter(None, section[1].strip().split("\n\n")))
 
-    def figures(path: Path) -> None:
-        summary.update(json.loads(path.read_text(encoding="utf-8")))
-        trained.tables.append(
-            {
-                "caption": "Cross-validation by participant: scans that the fold's adapter was "
-                "not trained on, mean ± SD.",
-                "head": [
-                    "part",
-                    "hippocampi",
-                    "not found",
-                    "Dice",
-                    "HD95, mm",
-                    "surface distance, mm",
-                    "volume: correlation",
-                    "volume: difference, mm³ (limits of agreement)",
-                ],
-                "rows": [_part_row(part, one) for part, one in summary.items()],
-            }
-        )
+def _add_comparisons(model: TrainedModel, path: Path) -> None:
+    table = read_table(path)
+    rows = [
+        [
+            str(row["validation"]),
+            str(row["first"]),
+            str(row["second"]),
+            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            f"{row['p']:.3g}",
+        ]
+        for row in table[table["figure"] == "auc"].to_dict("records")
+    ]
+    caption = "Gain by sets of features: differences of the AUC, with 95 % intervals."
+    head = ["validation", "AUC of", "minus AUC of", "difference", "p"]
+    model.tables.append(ModelTable(caption, head, rows))
 
-    def scans(path: Path) -> None:
-        table = read_table(path)
-        parts = [str(part) for part in table["part"].unique()]
-        parts.sort(key=lambda part: part != "whole")
-        chart(
-            "Dice by scan",
-            "Each side of each scan, by the fold that had not seen the participant.",
-            charts.dice_chart(table, parts[0]),
-        )
-        for part in parts:
-            limits = summary.get(part, {}).get("volume", {}).get("bland_altman_mm3", {})
-            chart(
-                f"Bland–Altman, {part}",
-                "Thick: mean difference; dashed: 95 % limits of agreement.",
-                charts.agreement_chart(table, part, limits),
-            )
 
-    def chart(title: str, caption: str, spec: dict[str, Any]) -> None:
-        trained.charts.append({"title": title, "caption": caption, "spec": spec})
+def _add_classifier_chart(model: TrainedModel, path: Path) -> None:
+    title, caption, draw = _CLASSIFIER_CHARTS[path.stem]
+    table = read_table(path)
+    # Classes stay text even if they are numbers.
+    table = table.astype({name: str for name in ("class", "true", "column") if name in table})
+    model.charts.append(ModelChart(title, caption, draw(table)))
 
-    _attempt(trained, folder / "adapter.md", card)
-    _attempt(trained, folder / "summary.json", figures)
-    logs: dict[str, pd.DataFrame] = {}
-    for path in sorted((folder / "logs").glob("*.csv")):
-        _attempt(trained, path, lambda p: logs.update({p.stem: pd.read_csv(p)}))
-    _attempt(trained, folder / "logs", lambda _: _learning(logs, chart))
-    _attempt(trained, folder / "scans.tsv", scans)
-    whole = summary.get("whole", {})
+
+def _read_adapter(folder: Path) -> TrainedModel:
+    model = TrainedModel.of_folder(folder, "adapter.md")
+    model.read(folder / "adapter.md", _add_adapter_card)
+    model.read(folder / "summary.json", _add_summary)
+    model.read(folder / "logs", _add_learning_curves)
+    model.read(folder / "scans.tsv", _add_scans)
+    return model
+
+
+def _add_adapter_card(model: TrainedModel, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for title in ("Data", "Use and limits"):
+        section = re.search(rf"(?ms)^## {title}\n\n(.*?)(?=^## |\Z)", text)
+        if section:
+            model.caveats += filter(None, section[1].strip().split("\n\n"))
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def _add_summary(model: TrainedModel, path: Path) -> None:
+    summary = _read_summary(path)
+    head = ["part", "hippocampi", "not found", "Dice", "HD95, mm", "surface distance, mm"]
+    head += ["volume: correlation", "volume: difference, mm³ (limits of agreement)"]
+    caption = (
+        "Cross-validation by participant: mean ± SD over scans that the fold's adapter was not "
+        "trained on."
+    )
+    rows = [_summary_row(part, one) for part, one in summary.items()]
+    model.tables.append(ModelTable(caption, head, rows))
+    whole = summary.get(WHOLE, {})
     dice = whole.get("dice", {})
-    line = ""
     if dice.get("mean") is not None:
-        line = (
+        model.headline = (
             f"Dice {dice['mean']:.3f} (lowest {dice['min']:.3f}), whole hippocampus, "
             f"{whole['hippocampi']} hippocampi of {whole['participants']} participants"
         )
-    return replace(trained, headline=line)
 
 
-def _learning(logs: dict[str, pd.DataFrame], chart: Callable[..., None]) -> None:
-    if not logs:
-        raise FileNotFoundError
-    chart("Learning curves, loss", "Mean since the last step.", charts.learning_chart(logs, "loss"))
-    if any((table["metric"] == "dice_whole").any() for table in logs.values()):
-        chart(
-            "Learning curves, Dice",
-            "Whole hippocampus, crops of the inner validation.",
-            charts.learning_chart(logs, "dice_whole"),
-        )
-
-
-def _part_row(part: str, one: dict[str, Any]) -> list[str]:
+def _summary_row(part: str, one: Mapping[str, Any]) -> list[str]:
     limits = one["volume"]["bland_altman_mm3"]
-    agreement = [limits[name] for name in ("mean_difference", "lower_limit", "upper_limit")]
-    words = [_number(value, ",.0f") for value in agreement]
+    names = ("mean_difference", "lower_limit", "upper_limit")
+    mean, low, high = (_number(limits[name], ",.0f") for name in names)
     return [
         part,
         str(one["hippocampi"]),
@@ -367,44 +295,74 @@ def _part_row(part: str, one: dict[str, Any]) -> list[str]:
             for name in ("dice", "hd95_mm", "asd_mm")
         ),
         _number(one["volume"]["correlation"], ".2f"),
-        f"{words[0]} ({words[1]} to {words[2]})",
+        f"{mean} ({low} to {high})",
     ]
 
 
-def _formula_row(row: dict[str, Any]) -> dict[str, str]:
-    unit = {"d": "d", "d_per_sd": "d per SD", "partial_eta2": "partial η²"}
-    kind = unit.get(row["effect_kind"], "")
+def _add_learning_curves(model: TrainedModel, folder: Path) -> None:
+    logs: dict[str, pd.DataFrame] = {}
+    for path in sorted(folder.glob("*.csv")):
+        model.read(path, lambda _, path: logs.update({path.stem: pd.read_csv(path)}))
+    if not logs:
+        raise FileNotFoundError(folder)
+    chart = model_charts.learning_chart(logs, "loss")
+    model.charts.append(ModelChart("Learning curves, loss", "Mean since the last step.", chart))
+    if any((table["metric"] == "dice_whole").any() for table in logs.values()):
+        caption = "Whole hippocampus, crops of the inner validation."
+        chart = model_charts.learning_chart(logs, "dice_whole")
+        model.charts.append(ModelChart("Learning curves, Dice", caption, chart))
+
+
+def _add_scans(model: TrainedModel, path: Path) -> None:
+    table = read_table(path)
+    parts = sorted(map(str, table["part"].unique()), key=lambda part: part != WHOLE)
+    caption = "Each side of each scan, by the fold that was not trained on the participant."
+    chart = model_charts.dice_chart(table, parts[0])
+    model.charts.append(ModelChart("Dice by scan", caption, chart))
+    try:
+        summary = _read_summary(path.with_name("summary.json"))
+    except (OSError, ValueError):
+        # The missing summary is a problem already. The charts come without limits.
+        summary = {}
+    for part in parts:
+        limits = summary.get(part, {}).get("volume", {}).get("bland_altman_mm3", {})
+        caption = "Thick: mean difference; dashed: 95 % limits of agreement."
+        chart = model_charts.agreement_chart(table, part, limits)
+        model.charts.append(ModelChart(f"Bland–Altman, {part}", caption, chart))
+
+
+def _linear_row(row: Mapping[str, Any]) -> dict[str, str]:
+    effect = _interval(row, "effect", "effect_low", "effect_high")
     return {
         "measure": _region(row),
         "coefficient": _coefficient(row),
         "estimate": _interval(row, "estimate", "ci_low", "ci_high"),
         "p": _number(row["p"], ".2g"),
         "p_fdr": _number(row["p_fdr"], ".2g"),
-        "effect": " ".join(
-            filter(None, [_interval(row, "effect", "effect_low", "effect_high"), kind])
-        ),
+        "effect": f"{effect} {_EFFECT_UNITS.get(row['effect_kind'], '')}".strip(),
         "n": f"{row['n_subjects']:.0f} ({row['n_scans']:.0f})" if pd.notna(row["n_scans"]) else "",
         "warnings": str(row["warnings"]) if pd.notna(row["warnings"]) else "",
         "sure": "yes" if row["p_fdr"] < 0.05 else "",
     }
 
 
-def _coefficient(row: dict[str, Any]) -> str:
-    """Say which coefficient it is: ``group[T.AD]`` against CN is ``group: AD against CN``."""
+def _coefficient(row: Mapping[str, Any]) -> str:
+    """Name a coefficient: ``group[T.AD]`` with the reference CN is ``group: AD against CN``."""
     if pd.isna(row["coefficient"]):
-        # a model that could not be fitted
+        # The model could not be fitted.
         return ""
     level = re.sub(r"^(.*)\[T\.(.*)\]$", r"\1: \2", str(row["coefficient"]))
     return f"{level} against {row['reference']}" if pd.notna(row["reference"]) else level
 
 
-def _region(row: dict[str, Any]) -> str:
-    names = [_SIDES.get(row["side"], row["side"]), row["part"]]
+def _region(row: Mapping[str, Any]) -> str:
+    sides = SIDE_NAMES | {"bilateral": "both sides"}
+    names = [sides.get(row["side"], row["side"]), row["part"]]
     words = " ".join(str(name) for name in names if pd.notna(name) and name)
     return words or str(row["measure"])
 
 
-def _interval(row: dict[str, Any], value: str, low: str, high: str) -> str:
+def _interval(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
     if pd.isna(row[value]):
         return ""
     digits = ",.0f" if abs(row[value]) >= 100 else ".3g"

@@ -1,4 +1,4 @@
-"""What all reports share: templates, libraries and data within one HTML file."""
+"""Templates, libraries and data within one HTML file, for all reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from hyps_bids import __version__
 from hyps_bids.messages import counted
 
-__all__ = ["anchor", "data_uri", "embedded_json", "packed", "render"]
+__all__ = ["anchor", "data_uri", "embedded_json", "packed", "render", "sentence"]
 
 _FOLDER = files("hyps_bids") / "reports"
 
@@ -29,7 +29,7 @@ def render(template: str, /, **context: Any) -> str:
     template : str
         Name of a file in ``templates``.
     **context : object
-        What the template shows; all text is escaped.
+        Variables of the template; all text is escaped.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def render(template: str, /, **context: Any) -> str:
     Raises
     ------
     jinja2.UndefinedError
-        If the template needs what is not given.
+        If a variable of the template is not given.
     """
     return _environment().get_template(template).render(**context)
 
@@ -53,6 +53,17 @@ def anchor(scan: str) -> str:
     'scan-sub-01_acq-x-y'
     """
     return "scan-" + re.sub(r"[^\w-]", "-", scan)
+
+
+def sentence(text: str) -> str:
+    """End a text with a full stop, once.
+
+    Examples
+    --------
+    >>> sentence("no space left"), sentence("It failed.")
+    ('no space left.', 'It failed.')
+    """
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -81,7 +92,7 @@ def packed(content: bytes, identifier: str) -> Markup:
     >>> packed(b"", "nothing")[:48]
     Markup('<script type="application/gzip" id="nothing">H4s')
     """
-    # without a time: the same content gives the same page
+    # Without a time stamp, the same content gives the same page.
     text = base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
     return Markup('<script type="application/gzip" id="{}">{}</script>').format(identifier, text)
 
@@ -94,7 +105,7 @@ def embedded_json(content: Any, identifier: str) -> Markup:
     >>> embedded_json({"name": "</script>"}, "x")
     Markup('<script type="application/json" id="x">{"name": "\\u003c/script>"}</script>')
     """
-    # no "<": nothing in the data can end the element or begin a comment
+    # Without "<", nothing in the data can end the element or begin a comment.
     text = json.dumps(content, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return Markup('<script type="application/json" id="{}">{}</script>').format(
         identifier, Markup(text)
@@ -115,23 +126,21 @@ def _environment() -> jinja2.Environment:
         "counted": counted,
         "asset": _asset,
         "library": _library,
-        "packed": packed,
-        "embedded_json": embedded_json,
-        "data_uri": data_uri,
+        "sentence": sentence,
     }
     return environment
 
 
 @cache
 def _asset(name: str) -> Markup:
-    """Read a style sheet or script of ours, as it stands."""
+    """Read one of our style sheets or scripts."""
     return Markup((_FOLDER / "templates" / name).read_text(encoding="utf-8"))
 
 
 @cache
 def _library(name: str) -> Markup:
-    """Pack a library of ``vendor``; ``library(name)`` of ``base.js`` runs it."""
+    """Pack a library from ``vendor``; ``library(name)`` of ``base.js`` runs it."""
     text = (_FOLDER / "vendor" / f"{name}.js").read_text(encoding="utf-8")
-    # developer tools would ask for the map
+    # Developer tools would request the source map.
     text = re.sub(r"(?m)^//# sourceMappingURL=.*$", "", text)
     return packed(text.encode("utf-8"), f"library-{name}")

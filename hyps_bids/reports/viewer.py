@@ -1,24 +1,27 @@
 """Volumes and surfaces for the interactive viewer, NiiVue, as files in memory.
 
-World coordinates are those of the derivatives: every file carries its transform, so left is left
+World coordinates are those of the derivatives. Every file carries its transform, so left is left
 whatever the axes of the scan are.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-__all__ = ["LEVELS", "Level", "close_up", "head", "mz3", "nifti", "region_around", "surface"]
+from hyps_bids.reports.scan_images import Region, Voxels
 
-#: mm around the hippocampi that the close-up shows
+__all__ = ["LEVELS", "Level", "close_up", "head", "nifti", "region_around", "surface"]
+
+#: margin around the hippocampi in the close-up, mm
 _MARGIN = 15.0
-#: mm between the points from which a surface is made
+#: distance of the points from which a surface is made, mm
 _SPACING = 1.0
 
 
@@ -29,19 +32,19 @@ class Level:
     Attributes
     ----------
     spacing : float
-        mm: finer voxels of the close-up are averaged to about this; 0 keeps them.
-    greys : int
+        Voxels of the close-up that are finer than this (mm) are averaged; 0 keeps them.
+    grays : int
         Number of gray values, at most 256; fewer compress better.
     head_spacing : float
-        The same for the whole head; 0 leaves it out.
+        The same as `spacing` for the whole head; 0 leaves out the whole head.
     """
 
     spacing: float
-    greys: int
+    grays: int
     head_spacing: float
 
 
-#: from the best to the smallest
+#: from the most to the least detail
 LEVELS = (
     Level(0.0, 256, 2.0),
     Level(0.0, 128, 2.5),
@@ -53,189 +56,126 @@ LEVELS = (
 )
 
 
-def region_around(labels: np.ndarray, affine: np.ndarray) -> tuple[slice, slice, slice] | None:
-    """Find the part of an image that holds the hippocampi with a margin.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        Segmentation, shape ``(x, y, z)``.
-    affine : numpy.ndarray
-        Voxel to world.
-
-    Returns
-    -------
-    tuple of slice or None
-        None if nothing is segmented.
-    """
-    found = ndimage.find_objects((labels > 0).view(np.uint8))
-    if not found:
+def region_around(labels: Voxels) -> Region | None:
+    """Find the part of a segmentation that holds the hippocampi and a margin; None if empty."""
+    content = labels.content()
+    if content is None:
         return None
-    margins = np.ceil(_MARGIN / np.linalg.norm(affine[:3, :3], axis=0)).astype(int)
+    margins = np.ceil(_MARGIN / voxel_sizes(labels.affine)).astype(int)
     x, y, z = (
         slice(max(0, part.start - int(margin)), min(side, part.stop + int(margin)))
-        for part, margin, side in zip(found[0], margins, labels.shape, strict=True)
+        for part, margin, side in zip(content, margins, labels.data.shape, strict=True)
     )
     return x, y, z
 
 
-def close_up(
-    t1w: np.ndarray, affine: np.ndarray, region: Sequence[slice], level: Level
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the hippocampi out of an image, in bytes.
-
-    Returns
-    -------
-    data : numpy.ndarray
-        uint8.
-    affine : numpy.ndarray
-        Its transform.
-    """
-    start = [part.start for part in region]
-    data, moved = _coarse(t1w[tuple(region)], _moved(affine, start), level.spacing)
-    return _bytes(data, level.greys), moved
+def close_up(t1w: Voxels, region: Region, level: Level) -> Voxels:
+    """Take the region of the hippocampi out of an image, in bytes."""
+    return _bytes(_coarse(t1w.part(region), level.spacing), level.grays)
 
 
-def head(t1w: np.ndarray, affine: np.ndarray, level: Level) -> tuple[np.ndarray, np.ndarray]:
-    """Average the whole image to coarse voxels, in bytes; returns data and transform."""
-    data, moved = _coarse(t1w, affine, level.head_spacing)
-    return _bytes(data, min(level.greys, 64)), moved
+def head(t1w: Voxels, level: Level) -> Voxels:
+    """Average the whole image to coarse voxels, in bytes."""
+    return _bytes(_coarse(t1w, level.head_spacing), min(level.grays, 64))
 
 
-def nifti(data: np.ndarray, affine: np.ndarray, *, slope: float = 1.0) -> bytes:
-    """Write a volume as NIfTI, sform only.
+def nifti(voxels: Voxels, *, slope: float = 1.0) -> bytes:
+    """Write a volume as NIfTI, with an sform only.
 
     Examples
     --------
-    >>> content = nifti(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    >>> content = nifti(Voxels(np.zeros((2, 2, 2), np.uint8), np.eye(4)))
     >>> len(content), content[344:347]
     (360, b'n+1')
     """
-    image = nib.Nifti1Image(np.asarray(data), affine)
+    image = nib.Nifti1Image(np.asarray(voxels.data), voxels.affine)
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(slope, 0)
     return image.to_bytes()
 
 
-def surface(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    affine: np.ndarray,
-    indices: Sequence[int],
-    colors: Mapping[int, str],
-) -> bytes | None:
+def surface(probabilities: np.ndarray, labels: Voxels, colors: Mapping[int, str]) -> bytes | None:
     """Make the surface of a hippocampus where its probability passes one half.
 
     Parameters
     ----------
     probabilities : numpy.ndarray
-        Of the parts in the order of `indices`, shape ``(parts, x, y, z)``.
-    labels : numpy.ndarray
-        Segmentation of the same region, ``(x, y, z)``; what is further than two voxels from these
-        labels is another component and left out.
-    affine : numpy.ndarray
-        Voxel to world of the region.
-    indices : sequence of int
-        Labels of the parts.
+        Probabilities of the parts in the order of `colors`, shape ``(parts, x, y, z)``.
+    labels : Voxels
+        Segmentation of the same region. Probabilities more than two voxels away from these labels
+        belong to another component and are left out.
     colors : mapping of int to str
-        Label → ``#rrggbb``.
+        Label of each part → ``#rrggbb``.
 
     Returns
     -------
     bytes or None
-        An mz3 file, world coordinates, mm, each point in the color of its part; None if nothing
-        is segmented.
+        An mz3 file in world coordinates, mm, in which each point has the color of its part; None
+        if nothing is segmented.
     """
+    # Imported here, because skimage costs time that most runs do not need.
     from skimage.measure import marching_cubes
 
-    mask = np.isin(labels, list(indices))
+    mask = np.isin(labels.data, list(colors))
     if not mask.any():
         return None
     near = ndimage.binary_dilation(mask, iterations=2)
-    parts = np.where(near, probabilities, 0)
-    corners = np.array(np.meshgrid(*[(0, side - 1) for side in mask.shape])).reshape(3, -1)
-    world = affine[:3, :3] @ corners + affine[:3, 3:]
-    low, high = world.min(axis=1) - _SPACING, world.max(axis=1) + _SPACING
+    low, high = labels.extent()
+    low, high = low - _SPACING, high + _SPACING
     shape = np.ceil((high - low) / _SPACING).astype(int) + 1
     grid = np.diag([_SPACING, _SPACING, _SPACING, 1.0])
     grid[:3, 3] = low
-    matrix = np.linalg.inv(affine) @ grid
+    matrix = np.linalg.inv(labels.affine) @ grid
     sampled = np.stack(
         [
             ndimage.affine_transform(
                 part, matrix[:3, :3], matrix[:3, 3], output_shape=tuple(shape), order=1
             )
-            for part in parts
+            for part in np.where(near, probabilities, 0)
         ]
     )
     whole = sampled.sum(axis=0)
     if not whole.min() < 0.5 < whole.max():
         return None
     points, faces, _, _ = marching_cubes(whole, 0.5)
-    of_part = np.stack(
-        [ndimage.map_coordinates(part, points.T, order=1) for part in sampled]
-    ).argmax(axis=0)
-    palette = np.array([_rgb(colors[index]) for index in indices], dtype=np.uint8)
-    # hundredths of a mm are enough, and compress better
+    at_points = [ndimage.map_coordinates(part, points.T, order=1) for part in sampled]
+    palette = np.array([list(bytes.fromhex(c.removeprefix("#"))) for c in colors.values()])
+    # Steps of 1/64 mm are fine enough, and they compress better.
     vertices = np.round((points * _SPACING + low) * 64) / 64
-    return mz3(vertices, faces, palette[of_part])
+    return _mz3(vertices, faces, palette[np.argmax(at_points, axis=0)])
 
 
-def mz3(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray) -> bytes:
-    """Write a triangulated surface as mz3, the format of Surfice and NiiVue.
-
-    Parameters
-    ----------
-    vertices, faces, colors : numpy.ndarray
-        Coordinates ``(n, 3)``, indices ``(m, 3)`` and RGB in bytes ``(n, 3)``.
-    """
+def _mz3(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray) -> bytes:
+    """Write a triangulated surface as mz3, the format of Surfice and NiiVue."""
     has_faces, has_vertices, has_colors = 1, 2, 4
     attributes = has_faces | has_vertices | has_colors
     start = struct.pack("<HHIII", 0x5A4D, attributes, len(faces), len(vertices), 0)
     opaque = np.concatenate([colors, np.full((len(colors), 1), 255)], axis=1)
-    return b"".join(
-        (
-            start,
-            faces.astype("<i4").tobytes(),
-            vertices.astype("<f4").tobytes(),
-            opaque.astype(np.uint8).tobytes(),
-        )
-    )
+    parts = (faces.astype("<i4"), vertices.astype("<f4"), opaque.astype(np.uint8))
+    return start + b"".join(part.tobytes() for part in parts)
 
 
-def _moved(affine: np.ndarray, start: Sequence[float]) -> np.ndarray:
-    out = affine.copy()
-    out[:3, 3] += affine[:3, :3] @ np.asarray(start, dtype=float)
-    return out
-
-
-def _coarse(data: np.ndarray, affine: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+def _coarse(voxels: Voxels, spacing: float) -> Voxels:
     """Average blocks of voxels so that their sides come near the spacing."""
-    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    data = voxels.data
     factors = [
-        int(np.clip(np.round(spacing / zoom), 1, side))
-        for zoom, side in zip(zooms, data.shape, strict=True)
+        int(np.clip(np.round(spacing / size), 1, side))
+        for size, side in zip(voxel_sizes(voxels.affine), data.shape, strict=True)
     ]
-    moved = _moved(affine, [(factor - 1) / 2 for factor in factors])
-    moved[:3, :3] = affine[:3, :3] * factors
-    out = data
+    affine = voxels.moved([(factor - 1) / 2 for factor in factors])
+    affine[:3, :3] *= factors
     for axis, factor in enumerate(factors):
         if factor > 1:
-            count = out.shape[axis] // factor
-            whole = np.moveaxis(out, axis, 0)[: count * factor]
+            count = data.shape[axis] // factor
+            whole = np.moveaxis(data, axis, 0)[: count * factor]
             blocks = whole.reshape(count, factor, *whole.shape[1:])
-            out = np.moveaxis(blocks.mean(axis=1, dtype=np.float32), 0, axis)
-    return out, moved
+            data = np.moveaxis(blocks.mean(axis=1, dtype=np.float32), 0, axis)
+    return Voxels(data, affine)
 
 
-def _bytes(data: np.ndarray, greys: int) -> np.ndarray:
-    """Bring intensities to bytes, between robust extremes."""
-    low, high = np.percentile(data, (0.1, 99.8))
-    scaled = np.clip((data - low) / max(float(high - low), 1e-12), 0, 1)
-    levels = np.round(scaled * (greys - 1)) * (255 / (greys - 1))
-    return np.round(levels).astype(np.uint8)
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(color.removeprefix("#"))
-    return red, green, blue
+def _bytes(voxels: Voxels, grays: int) -> Voxels:
+    """Bring intensities between robust extremes to bytes."""
+    low, high = np.percentile(voxels.data, (0.1, 99.8))
+    scaled = np.clip((voxels.data - low) / max(float(high - low), 1e-12), 0, 1)
+    levels = np.round(scaled * (grays - 1)) * (255 / (grays - 1))
+    return Voxels(np.round(levels).astype(np.uint8), voxels.affine)

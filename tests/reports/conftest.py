@@ -1,4 +1,4 @@
-"""A real browser without a network, and real scans, for the reports."""
+"""A browser without a network, real scans and simulated groups for the tests of reports."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ import pytest
 from hyps_bids import cli
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
+from hyps_bids.reports.group import write_group_report
+from hyps_bids.reports.subject import write_subject_report
+from tests.reports.simulated import (
+    write_adapter,
+    write_change,
+    write_classifier,
+    write_derivatives,
+    write_models,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -50,36 +59,33 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_report(chromium: Browser) -> Iterator[OpenReport]:
     """Open a report from its file, ``open_report(path, **context_options)``, without a network.
 
-    At the end of the test, any message of the console, any error of the page and any request
-    other than for the file itself fails it.
+    After the last test of the module, any message of the console, any error of a page and any
+    request other than for the file itself is an error.
     """
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
     def open_(path: Path, **options: Any) -> Page:
+        def complain(kind: str, text: object) -> None:
+            complaints.append(f"{path.name}: {kind}: {str(text)[:200]}")
+
         context = chromium.new_context(offline=True, **options)
         contexts.append(context)
         page = context.new_page()
         page.on(
             "console",
-            lambda m: (
-                complaints.append(f"console {m.type}: {m.text}")
-                if m.type in ("error", "warning")
-                else None
-            ),
+            lambda m: complain(m.type, m.text) if m.type in ("error", "warning") else None,
         )
-        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
+        page.on("pageerror", lambda error: complain("page error", error))
         page.on(
             "request",
-            lambda r: (
-                None if r.url.startswith(_LOCAL) else complaints.append(f"request: {r.url[:200]}")
-            ),
+            lambda r: None if r.url.startswith(_LOCAL) else complain("request", r.url),
         )
-        page.on("requestfailed", lambda r: complaints.append(f"failed request: {r.url[:200]}"))
+        page.on("requestfailed", lambda r: complain("failed request", r.url))
         page.goto(path.resolve().as_uri(), wait_until="load")
         return page
 
@@ -87,6 +93,14 @@ def open_report(chromium: Browser) -> Iterator[OpenReport]:
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+def grave_violations(page: Page) -> list[Any]:
+    """Check accessibility: rules whose violation keeps people out, with the elements."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    grave = [v for v in found if v["impact"] in ("serious", "critical")]
+    return [(v["id"], [node["html"][:150] for node in v["nodes"]]) for v in grave]
 
 
 def _write(path: Path, image: nib.Nifti1Image) -> None:
@@ -102,24 +116,26 @@ class Study:
     output: Path
 
 
-#: odd but legal labels; a head, half a head, and one that fails with a reason to be escaped
+#: Odd but legal labels: a head, half a head, and a failed scan whose reason must be escaped.
 GOOD = "sub-001A_ses-2020x_acq-2mmIso_run-01"
 HALF = "sub-001A_ses-2021_run-1"
 FAILED = "sub-001A_ses-W3"
+#: Settings whose text must be escaped.
+SETTINGS = "nprocs = 1 # <&>"
 REASON = "it broke: <script>document.title = 'broken'</script> & <b>so on</b>"
-#: the same head in another order and direction of the axes
+#: The same head with another order and direction of the axes.
 TURNED = "sub-02"
 
 
 @pytest.fixture(scope="session")
 def processed(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Image) -> Study:
-    """A subject with three sessions, and one without; not to be changed."""
+    """A subject with three sessions and one without sessions; tests must not change it."""
     folder = tmp_path_factory.mktemp("reports")
     raw, output = folder / "raw", folder / "out"
     raw.mkdir()
     (raw / "dataset_description.json").write_text('{"Name": "Made", "BIDSVersion": "1.10.0"}')
     data, affine = np.asarray(coarse_head.dataobj), coarse_head.affine
-    # what is right of the midline is beyond the field of view
+    # The right hippocampus is outside the field of view.
     middle = round(-affine[0, 3] / affine[0, 0])
     half = nib.Nifti1Image(data[: middle + 2], affine)
     _write(raw / f"sub-001A/ses-2020x/anat/{GOOD}_T1w.nii.gz", coarse_head)
@@ -134,7 +150,7 @@ def processed(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1I
 
 
 def _turn(source: Path, target: Path) -> None:
-    """Copy files of the good scan, images with their axes in another order and direction."""
+    """Copy the files of the good scan; its images get another order and direction of the axes."""
     target.mkdir(parents=True)
     axes = nib.orientations.axcodes2ornt("PIL")
     for path in source.iterdir():
@@ -152,7 +168,30 @@ def _turn(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def study(processed: Study, tmp_path: Path) -> Study:
-    """A copy to change."""
+    """A copy that a test may change."""
     shutil.copytree(processed.raw, tmp_path / "raw")
     shutil.copytree(processed.output, tmp_path / "out")
     return Study(tmp_path / "raw", tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def pages(processed: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports of both subjects; tests must not change them."""
+    output = tmp_path_factory.mktemp("pages") / "out"
+    shutil.copytree(processed.output, output)
+    return {
+        subject: write_subject_report(processed.raw, output, subject, settings_text=SETTINGS)
+        for subject in ("001A", "02")
+    }
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A group report of a dataset with everything that there can be; tests must not change it."""
+    output = tmp_path_factory.mktemp("everything")
+    write_derivatives(output, 40, sessions=2)
+    write_models(output)
+    write_classifier(output)
+    write_adapter(output)
+    write_change(output)
+    return write_group_report(output)

@@ -1,4 +1,4 @@
-"""Simulated derivatives for the group report; none of these numbers belongs to a person."""
+"""Simulated derivatives for the group report; no number comes from a person."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pandas as pd
 
 from hyps_bids.cohort.derived import derive
 from hyps_bids.cohort.icv import icv_residuals
+from hyps_bids.outputs.names import group_path, sidecar_path
+from hyps_bids.outputs.reading import WIDE, read_wide
 from hyps_bids.outputs.writing import write_json, write_table
 from tests.cohorts import simulate
 
-START = "group_seg-hippocampus_"
-#: a value that would be dangerous anywhere it is not escaped
+#: A value that would do harm wherever it is not escaped.
 NASTY = "</script><img src=x onerror=alert(1)> \"quoted' {{ 7 * 7 }} 日本"
-#: column of the simulated metadata that Vega would take for a path, were it a field
+#: Name of a column that Vega would take for a path if it were a field.
 ODD_COLUMN = "a.b[0]'\"<i>"
 
 
@@ -33,14 +34,14 @@ def wide_table(n: int, *, sessions: int = 1, seed: int = 0) -> tuple[pd.DataFram
     frame["flags"] = frame["flags"].astype(object)
     frame["reason"] = frame["reason"].astype(object)
     qc = frame[["participant_id", "session_id", "scan"]].copy()
-    for figure, middle, spread in (
+    for measure, middle, spread in (
         ("confidence", 0.94, 0.02),
         ("entropy", 0.13, 0.03),
         ("agreement", 0.8, 0.04),
         ("component_fraction", 0.995, 0.002),
     ):
         for side in "LR":
-            qc[f"{figure}_{side}"] = rng.normal(middle, spread, len(frame))
+            qc[f"{measure}_{side}"] = rng.normal(middle, spread, len(frame))
     for side in "LR":
         qc[f"border_voxels_{side}"] = 0.0
         qc[f"volume_mm3_{side}"] = frame[f"volume_mm3_{side}_whole"]
@@ -82,9 +83,10 @@ def write_derivatives(
     }
     sidecar["diagnosis"]["Levels"] = {"CN": "control", "AD": "patient"}
     sidecar["icv_residual_mm3_L_whole"]["ICVAdjustment"] = {"FittedOn": "all", "N": n}
-    write_table(output / f"{START}desc-wide_morph.tsv", wide)
-    write_json(output / f"{START}desc-wide_morph.json", sidecar)
-    write_table(output / f"{START}qc.tsv", qc)
+    path = group_path(output, WIDE)
+    write_table(path, wide)
+    write_json(sidecar_path(path), sidecar)
+    write_table(group_path(output, "qc"), qc)
     (output / "dataset_description.json").write_text(json.dumps({"Name": "Simulated <b>"}))
     return wide
 
@@ -92,35 +94,30 @@ def write_derivatives(
 def write_models(output: Path, formula: str = "volume ~ diagnosis + age + sex") -> None:
     """Write the table of linear models of the simulated scans."""
     from hyps_bids.cohort.statistics import fit_models
-    from hyps_bids.reports.group import _wide
 
-    path = output / f"{START}desc-wide_morph.tsv"
-    wide = _wide(path, json.loads(path.with_suffix(".json").read_text()))
-    table = fit_models(wide.assign(noise=1.0), [formula], ("diagnosis", "CN"))
-    write_table(output / f"{START}desc-models_morph.tsv", table)
+    wide = read_wide(output).assign(noise=1.0)
+    table = fit_models(wide, [formula], ("diagnosis", "CN"))
+    write_table(group_path(output, "desc-models_morph"), table)
 
 
 def write_change(output: Path) -> None:
     """Write the table of change over time; the scans get dates a year apart."""
     from hyps_bids.cohort.longitudinal import annual_change
 
-    path = output / f"{START}desc-wide_morph.tsv"
-    wide = pd.read_csv(path, sep="\t", na_values=["n/a"], dtype={"session_id": str})
+    path, wide = group_path(output, WIDE), read_wide(output)
     wide["acq_time"] = wide["session_id"].map(lambda s: f"{2000 + int(s[4:])}-06-15T10:00:00")
-    sidecar = json.loads(path.with_suffix(".json").read_text())
     write_table(path, wide)
-    write_json(path.with_suffix(".json"), sidecar | {"acq_time": {"Format": "string"}})
+    sidecar = json.loads(sidecar_path(path).read_text())
+    write_json(sidecar_path(path), sidecar | {"acq_time": {"Format": "string"}})
     table = annual_change(wide[wide["status"] == "done"])
-    write_table(output / f"{START}desc-longitudinal_morph.tsv", table)
+    write_table(group_path(output, "desc-longitudinal_morph"), table)
 
 
 def write_classifier(output: Path) -> str:
     """Train a real, small classifier on the simulated scans; returns the folder's name."""
     from hyps_bids.classification.train import train_classifiers
-    from hyps_bids.reports.group import _wide
     from hyps_bids.settings import Settings
 
-    path = output / f"{START}desc-wide_morph.tsv"
     settings = Settings(
         bids_dir=output,
         output_dir=output,
@@ -134,13 +131,12 @@ def write_classifier(output: Path) -> str:
         permutations=0,
         nprocs=1,
     )
-    wide = _wide(path, json.loads(path.with_suffix(".json").read_text()))
-    assert train_classifiers(settings, wide) == []
+    assert train_classifiers(settings, read_wide(output)) == []
     return "classifier-AD-vs-CN"
 
 
 def write_adapter(output: Path, scans: int = 6) -> str:
-    """Write what training an adapter leaves, figures simulated; returns the folder's name."""
+    """Write outputs of training an adapter with simulated metrics; returns the folder's name."""
     from hyps_bids.adaptation.assess import summarize_assessment
 
     name = "adapter-my protocol"

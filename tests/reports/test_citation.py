@@ -1,4 +1,4 @@
-"""The methods text: what was used, and every work it cites is there."""
+"""The methods text says what was used, and every work that it cites is listed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_n4_and_other_adapters_change_the_text(provenance: dict[str, Any]) -> No
     text = methods_markdown(provenance)
     assert "N4 [@n4]" in text
     assert "adapter-mine" in text
-    # not trained on it
+    # Another adapter was not trained on the Decathlon.
     assert "Decathlon" not in text
 
 
@@ -71,5 +71,5 @@ def test_works_are_those_of_the_citation_file(root: Path) -> None:
     cited = yaml.safe_load((root / "CITATION.cff").read_text())["references"]
     in_file = {work.get("doi") or work["identifiers"][0]["value"] for work in cited}
     ours = {w.get("doi") or f"arXiv:{w['eprint']}" for w in references().values()}
-    # N4 is off by default
+    # The citation file leaves out N4, which is off by default.
     assert in_file == ours - {references()["n4"]["doi"]}

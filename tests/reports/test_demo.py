@@ -1,4 +1,4 @@
-"""The demo as users meet it: both levels on real scans, and its reports in a browser."""
+"""The demo as users see it: both levels on real scans, and its reports in a browser."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_report_opens_and_shows_what_it_has(
             assert page.locator("#table tbody tr").count() == 3
         for href in page.locator("a").evaluate_all("all => all.map(a => a.href)"):
             link = urlsplit(href)
-            # works to cite lead to the web, all else into this folder
+            # Cited works lead to the web, all other links into this folder.
             if link.scheme != "https":
                 target = Path(unquote(link.path))
                 assert target.exists(), href

@@ -1,43 +1,44 @@
 from __future__ import annotations
 
-from hyps_bids.outputs.columns import qc_columns
+import pytest
+
 from hyps_bids.outputs.quality import quality_bounds
-from hyps_bids.reports.flags import FIGURES, SCAN_FIGURES, describe_flag
+from hyps_bids.reports.flags import describe_flag
 
 
-def test_every_figure_has_words_for_each_of_its_quality_bounds() -> None:
-    assert set(FIGURES) == set(quality_bounds())
-    for name, known in quality_bounds().items():
-        assert set(FIGURES[name][1]) == {"low", "high"} & set(known)
+def test_every_bound_has_advice() -> None:
+    for known in quality_bounds().values():
+        assert known["title"]
+        for end in ("low", "high"):
+            assert (end in known) == (f"{end}_advice" in known)
 
 
-def test_a_hippocampus_that_was_located_but_not_segmented() -> None:
-    assert describe_flag("missing_L", {"localiser_confidence_L": 0.91}).sentence == (
-        "The left hippocampus was located, but nothing was segmented there: it has no volume, "
-        "which is not the same as a volume of 0"
-    )
+def test_missing_hippocampi_that_were_and_were_not_located() -> None:
+    located = describe_flag("missing_L", {"localiser_confidence_L": 0.91})
+    assert located.short == "no left hippocampus"
+    assert "was located" in located.finding
     for values in ({}, {"localiser_confidence_L": float("nan")}):
-        assert describe_flag("missing_L", values).title.startswith("No left hippocampus was found")
+        assert "was found in the field of view" in describe_flag("missing_L", values).finding
 
 
-def test_the_direction_of_an_asymmetry_is_said() -> None:
-    words = describe_flag("low_asymmetry", {"asymmetry": -0.3})
-    assert words.short == "left much smaller than right"
-    assert words.finding == "−30.0 %, below −25.0 %"
-
-
-def test_figures_of_a_scan_are_those_of_the_table() -> None:
-    assert set(SCAN_FIGURES) == set(qc_columns()) & set(FIGURES)
-
-
-def test_a_value_that_was_rounded_to_its_bound_is_not_of_another_version() -> None:
-    words = describe_flag("low_agreement_R", {"agreement_R": quality_bounds()["agreement"]["low"]})
-    assert words.finding == "0.65, just below the bound"
-
-
-def test_bounds_of_other_versions_are_not_claimed() -> None:
-    assert describe_flag("high_entropy_R", {"entropy_R": 0.4}).finding == (
-        "0.4, above the bound of its version"
-    )
-    assert "does not have its value" in describe_flag("high_entropy_R", {}).finding
-    assert describe_flag("low_entropy_R", {"entropy_R": 0.4}).short == "low_entropy_R"
+@pytest.mark.parametrize(
+    ("flag", "value", "short", "fact"),
+    [
+        ("low_agreement_R", 0.52, "low agreement, right", "0.52, below the bound of 0.65."),
+        ("low_asymmetry", -0.3, "left much smaller than right", "−30.0 %, below the bound of −25"),
+        # The value was rounded to its bound in the table.
+        ("low_agreement_R", 0.65, "low agreement, right", "0.65, just below the bound."),
+        # A version with other bounds flagged it.
+        ("high_entropy_R", 0.4, "high entropy, right", "0.4, above the bound of the version"),
+        ("high_entropy_R", None, "high entropy, right", "does not have its value"),
+        # This version has no such bound, or no such measure.
+        ("low_entropy_R", 0.4, "low_entropy_R", "does not know"),
+        ("low_news", 0.4, "low_news", "does not know"),
+    ],
+)
+def test_a_flag_in_words(flag: str, value: float | None, short: str, fact: str) -> None:
+    words = describe_flag(flag, {flag.partition("_")[2]: value})
+    assert words.short == short
+    assert fact in words.finding
+    assert words.text.startswith(words.finding)
+    assert words.text.endswith(".")

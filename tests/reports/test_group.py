@@ -1,15 +1,17 @@
-"""What the group report says, and that it can always be made."""
+"""The group report says what the tables say, and it can always be made."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
+import logging
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import html5lib
 import numpy as np
@@ -17,67 +19,57 @@ import pandas as pd
 import pytest
 
 from hyps_bids.errors import MissingInput
+from hyps_bids.outputs.names import group_path, sidecar_path
+from hyps_bids.outputs.reading import WIDE
 from hyps_bids.outputs.writing import write_table
-from hyps_bids.reports.cohort import describe_cohort, robust_z
 from hyps_bids.reports.group import write_group_report
+from hyps_bids.reports.group_facts import GroupFacts, describe_group, robust_z
+from tests.raising import raises
 from tests.reports.simulated import (
     NASTY,
     ODD_COLUMN,
-    START,
     wide_table,
     write_adapter,
-    write_change,
-    write_classifier,
     write_derivatives,
     write_models,
 )
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with all there can be."""
-    output = tmp_path_factory.mktemp("everything")
-    write_derivatives(output, 40, sessions=2)
-    write_models(output)
-    write_classifier(output)
-    write_adapter(output)
-    write_change(output)
-    return output
+def unpacked(html: str, identifier: str) -> Any:
+    """Return data as the page's script gets them."""
+    found = re.search(f'id="{identifier}">([^<]*)<', html)
+    assert found is not None
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
 
 
-def unpacked(path: Path, identifier: str):
-    """What the page's script gets."""
-    text = re.search(f'id="{identifier}">([^<]*)<', path.read_text()).group(1)
-    return json.loads(gzip.decompress(base64.b64decode(text)))
-
-
-def described(n: int = 40, reports: tuple[str, ...] = ()):
+def described(n: int = 40, reports: tuple[str, ...] = (), **cells: dict[int, object]) -> GroupFacts:
+    """Describe simulated scans after changing cells of the wide table: column → row → value."""
     wide, qc = wide_table(n)
-    return describe_cohort(wide, qc, {}, reports)
+    for column, values in cells.items():
+        for row, value in values.items():
+            wide.loc[row, column] = value
+    return describe_group(wide, qc, {}, reports)
 
 
 def test_every_state_is_counted_and_reasons_are_words() -> None:
-    cohort = described()
-    assert cohort.counts == {"failed": 1, "absent": 1, "flagged": 2, "outlier": 1, "done": 35}
-    by_scan = {one["scan"]: one for one in cohort.conspicuous}
-    assert [one["state"] for one in cohort.conspicuous][:2] == ["failed", "absent"]
-    assert by_scan["sub-0001"]["notes"][0][0] == f"not an image: {NASTY}"
-    short, got, meaning = by_scan["sub-0005"]["notes"][0]
-    assert short == "low confidence, left"
-    assert got == "0.61, below 0.8."
-    assert meaning.startswith("The network was unsure")
-    outlier = by_scan["sub-0004"]["notes"]
-    assert outlier[0][0] == "outlier: small left hippocampus"
-    assert "robust z −" in outlier[0][1]
+    group = described()
+    assert group.counts == {"failed": 1, "absent": 1, "flagged": 2, "outlier": 1, "done": 35}
+    notes = {one.scan: one.notes for one in group.conspicuous}
+    assert [one.state for one in group.conspicuous][:2] == ["failed", "absent"]
+    assert notes["sub-0001"][0].short == f"not an image: {NASTY}"
+    flag = notes["sub-0005"][0]
+    assert flag.short == "low confidence, left"
+    assert "0.61, below the bound of 0.8" in flag.finding
+    assert flag.advice
+    assert notes["sub-0004"][0].short == "outlier: small left hippocampus"
+    assert "robust z −" in notes["sub-0004"][0].finding
 
 
-def test_a_side_that_was_not_found_is_said() -> None:
-    wide, qc = wide_table(12)
-    wide.loc[5, "flags"] = "missing_R low_asymmetry something_new"
-    cohort = describe_cohort(wide, qc, {}, ())
-    assert cohort.n_without_side == 1
-    notes = {one["scan"]: one["notes"] for one in cohort.conspicuous}
-    assert [short for short, *_ in notes["sub-0006"]] == [
+def test_a_side_that_was_not_found_and_unknown_flags() -> None:
+    group = described(12, flags={5: "missing_R low_asymmetry something_new"})
+    assert group.n_without_side == 1
+    notes = {one.scan: one.notes for one in group.conspicuous}
+    assert [note.short for note in notes["sub-0006"]] == [
         *("no right hippocampus", "left much smaller than right", "something_new")
     ]
 
@@ -86,15 +78,14 @@ def test_participants_without_a_scan_are_absent() -> None:
     wide, qc = wide_table(12)
     for name in ("sub-x", "sub-y"):
         wide.loc[len(wide)] = {"participant_id": name, "status": "missing", "reason": "no T1w"}
-    cohort = describe_cohort(wide, qc, {}, ())
-    assert cohort.counts["absent"] == 3
-    assert [one["scan"] for one in cohort.conspicuous if one["state"] == "absent"][1] == "sub-x"
+    group = describe_group(wide, qc, {}, ())
+    assert group.counts["absent"] == 3
+    assert [one.scan for one in group.conspicuous if one.state == "absent"][1] == "sub-x"
 
 
 def test_few_scans_have_no_outliers() -> None:
-    cohort = described(8)
-    assert cohort.counts["outlier"] == 0
-    assert cohort.n_outlier_scans == 0
+    group = described(8)
+    assert (group.counts["outlier"], group.n_outlier_scans) == (0, 0)
 
 
 def test_robust_z_is_that_of_a_normal_distribution() -> None:
@@ -110,11 +101,8 @@ def test_only_reports_that_exist_are_linked() -> None:
 
 
 def test_numbers_are_those_of_the_tables() -> None:
-    wide, qc = wide_table(12)
-    wide.loc[2, "icv_mm3"] = 1_234_449.6
-    wide.loc[2, "volume_mm3_L_whole"] = 12_345.49
-    data = describe_cohort(wide, qc, {}, ()).data
-    # rounded twice, they would be 1235 and 12,346
+    data = described(12, icv_mm3={2: 1_234_449.6}, volume_mm3_L_whole={2: 12_345.49}).data
+    # If they were rounded twice, they would be 1235 and 12,346.
     assert round(data["icv"][2]) == 1234
     assert round(data["left"][2]) == 12_345
 
@@ -127,31 +115,21 @@ def test_columns_to_compare_are_found() -> None:
     assert data["numbers"][data["defaults"]["number"]]["label"] == "age"
     assert ODD_COLUMN in labels
     assert "education" not in labels
-    wide, qc = wide_table(40)
-    wide["street"] = [f"street {i % 13}" for i in range(40)]
-    cohort = describe_cohort(wide, qc, {}, ())
-    assert cohort.not_offered == ["street (13 levels: too many)"]
-    assert "street" not in [c["label"] for c in cohort.data["categories"]]
+    group = described(street={i: f"street {i % 13}" for i in range(40)})
+    assert group.not_offered == ["street (13 levels: too many)"]
+    assert "street" not in [c["label"] for c in group.data["categories"]]
 
 
-def test_the_report_is_valid_html_and_escapes(everything: Path) -> None:
-    path = write_group_report(everything)
-    text = path.read_text()
+def test_the_report_of_everything_is_valid_and_escapes(everything: Path) -> None:
+    text = everything.read_text()
     html5lib.HTMLParser(strict=True).parse(text)
     assert "<img src=x" not in text
     assert "Simulated &lt;b&gt;" in text
     assert not re.search(r'(src|href)="https?:', text)
-    assert unpacked(path, "cohort")["notes"][0][0][0] == f"not an image: {NASTY}"
-
-
-def test_the_same_tables_give_the_same_report(everything: Path) -> None:
-    first = write_group_report(everything).read_bytes()
-    (everything / "group_report.html").unlink()
-    assert write_group_report(everything).read_bytes() == first
-
-
-def test_models_are_all_there(everything: Path) -> None:
-    text = write_group_report(everything).read_text()
+    assert unpacked(text, "group-data")["notes"][0][0][0] == f"not an image: {NASTY}"
+    targets = re.findall(r'aria-labelledby="([^"]+)"', text)
+    assert len(targets) == 12
+    assert all(f'id="{target}"' in text for target in targets)
     assert "volume ~ diagnosis + age + sex" in text
     assert "diagnosis: AD against CN" in text
     assert 'href="models/classifier-AD-vs-CN/README.md"' in text
@@ -159,31 +137,36 @@ def test_models_are_all_there(everything: Path) -> None:
     assert re.search(r"headline\">AUC 0\.\d\d \[", text)
     assert "12 hippocampi of 6 participants" in text
     assert "not shown" not in text
-    specs = unpacked(everything / "group_report.html", "charts")
+    specs = unpacked(text, "charts")
     for kind, n in (("classifier-0-", 5), ("adapter-0-", 5), ("forest-0-", 3)):
         assert sum(name.startswith(kind) for name in specs) == n
+
+
+def test_a_copy_gives_the_same_report_and_damage_costs_only_its_own_part(
+    everything: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(everything.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / everything.name).unlink()
+    assert write_group_report(tmp_path).read_bytes() == everything.read_bytes()
+    folder = tmp_path / "models" / "classifier-AD-vs-CN"
+    (folder / "classifier.json").write_text("{")
+    (folder / "roc.tsv").unlink()
+    text = write_group_report(tmp_path).read_text()
+    assert text.count("not shown") == 2
+    assert re.search(r"not shown</span> classifier\.json", text)
+    assert re.search(r"not shown</span> roc\.tsv", text)
+    assert "Confusion matrix" in text
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(folder / "classifier.json") in record.getMessage()
 
 
 def test_adapters_alone_make_a_report(tmp_path: Path) -> None:
     write_adapter(tmp_path)
     text = write_group_report(tmp_path).read_text()
     html5lib.HTMLParser(strict=True).parse(text)
-    assert "no group tables" in text
+    assert 'id="scans"' not in text
     assert "adapter-my protocol" in text
-
-
-def test_a_damaged_folder_is_said_and_costs_nothing_else(
-    everything: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copytree(everything, tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "models" / "classifier-AD-vs-CN"
-    (folder / "classifier.json").write_text("{")
-    (folder / "roc.tsv").unlink()
-    text = write_group_report(tmp_path).read_text()
-    assert "classifier.json cannot be shown" in text
-    assert "roc.tsv is not there" in text
-    assert "Confusion matrix" in text
-    assert "classifier.json" in caplog.text
 
 
 def test_mixed_weights_are_warned_of(tmp_path: Path) -> None:
@@ -201,10 +184,14 @@ def test_models_that_could_not_be_fitted_say_why(tmp_path: Path) -> None:
     assert "nan" not in text.split('id="models"')[1].split("</section>")[0]
 
 
-def test_a_table_without_its_sidecar_is_an_error_with_advice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, "[", "[]"])
+def test_a_table_without_its_sidecar_is_an_error(tmp_path: Path, content: str | None) -> None:
     write_derivatives(tmp_path, 12)
-    (tmp_path / f"{START}desc-wide_morph.json").unlink()
-    with pytest.raises(MissingInput, match="run the group level again"):
+    path = group_path(tmp_path, WIDE)
+    sidecar_path(path).unlink()
+    if content is not None:
+        sidecar_path(path).write_text(content)
+    with raises(MissingInput, "group-tables-unreadable", path):
         write_group_report(tmp_path)
 
 
@@ -216,7 +203,7 @@ def test_a_damaged_optional_table_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, content: bytes
 ) -> None:
     write_derivatives(tmp_path, 12)
-    path = tmp_path / f"{START}desc-{kind}_morph.tsv"
+    path = group_path(tmp_path, f"desc-{kind}_morph")
     path.write_bytes(content)
     text = write_group_report(tmp_path).read_text()
     assert path.name in caplog.text
@@ -230,9 +217,10 @@ def test_nothing_done_and_no_metadata(tmp_path: Path) -> None:
     keys = ["participant_id", "session_id", "scan", "flags", "remarks"]
     failed = wide[keys].assign(status="failed", reason="no")
     made_by = {"software_version": None, "models": None, "adapter": None}
-    write_table(tmp_path / f"{START}desc-wide_morph.tsv", failed.assign(**made_by))
+    write_table(group_path(tmp_path, WIDE), failed.assign(**made_by))
     text = write_group_report(tmp_path).read_text()
-    assert "No volumes." in text
+    assert re.search(r'class="total">4</span>\s*failed', text)
+    assert "no volumes" in text
 
 
 def test_a_thousand_scans_are_small(tmp_path: Path) -> None:

@@ -17,14 +17,17 @@ import pytest
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
-from hyps_bids.outputs.writing import write_json, write_nifti, write_table
+from hyps_bids.outputs.writing import write_nifti, write_table
+from hyps_bids.reports import pictures
 from hyps_bids.reports import subject as module
-from hyps_bids.reports.scan import facts_files
+from hyps_bids.reports.scan_facts import facts_files
 from hyps_bids.reports.subject import LIMIT, is_current, write_subject_report
-from tests.reports.conftest import FAILED, GOOD, HALF, TURNED, Study
+from tests.reports.conftest import FAILED, GOOD, HALF, SETTINGS, TURNED, Study
+
+SIDECAR = "sub-02/anat/sub-02_seg-hippocampus_qc.json"
 
 
-def report(study: Study, subject: str = "02", settings_text: str = "a = 1") -> str:
+def report(study: Study, subject: str = "02", settings_text: str = SETTINGS) -> str:
     path = write_subject_report(study.raw, study.output, subject, settings_text=settings_text)
     assert path == study.output / f"sub-{subject}.html"
     assert path.stat().st_size <= LIMIT
@@ -32,7 +35,7 @@ def report(study: Study, subject: str = "02", settings_text: str = "a = 1") -> s
 
 
 def check(html: str) -> str:
-    """Check a page as a browser would not; return what it says."""
+    """Check a page more strictly than a browser does, and return its text."""
     html5lib.HTMLParser(strict=True).parse(html)
     tree = html5lib.parse(html, namespaceHTMLElements=False)
     identifiers = [e.get("id") for e in tree.iter() if e.get("id")]
@@ -41,7 +44,7 @@ def check(html: str) -> str:
         target = str(link.get("href"))
         assert target[1:] in identifiers if target.startswith("#") else "://" in target
     for element in tree.iter():
-        labels = element.get("aria-labeledby")
+        labels = element.get("aria-labelledby")
         assert labels is None or labels in identifiers
     main = tree.find(".//main")
     for script in [*main.iter("script"), *main.iter("style")]:
@@ -49,30 +52,30 @@ def check(html: str) -> str:
     return " ".join(" ".join(main.itertext()).split())
 
 
-def test_a_subject_with_three_sessions(processed: Study, tmp_path: Path) -> None:
-    study = Study(processed.raw, tmp_path / "out")
-    shutil.copytree(processed.output, study.output)
-    html = report(study, "001A", settings_text="nprocs = 1 # <&>")
+def change_sidecar(path: Path, **entries: object) -> None:
+    """Set entries of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_subject_with_three_sessions(pages: dict[str, Path]) -> None:
+    html = pages["001A"].read_text()
     text = check(html)
+    assert len(html.encode()) <= LIMIT
     assert "<title>Hippocampus of sub-001A</title>" in html
-    assert "1 of 3 scans failed or incomplete; 1 of 3 scans flagged: look at the pictures" in text
+    assert "1 of 3 scans failed or incomplete; 1 of 3 scans flagged" in text
     for stem in (GOOD, HALF, FAILED):
         assert f'id="scan-{stem}"' in html
     assert "ses-2020x, acq-2mmIso, run-01" in text
     assert "missing: not found in the field of view" in text
     assert not re.search(r">\s*0\s*</td>\s*<td[^>]*>\s*0\s*</td>\s*<td", html)
-    # two done scans: both sides, whole head, uncertainty; one side; the failed scan's image
+    # A whole head has both sides, half a head has one, and a failed scan only its image.
     titles = re.findall(r'<figure class="picture">\s*<h3>([^<]+)</h3>', html)
     assert titles == [
-        "Left hippocampus",
-        "Right hippocampus",
-        "Whole head",
-        "Uncertainty, left",
-        "Uncertainty, right",
-        "Left hippocampus",
-        "Whole head",
-        "Uncertainty, left",
-        "The image",
+        *("Left hippocampus", "Right hippocampus", "Whole head"),
+        *("Uncertainty, left", "Uncertainty, right"),
+        *("Left hippocampus", "Whole head", "Uncertainty, left"),
+        "T1w image",
     ]
     assert html.count('class="open-viewer"') == 2
     assert "it broke: &lt;script&gt;document.title" in html
@@ -82,34 +85,25 @@ def test_a_subject_with_three_sessions(processed: Study, tmp_path: Path) -> None
     assert "et al. (2022)" in text
 
 
-def test_every_picture_has_a_description(study: Study) -> None:
-    labels = re.findall(r'<svg [^>]*role="img" aria-label="([^"]+)"', report(study))
+def test_every_picture_has_a_description_and_the_same_outputs_give_the_same_file(
+    study: Study, pages: dict[str, Path]
+) -> None:
+    html = report(study)
+    assert html == pages["02"].read_text()
+    labels = re.findall(r'<svg [^>]*role="img" aria-label="([^"]+)"', html)
     assert len(labels) == 5
-    assert re.match(
-        r"Left hippocampus in six coronal, four sagittal and six axial slices of the T1w image "
-        r"with contours of its parts: anterior 2,008 mm³, posterior 1,648 mm³\.",
-        labels[0],
-    )
+    assert "anterior 2,008 mm³, posterior 1,648 mm³" in labels[0]
 
 
-def test_the_same_derivatives_give_the_same_file(processed: Study, tmp_path: Path) -> None:
-    pages = []
-    for name in ("a", "b"):
-        study = Study(processed.raw, tmp_path / name)
-        shutil.copytree(processed.output, study.output)
-        pages.append(report(study))
-    assert pages[0] == pages[1]
-
-
-def test_images_without_outputs_are_named(study: Study) -> None:
-    assert "Not in this report" not in check(report(study))
+def test_images_without_outputs_are_named(study: Study, pages: dict[str, Path]) -> None:
+    assert "sub-02_ses-late" not in check(pages["02"].read_text())
     folder = study.raw / "sub-02/ses-late/anat"
     folder.mkdir(parents=True)
     (folder / "sub-02_ses-late_T1w.nii.gz").touch()
     (folder / "sub-02_ses-late_T1w.nii.gz.bak").touch()
     (folder / "notes_T1w.nii").touch()
     assert not is_current(study.raw, study.output, "02")
-    assert "Not in this report: sub-02_ses-late." in check(report(study))
+    assert "not include: sub-02_ses-late." in check(report(study))
     assert is_current(study.raw, study.output, "02")
 
 
@@ -118,7 +112,7 @@ def test_a_report_without_pictures_is_made_again(study: Study) -> None:
     content = raw.read_bytes()
     raw.unlink()
     raw.symlink_to("nowhere.nii.gz")
-    report(study)
+    assert "datalad get" in check(report(study))
     assert not is_current(study.raw, study.output, "02")
     raw.unlink()
     raw.write_bytes(content)
@@ -127,77 +121,72 @@ def test_a_report_without_pictures_is_made_again(study: Study) -> None:
 
 
 def test_a_report_without_settings_is_made_again(study: Study) -> None:
-    assert "logs/*/settings.toml next to it has the settings" in check(report(study, "02", ""))
+    assert "logs/*/settings.toml" in check(report(study, "02", ""))
     assert not is_current(study.raw, study.output, "02")
-    assert "a = 1" in check(report(study))
+    assert SETTINGS in check(report(study))
     assert is_current(study.raw, study.output, "02")
 
 
-def test_boxes_are_promised_only_if_they_are_drawn(study: Study) -> None:
-    assert "Dashed: what the network sees" in report(study)
-    sidecar = study.output / "sub-02/anat/sub-02_seg-hippocampus_qc.json"
-    content = json.loads(sidecar.read_text())
-    del content["BoxCentres"]
-    sidecar.write_text(json.dumps(content))
-    html = report(study)
-    assert "Dashed" not in html
-    assert "the hippocampi and the boxes" not in html
+def test_boxes_are_promised_only_if_they_are_drawn(study: Study, pages: dict[str, Path]) -> None:
+    assert "the boxes around them" in pages["02"].read_text()
+    change_sidecar(study.output / SIDECAR, BoxCentres=None)
+    assert "boxes" not in check(report(study))
+
+
+def test_outputs_of_version_0_1_are_read(study: Study) -> None:
+    devices = {"localise": "cuda:1", "segment": "cpu"}
+    change_sidecar(study.output / SIDECAR, SoftwareVersion="0.1.0", Devices=devices)
+    text = check(report(study))
+    assert "localise: cuda:1" in text
+    assert "HyPS-BIDS 0.1.0" in text
+    assert "on cpu, cuda:1" in text
 
 
 def test_a_subject_without_scans(study: Study) -> None:
-    assert "No scan of this subject has been processed." in check(report(study, "none"))
+    assert "No scan of this subject" in check(report(study, "none"))
 
 
 @pytest.mark.parametrize(
-    ("pattern", "content", "said"),
+    ("pattern", "content"),
     [
-        ("raw/sub-02/anat/*_T1w.nii.gz", None, "no such file"),
-        ("raw/sub-02/anat/*_T1w.nii.gz", b"no image", "cannot be read as NIfTI"),
-        ("out/sub-02/anat/*_dseg.nii.gz", None, "no such file; run the participant level again"),
-        ("out/sub-02/anat/*_probseg.nii.gz", b"no image", "damaged"),
-        ("out/sub-02/anat/*_mask.nii.gz", b"", "damaged"),
-        ("out/sub-02/anat/*_qc.json", None, "is not there: the scan was interrupted"),
-        ("out/sub-02/anat/*_qc.json", b"{", "cannot be read"),
-        ("out/sub-02/anat/*_qc.tsv", b"", "is damaged"),
-        ("out/sub-02/anat/*_morph.tsv", b"a\n1\n", "is damaged"),
-        ("out/seg-hippocampus_dseg.tsv", None, "is not there"),
+        ("raw/sub-02/anat/*_T1w.nii.gz", None),
+        ("raw/sub-02/anat/*_T1w.nii.gz", b"no image"),
+        ("out/sub-02/anat/*_dseg.nii.gz", None),
+        ("out/sub-02/anat/*_probseg.nii.gz", b"no image"),
+        ("out/sub-02/anat/*_mask.nii.gz", b""),
+        ("out/sub-02/anat/*_qc.json", None),
+        ("out/sub-02/anat/*_qc.json", b"{"),
+        ("out/sub-02/anat/*_qc.tsv", b""),
+        ("out/sub-02/anat/*_morph.tsv", b"a\n1\n"),
+        ("out/seg-hippocampus_dseg.tsv", None),
     ],
 )
 def test_what_is_damaged_is_said_in_the_report_and_logged(
-    study: Study,
-    caplog: pytest.LogCaptureFixture,
-    pattern: str,
-    content: bytes | None,
-    said: str,
+    study: Study, caplog: pytest.LogCaptureFixture, pattern: str, content: bytes | None
 ) -> None:
     (path,) = study.raw.parent.glob(pattern)
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with caplog.at_level(logging.WARNING, "hyps_bids"):
-        text = check(report(study))
-    assert path.name in caplog.text
-    assert said in caplog.text
-    # in the scan's section and in that of errors
-    assert text.count(f"{path.name}: {said}") + text.count(f"{path.name} {said}") == 2
+    text = check(report(study))
+    assert any(
+        record.levelno == logging.WARNING and path.name in record.getMessage()
+        for record in caplog.records
+    )
     assert "✓" not in text
+    # The scan's section says it, and so does the section of errors.
+    assert text.count("run the participant level again") >= 2 or pattern.startswith("raw")
+    assert path.name in text.split("Errors")[0]
     assert path.name in text.split("Errors")[-1]
     if pattern.startswith("out/sub-02/anat") and pattern.endswith(".nii.gz"):
         assert "incomplete" in text.split("Errors")[0]
         assert not is_current(study.raw, study.output, "02")
 
 
-def test_an_error_of_ours_is_not_swallowed(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.figures, "mosaic", lambda *_: 1 / 0)
+def test_a_bug_is_not_swallowed(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "mosaic", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(study)
-
-
-def test_a_dangling_link_is_said(study: Study) -> None:
-    path = study.raw / "sub-02/anat/sub-02_T1w.nii.gz"
-    path.unlink()
-    path.symlink_to("nowhere.nii.gz")
-    assert "datalad get" in check(report(study))
 
 
 def test_a_scan_that_ends_while_the_report_is_built(
@@ -243,7 +232,7 @@ def test_many_scans_share_the_bytes(
 
 @pytest.mark.parametrize("parts", [["hippocampus"], ["head", "body", "tail", "subiculum"]])
 def test_adapters_with_other_parts(study: Study, parts: list[str]) -> None:
-    """Made labels: the real hippocampus cut into slabs."""
+    """The labels are made: the real hippocampus is cut into slabs."""
     anat = study.output / "sub-02/anat"
     table = label_table(parts)
     write_table(study.output / "seg-hippocampus_dseg.tsv", table)
@@ -288,9 +277,9 @@ def test_adapters_with_other_parts(study: Study, parts: list[str]) -> None:
 
 def test_scans_of_several_adapters_have_their_own_methods(study: Study) -> None:
     sidecar = facts_files(study.output, Scan.from_path(Path(f"{HALF}_T1w.nii.gz")))["sidecar"]
-    content = json.loads(sidecar.read_text())
-    content["Models"]["Adapter"]["Name"] = "adapter-<b>mine"
-    write_json(sidecar, content)
+    models = json.loads(sidecar.read_text())["Models"]
+    models["Adapter"]["Name"] = "adapter-<b>mine"
+    change_sidecar(sidecar, Models=models)
     text = check(report(study, "001A"))
     assert "adapted with adapter-<b>mine" in text
 
@@ -304,7 +293,7 @@ def test_a_report_needs_no_network_library_and_little_memory(study: Study) -> No
         "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]\n"
         "print(sorted(heavy), int(peak) // 1024)\n"
     )
-    # ru_maxrss would begin with what this process has
+    # Unlike ru_maxrss, VmHWM does not start with the memory of this process.
     done = subprocess.run(
         [sys.executable, "-c", code, str(study.raw), str(study.output)],
         capture_output=True,

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import gzip
 import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
+from scipy import ndimage
 
 from hyps_bids.reports import viewer
-from hyps_bids.reports.scan import find_scans_of, read_images, read_raw
+from hyps_bids.reports.scan_facts import find_scans_of
+from hyps_bids.reports.scan_images import Region, StoredImages, Voxels, read_images, read_raw
 from tests.reports.conftest import Study
 
 COLORS = {1: "#D55E00", 2: "#0072B2", 3: "#E69F00", 4: "#56B4E9"}
@@ -26,89 +29,80 @@ def read_mz3(content: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-@pytest.fixture(params=["001A", "02"])
-def images(processed: Study, request: pytest.FixtureRequest):
+@pytest.fixture(scope="module", params=["001A", "02"])
+def images(processed: Study, request: pytest.FixtureRequest) -> StoredImages:
     scan = find_scans_of(processed.output, request.param)[0]
     return read_images(processed.output, scan, read_raw(processed.raw, scan))
 
 
-@pytest.mark.parametrize("level", viewer.LEVELS)
-def test_left_is_left_in_every_file(images, level: viewer.Level) -> None:
-    region = viewer.region_around(images.labels, images.affine)
-    data, affine = viewer.close_up(images.t1w, images.affine, region, level)
-    volume = nib.Nifti1Image.from_bytes(viewer.nifti(data, affine))
-    assert volume.get_data_dtype() == np.uint8
-    assert volume.header["sform_code"] > 0
-    # the same structure is as bright at the same place of the world
-    for label in COLORS:
-        where = apply_affine(images.affine, np.argwhere(images.labels == label))
-        index = np.round(apply_affine(np.linalg.inv(volume.affine), where)).astype(int)
-        index = np.clip(index, 0, np.array(volume.shape) - 1)
-        shown = np.asarray(volume.dataobj)[tuple(index.T)]
-        real = images.t1w[images.labels == label]
-        if level.spacing < 2:
-            assert np.corrcoef(shown, real)[0, 1] > 0.9
+@pytest.fixture(scope="module")
+def region(images: StoredImages) -> Region:
+    found = viewer.region_around(images.labels)
+    assert found is not None
+    return found
 
 
-def test_the_labels_of_the_close_up_are_in_place(images) -> None:
-    region = viewer.region_around(images.labels, images.affine)
-    cut = images.labels[region]
-    assert (cut > 0).sum() == (images.labels > 0).sum()
-    start = [part.start for part in region]
-    labels = nib.Nifti1Image.from_bytes(viewer.nifti(cut, viewer._moved(images.affine, start)))
+def test_left_is_left_in_close_ups_which_get_ever_smaller(
+    images: StoredImages, region: Region
+) -> None:
+    sizes = []
+    for level in viewer.LEVELS:
+        content = viewer.nifti(viewer.close_up(images.t1w, region, level))
+        sizes.append(len(gzip.compress(content)))
+        volume = nib.Nifti1Image.from_bytes(content)
+        assert volume.get_data_dtype() == np.uint8
+        assert volume.header["sform_code"] > 0
+        # The same structure is equally bright at the same place in the world.
+        for label in COLORS if level.spacing < 2 else ():
+            inside = images.labels.data == label
+            where = apply_affine(images.t1w.affine, np.argwhere(inside))
+            index = np.round(apply_affine(np.linalg.inv(volume.affine), where)).astype(int)
+            index = np.clip(index, 0, np.array(volume.shape) - 1)
+            shown = np.asarray(volume.dataobj)[tuple(index.T)]
+            assert np.corrcoef(shown, images.t1w.data[inside])[0, 1] > 0.9
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0] / 2
+
+
+def test_the_labels_of_the_close_up_are_in_place(images: StoredImages, region: Region) -> None:
+    part = images.labels.part(region)
+    assert (part.data > 0).sum() == (images.labels.data > 0).sum()
+    labels = nib.Nifti1Image.from_bytes(viewer.nifti(part))
     for label, sign in ((1, -1), (4, 1)):
         where = apply_affine(labels.affine, np.argwhere(np.asarray(labels.dataobj) == label))
         assert (np.sign(where[:, 0]) == sign).all()
 
 
-def test_whole_head_is_smaller_and_in_place(images) -> None:
-    data, affine = viewer.head(images.t1w, images.affine, viewer.Level(0, 64, 4.0))
-    assert data.shape == tuple(side // 2 for side in images.t1w.shape)
-    weights = images.t1w.astype(float)
-    center = [
-        apply_affine(a, np.array([np.average(np.indices(w.shape)[i], weights=w) for i in range(3)]))
-        for a, w in ((images.affine, weights), (affine, data.astype(float)))
+def test_whole_head_is_smaller_and_in_place(images: StoredImages) -> None:
+    head = viewer.head(images.t1w, viewer.Level(0, 64, 4.0))
+    assert head.data.shape == tuple(side // 2 for side in images.t1w.data.shape)
+    centers = [
+        apply_affine(v.affine, ndimage.center_of_mass(v.data.astype(float)))
+        for v in (images.t1w, head)
     ]
-    assert center[0] == pytest.approx(center[1], abs=3)
+    assert centers[0] == pytest.approx(centers[1], abs=3)
 
 
-def test_surfaces_lie_around_their_voxels(images) -> None:
-    region = viewer.region_around(images.labels, images.affine)
-    affine = viewer._moved(images.affine, [part.start for part in region])
-    probabilities, labels = images.probabilities(region), images.labels[region]
+def test_surfaces_lie_around_their_voxels(images: StoredImages, region: Region) -> None:
+    probabilities, labels = images.probabilities(region), images.labels.part(region)
     for indices, sign in (([1, 2], -1), ([3, 4], 1)):
         own = probabilities[[i - 1 for i in indices]]
-        content = viewer.surface(own, labels, affine, indices, COLORS)
+        content = viewer.surface(own, labels, {i: COLORS[i] for i in indices})
         assert content is not None
         vertices, faces, colors = read_mz3(content)
         assert (np.sign(vertices[:, 0]) == sign).all()
-        voxels = apply_affine(affine, np.argwhere(np.isin(labels, indices)))
+        voxels = apply_affine(labels.affine, np.argwhere(np.isin(labels.data, indices)))
         assert (vertices.min(axis=0) > voxels.min(axis=0) - 2.5).all()
         assert (vertices.max(axis=0) < voxels.max(axis=0) + 2.5).all()
         a, b, c = (vertices[faces[:, i]].astype(float) for i in range(3))
         enclosed = abs(np.einsum("ij,ij->i", a, np.cross(b, c)).sum()) / 6
         assert enclosed == pytest.approx(len(voxels) * 8, rel=0.12)
-        # anterior points have the color of the anterior part
-        front = colors[vertices[:, 1].argmax(), :3]
-        assert bytes(front).hex().upper() == COLORS[indices[0]][1:]
-        back = colors[vertices[:, 1].argmin(), :3]
-        assert bytes(back).hex().upper() == COLORS[indices[1]][1:]
+        # The anterior end has the color of the anterior part, the posterior end the other one.
+        ends = colors[[vertices[:, 1].argmax(), vertices[:, 1].argmin()], :3]
+        assert [bytes(end).hex().upper() for end in ends] == [COLORS[i][1:] for i in indices]
 
 
 def test_nothing_segmented() -> None:
-    empty = np.zeros((10, 10, 10), np.uint8)
-    assert viewer.region_around(empty, np.eye(4)) is None
-    probabilities = np.zeros((1, 10, 10, 10), np.float32)
-    assert viewer.surface(probabilities, empty, np.eye(4), [1], COLORS) is None
-
-
-def test_lower_levels_are_smaller(images) -> None:
-    import gzip
-
-    region = viewer.region_around(images.labels, images.affine)
-    sizes = [
-        len(gzip.compress(viewer.close_up(images.t1w, images.affine, region, level)[0].tobytes()))
-        for level in viewer.LEVELS
-    ]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] < sizes[0] / 2
+    empty = Voxels(np.zeros((10, 10, 10), np.uint8), np.eye(4))
+    assert viewer.region_around(empty) is None
+    assert viewer.surface(np.zeros((1, 10, 10, 10), np.float32), empty, COLORS) is None

@@ -1,7 +1,7 @@
 "use strict";
-// What packed() and embedded_json() of page.py put into the page.
+// Read what packed() and embedded_json() of page.py have put into the page.
 
-/** Bytes of a packed element. */
+/** Return the bytes of a packed element. */
 async function unpack(id) {
   const text = document.getElementById(id).textContent;
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -9,12 +9,12 @@ async function unpack(id) {
   return new Response(stream).arrayBuffer();
 }
 
-/** Data of an embedded_json element. */
+/** Return the data of an embedded_json element. */
 function data(id) {
   return JSON.parse(document.getElementById(id).textContent);
 }
 
-/** Run a packed library, once. */
+/** Run a packed library once. */
 const libraries = {};
 function library(name) {
   libraries[name] ??= unpack(`library-${name}`).then((bytes) => {

@@ -8,36 +8,36 @@
     return element;
   };
   const specs = await read("charts");
-  const cohort = byId("cohort") ? await read("cohort") : null;
+  const facts = byId("group-data") ? await read("group-data") : null;
   const STATES = ["failed", "absent", "flagged", "outlier", "done"];
   const SIDES = { L: "left", R: "right" };
   const shown = (value) => value === null ? "n/a" : value.toLocaleString("en",
     Math.abs(value) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 });
 
-  // ---- table of scans: one page of rows at a time, so that 10,000 scans cost no more than 100
+  // ---- table of scans, one page of rows at a time, so that 10,000 scans cost no more than 100
   function scanTable() {
     const PAGE = 25;
     const number = (label, values, digits) => ({
       label, number: true, sort: values,
       text: (i) => (digits === undefined || values[i] === null ? shown(values[i]) : values[i].toFixed(digits)),
     });
-    const states = cohort.state.map((s) => STATES[s]);
+    const states = facts.state.map((s) => STATES[s]);
     const columns = [
-      { label: "Scan", sort: cohort.scan, text: (i) => cohort.scan[i], link: true, kind: "name" },
-      { label: "State", kind: "state-of", sort: cohort.state, text: (i) => states[i] },
-      { label: "Why", kind: "why", sort: cohort.notes.map((n) => -n.length), text: (i) => cohort.notes[i].map((n) => n[0]).join(" ") },
-      number("Left, mm³", cohort.left),
-      number("Right, mm³", cohort.right),
-      number("ICV, ml", cohort.icv),
-      number("Asymmetry, %", cohort.asymmetry, 1),
-      ...[...new Set([cohort.defaults.group, cohort.defaults.color])].filter((k) => k >= 0).map((k) => cohort.categories[k]).map((c) => ({
+      { label: "Scan", sort: facts.scan, text: (i) => facts.scan[i], link: true, kind: "name" },
+      { label: "State", kind: "state-of", sort: facts.state, text: (i) => states[i] },
+      { label: "Why", kind: "why", sort: facts.notes.map((n) => -n.length), text: (i) => facts.notes[i].map((n) => n[0]).join(" ") },
+      number("Left, mm³", facts.left),
+      number("Right, mm³", facts.right),
+      number("ICV, ml", facts.icv),
+      number("Asymmetry, %", facts.asymmetry, 1),
+      ...[...new Set([facts.defaults.group, facts.defaults.color])].filter((k) => k >= 0).map((k) => facts.categories[k]).map((c) => ({
         label: c.label, sort: c.codes.map((k) => (k < 0 ? null : k)), text: (i) => c.levels[c.codes[i]] ?? "n/a",
       })),
-      ...(cohort.defaults.age >= 0 ? [cohort.numbers[cohort.defaults.age]] : []).map((n) => number(n.label, n.values)),
+      ...(facts.defaults.age >= 0 ? [facts.numbers[facts.defaults.age]] : []).map((n) => number(n.label, n.values)),
     ];
     const order = new Intl.Collator("en", { numeric: true });
-    const haystack = cohort.scan.map((_, i) =>
-      [...columns.filter((c) => c.kind).map((c) => c.text(i)), ...cohort.categories.map((c) => c.levels[c.codes[i]] ?? "n/a"), cohort.remarks[i] ?? ""].join(" ").toLowerCase());
+    const haystack = facts.scan.map((_, i) =>
+      [...columns.filter((c) => c.kind).map((c) => c.text(i)), ...facts.categories.map((c) => c.levels[c.codes[i]] ?? "n/a"), facts.remarks[i] ?? ""].join(" ").toLowerCase());
     let rows = [], page = 0, column = null, ascending = true;
     const headings = columns.map((c) => {
       const button = make("button", { type: "button", textContent: c.label });
@@ -54,14 +54,14 @@
     byId("table").tHead.append(make("tr", {}, ...headings));
     const compare = (a, b) => {
       const [x, y] = [column.sort[a], column.sort[b]];
-      // what is not known comes last, whatever the direction
+      // Unknown values come last in both directions.
       if (x === null || y === null) return (x === null) - (y === null);
       return (typeof x === "string" ? order.compare(x, y) : x - y) * (ascending ? 1 : -1);
     };
     function update() {
       const words = byId("find").value.toLowerCase().split(/\s+/).filter(Boolean);
       const state = byId("state").value;
-      rows = cohort.scan.map((_, i) => i).filter((i) =>
+      rows = facts.scan.map((_, i) => i).filter((i) =>
         (!state || (state === "look" ? states[i] !== "done" : states[i] === state)) &&
         words.every((word) => haystack[i].includes(word)));
       if (column) rows.sort(compare);
@@ -72,19 +72,19 @@
       const element = make(c.link ? "th" : "td", { className: c.number ? "number" : c.kind ?? "" });
       if (c.link) {
         element.scope = "row";
-        element.append(cohort.href[i] ? make("a", { href: cohort.href[i], textContent: c.text(i) }) : c.text(i));
+        element.append(facts.href[i] ? make("a", { href: facts.href[i], textContent: c.text(i) }) : c.text(i));
       } else if (c.kind === "state-of") {
         element.append(make("span", { className: `state ${states[i]}`, textContent: states[i] }));
       } else if (c.kind === "why") {
-        for (const [short, got, meaning] of cohort.notes[i]) {
+        for (const [short, finding, advice] of facts.notes[i]) {
           const note = make("span", { className: "note", textContent: short });
-          if (got) {
+          if (finding) {
             note.tabIndex = 0;
-            note.append(make("span", { className: "words", textContent: `${got} ${meaning}` }));
+            note.append(make("span", { className: "words", textContent: `${finding} ${advice}` }));
           }
           element.append(note);
         }
-        if (cohort.remarks[i]) element.append(make("span", { className: "muted", textContent: cohort.remarks[i] }));
+        if (facts.remarks[i]) element.append(make("span", { className: "muted", textContent: facts.remarks[i] }));
       } else element.textContent = c.text(i);
       return element;
     }
@@ -94,7 +94,7 @@
       byId("table").tBodies[0].replaceChildren(
         ...visible.map((i) => make("tr", {}, ...columns.map((c) => cell(c, i)))));
       byId("found").textContent =
-        `${rows.length.toLocaleString("en")} of ${cohort.scan.length.toLocaleString("en")} scans`;
+        `${rows.length.toLocaleString("en")} of ${facts.scan.length.toLocaleString("en")} scans`;
       byId("page").textContent = `Page ${page + 1} of ${pages}`;
       byId("previous").disabled = page === 0;
       byId("next").disabled = page >= pages - 1;
@@ -111,13 +111,13 @@
     update();
   }
 
-  // ---- what the reader chooses
+  // ---- choices of the reader
   const chosen = (id) => Number(byId(id).value);
   const everybody = { label: "all scans", levels: ["all scans"], codes: null };
-  const category = (id) => cohort.categories[chosen(id)] ?? everybody;
+  const category = (id) => facts.categories[chosen(id)] ?? everybody;
   const levelOf = (c, i) => (c.codes ? c.levels[c.codes[i]] ?? "n/a" : c.levels[0]);
   const levelsOf = (c) => (c.codes?.includes(-1) ? [...c.levels, "n/a"] : c.levels);
-  // the same place for a point whenever it is drawn
+  // A point has the same place whenever it is drawn.
   const jitter = (i) => (((i + 1) * 2654435761) % 4294967296) / 2147483648 - 1;
 
   function fillChoices() {
@@ -128,15 +128,15 @@
       select.addEventListener("change", () => redraw((name) => affects.test(name)));
     };
     const labels = (list) => list.map((one, i) => [i, one.label]);
-    const groups = [[-1, "nothing"], ...labels(cohort.categories)];
-    const volume = cohort.measures.findIndex((m) => m.kind === "icv_residual_mm3");
-    fill("measure", labels(cohort.measures), Math.max(0, volume >= 0 && cohort.measures[0]?.kind === "volume_mm3" ? 0 : volume), /^(distribution|relation|change)-/);
-    fill("group", groups, cohort.defaults.group, /^(distribution-|asymmetry)/);
-    fill("color", groups, cohort.defaults.color, /^(distribution|relation|change)-|^asymmetry/);
-    fill("number", labels(cohort.numbers), cohort.defaults.number, /^relation-/);
-    const at = (name) => Math.max(0, cohort.quality.findIndex((q) => q.name === name));
+    const groups = [[-1, "nothing"], ...labels(facts.categories)];
+    const volume = facts.measures.findIndex((m) => m.kind === "icv_residual_mm3");
+    fill("measure", labels(facts.measures), Math.max(0, volume >= 0 && facts.measures[0]?.kind === "volume_mm3" ? 0 : volume), /^(distribution|relation|change)-/);
+    fill("group", groups, facts.defaults.group, /^(distribution-|asymmetry)/);
+    fill("color", groups, facts.defaults.color, /^(distribution|relation|change)-|^asymmetry/);
+    fill("number", labels(facts.numbers), facts.defaults.number, /^relation-/);
+    const at = (name) => Math.max(0, facts.quality.findIndex((q) => q.name === name));
     [["x0", "confidence"], ["y0", "agreement"], ["x1", "volume_mm3"], ["y1", "entropy"]].forEach(([id, name]) =>
-      fill(id, labels(cohort.quality), at(name), new RegExp(`^quality-${id[1]}$`)));
+      fill(id, labels(facts.quality), at(name), new RegExp(`^quality-${id[1]}$`)));
   }
 
   const counted = (values) => {
@@ -151,11 +151,11 @@
     return [low - margin, high + margin];
   };
 
-  /** Rows and placeholders of a chart of the cohort; null if there is nothing to show. */
+  /** Return rows and placeholders of a chart of all scans; null if there is nothing to show. */
   function filled(name) {
     const [kind, which] = name.split("-");
     const color = category("color");
-    const base = (i) => ({ i, color: levelOf(color, i), ringed: ["flagged", "outlier"].includes(STATES[cohort.state[i]]) });
+    const base = (i) => ({ i, color: levelOf(color, i), ringed: ["flagged", "outlier"].includes(STATES[facts.state[i]]) });
     const style = (n) => ({
       size: n > 3000 ? 12 : n > 500 ? 25 : 55, opacity: n > 3000 ? 0.45 : n > 500 ? 0.65 : 0.85,
       ring_size: n > 3000 ? 25 : n > 500 ? 80 : 160, ring_opacity: n > 3000 ? 0.4 : 0.9, ring_strokeWidth: n > 3000 ? 0.8 : 1.6,
@@ -170,40 +170,40 @@
     };
     let placeholders = {};
     if (kind === "quality") {
-      const [x, y] = [cohort.quality[chosen(`x${which}`)], cohort.quality[chosen(`y${which}`)]];
+      const [x, y] = [facts.quality[chosen(`x${which}`)], facts.quality[chosen(`y${which}`)]];
       if (!x || !y) return null;
-      const rows = cohort.scan.flatMap((_, i) => (x.R || y.R ? ["L", "R"] : ["L"]).map((side) => ({
+      const rows = facts.scan.flatMap((_, i) => (x.R || y.R ? ["L", "R"] : ["L"]).map((side) => ({
         i, side: x.R || y.R ? side : null, x: (x[side] ?? x.L)[i], value: (y[side] ?? y.L)[i],
-        state: STATES[cohort.state[i]] === "flagged" ? "flagged" : "no flag",
+        state: STATES[facts.state[i]] === "flagged" ? "flagged" : "no flag",
       }))).filter((row) => row.x !== null && row.value !== null);
       const bounds = (figure) => figure.bounds.map((bound) => ({ bound }));
       placeholders = {
         name: `${y.label} against ${x.label}`, x_title: x.label, x_bounds: bounds(x), y_bounds: bounds(y), x_domain: range([...rows.map((r) => r.x), ...x.bounds]),
       };
       return result(rows, y.label, [...rows.map((r) => r.value), ...y.bounds],
-        `${y.label} against ${x.label}, ${rows.length} points, of flagged scans ${rows.filter((r) => r.state === "flagged").length}.`);
+        `${y.label} against ${x.label}, ${rows.length} points, ${rows.filter((r) => r.state === "flagged").length} of them from flagged scans.`);
     }
-    const measure = kind === "asymmetry" ? null : cohort.measures[chosen("measure")];
+    const measure = kind === "asymmetry" ? null : facts.measures[chosen("measure")];
     if (kind !== "asymmetry" && !measure) return null;
-    const values = measure ? measure[which] : cohort.asymmetry;
+    const values = measure ? measure[which] : facts.asymmetry;
     const title = measure ? `${measure.label}, ${measure.unit}` : "asymmetry, %";
     const both = measure ? [...measure.L, ...measure.R] : [...values, -25, 25];
     const Side = { L: "Left", R: "Right" }[which];
-    const known = cohort.scan.map((_, i) => i).filter((i) => values[i] !== null);
+    const known = facts.scan.map((_, i) => i).filter((i) => values[i] !== null);
     if (kind === "relation") {
-      const x = cohort.numbers[chosen("number")];
+      const x = facts.numbers[chosen("number")];
       if (!x) return null;
       const rows = known.filter((i) => x.values[i] !== null).map((i) => ({ ...base(i), x: x.values[i], value: values[i] }));
       const often = counted(rows.map((r) => r.color));
-      // a line through a few points says more about chance
+      // A line through a few points would show mostly chance.
       const lines = [...often.keys()].filter((level) => often.get(level) >= 20);
       placeholders = { name: `${Side}, against ${x.label}`, x_title: x.label, x_domain: range(rows.map((r) => r.x)), lines };
       return result(rows, title, both, `${title}, ${SIDES[which]}, against ${x.label}: ${rows.length} scans.`);
     }
     if (kind === "change") {
-      if (!cohort.years) return null;
-      const rows = known.filter((i) => cohort.years[i] !== null).map((i) => ({
-        ...base(i), x: cohort.years[i], value: values[i], subject: cohort.subject[i] }));
+      if (!facts.years) return null;
+      const rows = known.filter((i) => facts.years[i] !== null).map((i) => ({
+        ...base(i), x: facts.years[i], value: values[i], subject: facts.subject[i] }));
       const often = counted(rows.map((r) => r.subject));
       placeholders = { x_title: "years since the first scan" };
       const several = rows.filter((r) => often.get(r.subject) > 1);
@@ -229,7 +229,7 @@
       summary(rows, groups).map((s) => `${s[0]} n ${s[1]}, median ${s[2]}`).join("; "));
   }
 
-  // ---- the same in numbers
+  // ---- the charts in numbers
   const quantile = (v, q) => {
     const at = (v.length - 1) * q, low = Math.floor(at);
     return v[low] + (at - low) * ((v[low + 1] ?? v[low]) - v[low]);
@@ -262,7 +262,7 @@
     const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
     const [text, muted, line, bad] = ["text", "muted", "line", "bad"].map(css);
     const font = getComputedStyle(document.body).fontFamily;
-    // Okabe and Ito, lighter or darker where the ground would swallow them
+    // The palette of Okabe and Ito, lighter or darker where the contrast would be too low.
     const colors = dark.matches
       ? ["#56B4E9", "#E69F00", "#2fc79b", "#e58ebf", "#F0E442", "#f0793a", "#a9b2bb", "#4f9fe0"]
       : ["#0072B2", "#D55E00", "#009E73", "#b8568f", "#9a6a00", "#2b8cc4", "#555555", "#7a7000"];
@@ -289,11 +289,11 @@
   function words(datum, titles) {
     if (datum.i === undefined) return datum.tip ?? "";
     const i = datum.i;
-    const lines = [cohort.scan[i] + (datum.side ? `, ${SIDES[datum.side]}` : "")];
+    const lines = [facts.scan[i] + (datum.side ? `, ${SIDES[datum.side]}` : "")];
     lines.push(`${titles.value_title}: ${shown(datum.value)}`);
     if (datum.group === undefined) lines.push(`${titles.x_title}: ${shown(datum.x)}`);
-    lines.push(...cohort.categories.slice(0, 3).map((c) => `${c.label}: ${levelOf(c, i)}`));
-    lines.push(...cohort.notes[i].map(([short, got]) => (got ? `${short}: ${got}` : short)));
+    lines.push(...facts.categories.slice(0, 3).map((c) => `${c.label}: ${levelOf(c, i)}`));
+    lines.push(...facts.notes[i].map(([short, finding]) => finding || short));
     return lines.join("\n");
   }
   function tooltip(event, item, titles) {
@@ -310,7 +310,7 @@
   const views = new Map();
   async function draw(plot) {
     if (views.has(plot)) return;
-    // whoever draws a plot again takes the turn away
+    // Drawing a plot again cancels the previous attempt.
     const turn = { finalize() {} };
     views.set(plot, turn);
     try {
@@ -337,7 +337,7 @@
     plot.append(canvas);
     plot.toggleAttribute("data-dark", dark.matches);
     const { view, finalize } = await vegaEmbed(canvas, spec, {
-      // without eval: the page's policy forbids it
+      // The abstract syntax tree needs no eval, which the page's policy forbids.
       ast: true, mode: "vega-lite", actions: false, renderer: "canvas", config: theme(), defaultStyle: false,
       tooltip: (_, event, item) => tooltip(event, item, found.values),
     });
@@ -348,7 +348,7 @@
     }
     turn.finalize = finalize;
     view.addEventListener("click", (_, item) => {
-      const href = cohort?.href[item?.datum?.i];
+      const href = facts?.href[item?.datum?.i];
       if (href) location.href = href;
     });
     const save = make("button", { type: "button", className: "save interactive", textContent: "Save as SVG" });
@@ -363,7 +363,7 @@
     plot.dataset.drawn = "";
   }
   function redraw(concerns) {
-    if (cohort) summaries();
+    if (facts) summaries();
     document.querySelectorAll(".plot").forEach((plot) => {
       if (!concerns(plot.dataset.chart) || !views.has(plot)) return;
       views.get(plot).finalize();
@@ -374,7 +374,7 @@
     });
   }
 
-  if (cohort) {
+  if (facts) {
     fillChoices();
     scanTable();
     summaries();
@@ -385,7 +385,7 @@
     draw(e.target);
   }), { rootMargin: "300px" });
   plots.forEach((plot) => watch.observe(plot));
-  // those out of sight when there is nothing else to do, so that a print has all
+  // Draw the plots that are out of sight when the page is idle, so that a print has all of them.
   const later = () => {
     const next = plots.find((plot) => !views.has(plot));
     if (next) draw(next).then(() => (window.requestIdleCallback ?? setTimeout)(later));

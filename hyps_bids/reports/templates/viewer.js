@@ -1,4 +1,4 @@
-// One viewer for all scans: it moves to the scan for which it is opened.
+// One viewer serves all scans: it moves to the scan for which it is opened.
 const viewer = {
   element: document.getElementById("viewer"),
   scans: data("viewer-data"),
@@ -18,7 +18,7 @@ async function openViewer(button) {
   button.closest("div").querySelector(".viewer-place").append(viewer.element);
   viewer.element.hidden = false;
   if (!document.createElement("canvas").getContext("webgl2")) {
-    say("This browser has no WebGL 2, which the viewer needs. The pictures of this page show the same.");
+    say("The viewer needs WebGL 2, but this browser has no WebGL 2. The pictures on this page show the same structures.");
     return;
   }
   say("Loading …");
@@ -34,7 +34,7 @@ async function openViewer(button) {
       ...Object.keys(choices).filter((name) => files.includes(name))
         .map((name) => new Option(choices[name], name)),
     );
-    // nothing may be segmented
+    // A scan without hippocampi has no segmentation to control.
     for (const name of ["labels", "probability"]) {
       control(name).closest("label").hidden = !files.includes("labels");
     }
@@ -44,7 +44,7 @@ async function openViewer(button) {
     say("");
   } catch (error) {
     control("body").hidden = true;
-    say(`The viewer could not be started (${error.message}). The pictures of this page show the same.`);
+    say(`The viewer could not be started (${error.message}). The pictures on this page show the same structures.`);
   }
 }
 
@@ -60,7 +60,7 @@ async function newSlices() {
     isCornerOrientationText: false,
     sagittalNoseLeft: true,
     showAllOrientationMarkers: true,
-    // can be read on black and on white
+    // This color can be read on black and on white.
     fontColor: [1, 0.35, 0.75, 1],
     fontMinPx: 20,
     tileMargin: 10,
@@ -88,7 +88,7 @@ async function newSurface() {
   return nv;
 }
 
-/** Address of a packed file of the scan, for as long as it takes to load it. */
+/** Give packed files of the scan an address for as long as it takes to load them. */
 async function withFiles(names, extension, load) {
   const { files } = viewer.scans[viewer.scan];
   const found = names.filter((name) => files.includes(name));
@@ -123,7 +123,7 @@ async function loadSurfaces() {
   nv.setScale(0.75);
 }
 
-/** Label table: background is transparent. */
+/** Return the table of label colors; the background is transparent. */
 function colors() {
   const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: ["background"] };
   for (const { index, name, color } of viewer.scans[viewer.scan].labels) {
@@ -141,7 +141,7 @@ function setOpacity(layer) {
   }
 }
 
-/** Sliders reach as far as the volume does, and begin in a hippocampus, if there is one. */
+/** Let the sliders reach as far as the volume, and start in a hippocampus if there is one. */
 function setRanges() {
   const [low, high] = viewer.slices.sceneExtentsMinMax(true);
   ["x", "y", "z"].forEach((axis, i) => {

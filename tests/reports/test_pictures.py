@@ -8,16 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyps_bids.reports import figures
-from hyps_bids.reports.figures import Tile, compress, mosaic, overview, side_tiles, uncertainty
-from hyps_bids.segmentation import segment
+from hyps_bids.reports import pictures
+from hyps_bids.reports.pictures import (
+    Layout,
+    Tile,
+    compress,
+    mosaic,
+    overview,
+    side_tiles,
+    uncertainty,
+)
+from hyps_bids.reports.scan_images import Voxels
 
 COLORS = {1: "#D55E00"}
 ROWS = side_tiles((-35, -20, -15), (-15, 20, 5))
 
 
-def volume(axes: str = "RAS", zoom: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A made image of 120 mm: gray, a bright ball at left and one label there, any axes."""
+def head(axes: str = "RAS", zoom: float = 1.0) -> tuple[Voxels, Voxels]:
+    """A made gray image of 120 mm in any axes, with a bright ball on the left, and its label."""
     side = round(120 / zoom)
     affine = np.diag([zoom, zoom, zoom, 1.0])
     affine[:3, 3] = -60
@@ -27,8 +35,8 @@ def volume(axes: str = "RAS", zoom: float = 1.0) -> tuple[np.ndarray, np.ndarray
     image = nib.Nifti1Image(data, affine)
     turn = nib.orientations.axcodes2ornt(axes)
     turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), turn))
-    t1w = np.asarray(turned.dataobj)
-    return t1w, turned.affine, (t1w > 150).astype(np.uint8)
+    t1w = Voxels(np.asarray(turned.dataobj), turned.affine)
+    return t1w, Voxels((t1w.data > 150).astype(np.uint8), t1w.affine)
 
 
 def points(outline: str) -> np.ndarray:
@@ -42,15 +50,11 @@ def points(outline: str) -> np.ndarray:
     return np.concatenate(out) / 20
 
 
-def test_the_box_is_that_of_the_network() -> None:
-    assert figures.BOX == segment.BOX
-
-
 def test_left_is_on_the_right() -> None:
     for plane in (1, 2):
         tile = Tile(plane, (0, 0, 0), 40, 40)
         assert tile.place((-10, 0, 0))[0] > tile.place((10, 0, 0))[0]
-    # the nose to the left, up is up
+    # The nose is on the left, and up is up.
     tile = Tile(0, (0, 0, 0), 40, 40)
     assert tile.place((0, 10, 0))[0] < tile.place((0, -10, 0))[0]
     assert tile.place((0, 0, 10))[1] < tile.place((0, 0, -10))[1]
@@ -67,19 +71,19 @@ def test_points_and_place_are_inverse(plane: int) -> None:
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA"])
 def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
-    t1w, affine, labels = volume(axes)
+    t1w, labels = head(axes)
     row = [[Tile(plane, (-25.0, 0.0, -5.0), 60, 60) for plane in (0, 1, 2)]]
     off = [[Tile(plane, (-21.0, 4.0, -1.0), 60, 60) for plane in (0, 1, 2)]]
     found = 0
     for rows in (row, off):
-        picture = mosaic(t1w, affine, labels, affine, COLORS, rows)
+        picture = mosaic(t1w, labels, COLORS, rows)
         contour = points(picture.outline)
         pixels = picture.pixels / picture.pixels.max()
         scale = picture.pixels.shape[1] / (picture.width / 20)
-        for tile in figures._placed(rows)[0]:
+        for tile in Layout.of_rows(rows, 0.5).tiles:
             inside = (contour[:, 0] > tile.left) & (contour[:, 0] < tile.left + tile.width)
             x, y = tile.place((-25, 0, -5))
-            # contours close at the cut, so their middle is the ball's
+            # Contours close at the cut, so their middle is the middle of the ball.
             low, high = contour[inside].min(axis=0), contour[inside].max(axis=0)
             assert (low + high) / 2 == pytest.approx((x, y), abs=0.6)
             if rows is row:
@@ -90,18 +94,16 @@ def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
 
 
 def test_an_outline_on_a_part_of_the_grid() -> None:
-    t1w, affine, labels = volume()
-    moved = affine.copy()
-    moved[:3, 3] += 20
-    whole = mosaic(t1w, affine, labels, affine, COLORS, ROWS)
-    part = mosaic(t1w, affine, labels[20:, 20:, 20:], moved, COLORS, ROWS)
+    t1w, labels = head()
+    whole = mosaic(t1w, labels, COLORS, ROWS)
+    part = mosaic(t1w, labels.part([slice(20, None)] * 3), COLORS, ROWS)
     assert whole.outline == part.outline != ""
-    assert mosaic(t1w, affine, labels, affine, {7: "#000000"}, ROWS).outline == ""
+    assert mosaic(t1w, labels, {7: "#000000"}, ROWS).outline == ""
 
 
 def test_marks_say_sides_coordinates_and_scale() -> None:
-    t1w, affine, labels = volume()
-    marks = mosaic(t1w, affine, labels, affine, COLORS, ROWS).marks
+    t1w, labels = head()
+    marks = mosaic(t1w, labels, COLORS, ROWS).marks
     texts = re.findall(r">([^<>]+)</text>", marks)
     assert texts.count("L") == texts.count("R") == 12
     assert texts.count("A") == texts.count("P") == 4
@@ -116,10 +118,11 @@ def test_a_large_segmentation_is_shown_whole() -> None:
 
 
 def test_uncertainty_is_in_color_where_the_network_hesitates() -> None:
-    t1w, affine, labels = volume()
+    t1w, labels = head()
     tile = [[Tile(1, (-25.0, 0.0, -5.0), 40, 40)]]
-    certain = uncertainty(t1w, affine, labels.astype(np.float32), affine, tile)
-    doubtful = uncertainty(t1w, affine, labels * np.float32(0.6), affine, tile)
+    certain, doubtful = (
+        uncertainty(t1w, Voxels(labels.data * np.float32(p), labels.affine), tile) for p in (1, 0.6)
+    )
     middle = np.array(doubtful.pixels.shape[:2]) // 2
     assert np.ptp(certain.pixels[tuple(middle)]) == 0
     red, green, blue = doubtful.pixels[tuple(middle)].astype(int)
@@ -128,24 +131,23 @@ def test_uncertainty_is_in_color_where_the_network_hesitates() -> None:
 
 def test_uncertainty_is_ordered_by_lightness() -> None:
     weights = np.array([0.2126, 0.7152, 0.0722])
-    assert (np.diff(figures._heat(np.linspace(0, 1, 20)) @ weights) > 0).all()
+    assert (np.diff(pictures._heat(np.linspace(0, 1, 20)) @ weights) > 0).all()
 
 
 def test_overview_with_and_without_masks() -> None:
-    t1w, affine, labels = volume("PIR", 2.0)
-    bare = overview(t1w, affine)
+    t1w, labels = head("PIR", 2.0)
+    bare = overview(t1w)
     assert bare.outline == ""
     assert len(re.findall("<text", bare.marks)) == 3 * 3 + 1
     full = overview(
         t1w,
-        affine,
-        intracranial=(t1w > 0).astype(np.uint8),
-        labels=(labels, affine),
+        intracranial=Voxels((t1w.data > 0).astype(np.uint8), t1w.affine),
+        labels=labels,
         colors=COLORS,
         centers=[(-25, 0, -5), (25, 0, -5)],
         boxes=[(-25, 0, -5), (25, 0, -5)],
     )
-    # its own sagittal slice, and the coronal and axial ones
+    # Each box is in its own sagittal slice and in the coronal and axial ones.
     assert full.outline.count("<rect") == 6
     assert full.outline.count('stroke="#D55E00"') == 1
 

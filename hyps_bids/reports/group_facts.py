@@ -1,0 +1,382 @@
+"""Facts of the group report about all scans: states, reasons, outliers and columns to show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.cohort.derived import split_column
+from hyps_bids.cohort.longitudinal import scan_times
+from hyps_bids.outputs.columns import KEYS
+from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
+from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.reports.flags import Note, describe_bounds, describe_flag
+from hyps_bids.reports.page import anchor
+
+__all__ = ["OUTLIER_Z", "STATES", "GroupFacts", "PageData", "describe_group", "robust_z"]
+
+#: robust z beyond which a volume is an outlier (Iglewicz and Hoaglin 1993)
+OUTLIER_Z = 3.5
+#: number of scans below which none is called an outlier
+_FEWEST = 10
+#: state of a scan → its meaning, in the order in which scans should be looked at
+STATES = {
+    "failed": "The scan has no result; the reason is given.",
+    "absent": "There are no outputs of this scan, or this participant has no T1w image.",
+    "flagged": "A quality measure is outside its bounds, or a hippocampus was not found.",
+    "outlier": "The scan has no flag, but a volume or the asymmetry is far from the other scans.",
+    "done": "The scan is inconspicuous.",
+}
+#: columns of the wide table that the group level adds, besides the measures
+_OWN = {
+    *(*KEYS, "status", "reason", "flags", "remarks"),
+    *("software_version", "adapter", "models", "icv_mm3", "acq_time"),
+}
+#: measure of the wide table → words, unit, factor to the unit
+_MEASURES = {
+    "volume_mm3": ("volume", "mm³", 1),
+    "icv_residual_mm3": ("volume adjusted for ICV", "mm³", 1),
+    "icv_fraction": ("share of the ICV", "%", 100),
+}
+#: names of columns by which scans are compared or colored at first
+_GROUP = re.compile(r"(?i)^(diagnos|dx|group|condition|cohort|patient|arm|status)")
+_SEX = re.compile(r"(?i)^(sex|gender)")
+_AGE = re.compile(r"(?i)^age")
+#: largest number of levels to compare, in columns of text and of numbers
+_MOST_LEVELS, _MOST_CODES = 12, 6
+
+
+class PageData(TypedDict):
+    """The page's single copy of the data, for ``group.js``.
+
+    Most lists have one value per scan. A state is its position in :data:`STATES`. Volumes of the
+    whole hippocampus are in mm³, the ICV is in ml and the asymmetry in percent. `measures`,
+    `categories`, `numbers` and `quality` are columns to show, to compare by and to plot; `defaults`
+    are the positions of those that are shown at first, or -1. `years` since the subject's first
+    scan are None if no subject has two times.
+    """
+
+    scan: list[str]
+    subject: list[str | None]
+    href: list[str | None]
+    state: list[int]
+    notes: list[list[list[str]]]
+    remarks: list[str | None]
+    icv: list[float | None]
+    asymmetry: list[float | None]
+    left: list[float | None]
+    right: list[float | None]
+    measures: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    numbers: list[dict[str, Any]]
+    quality: list[dict[str, Any]]
+    years: list[float | None] | None
+    defaults: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ConspicuousScan:
+    """A scan to look at; `href` leads to its report, if there is one."""
+
+    scan: str
+    href: str | None
+    state: str
+    notes: list[Note]
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """Everything about the scans that the page shows.
+
+    Attributes
+    ----------
+    counts : dict of str to int
+        State → number of scans.
+    versions : list of (str, str, int)
+        Software version, models and number of scans of everything that made volumes.
+    adjustment : dict or None
+        ``FittedOn`` and ``N`` of the adjustment for intracranial volume.
+    n_without_side, n_outlier_scans : int
+        Number of scans that lack one or both hippocampi, and number of scans among which outliers
+        were searched, 0 if there are too few.
+    not_offered : list of str
+        Columns of text whose levels are not compared, with the reason.
+    """
+
+    counts: dict[str, int]
+    conspicuous: list[ConspicuousScan]
+    versions: list[tuple[str, str, int]]
+    data: PageData
+    adjustment: dict[str, Any] | None
+    n_without_side: int
+    n_outlier_scans: int
+    not_offered: list[str]
+
+
+def describe_group(
+    wide: pd.DataFrame, qc: pd.DataFrame, sidecar: Mapping[str, Any], reports: Collection[str]
+) -> GroupFacts:
+    """Collect the facts about all scans.
+
+    Parameters
+    ----------
+    wide : pandas.DataFrame
+        From :func:`hyps_bids.outputs.reading.read_wide`.
+    qc : pandas.DataFrame
+        QC table of all scans; only the scans of the wide table count.
+    sidecar : mapping
+        Sidecar of the wide table.
+    reports : collection of str
+        Names of the subject reports that exist, such as ``sub-01.html``.
+    """
+    wide = wide.reset_index(drop=True)
+    qc = qc.drop_duplicates("scan").set_index("scan").reindex(wide["scan"]).reset_index(drop=True)
+    notes, n_outlier_scans = _all_notes(wide, qc)
+    state = _states(wide, notes)
+    names = wide["scan"].fillna(wide["participant_id"]).astype(str).tolist()
+    hrefs = [
+        f"{quote(subject)}.html#{anchor(name)}" if f"{subject}.html" in reports else None
+        for subject, name in zip(wide["participant_id"], names, strict=True)
+    ]
+    ranks = [list(STATES).index(s) for s in state]
+    rows = sorted(
+        (row for row in range(len(wide)) if state[row] != "done"),
+        key=lambda row: (ranks[row], -len(notes[row])),
+    )
+    categories, not_offered = _categories(wide)
+    numbers = _metadata_numbers(wide)
+    data: PageData = {
+        "scan": names,
+        "subject": _texts(wide["participant_id"]),
+        "href": hrefs,
+        "state": ranks,
+        "notes": [[list(note) for note in one] for one in notes],
+        "remarks": _texts(wide["remarks"]),
+        "icv": _numbers(wide, "icv_mm3", 1e-3),
+        "asymmetry": _numbers(wide, f"asymmetry_{WHOLE}", 100),
+        "left": _numbers(wide, f"volume_mm3_L_{WHOLE}"),
+        "right": _numbers(wide, f"volume_mm3_R_{WHOLE}"),
+        "measures": _measures(wide),
+        "categories": categories,
+        "numbers": numbers,
+        "quality": _quality(qc),
+        "years": _years(wide),
+        "defaults": _defaults(categories, numbers),
+    }
+    return GroupFacts(
+        counts={name: state.count(name) for name in STATES},
+        conspicuous=[ConspicuousScan(names[r], hrefs[r], state[r], notes[r]) for r in rows],
+        versions=_versions(wide),
+        data=data,
+        adjustment=sidecar.get(f"icv_residual_mm3_L_{WHOLE}", {}).get("ICVAdjustment"),
+        n_without_side=int(wide["flags"].str.contains(r"\bmissing_", na=False).sum()),
+        n_outlier_scans=n_outlier_scans,
+        not_offered=not_offered,
+    )
+
+
+def robust_z(values: pd.Series) -> pd.Series:
+    """Measure the distance from the median in units of the scaled median absolute deviation (MAD).
+
+    Returns
+    -------
+    pandas.Series
+        ``0.6745 (x - median) / MAD``; missing where `values` is missing, or everywhere if the MAD
+        is 0.
+
+    Examples
+    --------
+    >>> robust_z(pd.Series([1.0, 2.0, 3.0, 4.0, 100.0])).round(2).tolist()
+    [-1.35, -0.67, 0.0, 0.67, 65.43]
+    """
+    centered = values - values.median()
+    mad = centered.abs().median()
+    return 0.6745 * centered / (mad if mad > 0 else np.nan)
+
+
+def _all_notes(wide: pd.DataFrame, qc: pd.DataFrame) -> tuple[list[list[Note]], int]:
+    """Put failures, flags and outliers into words; also count the scans searched for outliers."""
+    reasons = wide["reason"].where(wide["status"].isin(["failed", "missing"]))
+    notes: list[list[Note]] = [[] if pd.isna(reason) else [Note(reason)] for reason in reasons]
+    measures = qc.select_dtypes("number").to_dict("records")
+    for row, text in wide["flags"].dropna().items():
+        for flag in str(text).split():
+            notes[row].append(describe_flag(flag, measures[row]))
+    done = wide[wide["status"] == "done"]
+    if len(done) < _FEWEST:
+        return notes, 0
+    for row, note in _outliers(done):
+        notes[row].append(note)
+    return notes, len(done)
+
+
+def _outliers(done: pd.DataFrame) -> Iterator[tuple[int, Note]]:
+    """Find volumes and asymmetries that are far from those of the other scans."""
+    for hemi, side in SIDE_NAMES.items():
+        adjusted, raw = f"icv_residual_mm3_{hemi}_{WHOLE}", f"volume_mm3_{hemi}_{WHOLE}"
+        name = adjusted if adjusted in done else raw
+        if name in done:
+            what = "The volume adjusted for ICV" if name == adjusted else "The volume"
+            shorts = f"small {side} hippocampus", f"large {side} hippocampus"
+            yield from _far(done[name], what, shorts, ",.0f", "mm³")
+    if f"asymmetry_{WHOLE}" in done:
+        shorts = "asymmetry to the right", "asymmetry to the left"
+        percent = 100 * done[f"asymmetry_{WHOLE}"]
+        yield from _far(percent, "Left minus right", shorts, ".1f", "%")
+
+
+def _far(
+    values: pd.Series, what: str, shorts: tuple[str, str], digits: str, unit: str
+) -> Iterator[tuple[int, Note]]:
+    z = robust_z(values)
+    for row in z.index[z.abs() > OUTLIER_Z]:
+        finding = (
+            f"{what} is {values[row]:{digits}} {unit}, the median {values.median():{digits}} "
+            f"{unit}: robust z {z[row]:+.1f}."
+        )
+        yield (int(row), Note(f"outlier: {shorts[int(z[row] > 0)]}", finding.replace("-", "−")))
+
+
+def _states(wide: pd.DataFrame, notes: list[list[Note]]) -> list[str]:
+    """Name the state of each scan."""
+    noted = np.array([len(n) > 0 for n in notes], dtype=bool)
+    failed, absent = wide["status"] == "failed", wide["status"] == "missing"
+    choices = {"failed": failed, "absent": absent, "flagged": wide["flags"].notna()}
+    states: list[str] = np.select(
+        [*choices.values(), noted], [*choices, "outlier"], "done"
+    ).tolist()
+    return states
+
+
+def _versions(wide: pd.DataFrame) -> list[tuple[str, str, int]]:
+    done = wide[wide["status"] == "done"][["software_version", "models"]].fillna("not known")
+    return [(version, models, int(n)) for (version, models), n in done.value_counts().items()]
+
+
+def _measures(wide: pd.DataFrame) -> list[dict[str, Any]]:
+    """Describe the measures of both sides that can be shown, the whole hippocampus first."""
+    found = []
+    for name in wide:
+        kind, side, part = _split(str(name)) or ("", "", "")
+        if kind not in _MEASURES or side != "L" or f"{kind}_R_{part}" not in wide:
+            continue
+        words, unit, scale = _MEASURES[kind]
+        found.append(
+            {
+                "kind": kind,
+                "part": part,
+                "label": f"{part} hippocampus, {words}",
+                "unit": unit,
+                "L": _numbers(wide, str(name), scale),
+                "R": _numbers(wide, f"{kind}_R_{part}", scale),
+            }
+        )
+    return sorted(found, key=lambda m: (m["part"] != WHOLE, m["part"]))
+
+
+def _split(name: str) -> tuple[str, str, str] | None:
+    try:
+        return split_column(name)
+    except ValueError:
+        return None
+
+
+def _metadata(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that come from the dataset's own tables."""
+    return wide[[name for name in wide if name not in _OWN and _split(str(name)) is None]]
+
+
+def _categories(wide: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
+    """Find columns with few levels of several scans each, and columns of text with too many."""
+    found, others = [], []
+    for name, values in _metadata(wide).items():
+        number = pd.api.types.is_numeric_dtype(values)
+        kind = values.astype("category") if values.dtype != "category" else values
+        present = [level for level in kind.cat.categories if (kind == level).any()]
+        most = _MOST_CODES if number else _MOST_LEVELS
+        # A level of text needs two scans on average. A number that is a code needs eight.
+        if 2 <= len(present) <= min(most, values.notna().sum() // (8 if number else 2)):
+            kind = kind.cat.set_categories(present)
+            levels = [f"{level:g}" if number else str(level) for level in present]
+            found.append({"label": str(name), "levels": levels, "codes": kind.cat.codes.tolist()})
+        elif len(present) > 1 and not number:
+            why = "too many" if len(present) > most else "too few scans each"
+            others.append(f"{name} ({len(present)} levels: {why})")
+    return found, others
+
+
+def _metadata_numbers(wide: pd.DataFrame) -> list[dict[str, Any]]:
+    names = [n for n, v in _metadata(wide).select_dtypes("number").items() if v.notna().any()]
+    found = [{"label": str(name), "values": _numbers(wide, name)} for name in names]
+    if "icv_mm3" in wide and wide["icv_mm3"].notna().any():
+        icv = _numbers(wide, "icv_mm3", 1e-3)
+        found.append({"label": "intracranial volume, ml", "values": icv})
+    return found
+
+
+def _quality(qc: pd.DataFrame) -> list[dict[str, Any]]:
+    found = []
+    for name, bound in quality_bounds().items():
+        sides = [f"{name}_L", f"{name}_R"] if f"{name}_L" in qc else [name, name]
+        if not set(sides) <= set(qc) or qc[sides].notna().to_numpy().sum() == 0:
+            continue
+        label = name.removesuffix("_mm3").replace("_", " ").replace("icv", "intracranial volume")
+        found.append(
+            {
+                "name": name,
+                "label": label + (", mm³" if name.endswith("_mm3") else ""),
+                "description": bound["description"],
+                "inconspicuous": describe_bounds(name),
+                "bounds": [float(bound[end]) for end in ("low", "high") if end in bound],
+                "L": _numbers(qc, sides[0]),
+                # A measure of the whole scan is one point.
+                "R": _numbers(qc, sides[1]) if sides[0] != sides[1] else None,
+            }
+        )
+    return found
+
+
+def _years(wide: pd.DataFrame) -> list[float | None] | None:
+    """Return the years since the subject's first scan, if any subject has two times."""
+    done = wide[wide["status"] == "done"]
+    years = scan_times(done)["years"]
+    years = years - years.groupby(done["participant_id"]).transform("min")
+    if not (years > 0).any():
+        return None
+    return _numbers(years.reindex(wide.index).to_frame(), "years")
+
+
+def _defaults(categories: list[dict[str, Any]], numbers: list[dict[str, Any]]) -> dict[str, int]:
+    """Choose what is compared at first: positions in the lists; -1 for nothing."""
+    sex = _first(categories, _SEX)
+    # The columns are compared by a group, else by sex, else by the first category.
+    group = next((k for k in (_first(categories, _GROUP), sex) if k >= 0), 0 if categories else -1)
+    age = _first(numbers, _AGE)
+    return {
+        "group": group,
+        "color": sex if sex >= 0 else group,
+        "age": age,
+        "number": age if age >= 0 else len(numbers) - 1,
+    }
+
+
+def _first(columns: list[dict[str, Any]], pattern: re.Pattern[str]) -> int:
+    return next((i for i, column in enumerate(columns) if pattern.match(column["label"])), -1)
+
+
+def _texts(column: pd.Series) -> list[str | None]:
+    return column.astype(object).where(column.notna(), None).tolist()
+
+
+def _numbers(frame: pd.DataFrame, name: str, scale: float = 1) -> list[float | None]:
+    """Return plain numbers with seven digits: more cannot be seen, and would cost space."""
+    if name not in frame:
+        return [None] * len(frame)
+    values = frame[name].astype(float)
+    return [float(f"{v * scale:.7g}") if np.isfinite(v) else None for v in values]

@@ -1,0 +1,484 @@
+"""Pictures of a scan: gray images with contours and marks drawn over them as SVG.
+
+Contours and letters are vectors: they are small, sharp at any zoom and in print, and easy to switch
+off. World coordinates are RAS, mm. All pictures follow the radiological convention (left is on the
+right of the picture), and in sagittal slices the nose points to the left.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from contourpy import LineType, contour_generator
+from markupsafe import Markup
+from nibabel.affines import apply_affine
+from PIL import Image
+from scipy import ndimage
+
+from hyps_bids.outputs.scan_files import BOX
+from hyps_bids.reports.scan_images import Voxels
+
+__all__ = [
+    "ENTROPY_RANGE",
+    "Layout",
+    "Picture",
+    "Tile",
+    "compress",
+    "middle_of_head",
+    "mosaic",
+    "overview",
+    "side_tiles",
+    "uncertainty",
+]
+
+#: probabilities between which the uncertainty is shown
+ENTROPY_RANGE = (0.05, 0.95)
+#: SVG units per mm
+_UNITS = 20
+#: mm between the points at which the image is sampled around a hippocampus
+_FINE = 0.5
+#: mm under a picture for a color bar
+_BAR = 6.0
+_AXES = "xyz"
+#: smallest part of the head that a tile around a hippocampus shows: right, anterior, superior, mm
+_FIELD = np.array([40.0, 60.0, 40.0])
+_MARGIN = 6.0
+#: mm between tiles
+_GAP = 1.0
+#: rows of a mosaic: plane and number of slices; with the field above all rows are equally wide
+_ROWS = ((1, 6), (0, 4), (2, 6))
+#: size of a whole head where there is no mask, and margin around the mask, mm
+_HEAD, _SCALP = np.array([190.0, 230.0, 230.0]), 20.0
+#: five stops of the color map plasma: perceptually uniform, safe for color-blind readers
+_HEAT = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
+_ICV, _EDGE = "#F0E442", "#FFFFFF"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One slice in a picture.
+
+    Attributes
+    ----------
+    plane : int
+        World axis that is perpendicular to it: 0 sagittal, 1 coronal, 2 axial.
+    center : tuple of float
+        World coordinates of its center, mm.
+    width, height : float
+        Size of what it shows, mm.
+    left, top : float
+        Its place in the picture, mm.
+    """
+
+    plane: int
+    center: tuple[float, float, float]
+    width: float
+    height: float
+    left: float = 0.0
+    top: float = 0.0
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """World axes whose positive directions are to the left and up in the picture."""
+        return ((1, 2), (0, 2), (0, 1))[self.plane]
+
+    def points(self, step: float) -> np.ndarray:
+        """Return the world coordinates of its pixels, shape ``(3, rows, columns)``."""
+        rows, columns = round(self.height / step), round(self.width / step)
+        across, up = self.axes
+        out = np.empty((3, rows, columns))
+        out[self.plane] = self.center[self.plane]
+        out[across] = self.center[across] + self.width / 2 - (np.arange(columns) + 0.5) * step
+        heights = self.center[up] + self.height / 2 - (np.arange(rows) + 0.5) * step
+        out[up] = heights[:, None]
+        return out
+
+    def place(self, world: Sequence[float]) -> tuple[float, float]:
+        """Find a world point in the picture, mm from its left and top."""
+        across, up = self.axes
+        x = self.left + self.width / 2 - (world[across] - self.center[across])
+        y = self.top + self.height / 2 - (world[up] - self.center[up])
+        return x, y
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what is drawn over it.
+
+    Attributes
+    ----------
+    pixels : numpy.ndarray
+        uint8, shape ``(rows, columns)`` or ``(rows, columns, 3)``.
+    width, height : int
+        In units of the SVG.
+    outline, marks : Markup
+        SVG elements: contours; letters, coordinates, scale bar.
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    outline: Markup
+    marks: Markup
+
+
+def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
+    """Choose slices through a hippocampus: rows of coronal, sagittal and axial ones.
+
+    Parameters
+    ----------
+    low, high : sequence of float
+        Corners of its bounding box, world coordinates, mm.
+
+    Returns
+    -------
+    list of list of Tile
+        By row, not yet placed; coronal from anterior to posterior, sagittal from right to left,
+        axial from superior to inferior.
+
+    Examples
+    --------
+    >>> coronal, sagittal, axial = side_tiles((-40, -40, -30), (-20, 0, 0))
+    >>> len(coronal), len(sagittal), len(axial)
+    (6, 4, 6)
+    >>> [round(tile.center[1]) for tile in coronal]
+    [-3, -10, -17, -23, -30, -37]
+    """
+    low_, high_ = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    center = (low_ + high_) / 2
+    # All slices have the same zoom, and a very large segmentation is still shown whole.
+    field = _FIELD * max(1.0, float(((high_ - low_ + 2 * _MARGIN) / _FIELD).max()))
+    return [
+        [
+            _tile(
+                plane,
+                high_[plane] - (i + 0.5) / count * (high_[plane] - low_[plane]),
+                center,
+                field,
+            )
+            for i in range(count)
+        ]
+        for plane, count in _ROWS
+    ]
+
+
+def mosaic(
+    t1w: Voxels, labels: Voxels, colors: Mapping[int, str], rows: Sequence[Sequence[Tile]]
+) -> Picture:
+    """Draw slices through a hippocampus with the contours of its parts.
+
+    The labels may be of a part of the image. Labels without a color (``#rrggbb``) are not drawn.
+    The rows of slices are those of :func:`side_tiles`.
+    """
+    layout = Layout.of_rows(rows, _FINE)
+    return layout.picture(layout.gray(t1w, zoom=3), layout.label_contours(labels, colors))
+
+
+def uncertainty(t1w: Voxels, whole: Voxels, rows: Sequence[Sequence[Tile]]) -> Picture:
+    """Draw where the network is unsure: the entropy of hippocampus against background.
+
+    `whole` is the probability of hippocampus in a part of the image. The picture is colored where
+    the probability is within :data:`ENTROPY_RANGE`, and the outline is where it is one half. A
+    color bar gives the entropy in bits.
+    """
+    layout = Layout.of_rows(rows, _FINE)
+    gray = layout.gray(t1w, zoom=3)
+    probability = Image.fromarray(layout.canvas(whole))
+    p = np.asarray(probability.resize(gray.shape[::-1], Image.Resampling.BILINEAR))
+    unsure = (p >= ENTROPY_RANGE[0]) & (p <= ENTROPY_RANGE[1])
+    q = p[unsure]
+    entropy = -(q * np.log2(q) + (1 - q) * np.log2(1 - q))
+    pixels = np.repeat(gray[..., None], 3, axis=2)
+    pixels[unsure] = (0.2 * pixels[unsure] + 0.8 * _heat(entropy)).astype(np.uint8)
+    picture = layout.picture(pixels, layout.contours(whole, _EDGE))
+    return replace(
+        picture,
+        height=round((layout.height + _BAR) * _UNITS),
+        marks=picture.marks + _color_bar(layout.width, layout.height),
+    )
+
+
+def overview(
+    t1w: Voxels,
+    *,
+    intracranial: Voxels | None = None,
+    labels: Voxels | None = None,
+    colors: Mapping[int, str] | None = None,
+    centers: Sequence[Sequence[float]] = (),
+    boxes: Sequence[Sequence[float]] = (),
+) -> Picture:
+    """Draw the whole head: intracranial contour, boxes, segmentation.
+
+    Parameters
+    ----------
+    t1w, intracranial, labels : Voxels
+        The image, the intracranial mask, and the segmentation or a part of it.
+    colors : mapping of int to str, optional
+        Label → color.
+    centers : sequence of points
+        World coordinates of the hippocampi, through which the slices go: a sagittal slice each, a
+        coronal and an axial one. Without any, the slices go through the middle of the head.
+    boxes : sequence of points
+        Centers of the network's boxes.
+    """
+    low, high = t1w.extent()
+    middle, wanted = middle_of_head(t1w, intracranial), _HEAD
+    region = None if intracranial is None else intracranial.content()
+    if intracranial is not None and region is not None:
+        first, last = intracranial.part(region).extent(0.5)
+        wanted = last - first + 2 * _SCALP
+    # The field is no larger than the image, so that a part of a head fills the picture too.
+    field = np.ceil(np.minimum(wanted, high - low + 2))
+    middle = np.clip(middle, low + field / 2 - 1, high - field / 2 + 1)
+    points = [np.asarray(c, dtype=float) for c in centers] or [middle]
+    mean = np.mean(points, axis=0)
+    slices = [*((0, point[0]) for point in points), (1, mean[1]), (2, mean[2])]
+    layout = Layout.of_rows([[_tile(plane, at, middle, field) for plane, at in slices]], step=1.0)
+    outline = Markup("")
+    if intracranial is not None:
+        mask = Voxels(intracranial.data > 0, intracranial.affine)
+        outline += layout.contours(mask, _ICV)
+    if labels is not None:
+        outline += layout.label_contours(labels, colors or {})
+    for center in boxes:
+        outline += _box(np.asarray(center, dtype=float), layout.tiles)
+    return layout.picture(layout.gray(t1w, zoom=2), outline, scale_bar=50)
+
+
+def middle_of_head(t1w: Voxels, intracranial: Voxels | None = None) -> np.ndarray:
+    """Find the middle of the intracranial mask, or of the bright voxels without a mask.
+
+    Returns
+    -------
+    numpy.ndarray
+        World coordinates, mm.
+
+    Examples
+    --------
+    >>> image = np.zeros((40, 40, 40))
+    >>> image[20:, :8, 8:24] = 1
+    >>> middle_of_head(Voxels(image, np.eye(4))).tolist()
+    [28.0, 2.0, 14.0]
+    """
+    region = None if intracranial is None else intracranial.content()
+    if intracranial is not None and region is not None:
+        return np.mean(intracranial.part(region).extent(0.5), axis=0)
+    step = 4
+    coarse = t1w.data[::step, ::step, ::step]
+    bright = np.argwhere(coarse > coarse.mean())
+    middle = step * bright.mean(axis=0) if len(bright) else (np.array(t1w.data.shape) - 1) / 2
+    return apply_affine(t1w.affine, middle)
+
+
+def compress(pixels: np.ndarray, limit: int) -> bytes:
+    """Encode a picture as WebP in the best quality that the limit allows.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        uint8, shape ``(rows, columns)`` or ``(rows, columns, 3)``.
+    limit : int
+        Bytes. The quality goes down first, then the resolution. The smallest version is returned
+        even if it is larger than the limit.
+
+    Examples
+    --------
+    >>> compress(np.zeros((8, 8), np.uint8), 1000)[:4]
+    b'RIFF'
+    """
+    image = Image.fromarray(pixels).convert("RGB")
+    content = b""
+    for scale in (1.0, 0.7, 0.5, 0.35):
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        scaled = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+        for quality in (80, 60, 40):
+            buffer = io.BytesIO()
+            scaled.save(buffer, "WEBP", quality=quality, method=2)
+            content = buffer.getvalue()
+            if len(content) <= limit:
+                return content
+    return content
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The placed tiles of a picture, and how finely they are sampled.
+
+    Attributes
+    ----------
+    tiles : tuple of Tile
+        All tiles, placed.
+    width, height : float
+        Size of the picture, mm.
+    step : float
+        Distance of samples, mm.
+    """
+
+    tiles: tuple[Tile, ...]
+    width: float
+    height: float
+    step: float
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[Tile]], step: float) -> Layout:
+        """Put tiles side by side, row under row, each row as wide as the picture."""
+        width = max(sum(tile.width for tile in row) + _GAP * (len(row) - 1) for row in rows)
+        tiles: list[Tile] = []
+        top = 0.0
+        for row in rows:
+            gap = (width - sum(tile.width for tile in row)) / max(1, len(row) - 1)
+            height = max(tile.height for tile in row)
+            left = 0.0
+            for tile in row:
+                tiles.append(replace(tile, left=left, top=top + (height - tile.height) / 2))
+                left += tile.width + gap
+            top += height + _GAP
+        return cls(tuple(tiles), width, top - _GAP, step)
+
+    def picture(self, pixels: np.ndarray, outline: Markup, scale_bar: int = 10) -> Picture:
+        """Put pixels, outline and marks together; the scale bar is in mm."""
+        size = (round(self.width * _UNITS), round(self.height * _UNITS))
+        return Picture(pixels, *size, outline, _marks(self.tiles, self.width, scale_bar))
+
+    def canvas(self, voxels: Voxels) -> np.ndarray:
+        """Sample voxels in all tiles."""
+        shape = (round(self.height / self.step), round(self.width / self.step))
+        canvas = np.zeros(shape, dtype=np.float32)
+        for tile in self.tiles:
+            values = _sample(voxels, tile, self.step)
+            top, left = round(tile.top / self.step), round(tile.left / self.step)
+            view = canvas[top : top + values.shape[0], left : left + values.shape[1]]
+            view[:] = values[: view.shape[0], : view.shape[1]]
+        return canvas
+
+    def gray(self, t1w: Voxels, zoom: int) -> np.ndarray:
+        """Sample the image between robust extremes, and enlarge it smoothly; returns bytes."""
+        canvas = self.canvas(t1w)
+        inside = canvas[canvas != 0]
+        low, high = np.percentile(inside, (0.5, 99.8)) if inside.size else (0.0, 1.0)
+        scaled = np.clip((canvas - low) / max(high - low, 1e-12), 0, 1)
+        scaled[canvas == 0] = 0
+        image = Image.fromarray(np.round(255 * scaled).astype(np.uint8))
+        size = (image.width * zoom, image.height * zoom)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+    def label_contours(self, labels: Voxels, colors: Mapping[int, str]) -> Markup:
+        """Draw one contour per label."""
+        return Markup("").join(
+            self.contours(Voxels(labels.data == index, labels.affine), color)
+            for index, color in colors.items()
+        )
+
+    def contours(self, voxels: Voxels, color: str) -> Markup:
+        """Draw where a mask or a probability passes one half."""
+        if voxels.data.dtype == bool:
+            region = voxels.content()
+            if region is None:
+                return Markup("")
+            # Sampling is faster in a small array. Contours end in the background around it.
+            part = voxels.part(region)
+            voxels = Voxels(np.pad(part.data, 1).view(np.uint8), part.moved((-1, -1, -1)))
+        paths = []
+        for tile in self.tiles:
+            # The padding closes contours at the edge of the tile.
+            values = np.pad(_sample(voxels, tile, self.step), 1)
+            generator = contour_generator(z=values, line_type=LineType.Separate, name="serial")
+            for line in generator.lines(0.5):
+                # From pixel centers of the padded tile to units of the picture.
+                points = (np.asarray(line) - 0.5) * self.step + (tile.left, tile.top)
+                paths.append(_path(np.round(points * _UNITS).astype(int)))
+        if not paths:
+            return Markup("")
+        return Markup('<path stroke="{}" d="{}"/>').format(color, "".join(paths))
+
+
+def _tile(plane: int, position: float, center: np.ndarray, field: np.ndarray) -> Tile:
+    """Make a tile around a center, moved to a position across its plane."""
+    at = [float(position if axis == plane else center[axis]) for axis in range(3)]
+    tile = Tile(plane, (at[0], at[1], at[2]), 0, 0)
+    across, up = tile.axes
+    return replace(tile, width=float(field[across]), height=float(field[up]))
+
+
+def _sample(voxels: Voxels, tile: Tile, step: float) -> np.ndarray:
+    """Sample voxels in a tile; zero beyond their edge."""
+    inverse = np.linalg.inv(voxels.affine)
+    index = np.tensordot(inverse[:3, :3], tile.points(step), 1) + inverse[:3, 3][:, None, None]
+    return ndimage.map_coordinates(voxels.data, index, order=1, output=np.float32, prefilter=False)
+
+
+def _path(points: np.ndarray) -> str:
+    steps = np.diff(points, axis=0)
+    moves = " ".join(f"{x} {y}" for x, y in steps[(steps != 0).any(axis=1)])
+    if not moves:
+        return f"m{points[0, 0]} {points[0, 1]} "
+    return f"M{points[0, 0]} {points[0, 1]}l{moves}"
+
+
+def _box(center: np.ndarray, tiles: Sequence[Tile]) -> Markup:
+    """Draw the network's box in the slices that it crosses."""
+    half = np.array(BOX) / 2
+    out = Markup("")
+    for tile in tiles:
+        if abs(tile.center[tile.plane] - center[tile.plane]) > half[tile.plane]:
+            continue
+        # The positive directions are left and up.
+        x, y = tile.place((center + half).tolist())
+        across, up = tile.axes
+        out += Markup(
+            '<rect class="box" stroke="{}" x="{:.0f}" y="{:.0f}" width="{}" height="{}"/>'
+        ).format(_EDGE, x * _UNITS, y * _UNITS, BOX[across] * _UNITS, BOX[up] * _UNITS)
+    return out
+
+
+def _marks(tiles: Sequence[Tile], width: float, scale_bar: int) -> Markup:
+    """Write sides and coordinates into each tile, and a scale bar into the last."""
+    size = width / 75
+    out = Markup("")
+    for tile in tiles:
+        first, last = (("A", "P"), ("R", "L"), ("R", "L"))[tile.plane]
+        middle = tile.top + tile.height / 2
+        position = f"{_AXES[tile.plane]} = {tile.center[tile.plane]:.0f}".replace("-", "−")
+        for x, y, anchor, text in (
+            (tile.left + size / 3, middle, "start", first),
+            (tile.left + tile.width - size / 3, middle, "end", last),
+            (tile.left + size / 3, tile.top + tile.height - size / 2, "start", position),
+        ):
+            out += _text(x, y, size, anchor, text)
+    tile = tiles[-1]
+    right, bottom = tile.left + tile.width - size / 2, tile.top + tile.height - size / 2
+    out += Markup('<path class="bar" d="M{:.0f} {:.0f}h-{}"/>').format(
+        right * _UNITS, bottom * _UNITS, scale_bar * _UNITS
+    )
+    return out + _text(right - scale_bar / 2, bottom - size / 2, size, "middle", f"{scale_bar} mm")
+
+
+def _text(x: float, y: float, size: float, anchor: str, text: str) -> Markup:
+    return Markup(
+        '<text x="{:.0f}" y="{:.0f}" font-size="{:.0f}" text-anchor="{}">{}</text>'
+    ).format(x * _UNITS, y * _UNITS, size * _UNITS, anchor, text)
+
+
+def _heat(entropy: np.ndarray) -> np.ndarray:
+    """Return the colors of an entropy of 0 to 1 bits, shape ``(…, 3)``."""
+    stops = np.linspace(0, 1, len(_HEAT))
+    return np.stack([np.interp(entropy, stops, _HEAT[:, i]) for i in range(3)], axis=-1)
+
+
+def _color_bar(width: float, height: float) -> Markup:
+    low = -sum(p * np.log2(p) for p in ENTROPY_RANGE)
+    steps = np.linspace(low, 1, 24)
+    top, length = height + 1.5, width / 3
+    out = Markup("")
+    for i, color in enumerate(_heat(steps).round().astype(np.uint8)):
+        out += Markup('<rect x="{:.0f}" y="{:.0f}" width="{:.0f}" height="60" fill="#{}"/>').format(
+            (8 + i * length / 24) * _UNITS,
+            top * _UNITS,
+            length / 24 * _UNITS + 1,
+            color.tobytes().hex(),
+        )
+    out += _text(7, top + 2.7, 3.2, "end", f"{low:.1f}")
+    return out + _text(9 + length, top + 2.7, 3.2, "start", "1 bit: undecided")

@@ -1,0 +1,327 @@
+"""All facts about a scan, read from the outputs of the participant level.
+
+Nothing is computed here: a report shows what the tables and sidecars say. A file that is missing or
+damaged becomes a problem that the report names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, cast
+
+from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
+from hyps_bids.outputs.names import SEG_PREFIX, scan_paths, sidecar_path
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.quality import SCAN_MEASURES, quality_bounds
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.reports.flags import (
+    Note,
+    describe_bounds,
+    describe_flag,
+    finite,
+    format_measure,
+    split_measure,
+)
+
+__all__ = [
+    "Flag",
+    "Measure",
+    "ScanFacts",
+    "ScanRecord",
+    "Structure",
+    "facts_files",
+    "find_scans_of",
+    "read_facts",
+    "unprocessed",
+]
+
+_QC_ENDING = f"_{SEG_PREFIX}_qc.tsv"
+_T1W = re.compile(r"(?P<stem>sub-.*)_T1w\.nii(\.gz)?")
+_AGAIN = "run the participant level again"
+
+
+class ScanRecord(Provenance):
+    """The part of a scan's QC sidecar that reports show.
+
+    Attributes
+    ----------
+    Devices : dict of str to str
+        Step → device that computed it.
+    BoxCentres : dict of str to list of float
+        Hemisphere → center of the network's box, world coordinates, mm.
+    """
+
+    Devices: NotRequired[dict[str, str]]
+    BoxCentres: NotRequired[dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One row of the volume table.
+
+    A whole hippocampus has no index, and a missing one has no numbers. The color is ``#rrggbb``.
+    """
+
+    index: int | None
+    name: str
+    hemi: str
+    part: str
+    color: str
+    voxels: float | None
+    volume_mm3: float | None
+    soft_mm3: float | None
+    icv_percent: float | None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag as it stands in the QC table, such as ``low_agreement_L``, and its words."""
+
+    name: str
+    words: Note
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One QC measure in words; measures of the whole scan have no side."""
+
+    name: str
+    title: str
+    side: str
+    value: str
+    bounds: str
+    description: str
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """Everything that is known about a scan without its images.
+
+    Attributes
+    ----------
+    status, reason : str
+        ``done``, ``failed`` or ``incomplete``, and why it failed.
+    remarks, problems : tuple of str
+        Remarks on the input; what is damaged or missing.
+    record : ScanRecord or None
+        Content of the QC sidecar.
+    """
+
+    scan: Scan
+    status: str
+    reason: str = ""
+    flags: tuple[Flag, ...] = ()
+    remarks: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    structures: tuple[Structure, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    icv_mm3: float | None = None
+    asymmetry: float | None = None
+    record: ScanRecord | None = None
+
+    @property
+    def box_centers(self) -> dict[str, list[float]]:
+        """Centers of the network's boxes by hemisphere, world coordinates, mm."""
+        boxes = self.record.get("BoxCentres", {}) if self.record else {}
+        return {hemi: boxes[hemi] for hemi in HEMISPHERES if hemi in boxes}
+
+    @property
+    def wholes(self) -> dict[str, Structure]:
+        """The whole hippocampi by hemisphere."""
+        return {s.hemi: s for s in self.structures if s.part == WHOLE}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Hemispheres without a segmented hippocampus."""
+        return tuple(hemi for hemi, whole in self.wholes.items() if whole.voxels is None)
+
+    @property
+    def icv_percent(self) -> float | None:
+        """Both hippocampi as a percentage of ICV; None unless both are there."""
+        values = [whole.icv_percent for whole in self.wholes.values()]
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == 2 else None
+
+    def parts(self, hemi: str = "") -> dict[int, Structure]:
+        """Return the parts of one hippocampus, or of both, by their label."""
+        return {s.index: s for s in self.structures if s.index and hemi in ("", s.hemi)}
+
+
+def find_scans_of(output_dir: Path, subject: str) -> list[Scan]:
+    """Find the scans of a subject (label without ``sub-``) by their QC tables.
+
+    They are sorted by name, and their paths are file names only.
+    """
+    folder = output_dir / f"sub-{subject}"
+    found = [*folder.glob("anat/*" + _QC_ENDING), *folder.glob("ses-*/anat/*" + _QC_ENDING)]
+    stems = {path.name.removesuffix(_QC_ENDING) for path in found if not path.name.startswith(".")}
+    return [Scan.from_path(Path(f"{stem}_T1w.nii.gz")) for stem in sorted(stems)]
+
+
+def unprocessed(bids_dir: Path, output_dir: Path, subject: str) -> list[str]:
+    """Name a subject's T1w images that have no outputs, without suffix, sorted.
+
+    They were left out by filters, or they are not done yet.
+    """
+    folder = bids_dir / f"sub-{subject}"
+    files = [*folder.glob("anat/*"), *folder.glob("ses-*/anat/*")]
+    found = [_T1W.fullmatch(path.name) for path in files]
+    names = {match["stem"] for match in found if match}
+    return sorted(names - {scan.stem for scan in find_scans_of(output_dir, subject)})
+
+
+def facts_files(output_dir: Path, scan: Scan) -> dict[str, Path]:
+    """Name the files that the facts of a scan come from: ``qc``, ``sidecar`` and ``morph``."""
+    paths = scan_paths(scan, output_dir)
+    return {"qc": paths["qc"], "sidecar": sidecar_path(paths["qc"]), "morph": paths["morph"]}
+
+
+def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:
+    """Read the tables and sidecars of a scan.
+
+    Files that are missing or damaged are named in ``problems``.
+    """
+    paths = facts_files(output_dir, scan)
+    problems: list[str] = []
+    qc = next(iter(_rows(paths["qc"], ("status",), problems)), {})
+    status = qc.get("status", "incomplete")
+    if status == "failed":
+        return ScanFacts(scan, status, qc.get("reason") or "no reason was recorded")
+    record = _read_record(paths["sidecar"], problems)
+    colors = {
+        row["index"]: row["color"]
+        for row in _rows(output_dir / f"{SEG_PREFIX}_dseg.tsv", ("index", "color"), problems)
+    }
+    morph = _rows(paths["morph"], ("index", "name", "hemi", "part", "volume_mm3"), problems)
+    flags = (qc.get("flags") or "").split()
+    values = {name: _float(text) for name, text in qc.items()}
+    return ScanFacts(
+        scan=scan,
+        status="done" if status == "done" and not problems else "incomplete",
+        flags=tuple(Flag(name, describe_flag(name, values)) for name in flags),
+        remarks=tuple(part for part in (qc.get("remarks") or "").split("; ") if part),
+        problems=tuple(problems),
+        structures=tuple(_structure(row, colors) for row in morph),
+        measures=tuple(_measures(values, flags)),
+        icv_mm3=values.get("icv_mm3"),
+        asymmetry=values.get("asymmetry"),
+        record=record,
+    )
+
+
+def _rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict[str, str]]:
+    """Read a table as text. Cells without a value are left out, or empty in required columns."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(f"{path.name} is not there; {_AGAIN}")
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} cannot be read ({error}); {_AGAIN}")
+        return []
+    lines = [line for line in csv.reader(io.StringIO(text), delimiter="\t") if line]
+    header = lines[0] if lines else []
+    if len(lines) < 2 or {*map(len, lines)} != {len(header)} or not {*required} <= {*header}:
+        problems.append(f"{path.name} is damaged; {_AGAIN}")
+        return []
+    return [
+        dict.fromkeys(required, "")
+        | {key: cell for key, cell in zip(header, line, strict=True) if cell not in ("", "n/a")}
+        for line in lines[1:]
+    ]
+
+
+def _read_record(path: Path, problems: list[str]) -> ScanRecord | None:
+    """Read the sidecar of a scan that is done, as far as a report needs it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is not there: the scan was interrupted; {_AGAIN}")
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read ({error}); {_AGAIN}")
+        return None
+    if not _is_record(content):
+        problems.append(f"{path.name} does not say what was run; {_AGAIN}")
+        return None
+    return cast(ScanRecord, content)
+
+
+def _is_record(content: Any) -> bool:
+    """Tell whether a sidecar has what the report and the methods text show."""
+    models = content.get("Models") if isinstance(content, dict) else None
+    return (
+        isinstance(models, dict)
+        and {"Localizer", "Base", "Adapter"} <= set(models)
+        and all(
+            isinstance(model, dict)
+            and isinstance(model.get("Name"), str)
+            and isinstance(model.get("SHA256"), str)
+            for model in models.values()
+        )
+        and isinstance(content.get("Devices", {}), dict)
+        and _are_centers(content.get("BoxCentres", {}))
+        and {"SoftwareVersion", "BiasFieldCorrection"} <= set(content)
+    )
+
+
+def _are_centers(boxes: Any) -> bool:
+    return isinstance(boxes, dict) and all(
+        isinstance(boxes[hemi], list)
+        and len(boxes[hemi]) == 3
+        and all(
+            isinstance(value, int | float) and finite(value) is not None for value in boxes[hemi]
+        )
+        for hemi in HEMISPHERES
+        if hemi in boxes
+    )
+
+
+def _structure(row: Mapping[str, str], colors: Mapping[str, str]) -> Structure:
+    index, volume, icv = (row["index"], _float(row["volume_mm3"]), _float(row.get("icv_mm3")))
+    color = colors.get(index, "")
+    return Structure(
+        index=int(index) if index.isdecimal() else None,
+        name=row["name"],
+        hemi=row["hemi"],
+        part=row["part"],
+        # The page puts it into a style, so nothing but a color may pass.
+        color=color if re.fullmatch("#[0-9a-fA-F]{6}", color) else "#888888",
+        voxels=_float(row.get("voxels")),
+        volume_mm3=volume,
+        soft_mm3=_float(row.get("volume_soft_mm3")),
+        icv_percent=100 * volume / icv if volume is not None and icv else None,
+    )
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return finite(float(text or "nan"))
+    except ValueError:
+        return None
+
+
+def _measures(values: Mapping[str, float | None], flags: Collection[str]) -> Iterator[Measure]:
+    flagged = {flag.partition("_")[2] for flag in flags}
+    for measure, known in quality_bounds().items():
+        of_scan = measure in SCAN_MEASURES
+        limits = [known[end] for end in ("low", "high") if end in known]
+        for name in [measure] if of_scan else [f"{measure}_{hemi}" for hemi in HEMISPHERES]:
+            value = values.get(name)
+            unknown = "missing" if f"missing_{name[-1]}" in flags and not of_scan else "n/a"
+            yield Measure(
+                name=name,
+                title=known["title"],
+                side=split_measure(name)[1],
+                value=unknown if value is None else format_measure(measure, value, limits),
+                bounds=describe_bounds(measure),
+                description=known["description"],
+                flagged=name in flagged,
+            )

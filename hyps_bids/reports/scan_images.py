@@ -1,0 +1,190 @@
+"""The images of a scan as reports show them: the raw image and the derivatives of it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from scipy import ndimage
+
+from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.outputs.names import scan_paths
+from hyps_bids.outputs.scan import Scan
+
+__all__ = ["Region", "StoredImages", "Voxels", "read_images", "read_raw"]
+
+#: part of an image, one slice per axis
+Region = tuple[slice, slice, slice]
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Voxels and their place in the world.
+
+    Attributes
+    ----------
+    data : numpy.ndarray
+        Shape ``(x, y, z)``.
+    affine : numpy.ndarray
+        Voxel to world (RAS, mm), shape ``(4, 4)``.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    def content(self) -> Region | None:
+        """Find the smallest part that holds all voxels above 0; None if there are none."""
+        found = ndimage.find_objects((self.data > 0).view(np.uint8))
+        return found[0] if found else None
+
+    def part(self, region: Sequence[slice]) -> Voxels:
+        """Take a part of the voxels, which stays where it is in the world."""
+        return Voxels(self.data[tuple(region)], self.moved([part.start for part in region]))
+
+    def moved(self, start: Sequence[float]) -> np.ndarray:
+        """Return the affine of an array whose first voxel is at the index `start` of this one."""
+        affine = self.affine.copy()
+        affine[:3, 3] = apply_affine(self.affine, np.asarray(start, dtype=float))
+        return affine
+
+    def extent(self, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Find the lowest and highest world coordinates of the voxels' centers.
+
+        Parameters
+        ----------
+        margin : float
+            Voxels to add on each side; one half includes the whole of each voxel.
+
+        Examples
+        --------
+        >>> low, high = Voxels(np.ones((2, 2, 2)), np.eye(4)).extent(0.5)
+        >>> low.tolist(), high.tolist()
+        ([-0.5, -0.5, -0.5], [1.5, 1.5, 1.5])
+        """
+        ends = [(-margin, side - 1 + margin) for side in self.data.shape]
+        corners = apply_affine(self.affine, list(product(*ends)))
+        return corners.min(axis=0), corners.max(axis=0)
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """The images of a scan, all on the grid and in the axes of its own file.
+
+    Attributes
+    ----------
+    t1w : Voxels
+        Intensities, float32.
+    labels, intracranial : Voxels
+        Segmentation and intracranial mask, integers.
+    probseg : nibabel.Nifti1Image
+        One volume per label. It is large, so only the parts that are asked for are read.
+    """
+
+    t1w: Voxels
+    labels: Voxels
+    intracranial: Voxels
+    probseg: nib.Nifti1Image
+
+    def probabilities(self, region: Region) -> np.ndarray:
+        """Read the probabilities of all labels in a part of the image.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32 in [0, 1], shape ``(labels, *region)``.
+
+        Raises
+        ------
+        BadData
+            If the file is damaged.
+        """
+        stored = self.probseg.dataobj
+        # Without the slope, slicing gives bytes. Whole planes lie together in the file.
+        proxy = ArrayProxy(self.probseg.get_filename(), (stored.shape, stored.dtype, stored.offset))
+        try:
+            planes = proxy[:, :, region[2]]
+        except _UNREADABLE as error:
+            raise _damaged(self.probseg.get_filename(), error) from error
+        part = np.moveaxis(planes[region[:2]], -1, 0).astype(np.float32)
+        return part * np.float32(stored.slope) + np.float32(stored.inter)
+
+
+def read_raw(bids_dir: Path, scan: Scan) -> ConformedImage:
+    """Read the T1w image of a scan.
+
+    Raises
+    ------
+    MissingInput
+        If there is no such file.
+    BadData
+        If the file cannot be read.
+    """
+    path = bids_dir / scan.folder / f"{scan.stem}_T1w.nii.gz"
+    plain = path.with_suffix("")
+    return conform(plain if plain.exists() and not path.exists() else path)
+
+
+def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImages:
+    """Read the derivatives of a scan, and bring its T1w image back to the file's own axes.
+
+    Raises
+    ------
+    MissingInput
+        If an image is not there.
+    BadData
+        If an image is damaged, or its grid is not that of the T1w image.
+    """
+    paths = scan_paths(scan, output_dir)
+    labels, mask, probseg = (_open(paths[kind]) for kind in ("dseg", "mask", "probseg"))
+    for image in (labels, mask, probseg):
+        if image.shape[:3] != raw.native_shape:
+            raise BadData(
+                f"{image.get_filename()}: its grid {image.shape[:3]} is not the grid of the T1w "
+                f"image, {raw.native_shape}; run the participant level again",
+                code="derivative-grid",
+            )
+    affine = raw.affine @ np.linalg.inv(
+        nib.orientations.inv_ornt_aff(raw.orientation, raw.native_shape)
+    )
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), raw.orientation)
+    return StoredImages(
+        t1w=Voxels(nib.apply_orientation(raw.data, back), affine),
+        labels=Voxels(_integers(labels), affine),
+        intracranial=Voxels(_integers(mask), affine),
+        probseg=probseg,
+    )
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    if not path.exists():
+        raise MissingInput(
+            f"{path}: no such file; run the participant level again", code="derivative-missing"
+        )
+    try:
+        return nib.load(path)
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from error
+
+
+def _integers(image: nib.Nifti1Image) -> np.ndarray:
+    try:
+        return image.dataobj.get_unscaled()
+    except _UNREADABLE as error:
+        raise _damaged(image.get_filename(), error) from error
+
+
+def _damaged(path: Path | str, error: Exception) -> BadData:
+    return BadData(
+        f"{path}: damaged ({error}); run the participant level again", code="derivative-damaged"
+    )
