@@ -181,13 +181,7 @@ class _HelpAction(argparse.Action):
 
 
 def build_parser(level: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser from the declarations in :mod:`hyps_bids.settings`.
-
-    Parameters
-    ----------
-    level : {"participant", "group"}, optional
-        Leave out the options that this level does not use.
-    """
+    """Build the parser from the declared options; only those of `level` if it is given."""
     arguments, *groups = GROUPS
     parser = Parser(
         prog="hyps-bids",
@@ -236,12 +230,11 @@ def _add_options(parser: argparse.ArgumentParser, group: OptionGroup) -> None:
         common: dict[str, Any] = {"dest": declared.name, "help": text}
         valued = common | {"type": _reader(declared), "metavar": declared.metavar}
         if declared.default is MISSING:
-            choices, name = declared.choices or None, declared.name
             section.add_argument(
-                name,
+                declared.name,
                 type=declared.kind,
-                choices=choices,
-                metavar=None if choices else name.upper(),
+                choices=declared.choices or None,
+                metavar=declared.metavar,
                 help=text,
             )
         elif declared.counted:
@@ -257,12 +250,10 @@ def _add_options(parser: argparse.ArgumentParser, group: OptionGroup) -> None:
 
 
 def _help(declared: Option) -> str:
-    """Write the help of an option with its default."""
-    default = declared.unset
-    if not default and declared.kind is not bool and not declared.counted:
-        shown = declared.default not in (MISSING, None, ())
-        default = str(declared.default) if shown else ""
-    return declared.help.removesuffix(".") + (f" (default: {default})." if default else ".")
+    """Write the help of an option with its default, if that is a value."""
+    if declared.kind is bool or declared.counted or declared.default in (MISSING, None, ()):
+        return declared.help
+    return f"{declared.help.removesuffix('.')} (default: {declared.default})."
 
 
 def _reader(declared: Option) -> Callable[[str], Any]:

@@ -25,7 +25,6 @@ __all__ = [
     "AdapterSettings",
     "ClassifierSettings",
     "ExecutionSettings",
-    "Level",
     "Option",
     "OptionGroup",
     "ParticipantSettings",
@@ -36,7 +35,6 @@ __all__ = [
     "ValidationSettings",
     "all_options",
     "check_combinations",
-    "option",
     "read_toml",
     "settings_to_toml",
     "unused_options",
@@ -49,27 +47,21 @@ T = TypeVar("T")
 _LARGEST_SEED = 2**32 - 1
 
 
-def option(default: T, *, help: str, **declaration: Any) -> T:
-    """Declare an option as a field of a dataclass.
-
-    Parameters
-    ----------
-    default : object
-        Value of the setting if the option is not given; None and () mean that it has no value.
-    help : str
-        What the option does, as one sentence.
-    **declaration
-        Further attributes of :class:`Option`.
-    """
-    return field(default=default, metadata={"help": help, **declaration})
+def option(default: T, help: str, metavar: str | None = None, **declaration: Any) -> T:
+    """Declare an option as a field of a dataclass; see :class:`Option` for the parameters."""
+    return field(default=default, metadata={"help": help, "metavar": metavar, **declaration})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """The arguments that every run needs."""
 
-    bids_dir: Path = field(metadata={"help": "BIDS dataset with the T1w images."})
-    output_dir: Path = field(metadata={"help": "Derivatives dataset to write; it may exist."})
+    bids_dir: Path = field(
+        metadata={"help": "BIDS dataset with the T1w images.", "metavar": "BIDS_DIR"}
+    )
+    output_dir: Path = field(
+        metadata={"help": "Derivatives dataset; it may exist.", "metavar": "OUTPUT_DIR"}
+    )
     analysis_level: Level = field(
         metadata={
             "help": "The level 'participant' segments each scan; the level 'group' makes tables, "
@@ -83,99 +75,74 @@ class SelectionSettings:
     """Which scans to use."""
 
     participant_label: tuple[str, ...] = option(
-        (),
-        help="Use only these participants, given with or without 'sub-'.",
-        unset="all participants",
-        metavar="LABEL",
-        prefix="sub-",
+        (), "Use only these participants, with or without 'sub-'.", "LABEL", prefix="sub-"
     )
     exclude_participant_label: tuple[str, ...] = option(
-        (),
-        help="Leave out these participants, given with or without 'sub-'.",
-        metavar="LABEL",
-        prefix="sub-",
+        (), "Leave out these participants, with or without 'sub-'.", "LABEL", prefix="sub-"
     )
     session_label: tuple[str, ...] = option(
-        (),
-        help="Use only these sessions, given with or without 'ses-'.",
-        unset="all sessions",
-        metavar="LABEL",
-        prefix="ses-",
+        (), "Use only these sessions, with or without 'ses-'.", "LABEL", prefix="ses-"
     )
     bids_filter_file: Path | None = option(
-        None,
-        help="Select scans by the pybids filters under 't1w' in this JSON file, as in fMRIPrep.",
-        metavar="FILE",
+        None, "Select scans by the pybids filters under 't1w' in this JSON file.", "FILE"
     )
     bids_database_dir: Path | None = option(
-        None,
-        help="Keep the index of the dataset in this folder, so that later runs start faster.",
-        metavar="DIR",
+        None, "Keep the index of the dataset here, so that later runs start faster.", "DIR"
     )
     skip_bids_validation: bool = option(
         False,
-        help="Do not check dataset_description.json, and leave out images whose name contradicts "
-        "their folder instead of stopping.",
+        "Do not check dataset_description.json, and leave out images whose name contradicts their "
+        "folder instead of stopping.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessingSettings:
-    """How images are processed by the networks."""
+    """How the networks process images."""
 
-    device: str = option("auto", help="Run the networks on this device: auto, cpu, cuda or cuda:N.")
+    device: str = option("auto", "Run the networks on this device: auto, cpu, cuda or cuda:N.")
     base_model: Path | None = option(
-        None,
-        help="Use the base network in this file.",
-        unset="the base that comes with the package",
-        metavar="FILE",
+        None, "Use the base network in this file instead of the shipped one.", "FILE"
     )
     n4: bool = option(
         False,
-        help="Correct the bias field of each image first. The networks were trained on images "
-        "with bias fields and seldom need it.",
+        "Correct the bias field of each image first. The networks were trained on images with bias "
+        "fields and seldom need it.",
         negatable=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings:
-    """Where and with how much of the machine a run works."""
+    """Where a run works, and how much of the machine it uses."""
 
     work_dir: Path | None = option(
         None,
-        help="Keep intermediate files in this folder; they need about 70 MB per scan.",
-        unset="a folder in OUTPUT_DIR that is removed at the end",
-        metavar="DIR",
+        "Keep intermediate files, about 70 MB per scan, in this folder. Without it, they are in "
+        "OUTPUT_DIR and removed at the end.",
+        "DIR",
         aliases=("-w",),
     )
-    clean_workdir: bool = option(False, help="Empty the folder of --work-dir before the run.")
+    clean_workdir: bool = option(False, "Empty the folder of --work-dir before the run.")
     nprocs: int | None = option(
         None,
-        help="Run this many processes at a time.",
-        unset="one for each CPU that the run may use",
-        metavar="N",
+        "Run this many processes at a time, instead of one for each CPU that the run may use.",
+        "N",
         aliases=("--n-cpus",),
     )
     omp_nthreads: int | None = option(
-        None,
-        help="Let each process use this many threads.",
-        unset="chosen from the numbers of CPUs and scans",
-        metavar="N",
+        None, "Let each process use this many threads, instead of its share of the CPUs.", "N"
     )
     mem_gb: float | None = option(
-        None,
-        help="Use at most this much memory, in GB, to process scans.",
-        unset="90 % of the memory that the run may use",
-        metavar="GB",
+        None, "Process scans within this much memory, instead of all that the run may use.", "GB"
     )
-    dry_run: bool = option(False, help="List what would be processed, and stop.")
+    dry_run: bool = option(False, "List what would be processed, and stop.")
     reports_only: bool = option(
-        False, help="Build the HTML reports of the existing results, and compute nothing else."
+        False, "Build the HTML reports of the existing results, and compute nothing else."
     )
     verbose: int = option(
         0,
-        help="Log details for debugging; give the option twice to see nipype's messages as well.",
+        "Log details for debugging; give the option twice to see nipype's messages as well.",
         counted=True,
         least=0,
         aliases=("-v",),
@@ -184,21 +151,20 @@ class ExecutionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ParticipantSettings:
-    """How scans are segmented at the participant level."""
+    """How scans are segmented."""
 
     adapter: str = option(
         "anteriorposterior",
-        help="Segment by the protocol of this adapter: the name of a shipped one, or a file.",
-        metavar="NAME|FILE",
+        "Segment by the protocol of this adapter: the name of a shipped one, or a file.",
+        "NAME|FILE",
     )
     use_plugin: Path | None = option(
         None,
-        help="Run the scans with the nipype plugin that this YAML, JSON or TOML file names, such "
-        "as SLURM.",
-        unset="processes on this machine",
-        metavar="FILE",
+        "Run the scans with the nipype plugin, such as SLURM, that this YAML, JSON or TOML file "
+        "names, instead of on this machine.",
+        "FILE",
     )
-    stop_on_first_crash: bool = option(False, help="Stop the run when the first scan fails.")
+    stop_on_first_crash: bool = option(False, "Stop the run when the first scan fails.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +173,15 @@ class StatisticsSettings:
 
     model: tuple[str, ...] = option(
         (),
-        help="Fit this linear model to each volume in turn, such as 'volume ~ diagnosis + age + "
-        "sex + icv'; participants with several scans get a random intercept.",
-        metavar="FORMULA",
+        "Fit this linear model to each volume in turn, such as 'volume ~ diagnosis + age + sex + "
+        "icv'; participants with several scans get a random intercept.",
+        "FORMULA",
     )
     controls: str | None = option(
         None,
-        help="Fit the regression of volumes on intracranial volume to these participants only.",
-        unset="all participants",
-        metavar="COLUMN=LEVEL",
+        "Fit the regression of volumes on intracranial volume to these participants instead of "
+        "all.",
+        "COLUMN=LEVEL",
     )
 
 
@@ -224,51 +190,39 @@ class ClassifierSettings:
     """Classifiers that predict a column of participants.tsv or sessions.tsv."""
 
     target: str | None = option(
-        None,
-        help="Train classifiers that predict this column, such as diagnosis.",
-        metavar="COLUMN",
+        None, "Train classifiers that predict this column, such as diagnosis.", "COLUMN"
     )
     contrast: tuple[str, ...] = option(
         (),
-        help="Tell these levels of --target apart, the positive one first: A+C:B joins levels, "
-        "and A:B:C makes one classifier of three classes.",
-        unset="all levels, if they are few",
-        metavar="A:B",
+        "Tell these levels of --target apart, the positive one first: A+C:B joins levels, and "
+        "A:B:C makes one classifier of three classes.",
+        "A:B",
     )
     features: tuple[str, ...] = option(
         (),
-        help="Classify by these measures of the wide table, which may be patterns; name metadata "
-        "with --covariates.",
-        unset="the volumes of all parts",
-        metavar="NAME",
+        "Classify by these measures of the wide table, or patterns of them, instead of the "
+        "volumes; name metadata with --covariates.",
+        "NAME",
     )
     covariates: tuple[str, ...] = option(
-        (), help="Classify by these metadata as well, such as age and sex.", metavar="COLUMN"
+        (), "Classify by these metadata as well, such as age and sex.", "COLUMN"
     )
-    site: str | None = option(
-        None, help="Take the site or scanner from this column.", metavar="COLUMN"
-    )
-    harmonize: bool = option(
-        False, help="Harmonize the features between sites within the training folds."
-    )
+    site: str | None = option(None, "Take the site or scanner from this column.", "COLUMN")
+    harmonize: bool = option(False, "Harmonize the features by --site, within training folds.")
     leave_one_site_out: bool = option(
-        False, help="Test on each site in turn as well, after training on all others."
+        False, "Test on each site in turn as well, after training on all others."
     )
     held_out: str | None = option(
         None,
-        help="Use these participants for testing only: those with a level, or those listed in a "
-        "file with one ID at the start of each line.",
-        metavar="COLUMN=LEVEL|FILE",
+        "Only test on these participants: those with a level, or those listed in a file with one "
+        "ID at the start of each line.",
+        "COLUMN=LEVEL|FILE",
     )
-    estimators: tuple[str, ...] = option(
-        (), help="Compare only these classifiers.", unset="all classifiers", metavar="NAME"
-    )
-    repeats: int = option(5, help="Number of cross-validation repeats.", metavar="N")
-    permutations: int = option(
-        200, help="Number of permutations of the labels for the p-value.", metavar="N"
-    )
+    estimators: tuple[str, ...] = option((), "Compare these classifiers instead of all.", "NAME")
+    repeats: int = option(5, "Number of cross-validation repeats.", "N")
+    permutations: int = option(200, "Number of label permutations for the p-value.", "N")
     apply_classifier: Path | None = option(
-        None, help="Predict the participants with this trained classifier.", metavar="PATH"
+        None, "Predict the participants with this trained classifier.", "PATH"
     )
 
 
@@ -277,63 +231,53 @@ class AdapterSettings:
     """Adapters that are trained on labeled hippocampi."""
 
     train_adapter: str | None = option(
-        None, help="Train an adapter with this name on the images of --labels.", metavar="NAME"
+        None, "Train an adapter with this name on the images of --labels.", "NAME"
     )
     labels: tuple[Path, ...] = option(
-        (),
-        help="Train on the labeled hippocampi (dseg or mask images) of these derivatives datasets.",
-        metavar="DERIVATIVES",
+        (), "Use the dseg or mask images of these derivatives datasets.", "DERIVATIVES"
     )
     label_map: str | None = option(
         None,
-        help="Meaning of the label values: aseg, whole, anteriorposterior, a line such as "
-        "17:L,53:R, or a TSV file with the columns index, hemi and part.",
-        unset="the dseg.tsv of the labels",
-        metavar="MAP",
+        "Meaning of the label values, instead of the labels' own dseg.tsv: aseg, whole, "
+        "anteriorposterior, a line such as 17:L,53:R, or a TSV file with the columns index, hemi "
+        "and part.",
+        "MAP",
     )
     peft: str = option(
         "hyps",
-        help="Method of the adapter: hyps, pissa, lora, dora, parallel, serial, cps, bitfit, "
-        "decoder or full.",
-        metavar="METHOD",
+        "Method of the adapter: hyps, pissa, lora, dora, parallel, serial, cps, bitfit, decoder or "
+        "full.",
+        "METHOD",
     )
     preset: str | None = option(
-        None, help="Named set of adapter settings: default or paper.", metavar="NAME"
-    )
-    rank: int | None = option(
-        None, help="Rank of the low-rank parts.", unset="that of --preset, or 8", metavar="R"
-    )
-    bottleneck: int | None = option(
-        None, help="Width of the bottlenecks.", unset="that of --preset, or 8", metavar="D"
-    )
-    scale: float | None = option(
-        None, help="Factor of the bottlenecks.", unset="that of --preset, or 1", metavar="S"
-    )
-    dropout: float | None = option(
         None,
-        help="Probability with which the inputs of the added parts are dropped in training.",
-        unset="that of --preset, or 0",
-        metavar="P",
+        "Named set of adapter settings: paper, or the default with rank 8, bottleneck 8, scale 1 "
+        "and dropout 0.",
+        "NAME",
+    )
+    rank: int | None = option(None, "Rank of the low-rank parts, instead of the preset's.", "R")
+    bottleneck: int | None = option(None, "Width of the bottlenecks, instead of the preset's.", "D")
+    scale: float | None = option(None, "Factor of the bottlenecks, instead of the preset's.", "S")
+    dropout: float | None = option(
+        None, "Dropout probability of the adapters' inputs, instead of the preset's.", "P"
     )
     layers: tuple[str, ...] = option(
         (),
-        help="Kinds of layers to adapt: attention, mlp, merging and convolutions.",
-        unset="attention, mlp and merging",
-        metavar="KIND",
+        "Adapt these layers, instead of the first three: attention, mlp, merging, convolutions.",
+        "KIND",
     )
     trainable: tuple[str, ...] = option(
         (),
-        help="Train the modules whose names begin with these words as well.",
-        unset="decoder and out",
-        metavar="MODULE",
+        "Train the modules whose names begin so as well, instead of decoder and out.",
+        "MODULE",
     )
-    steps: int = option(300, help="Number of optimizer steps of one fit.", metavar="N")
-    batch_size: int = option(1, help="Number of crops in one optimizer step.", metavar="N")
+    steps: int = option(300, "Number of optimizer steps of one fit.", "N")
+    batch_size: int = option(1, "Number of crops in one optimizer step.", "N")
     learning_rate: float | None = option(
-        None, help="Learning rate at the start.", unset="that of the method", metavar="X"
+        None, "Learning rate at the start, instead of the method's.", "X"
     )
     stratify: str | None = option(
-        None, help="Spread the levels of this column evenly over the folds.", metavar="COLUMN"
+        None, "Spread the levels of this column evenly over the folds.", "COLUMN"
     )
 
 
@@ -341,13 +285,9 @@ class AdapterSettings:
 class ValidationSettings:
     """How classifiers and adapters are validated."""
 
-    folds: int = option(5, help="Number of cross-validation folds.", metavar="K")
+    folds: int = option(5, "Number of cross-validation folds.", "K")
     seed: int = option(
-        0,
-        help="Seed of the random numbers for folds, weights and augmentation.",
-        metavar="N",
-        least=0,
-        most=_LARGEST_SEED,
+        0, "Seed of folds, weights and augmentation.", "N", least=0, most=_LARGEST_SEED
     )
 
 
@@ -380,18 +320,16 @@ class Option:
         Whether the setting is a tuple of values.
     default : object
         The default; :data:`dataclasses.MISSING` for a positional argument.
-    choices : tuple of str
-        The only values that are allowed; empty if any is.
     help : str
-        What the option does, as one sentence.
-    unset : str
-        What happens if the option is not given and its default is no value.
+        What the option does, in full sentences; also what None or () as its default means.
     metavar : str or None
         What stands for the value in the help.
+    choices : tuple of str
+        The only values that are allowed; empty if any is.
     aliases : tuple of str
         Further names on the command line.
     prefix : str
-        BIDS prefix, which values may have and lose.
+        BIDS prefix that is removed from values.
     negatable : bool
         Whether ``--no-NAME`` switches the setting off again.
     counted : bool
@@ -404,10 +342,9 @@ class Option:
     kind: type
     several: bool
     default: Any
-    choices: tuple[str, ...] = ()
     help: str
-    unset: str = ""
     metavar: str | None = None
+    choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     prefix: str = ""
     negatable: bool = False
@@ -462,17 +399,7 @@ class Option:
 
 @dataclass(frozen=True)
 class OptionGroup:
-    """A group of options in the help.
-
-    Attributes
-    ----------
-    title : str
-        Its heading.
-    level : {"participant", "group"} or None
-        The only level that uses it; both if None.
-    declarations : type
-        The dataclass that declares the options.
-    """
+    """Options under one heading of the help, for one level or, if it is None, for both."""
 
     title: str
     level: Level | None
@@ -534,33 +461,22 @@ def check_combinations(settings: Settings) -> None:
     UsageError
         If two options contradict each other, or one needs another that is not given.
     """
-    if bool(settings.labels) != (settings.train_adapter is not None):
-        raise UsageError(
-            "--train-adapter NAME and --labels DERIVATIVES must be given together.",
-            code="adapter-without-labels",
-        )
-    if settings.contrast and settings.target is None:
-        raise UsageError(
-            "--contrast needs --target, the column that holds the levels.",
-            code="contrast-without-target",
-        )
-    others = settings.model or settings.target or settings.apply_classifier
-    if settings.train_adapter is not None and others:
-        raise UsageError(
-            "--train-adapter cannot be combined with --model, --target or --apply-classifier; "
-            "give these in a run of their own.",
-            code="adapter-not-alone",
-        )
-    if settings.target is not None and settings.folds == 1:
-        raise UsageError(
-            "--folds 1 is too few: cross-validation needs at least two folds.",
-            code="too-few-folds",
-        )
+    adapts, classifies = settings.train_adapter is not None, settings.target is not None
+    if adapts != bool(settings.labels):
+        text = "--train-adapter NAME and --labels DERIVATIVES must be given together."
+        raise UsageError(text, code="adapter-without-labels")
+    if settings.contrast and not classifies:
+        text = "--contrast needs --target, the column that holds the levels."
+        raise UsageError(text, code="contrast-without-target")
+    if adapts and (settings.model or classifies or settings.apply_classifier):
+        text = "--train-adapter needs a run without --model, --target and --apply-classifier."
+        raise UsageError(text, code="adapter-not-alone")
+    if classifies and settings.folds == 1:
+        text = "--folds 1 is too few: cross-validation needs at least two folds."
+        raise UsageError(text, code="too-few-folds")
     if settings.site is None and (settings.harmonize or settings.leave_one_site_out):
-        raise UsageError(
-            "--harmonize and --leave-one-site-out need --site, the column of sites.",
-            code="site-missing",
-        )
+        text = "--harmonize and --leave-one-site-out need --site, the column of sites."
+        raise UsageError(text, code="site-missing")
 
 
 def settings_to_toml(settings: Settings, names: Collection[str] | None = None) -> str:

@@ -41,7 +41,7 @@ def stampede(
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() - began > _LIMIT_S:
+        if running and time.monotonic() - began > _LIMIT_S:
             for pid in running:
                 os.kill(pid, signal.SIGKILL)
             raise TimeoutError(f"still running: {[jobs[i] for i in running.values()]}")
