@@ -25,7 +25,7 @@ from hyps_bids.outputs.reading import read_table
 from hyps_bids.workflows.engines import engine, read_plugin
 from tests.raising import raises
 
-#: seconds that anything on the cluster may take
+#: Seconds that anything on the cluster may take.
 _PATIENCE_S = 240
 
 
@@ -37,7 +37,7 @@ def executable(path: Path, text: str) -> Path:
 
 
 class TestJob:
-    """job.sbatch as a plain shell script; the app and scontrol are stand-ins."""
+    """job.sbatch as a plain shell script, with stand-ins for the app and scontrol."""
 
     @pytest.fixture
     def environment(self, tmp_path: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ class TestJob:
         assert self.start(root, tmp_path, environment | {"CODE": "0"}).wait() == 0
         given = (tmp_path / "arguments").read_text().split()
         work = given[given.index("-w") + 1]
-        # offset 1 and task 2: the third line
+        # Offset 1 and task 2 mean the third line.
         assert " ".join(given) == (
             f"/bids /out participant -w {work} --participant-label sub-03 "
             "--nprocs 3 --omp-nthreads 3 --mem-gb 6.00 --session-label a b"
@@ -123,13 +123,13 @@ class TestJob:
         number: signal.Signals,
         requeued: bool,
     ) -> None:
-        # an app that takes a while to stop
+        # The app takes a while to stop.
         waiting = f"trap 'sleep 0.3; exit 143' TERM; touch {tmp_path}/ready; sleep 30 & wait"
         job = self.start(root, tmp_path, environment | {"CODE": "0", "APP": waiting})
         wait_until((tmp_path / "ready").exists)
         job.send_signal(number)
         assert job.wait(timeout=10) == 143
-        # a canceled job is not brought back
+        # A canceled job is not requeued.
         assert (tmp_path / "requeued").exists() == requeued
 
     def test_node_without_room_is_left(
@@ -175,47 +175,52 @@ class TestSubmit:
         )
         return calls.read_text().splitlines()
 
+    def participants(self, tmp_path: Path) -> list[str]:
+        """Return, and remove, the list of participants that the last call has written."""
+        (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
+        names = path.read_text().split()
+        path.unlink()
+        return names
+
+    def finish(self, tmp_path: Path, *scans: str) -> None:
+        """Make the sidecar and the report of scans, as a finished run leaves them."""
+        for scan in scans:
+            subject, *_, stem = scan.split("/")
+            folder = tmp_path / "out" / Path(scan).parent / "anat"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{stem}_seg-hippocampus_qc.json").touch()
+            (tmp_path / "out" / f"{subject}.html").write_text("report")
+
     def test_array_per_chunk_and_group_after_all(self, root: Path, tmp_path: Path) -> None:
         *arrays, group = self.submit(root, tmp_path, HYPS_GROUP_OPTIONS='--model "volume ~ age"')
-        # MaxArraySize is one more than the largest index
-        assert [call.split("--array=")[1].split()[0] for call in arrays] == [
-            "1-2%50",
-            "1-2%50",
-            "1-1%50",
-        ]
+        # MaxArraySize is one more than the largest index.
+        indices = [call.split("--array=")[1].split()[0] for call in arrays]
+        assert indices == ["1-2%50", "1-2%50", "1-1%50"]
         (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
-        assert path.read_text().split() == [f"sub-0{i}" for i in range(1, 6)]
+        assert self.participants(tmp_path) == [f"sub-0{i}" for i in range(1, 6)]
         for call, offset in zip(arrays, (0, 2, 4), strict=True):
             assert call.endswith(f"{tmp_path}/raw {tmp_path}/out participant {path} {offset} --n4")
         assert "--dependency=afterany:11:12:13 " in group
         assert group.endswith(f"{tmp_path}/raw {tmp_path}/out group --model volume ~ age")
-        # one argument, quoted as for a shell
+        # The formula is one argument, quoted as for a shell.
         assert (tmp_path / "last").read_text() == "volume ~ age\n"
 
     def test_only_what_is_missing(self, root: Path, tmp_path: Path) -> None:
-        done = ["sub-01/anat/sub-01", "sub-03/ses-A/anat/sub-03_ses-A"]
-        for name in [*done, "sub-02/anat/sub-02"]:
-            path = tmp_path / "out" / f"{name}_seg-hippocampus_qc.tsv"
-            path.parent.mkdir(parents=True)
-            path.touch()
-            # a failed scan has no sidecar
-            if name in done:
-                path.with_suffix(".json").touch()
-        for subject in ("sub-01", "sub-02", "sub-03"):
-            (tmp_path / "out" / f"{subject}.html").write_text("report")
-        self.submit(root, tmp_path, HYPS_SBATCH="--partition=long")
-        (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
-        assert path.read_text().split() == ["sub-02", "sub-04", "sub-05"]
-        path.unlink()
-        # killed before its report
+        self.finish(tmp_path, "sub-01/sub-01", "sub-03/ses-A/sub-03_ses-A", "sub-04/sub-04_run-1")
+        # A failed scan has a report and a table, but no sidecar.
+        failed = tmp_path / "out/sub-02/anat/sub-02_seg-hippocampus_qc.tsv"
+        failed.parent.mkdir(parents=True)
+        failed.touch()
+        (tmp_path / "out/sub-02.html").write_text("report")
+        self.submit(root, tmp_path)
+        # sub-04 has results of an image that has another name now.
+        assert self.participants(tmp_path) == ["sub-02", "sub-04", "sub-05"]
+        # sub-01 was killed before its report was written.
         (tmp_path / "out/sub-01.html").unlink()
         self.submit(root, tmp_path)
-        (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
-        assert path.read_text().split() == ["sub-01", "sub-02", "sub-04", "sub-05"]
-        path.unlink()
+        assert self.participants(tmp_path) == ["sub-01", "sub-02", "sub-04", "sub-05"]
         calls = self.submit(root, tmp_path, HYPS_ALL="1", HYPS_SBATCH="--partition=long")
-        (path,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
-        assert len(path.read_text().split()) == 5
+        assert len(self.participants(tmp_path)) == 5
         assert all("--partition=long" in call for call in calls)
 
     @pytest.mark.parametrize("folder", ["nosuch", "empty"])
@@ -227,24 +232,9 @@ class TestSubmit:
         assert folder.encode() in done.stderr
         assert not (tmp_path / "out").exists()
 
-    def test_names_are_compared_not_counted(self, root: Path, tmp_path: Path) -> None:
-        # of an image that is called otherwise now
-        path = tmp_path / "out/sub-01/anat/sub-01_run-1_seg-hippocampus_qc.json"
-        path.parent.mkdir(parents=True)
-        path.touch()
-        (tmp_path / "out/sub-01.html").write_text("report")
-        self.submit(root, tmp_path)
-        (listed,) = (tmp_path / "out/logs/slurm").glob("participants-*.txt")
-        assert "sub-01" in listed.read_text().split()
-
     def test_nothing_to_do_but_the_group_level(self, root: Path, tmp_path: Path) -> None:
-        for name in ("sub-01", "sub-02", "sub-03", "sub-04", "sub-05"):
-            folder = tmp_path / "out" / name / ("ses-A/anat" if name == "sub-03" else "anat")
-            stem = "sub-03_ses-A" if name == "sub-03" else name
-            path = folder / f"{stem}_seg-hippocampus_qc.json"
-            path.parent.mkdir(parents=True)
-            path.touch()
-            (tmp_path / "out" / f"{name}.html").write_text("report")
+        names = [f"sub-0{i}/sub-0{i}" for i in (1, 2, 4, 5)]
+        self.finish(tmp_path, *names, "sub-03/ses-A/sub-03_ses-A")
         (group,) = self.submit(root, tmp_path)
         assert "--dependency" not in group
         assert group.endswith("group")
@@ -255,14 +245,14 @@ class TestEngines:
     def restore_configuration(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         names = ("poll_sleep_duration", "job_finished_timeout")
         before = {name: config.get("execution", name) for name in names}
-        # to be put back, whatever is set
+        # Engines set it, and monkeypatch restores it.
         monkeypatch.setenv("LOGNAME", "someone")
         yield
         for name, value in before.items():
             config.set("execution", name, value)
 
     def test_every_example_is_an_engine_of_nipype(self, root: Path, tmp_path: Path) -> None:
-        # SGE's asks its scheduler at once
+        # The plugin of SGE asks its scheduler at once.
         qstat = str(executable(tmp_path / "qstat", 'echo "<job_info></job_info>"'))
         paths = sorted((root / "examples/nipype").glob("*.yml"))
         names = {yaml.safe_load(path.read_text())["plugin"] for path in paths}
@@ -277,7 +267,7 @@ class TestEngines:
                     | {"qstatProgramPath": qstat, "qstatCachedProgramPath": qstat}
                 )
                 arguments = next(iter(content["plugin_args"].values()))
-                # nipype ignores arguments that it does not know
+                # nipype ignores arguments that it does not know, so check that it kept these.
                 assert arguments in (
                     getattr(made, f"_{word}_args", None) for word in ("sbatch", "qsub", "bsub")
                 )
@@ -301,7 +291,7 @@ class TestEngines:
         for path in sorted((root / "examples/nipype").glob("*.yml")):
             assert read_plugin(path) == yaml.safe_load(path.read_text())
         monkeypatch.setenv("PATH", str(tmp_path))
-        with raises(UsageError, "scheduler-command-missing", "sbatch"):
+        with raises(UsageError, "scheduler-command-missing", "slurm.yml", "sbatch"):
             read_plugin(root / "examples/nipype/slurm.yml")
 
     @pytest.mark.parametrize(
@@ -405,7 +395,7 @@ class TestSlurm:
         array, group = self.submit(root, dataset, tmp_path)
         first = f"{array}_1"
         wait_until(lambda: self.is_under_way(tmp_path, first), _PATIENCE_S)
-        # as preemption does
+        # This is what preemption does.
         slurm("scontrol", "requeue", first)
         wait_until(lambda: "PENDING" in slurm("squeue", "-h", "-j", first, "-o", "%T"), 60)
         slurm("scontrol", "update", f"JobId={first}", "StartTime=now")
@@ -419,7 +409,7 @@ class TestSlurm:
         }
         assert "truncated or damaged" in qc["reason"]["sub-broken"]
         assert_same_masks(tmp_path, native)
-        # again: only the failed one
+        # A second call submits the failed scan only.
         array, group = self.submit(root, dataset, tmp_path)
         slurm("scancel", f"{array}", group)
         newest = max(
@@ -446,17 +436,8 @@ class TestSlurm:
         path = tmp_path / "plugin.yml"
         path.write_text(yaml.safe_dump(content))
         out = tmp_path / "out"
-        done = run_app(
-            dataset,
-            out,
-            "--omp-nthreads",
-            "1",
-            "--use-plugin",
-            str(path),
-            "--participant-label",
-            "01",
-            "broken",
-        )
+        selected = ["--participant-label", "01", "broken"]
+        done = run_app(dataset, out, "--omp-nthreads", "1", "--use-plugin", path, *selected)
         assert done.returncode == 1, done.stderr
         assert "1 of 2 scans done" in done.stderr
         assert "truncated or damaged" in done.stderr
