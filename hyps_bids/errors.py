@@ -1,7 +1,4 @@
-"""Errors that a user can act on.
-
-Each class has the exit code that the BIDS App execution draft gives to its kind of error.
-"""
+"""Errors that a user can act on, each with the exit code of the BIDS App execution draft."""
 
 from __future__ import annotations
 
@@ -64,19 +61,19 @@ class NothingMatches(HypsError):
 
 
 class UsageError(HypsError):
-    """Contradictory or impossible options."""
+    """The options contradict each other or are impossible."""
 
     exit_code = 64
 
 
 class BadData(HypsError):
-    """A file is there, but its content cannot be used."""
+    """A file exists, but its content cannot be used."""
 
     exit_code = 65
 
 
 class MissingInput(HypsError):
-    """A file or folder that was asked for is not there."""
+    """A file or folder that was asked for does not exist."""
 
     exit_code = 66
 
@@ -88,13 +85,13 @@ class CannotCreateOutput(HypsError):
 
 
 class WriteFailed(CannotCreateOutput):
-    """The disk is full, or does not work."""
+    """The disk is full or broken."""
 
     exit_code = 74
 
 
 class NotEnoughMemory(HypsError):
-    """The job has too little memory; with more it would succeed."""
+    """The job has too little memory, and would succeed with more."""
 
     exit_code = 75
 

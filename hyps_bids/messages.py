@@ -1,4 +1,4 @@
-"""Counts and lists in messages and reports."""
+"""Format counts and lists of names for messages and reports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable
 
 __all__ = ["counted", "listed", "similar"]
 
-#: names to show of a longer list
+#: Most names that are shown of a list.
 _SHOWN = 20
 
 
 def counted(number: int, noun: str) -> str:
-    """Say how many there are.
+    """Write a number with its noun, in the plural unless the number is 1.
 
     Examples
     --------
@@ -23,7 +23,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """List names, or the first of many.
+    """Join names by commas; of many names, show the first 20 and count the others.
 
     Examples
     --------
@@ -36,7 +36,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def similar(names: Iterable[str], known: Collection[str]) -> str:
-    """List the known names, those first that were probably meant.
+    """Join the known names by commas, beginning with those that are most similar to `names`.
 
     Examples
     --------

@@ -22,17 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Start every test with one thread and the same random numbers.
-
-    The suite runs in two processes on two cores, and an app run inside a test sets its own threads.
-    """
+    """Start every test with one thread and the same seed; a run of the app may change both."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def own_logger() -> Iterator[None]:
-    """Let caplog see the app's log, and leave the logger as it was: a run of the app sets it up."""
+    """Let caplog see the app's log, and restore the logger, which a run of the app configures."""
     logger = logging.getLogger("hyps_bids")
     handlers, propagate, level = logger.handlers, logger.propagate, logger.level
     logger.handlers, logger.propagate = [], True
@@ -49,7 +46,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_bids() -> Path:
-    """The BIDS dataset that comes with the package; not to be written to."""
+    """The BIDS dataset that comes with the package; tests must not write to it."""
     return Path(hyps_bids.__file__).parent / "data" / "demo"
 
 
@@ -58,13 +55,13 @@ def shared_data() -> Path:
     """Data too large for the project; tests that use it are marked ``shared``."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("larger check skipped: no ../shared/data beside the project")
+        pytest.skip("larger check skipped: there is no ../shared/data beside the project")
     return folder
 
 
 @pytest.fixture(scope="session")
 def coarse_head(demo_bids: Path) -> nib.Nifti1Image:
-    """The demo's whole head at 2 mm: real, and quick to process."""
+    """The whole head of the demo, resampled to 2 mm to be quick to process."""
     head = nib.load(demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz")
     coarse = nibabel.processing.resample_to_output(head, voxel_sizes=2, order=1)
     image = nib.Nifti1Image(np.asarray(coarse.dataobj, dtype=np.int16), coarse.affine)
@@ -75,7 +72,7 @@ def coarse_head(demo_bids: Path) -> nib.Nifti1Image:
 
 @pytest.fixture(scope="session")
 def validator() -> str:
-    """Path of bids-validator-deno, of this environment before any other."""
+    """Path of bids-validator-deno; this environment takes precedence over the search path."""
     path = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
     found = shutil.which("bids-validator-deno", path=path)
     if found is None:

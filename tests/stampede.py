@@ -1,6 +1,7 @@
 """Run many processes of the app at once, kill them at random and start them again.
 
-A script, because what forks must not have computed with threads before. Its argument is JSON::
+This is a script, because a process that forks must not have computed with threads before. Its
+argument is the path of a JSON file::
 
     {"jobs": [[argument, …], …], "kills": 12, "pause": 2, "seed": 0, "log": "stampede.log"}
 
@@ -21,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-#: seconds after which all is given up
+#: Seconds after which the script gives up.
 _LIMIT_S = 240
 
 
@@ -70,14 +71,14 @@ def _start(arguments: list[str], log: str) -> int:
         os.dup2(output, 2)
         code = main(arguments)
     except BaseException:
-        # whatever it is must not run the parent's code
+        # No error may make the child run the parent's code.
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
 if __name__ == "__main__":
-    # once for all processes: this takes longer than their work
+    # Import once for all processes, because this takes longer than their work.
     for name in ("cohort.tables", "workflows.execution", "workflows.participant"):
         importlib.import_module(f"hyps_bids.{name}")
     from hyps_bids.cli import main

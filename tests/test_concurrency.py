@@ -1,4 +1,4 @@
-"""Many processes on one output folder, killed at random: the result is that of a quiet run."""
+"""Many processes share one output folder and are killed at random; the results stay the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
 def run(folder: Path, jobs: list[list[str]], kills: int = 0, pause: float = 0.1) -> dict[str, Any]:
-    """Run all jobs at once (see stampede.py); the log is beside the outputs."""
+    """Run all jobs at once by stampede.py, with its log beside the outputs."""
     task = folder / f"task-{len(list(folder.glob('task-*.json')))}.json"
     content = {"jobs": jobs, "kills": kills, "pause": pause, "seed": SEED}
     content["log"] = str(task.with_suffix(".log"))
@@ -40,7 +40,7 @@ def run(folder: Path, jobs: list[list[str]], kills: int = 0, pause: float = 0.1)
 
 
 def tree(out: Path) -> dict[str, str]:
-    """Digest of every file but logs and intermediate ones."""
+    """Return the digest of every file except logs and intermediate files."""
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(out.rglob("*"))
@@ -54,7 +54,7 @@ def partials(out: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Image) -> Path:
-    """Made from one real head: cut out around the brain, to be quick, and of other brightness."""
+    """Four subjects made from one real head: cropped to be quick, each of another brightness."""
     root = tmp_path_factory.mktemp("stampede") / "raw"
     root.mkdir()
     (root / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.9.0"}')
@@ -81,10 +81,10 @@ def test_killed_and_restarted_jobs_leave_what_a_quiet_run_leaves(dataset: Path) 
     jobs = []
     for i in range(PROCESSES - 2):
         subject = SUBJECTS[i % len(SUBJECTS)]
-        # the first of each participant share a work folder, all others share participants
+        # One job of each participant uses the common work folder; the others share participants.
         options = work if i < len(SUBJECTS) else []
         jobs.append([*level, "--participant-label", subject, *index, *options])
-    # one does all, and the group level does not wait for the others
+    # One job processes everybody, and the group level does not wait for the others.
     jobs.append([*level, *index])
     jobs.append([str(dataset), str(wild), "group", *index])
     done = run(folder, jobs, kills=8, pause=1)
@@ -92,7 +92,7 @@ def test_killed_and_restarted_jobs_leave_what_a_quiet_run_leaves(dataset: Path) 
     assert done["killed"] == 8
     *participants, group = done["codes"]
     assert participants == [0] * (PROCESSES - 1)
-    # 66: nobody had left a table yet
+    # The code is 66 if no job had written a table yet.
     assert group in (0, 66)
     assert not list((folder / "index").glob("layout_index.sqlite-journal"))
 

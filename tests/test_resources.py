@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,11 @@ def write(root: Path, files: dict[str, str]) -> None:
         path.write_text(text + "\n")
 
 
-def memory(root: Path, membership: str) -> float:
+def limit(resource: Callable[[Path, Path], float], root: Path, membership: str) -> float:
+    """Ask for a resource in a process of the given control groups."""
     path = root.parent / "self"
     path.write_text(membership)
-    return available_memory_gb(root, path)
-
-
-def cpus(root: Path, membership: str) -> int:
-    path = root.parent / "self"
-    path.write_text(membership)
-    return available_cpus(root, path)
+    return resource(root, path)
 
 
 def test_this_machine() -> None:
@@ -51,17 +47,17 @@ def test_no_limit(machine: Path) -> None:
     assert available_memory_gb(nowhere, nowhere) == total
     assert available_cpus(nowhere, nowhere) == len(os.sched_getaffinity(0))
     write(machine, {"memory.max": "max", "cpu.max": "max 100000"})
-    assert memory(machine, "0::/\n") == total
-    assert cpus(machine, "0::/\n") == len(os.sched_getaffinity(0))
+    assert limit(available_memory_gb, machine, "0::/\n") == total
+    assert limit(available_cpus, machine, "0::/\n") == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
     ("files", "membership"),
     [
-        # a container: its group is the root
+        # In a container, its own group is the root.
         ({"memory.max": str(GIB // 2)}, "0::/\n"),
         ({"memory.max": str(GIB // 2)}, ""),
-        # a SLURM job: the limit is on a group above our own
+        # In a SLURM job, the limit is on a group above our own.
         (
             {
                 "slurm/job_1/memory.max": str(GIB // 2),
@@ -70,7 +66,7 @@ def test_no_limit(machine: Path) -> None:
             },
             "0::/slurm/job_1/step_0\n",
         ),
-        # version 1, in a container and out of it
+        # Version 1, in a container and outside.
         ({"memory/memory.limit_in_bytes": str(GIB // 2)}, "4:memory:/\n"),
         (
             {
@@ -83,14 +79,14 @@ def test_no_limit(machine: Path) -> None:
 )
 def test_memory_limit(machine: Path, files: dict[str, str], membership: str) -> None:
     write(machine, files)
-    assert memory(machine, membership) == 0.5
+    assert limit(available_memory_gb, machine, membership) == 0.5
 
 
 @pytest.mark.parametrize(
     ("files", "membership"),
     [
         ({"cpu.max": "100000 100000"}, "0::/\n"),
-        # less than one is one
+        # Less than one CPU counts as one.
         ({"cpu.max": "50000 100000"}, "0::/\n"),
         ({"job/cpu.max": "199999 100000"}, "0::/job/step\n"),
         (
@@ -106,10 +102,10 @@ def test_memory_limit(machine: Path, files: dict[str, str], membership: str) -> 
 )
 def test_cpu_limit(machine: Path, files: dict[str, str], membership: str) -> None:
     write(machine, files)
-    assert cpus(machine, membership) == 1
+    assert limit(available_cpus, machine, membership) == 1
 
 
-def test_what_is_on_a_mount_of_its_own(tmp_path: Path) -> None:
+def test_paths_on_mounts_of_their_own(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
         "1 0 0:1 / / rw - overlay overlay rw\n2 1 8:1 /x /my\\040out rw - ext4 /dev/sda rw\n"

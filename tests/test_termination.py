@@ -1,4 +1,4 @@
-"""How a run ends when it must not go on: signals, memory, full disks."""
+"""How a run ends when it cannot continue: signals, too little memory, full disks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_too_little_memory_is_said_before_anything_is_computed(
 @pytest.mark.slow
 @pytest.mark.parametrize("full", ["work", "out"])
 def test_full_disk_is_74(demo_bids: Path, tmp_path: Path, full: str) -> None:
-    # a real one, in a namespace of its own
+    # Mount a real small disk in a namespace of its own.
     space = ["unshare", "--map-root-user", "--mount"]
     if subprocess.run([*space, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no namespace for a small disk to be had here")
+        pytest.skip("this machine offers no namespace in which to mount a small disk")
     for name in ("work", "out"):
         (tmp_path / name).mkdir()
     size = {"work": "9m", "out": "400k"}[full]
@@ -57,7 +57,7 @@ def test_signal_ends_a_run_cleanly(
 ) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hyps_bids", str(demo_bids), str(out), "participant"]
-    # nothing shared with this test's own signals
+    # A session of its own keeps the signals away from this test.
     run = subprocess.Popen(
         [*command, "--nprocs", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -74,6 +74,6 @@ def test_signal_ends_a_run_cleanly(
     assert not (out / "work").exists()
     hidden = [path for path in out.rglob(".*") if path.name != ".bidsignore"]
     assert not hidden
-    # no worker has stayed behind
+    # No worker has stayed behind.
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
