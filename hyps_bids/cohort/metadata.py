@@ -42,10 +42,21 @@ def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str]
     """Read participants.tsv, all sessions.tsv and scans.tsv, and columns of phenotype/.
 
     Files that are not quite right are read as far as they can be, and each kind of problem gives
-    one warning. Where there are no files, the tables are empty but for their key columns.
+    one warning. Without files, the tables have only their key columns.
 
-    `participants` are those, with ``sub-``, whose sessions.tsv and scans.tsv are read. Columns
-    that are `wanted` are also looked for in phenotype/, unless other tables have them.
+    Parameters
+    ----------
+    root : Path
+        The raw dataset.
+    participants : sequence of str
+        Participants whose sessions.tsv and scans.tsv are read, with ``sub-``.
+    wanted : iterable of str
+        Columns to look for in phenotype/, unless other tables have them.
+
+    Raises
+    ------
+    UsageError
+        If a wanted column is in several phenotype files.
     """
     reader = TableReader()
     participants_table = reader.read({root / "participants.tsv": None}, ("participant_id",))
@@ -55,7 +66,7 @@ def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str]
         ("participant_id", "session_id"),
     )
     known = {*participants_table.columns, *sessions.columns}
-    # All sessions share one sidecar, or each participant has one like that of the others.
+    # One sidecar describes all sessions: that of the dataset, or of the first participant with one.
     candidates = [root / "sessions.json", *(f / f"{f.name}_sessions.json" for f in folders)]
     sessions_json = next((path for path in candidates if path.is_file()), candidates[0])
     phenotype, described = _phenotype(root, [n for n in wanted if n not in known], reader)

@@ -47,10 +47,10 @@ class TableReader:
             _LOG.warning("%s%s: %s. Please correct the file.", paths[0], more, problem)
 
     def read(self, paths: Mapping[Path, str | None], keys: Sequence[str]) -> pd.DataFrame:
-        """Stack those of the files that exist.
+        """Stack the tables of all files that exist.
 
-        Values of the `keys` are given the prefix that BIDS wants, and rows without them are left
-        out. A path may come with the participant_id of all its rows.
+        A path may come with the participant_id of all its rows. Values of the `keys` are given the
+        prefix that BIDS wants, and rows without these values are left out.
         """
         present = [path for path in paths if path.is_file()]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -143,7 +143,7 @@ def _decode(content: bytes) -> tuple[str, list[str]]:
 
 
 def _cells(text: str, problems: list[str]) -> list[list[str]]:
-    """Split a table into the cells of its lines, empty lines left out."""
+    """Split a table into the cells of its lines, without empty lines."""
     header = text.partition("\n")[0]
     delimiter = "\t"
     if "\t" not in header:
