@@ -21,10 +21,7 @@ _LOG = logging.getLogger("hyps_bids")
 
 
 def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
-    """Find the T1w images that were asked for.
-
-    Only their folders are indexed, without metadata. With ``bids_database_dir`` the index holds
-    the T1w images of the whole dataset, so that it serves any later selection.
+    """Find the T1w images that were asked for; only their folders are indexed.
 
     Parameters
     ----------

@@ -56,16 +56,10 @@ def index_files(
 
 
 def index_t1w(root: Path, subjects: Collection[str], database: Path | None) -> BIDSLayout:
-    """Index the T1w images of some participants, or of the whole dataset in a database.
+    """Index the T1w images of some participants.
 
-    Parameters
-    ----------
-    root : Path
-        The dataset.
-    subjects : collection of str
-        Participant labels. A database holds all participants, so that it serves any selection.
-    database : Path or None
-        Folder of the database. One that is there is used as it is; otherwise it is made.
+    With a folder for a database, all participants are indexed, so that it serves any selection.
+    A database that is there is used as it is.
 
     Raises
     ------

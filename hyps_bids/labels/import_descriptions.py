@@ -42,33 +42,17 @@ train around the labels.
 
 @dataclass(frozen=True)
 class ImportedDataset:
-    """An imported dataset with its labels, as a whole.
-
-    Attributes
-    ----------
-    output : Path
-        The raw dataset.
-    about : Preset
-        What the dataset is.
-    label_table : pandas.DataFrame
-        The labels of its segmentations.
-    crops : bool
-        The images are crops around one hippocampus each.
-    """
+    """An imported dataset with its labels, as a whole."""
 
     output: Path
     about: Preset
+    #: the table of labels, as from :func:`hyps_bids.outputs.labels.label_table`
     label_table: pd.DataFrame
+    #: the images are crops around one hippocampus each
     crops: bool
 
     def check(self) -> None:
-        """Check that the output folder is empty, or holds an import of the same dataset.
-
-        Raises
-        ------
-        CannotCreateOutput
-            If it holds anything else or cannot be used.
-        """
+        """Refuse an output folder that holds anything but an import of the same dataset."""
         output = self.output
         try:
             occupied = output.exists() and any(output.iterdir())
@@ -106,22 +90,18 @@ class ImportedDataset:
         table = self.output / _LABEL_TABLE
         write_table(table, self.label_table)
         write_json(sidecar_path(table), described(LABEL_COLUMNS))
-        about = self.about
-        lines = {
-            "License": about.license,
-            "Citation": about.citation,
-            "Links": " ".join(about.links),
-        }
-        source = "".join(f"\n{title}: {text}\n" for title, text in lines.items() if text)
-        end = source + (_CROP_NOTE if self.crops else "")
+        name, links = self.about.name, " ".join(self.about.links)
+        lines = {"License": self.about.license, "Citation": self.about.citation, "Links": links}
+        end = "".join(f"\n{title}: {text}\n" for title, text in lines.items() if text)
+        end += _CROP_NOTE if self.crops else ""
         write_text(
             self.output / "README.md",
-            f"# {about.name}\n\nT1-weighted images, brought into BIDS by `hyps-tools import`. "
+            f"# {name}\n\nT1-weighted images, brought into BIDS by `hyps-tools import`. "
             f"Sidecars name the source files. Labels: `{LABELS.as_posix()}`.\n{end}",
         )
         write_text(
             self.output / LABELS / "README.md",
-            f"# Manual hippocampus labels of {about.name}\n\nOn the grids of the images. "
+            f"# Manual hippocampus labels of {name}\n\nOn the grids of the images. "
             f"`{_LABEL_TABLE.name}` says what the values mean.\n{end}",
         )
 
@@ -180,13 +160,7 @@ class ImportedDataset:
 
 
 def read_earlier(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file of an earlier import; None if there is none.
-
-    Raises
-    ------
-    CannotCreateOutput
-        If it is not a JSON object.
-    """
+    """Read a JSON file of an earlier import; None if there is none."""
     if not path.is_file():
         return None
     return read_json_object(path, error=CannotCreateOutput, hint="choose another folder")

@@ -78,17 +78,10 @@ def _label(key: str, text: str) -> str:
 
 
 def read_rows(table: Path) -> list[Row]:
-    """Read a table. Lines of the same participant, session and acquisition are one image.
+    """Read a TSV file with the columns :data:`COLUMNS`; missing values are ``n/a`` or empty.
 
-    Parameters
-    ----------
-    table : Path
-        Tab-separated, columns as in :data:`COLUMNS`; ``n/a`` or nothing where there is none.
-
-    Returns
-    -------
-    list of Row
-        In order of first appearance.
+    Lines of the same participant, session and acquisition are one image. Images are in order of
+    first appearance.
 
     Raises
     ------

@@ -191,16 +191,9 @@ def _parse_line(line: str) -> LabelMap:
 def read_label_table(path: Path) -> LabelMap:
     """Read a table of labels, such as the ``dseg.tsv`` of a dataset.
 
-    Parameters
-    ----------
-    path : Path
-        Tab-separated table with the columns ``index`` and either ``hemi`` (and ``part``; the
-        whole hippocampus if it is left out) or ``name``.
-
-    Returns
-    -------
-    LabelMap
-        The lines that speak of a hippocampus, if any; all values of the table are listed.
+    It has the columns ``index`` and either ``hemi`` (and ``part``; the whole hippocampus if it is
+    left out) or ``name``. The structures are the lines that speak of a hippocampus, if any; all
+    values of the table are listed.
 
     Raises
     ------
@@ -253,13 +246,9 @@ def _row_meaning(row: dict[str, str]) -> tuple[str | None, str | None]:
 
 
 def recognize(name: str) -> tuple[bool, str | None, str | None]:
-    """Find side and part of the hippocampus in a name.
+    """Find side and part of the hippocampus in a name, as of tables of labels or BIDS entities.
 
-    Parameters
-    ----------
-    name : str
-        As in tables of labels and in BIDS entities: words in any order, run together as
-        ``LeftHippocampus`` or separated by anything.
+    Words may be in any order, separated by anything or run together as ``LeftHippocampus``.
 
     Returns
     -------

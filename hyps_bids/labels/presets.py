@@ -36,12 +36,10 @@ class Layout:
 
     Attributes
     ----------
-    image : str
-        Template of the images' paths.
+    image, participant : str
+        Templates of the images' paths and of the participants' names.
     labels : tuple of (str, str)
         Templates of the label images' paths, and their label maps.
-    participant : str
-        Template of the participant's name.
     """
 
     image: str
@@ -62,10 +60,8 @@ class Preset:
     pairs : bool
         Numbers 2k-1 and 2k are the left and right hippocampus of subject k, each in a crop of its
         own, right ones mirrored.
-    left_out : tuple of str
-        Participants that are not imported unless asked for.
-    reason : str
-        Why they are left out.
+    left_out, reason
+        Participants that are not imported unless asked for, and why.
     """
 
     name: str
@@ -110,15 +106,7 @@ def load_presets() -> dict[str, Preset]:
 
 
 def read_preset(path: Path) -> Preset:
-    """Read a preset of the user's own: a TOML file with one table.
-
-    Raises
-    ------
-    MissingInput
-        If there is no such file.
-    BadData
-        If it is not a preset.
-    """
+    """Read a preset of the user's own: a TOML file with one table."""
     if not path.is_file():
         raise MissingInput(f"{path}: there is no such preset.", code="preset-missing")
     try:

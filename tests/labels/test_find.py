@@ -70,15 +70,8 @@ Find = Callable[..., list[LabeledScan]]
 @pytest.fixture
 def find(raw: Path, derivatives: Path) -> Find:
     def run(*datasets: Path, **options: Any) -> list[LabeledScan]:
-        return find_labeled(
-            Settings(
-                bids_dir=raw,
-                output_dir=raw.parent / "out",
-                analysis_level="group",
-                labels=datasets or (derivatives,),
-                **options,
-            )
-        )
+        options |= {"labels": datasets or (derivatives,), "output_dir": raw.parent / "out"}
+        return find_labeled(Settings(bids_dir=raw, analysis_level="group", **options))
 
     return run
 

@@ -159,16 +159,15 @@ def test_problems_do_not_stop_the_others(source: Path, save: Save) -> None:
     assert [p.name for p in sorted((source.parent / "out").glob("sub-*"))] == ["sub-good"]
 
 
-def test_known_mismatches_are_kept_as_they_are_if_asked_for(
-    source: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("label_map", "fact"), [("1:R,2:L", "left and right"), ("2:R,*:-", "side R only")]
+)
+def test_sides_in_doubt_are_reported(
+    source: Path, caplog: pytest.LogCaptureFixture, label_map: str, fact: str
 ) -> None:
-    assert run(source, row("1:R,2:L", check_sides=False)).written == 1
-    assert "image.nii.gz: left and right labels are swapped" in caplog.text
-
-
-def test_one_side_only_is_said(source: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert run(source, row("2:R,*:-")).written == 1
-    assert "side R only" in caplog.text
+    assert run(source, row(label_map, check_sides=False)).written == 1
+    assert fact in caplog.text
+    assert "image.nii.gz" in caplog.text
 
 
 def test_again_and_more(source: Path) -> None:
