@@ -1,4 +1,4 @@
-"""Which images are found, and how each way of not finding one ends."""
+"""T1w images are found and selected, and every failure to find one is reported."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def filter_file(tmp_path: Path) -> Callable[[Any], Path]:
     [
         ({}, NAMES),
         ({"participant_label": ("01",)}, NAMES[:3]),
-        # no label is a prefix or a pattern
+        # A label is neither a prefix nor a pattern.
         ({"participant_label": ("101",)}, NAMES[5:]),
         ({"participant_label": ("02", "01", "02")}, NAMES[:5]),
         ({"exclude_participant_label": ("01",)}, NAMES[3:]),
@@ -93,7 +93,7 @@ def filter_file(tmp_path: Path) -> Callable[[Any], Path]:
         ({"participant_label": ("01", "02"), "exclude_participant_label": ("02",)}, NAMES[:3]),
         ({"session_label": ("M12",)}, NAMES[4:5]),
         ({"session_label": ("M00", "M12")}, NAMES[3:5]),
-        # of another participant
+        # M24 is a session of another participant.
         ({"participant_label": ("02",), "session_label": ("M00", "M24")}, NAMES[3:4]),
     ],
 )
@@ -145,7 +145,7 @@ def test_participant_without_image_is_named(
         ({"acquisition": "Query.ANY"}, NAMES[:1]),
         ({"acquisition": ["mprage"]}, NAMES[:1]),
         ({"acquisition": "MPRAGE|other", "regex_search": True}, NAMES[:1]),
-        # a run is a number, however it is padded
+        # A run is a number, however it is padded.
         ({"run": 1}, NAMES[1:2]),
         ({"run": "01"}, NAMES[1:2]),
         ({"run": "02"}, NAMES[2:3]),
@@ -181,7 +181,7 @@ def test_filter_narrows_the_labels(
     path = filter_file({"session": "M00"})
     with raises(NothingMatches, "no-images-selected", path):
         find(dataset, bids_filter_file=path, session_label=("M12",))
-    # as a pattern, the label 01 would also be that of 101
+    # As a pattern, the label 01 would also match 101.
     path = filter_file({"run": None, "regex_search": regex})
     assert find(dataset, bids_filter_file=path, participant_label=("01",)) == [NAMES[0]]
 
@@ -238,7 +238,7 @@ def test_database_serves_any_later_selection(dataset: Path, tmp_path: Path) -> N
     second = find(dataset, bids_database_dir=database, participant_label=("02",))
     assert second == list(NAMES[3:5])
     assert (database / "layout_index.sqlite").stat().st_mtime_ns == written
-    # nothing half-made is left
+    # No temporary folder is left.
     assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
 
 
@@ -277,7 +277,7 @@ def test_dangling_link_matters_only_if_asked_for(dataset: Path) -> None:
     assert find(dataset, exclude_participant_label=("01",)) == list(NAMES[3:])
     with raises(MissingInput, "content-not-fetched", f"datalad get {broken}"):
         find(dataset, participant_label=("01",))
-    # the group level needs the names only
+    # The group level needs the names only.
     scans = find_scans(make_settings(dataset), need_content=False)
     assert len(scans) == len(NAMES)
 
@@ -295,7 +295,7 @@ def test_links_keep_the_names_of_the_dataset(dataset: Path, tmp_path: Path) -> N
     link = tmp_path / "link"
     link.symlink_to(dataset)
     assert find(dataset, participant_label=("101",)) == [NAMES[5]]
-    # the dataset itself may be a link, and so may a participant's folder
+    # The dataset itself may be a link, and so may a participant's folder.
     assert find(link) == list(NAMES)
     (dataset / "sub-101").rename(tmp_path / "elsewhere")
     (dataset / "sub-101").symlink_to(tmp_path / "elsewhere")
@@ -372,11 +372,11 @@ def test_dataset_is_only_read(dataset: Path) -> None:
 
 
 def test_only_asked_folders_are_indexed(dataset: Path) -> None:
-    # a folder that leads back to itself would never be done
+    # Indexing a folder that leads back to itself would never end.
     (dataset / "sub-02" / "func").mkdir()
     (dataset / "sub-02" / "func" / "loop").symlink_to(dataset)
     (dataset / "sub-01" / "ses-x").symlink_to(dataset / "sub-02")
-    # pybids reads these while it indexes, and fails if they are no JSON
+    # pybids reads these files while it indexes, and fails if they are not JSON.
     for folder in ("sub-02", "sub-01/func", "derivatives"):
         (dataset / folder).mkdir(exist_ok=True)
         (dataset / folder / "layout_config.json").write_text("not JSON")

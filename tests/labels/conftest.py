@@ -1,4 +1,4 @@
-"""Made images and trees: boxes of noise with two boxes for hippocampi, clearly no anatomy."""
+"""Made images: boxes of noise with two boxes for hippocampi, clearly no anatomy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def values() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def save() -> Callable[..., Path]:
-    """Write an array as NIfTI or Analyze, by the extension; Analyze pairs are 4-D as HFH's."""
+    """Write an array as NIfTI or Analyze, by the extension; Analyze pairs are 4-D, as in HFH."""
 
     def write(path: Path, data: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
         if data is None:

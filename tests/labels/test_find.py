@@ -1,4 +1,4 @@
-"""Which labels belong to which image, what they mean, and how each doubt is reported."""
+"""Labels are paired with their images, and every doubt is reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ASEG = (Structure(17, "L", "hippocampus"), Structure(53, "R", "hippocampus"))
 
 
 def add(root: Path, *names: str) -> None:
-    """Empty files: contents are the affair of the training."""
+    """Add empty files, because finding does not read them."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ def pairs(found: list[LabeledScan]) -> list[tuple[str, list[str]]]:
         ("sub-01/anat/sub-01_space-orig_dseg.nii.gz", "sub-01"),
         ("sub-02/ses-2/anat/sub-02_ses-2_dseg.nii.gz", "sub-02_ses-2"),
         ("sub-03/anat/sub-03_run-2_dseg.nii.gz", "sub-03_run-2"),
-        # runs are numbers
+        # Runs are numbers.
         ("sub-03/anat/sub-03_run-02_dseg.nii.gz", "sub-03_run-2"),
-        # the closest name, where several fit
+        # The closest name is taken where several fit.
         ("sub-04/anat/sub-04_dseg.nii.gz", "sub-04"),
         ("sub-04/anat/sub-04_acq-hires_dseg.nii.gz", "sub-04_acq-hires"),
     ],
@@ -238,7 +238,7 @@ def test_freesurfer_as_fmriprep_stores_it(derivatives: Path, find: Find) -> None
     assert pairs([item]) == [("sub-01", ["sub-01_desc-aseg_dseg.nii.gz"])]
     assert item.structures == ASEG
     assert item.labels[0].listed is None
-    # with one that shows a hippocampus, the tables say it all
+    # With one image that shows a hippocampus, the tables are enough.
     (derivatives / "sub-01/anat/sub-01_desc-aparcaseg_dseg.nii.gz").unlink()
     (own,) = find()
     assert own.structures == ASEG
@@ -259,7 +259,7 @@ def test_table_by_inheritance(derivatives: Path, find: Find) -> None:
     write("seg-amygdala_dseg.tsv", 90)
     with raises(BadData, "label-meaning-unknown", label, "dseg.tsv", "--label-map"):
         find()
-    # each is nearer or more specific than those before
+    # Each table is nearer or more specific than the tables before.
     for i, name in enumerate(
         (
             "dseg.tsv",
@@ -271,7 +271,7 @@ def test_table_by_inheritance(derivatives: Path, find: Find) -> None:
     ):
         write(name, 10 + i)
         assert left() == 10 + i
-    # what the user says counts more
+    # The option takes precedence over the tables.
     assert find(label_map="whole")[0].structures == WHOLE
 
 
@@ -334,13 +334,13 @@ def test_table_without_hippocampus(derivatives: Path, find: Find) -> None:
 
 
 def test_several_datasets(derivatives: Path, find: Find, tmp_path: Path) -> None:
-    # a folder name that pybids would take for an entity
+    # pybids would take this folder name for an entity.
     other = describe(tmp_path / "run-02" / "func")
     add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
     add(other, "sub-02/ses-1/anat/sub-02_ses-1_dseg.nii.gz")
     found = find(derivatives, other, label_map="whole")
     assert [item.dataset for item in found] == [derivatives, other]
-    # the same dataset twice is one
+    # The same dataset given twice is used once.
     assert len(find(other, other / ".." / "func", label_map="whole")) == 1
     add(other, "sub-01/anat/sub-01_dseg.nii.gz")
     with raises(UsageError, "labels-in-two-datasets", "sub-01", derivatives, other):
@@ -368,7 +368,7 @@ def test_label_image_in_the_wrong_folder(derivatives: Path, find: Find) -> None:
 
 def test_dangling_links(raw: Path, derivatives: Path, find: Find) -> None:
     add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz")
-    # an image without labels may be absent
+    # An image without labels may be absent.
     absent = raw / SCANS[-1]
     absent.unlink()
     absent.symlink_to("../../.git/annex/objects/x")

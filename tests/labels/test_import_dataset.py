@@ -1,4 +1,4 @@
-"""Tests of :mod:`hyps_bids.labels.import_dataset`, from made trees to valid BIDS."""
+"""Made and real source trees become valid BIDS datasets, and problems are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def row(label_map: str = "1:L,2:R", **changes: object) -> Row:
 
 @pytest.fixture
 def source(tmp_path: Path, save: Save, values: Values) -> Path:
-    """One NIfTI image, RAS axes: value 1 left, 2 right."""
+    """Make one NIfTI image with RAS axes, and its labels: 1 is left, 2 is right."""
     save(tmp_path / "source/image.nii.gz")
     save(tmp_path / "source/labels.nii.gz", values(1, 2))
     return tmp_path / "source"
@@ -111,7 +111,7 @@ def test_analyze_orientation_is_assumed_said_and_checked(
     save(source / "image.img")
     save(source / "labels.img", values(1, 2))
     one = row(image=Path("image.img"), labels=((Path("labels.img"), parse_label_map("1:L,2:R")),))
-    # value 1 is low in the file: left only if the axis points to the right
+    # Value 1 is at low indices, which are left only if the axis points to the right.
     (problem,) = run(source, one, orientation="LAS").problems
     assert "image.img: the labels called left lie 6 mm to the right" in problem
     caplog.clear()
@@ -127,7 +127,7 @@ def test_analyze_orientation_is_assumed_said_and_checked(
     sidecar = json.loads((tmp_path / "out/sub-01/anat/sub-01_T1w.json").read_text())
     assert sidecar["AssumedOrientation"] == "RAS"
     assert [Path(f["File"]).suffix for f in sidecar["SourceFiles"]] == [".hdr", ".img"]
-    # now the same with another orientation would be another dataset
+    # The same files with another orientation would be another dataset.
     sidecar_path = tmp_path / "out/sub-01/anat/sub-01_T1w.json"
     with raises(CannotCreateOutput, "imported-differently", sidecar_path):
         run(source, one, orientation="RPS")
@@ -184,7 +184,7 @@ def test_again_and_more(source: Path) -> None:
     people = read_table(out / "participants.tsv")
     assert people["participant_id"].tolist() == ["sub-01", "sub-02"]
     assert people["split"].tolist()[1] == "test"
-    # an image that was lost is written again
+    # A lost image is written again.
     image.unlink()
     assert run(source, first) == Outcome(1, 0, ())
     assert image.is_file()
@@ -236,7 +236,7 @@ def harp(save: Save, values: Values, folder: Path) -> None:
         name = f"ADNI_002_S_{number}_{scan}"
         save(folder / f"100/{name}_ACPC.nii")
         save(folder / f"Labels_100_NIFTI/{name}_L.nii", values(1, 0))
-        # as some of the release: a mask with an offset
+        # Some masks of the release have an offset.
         mask = values(0, 1).astype(np.float32) + np.float32(26896.988)
         save(folder / f"Labels_100_NIFTI/{name}_R.nii", mask)
 
@@ -250,7 +250,7 @@ def authors(save: Save, values: Values, folder: Path) -> None:
 def lpba40(save: Save, values: Values, folder: Path) -> None:
     stem = folder / "delineation_space/S01/S01.delineation"
     save(Path(f"{stem}.skullstripped.img"))
-    # the first axis of Analyze points to the left
+    # The first axis of Analyze points to the left.
     save(Path(f"{stem}.structure.label.img"), values(166, 165, 21))
 
 
@@ -298,7 +298,7 @@ def test_presets_give_valid_bids(
 @pytest.mark.shared
 @pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_msd_task04(shared_data: Path, tmp_path: Path, validator: str, count: int | None) -> None:
-    """Real crops: what the app reads of them is what the files hold, right ones mirrored back."""
+    """The app reads real crops as they are stored, with right ones mirrored back."""
     about = load_presets()["msd-task04"]
     source = shared_data / "msd_task04"
     rows = find_rows(about, source).rows[:count]

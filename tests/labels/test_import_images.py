@@ -1,4 +1,4 @@
-"""Tests of :mod:`hyps_bids.labels.import_images`."""
+"""Source images keep their data, and get the right orientation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_analyze_is_taken_for_las_as_nibabel_does(save: Save, tmp_path: Path) ->
     source = read_image(path)
     assert source.assumed
     assert source.shape == (12, 10, 8)
-    # nibabel's images are 4-D here; its affine is the same
+    # nibabel's image is 4-D here, with the same affine.
     np.testing.assert_allclose(source.affine, nib.load(path).affine)
     assert nib.aff2axcodes(read_image(path, "PIR").affine) == ("P", "I", "R")
 

@@ -1,4 +1,4 @@
-"""Tests of :mod:`hyps_bids.labels.import_table`."""
+"""Import tables are read, checked line by line, and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What label values mean, in every form in which it can be written."""
+"""Label maps in every form, and the structures that they find in voxels."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_line() -> None:
     [
         ("index\themi\tpart\n3\tL\themi1\n4\tR\themi1\n", [(3, "L", "hemi1"), (4, "R", "hemi1")]),
         ("index\themi\n3\tleft\n4\tright\n", [(3, "L", "hippocampus"), (4, "R", "hippocampus")]),
-        # several values of one meaning; a side by abbreviation; what is something else
+        # Several values have one meaning, an abbreviation gives the side, one is another structure.
         (
             "index\tname\tabbreviation\n0\tbackground\tbg\n1\thippocampus\tHIP_L\n"
             "2\tHippocampus (left)\tn/a\n3\tAmygdala\tAMY_L\n",

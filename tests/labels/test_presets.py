@@ -1,4 +1,4 @@
-"""Tests of :mod:`hyps_bids.labels.presets`."""
+"""Presets find the images and labels of known datasets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_msd_crops_are_sides_of_subjects(tmp_path: Path) -> None:
         "1:L:anterior,2:L:posterior",
         "1:R:anterior,2:R:posterior",
     ]
-    # the fixed test set: every fifth subject
+    # Every fifth subject is in the fixed test set.
     assert {row.participant for row in found.rows if row.split == "test"} == {"005", "010"}
     assert not found.problems
 
