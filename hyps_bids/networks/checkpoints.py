@@ -71,18 +71,16 @@ class Architecture(TypedDict):
 
 
 class Card(TypedDict):
-    """What every card holds.
+    """Entries of every card.
 
     Attributes
     ----------
     labels : list of str
-        Names of the classes. A network's begin with the background; an adapter's leave it out.
+        Names of the classes; a network's begin with the background, an adapter's leave it out.
     grid : list of int
         Shape of the boxes that the network sees, voxels.
-    license : str
-        License of the weights.
     name : str
-        Name of an adapter that was trained with ``--train-adapter``.
+        Name of an adapter that ``--train-adapter`` made.
     training : dict
         Facts about the training, and the metrics of the ``validation``.
     """
@@ -102,19 +100,12 @@ class NetworkCard(Card):
     imported: NotRequired[Mapping[str, Any]]
 
 
-class BaseRecord(TypedDict):
-    """The network that an adapter belongs to."""
-
-    name: str
-    sha256: str
-
-
 class AdapterCard(Card):
-    """Card of an adapter; ``adapter`` holds the fields of an :class:`AdapterConfig`."""
+    """Card of an adapter, with the fields of its config, and the name and sha256 of its base."""
 
     kind: Literal["adapter"]
     adapter: dict[str, Any]
-    base: BaseRecord
+    base: dict[str, str]
 
 
 def shipped_weights(name: str) -> Path:
@@ -179,19 +170,13 @@ def load_network(path: Path) -> tuple[nn.Module, NetworkCard]:
 
     Raises
     ------
-    MissingInput
-        If there is no such file.
-    UsageError
-        If it holds an adapter.
-    BadData
-        If its tensors do not fit its architecture.
+    MissingInput, UsageError, BadData
+        If there is no such file, it holds an adapter, or its tensors do not fit its architecture.
     """
     card = read_card(path)
     if card["kind"] != "network":
-        raise UsageError(
-            f"{path}: holds an adapter, but a whole network is needed here",
-            code="adapter-not-network",
-        )
+        message = f"{path}: holds an adapter, but a whole network is needed here"
+        raise UsageError(message, code="adapter-not-network")
     model = build_network(card["architecture"])
     try:
         model.load_state_dict(_tensors(path))
@@ -213,44 +198,27 @@ def save_adapter(
 ) -> None:
     """Write the adapter of an adapted network: the trained tensors, not the base.
 
-    Parameters
-    ----------
-    path : Path
-        The file to write.
-    model : torch.nn.Module
-        The adapted network.
-    config : AdapterConfig
-        The settings of the adapter.
-    base : Path
-        The file of its base; recorded by name and sha256.
-    card : mapping
-        Entries of a :class:`Card`, at least ``labels``.
-    dtype : torch.dtype
-        Storage type of the tensors.
+    `config` holds the settings of the adapter, `base` is the file of its base, which is recorded by
+    name and sha256, and `card` has entries of a :class:`Card`, at least ``labels``.
     """
-    record: BaseRecord = {"name": base.stem, "sha256": sha256(base)}
+    record = {"name": base.stem, "sha256": sha256(base)}
     complete = {**card, "kind": "adapter", "adapter": asdict(config), "base": record}
     _save(path, adapter_state(model), complete, dtype)
 
 
 def load_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
-    """Load an adapter onto its base, unmerged, float32, CPU, evaluation mode.
+    """Load an adapter onto its base, unmerged, float32, CPU, evaluation mode, with its card.
 
     Raises
     ------
-    MissingInput
-        If one of the files is not there.
-    UsageError
-        If the adapter was trained on another base, or one file is given as the other.
-    BadData
-        If its tensors do not fit.
+    MissingInput, UsageError, BadData
+        If one of the files is not there, the adapter was trained on another base, one file is given
+        as the other, or tensors do not fit.
     """
     card = read_card(path)
     if card["kind"] != "adapter":
-        raise UsageError(
-            f"{path}: holds a whole network, but an adapter is needed here",
-            code="network-not-adapter",
-        )
+        message = f"{path}: holds a whole network, but an adapter is needed here"
+        raise UsageError(message, code="network-not-adapter")
     if read_card(base)["kind"] == "network" and card["base"]["sha256"] != sha256(base):
         raise UsageError(
             f"{path}: was trained on base {card['base']['name']} (sha256 "

@@ -5,21 +5,16 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
-from hyps_bids.networks.checkpoints import (
-    Architecture,
-    build_network,
-    replace_head,
-    save_network,
-)
+from hyps_bids.networks.checkpoints import Architecture, build_network, save_network
 from hyps_bids.outputs.digests import sha256
 
 __all__ = ["ImportRecord", "describe_import", "import_swin_unetr", "reduce_channels"]
@@ -90,12 +85,9 @@ def import_swin_unetr(source: Path, target: Path, channels: str = "sum") -> Impo
 
     Raises
     ------
-    MissingInput
-        If there is no such file.
-    BadData
-        If it cannot be read safely, or is not a SwinUNETR (version 1) of MONAI.
-    UsageError
-        If `channels` names no rule, or a channel that the checkpoint does not have.
+    MissingInput, BadData, UsageError
+        If there is no such file, it cannot be read safely, it is not a SwinUNETR (version 1) of
+        MONAI, or `channels` is not possible.
     """
     state, ignored = _own_tensors(_read(source), source)
     recomputed = [name for name in state if name.endswith(_TABLES)]
@@ -109,14 +101,19 @@ def import_swin_unetr(source: Path, target: Path, channels: str = "sum") -> Impo
         "name": "HippocampusSwinUNETR",
         "kwargs": {"in_channels": 1, "out_channels": 1, "feature_size": feature_size},
     }
+    new_head = {
+        f"{_HEAD}weight": torch.zeros(1, feature_size, 1, 1, 1),
+        f"{_HEAD}bias": torch.zeros(1),
+    }
     try:
         model = build_network(architecture)
-    except ValueError as error:
+        model.load_state_dict(state | new_head)
+    except (ValueError, RuntimeError) as error:
         raise BadData(
-            f"{source}: {_FIRST} has {feature_size} outputs: {error}",
-            code="checkpoint-feature-size",
+            f"{source}: does not fit MONAI's 3-D SwinUNETR with its default depths, heads and "
+            f"window: {shorten(str(error), 500)}",
+            code="checkpoint-misfit",
         ) from error
-    _fill(model, state, source)
     record: ImportRecord = {
         "file": source.name,
         "sha256": sha256(source),
@@ -125,7 +122,7 @@ def import_swin_unetr(source: Path, target: Path, channels: str = "sum") -> Impo
         "channels": channels if inputs > 1 else "as they are",
         "taken": len(state) - len(reduced),
         "reduced": reduced,
-        "re-initialized": [f"{_HEAD}weight", f"{_HEAD}bias"],
+        "re-initialized": list(new_head),
         "recomputed": len(recomputed),
         "ignored": ignored,
     }
@@ -153,19 +150,9 @@ def reduce_channels(weight: torch.Tensor, rule: str) -> torch.Tensor:
     Parameters
     ----------
     weight : torch.Tensor
-        Kernels, shape ``(outputs, channels, x, y, z)``.
+        Kernels, shape ``(outputs, channels, x, y, z)``; the result has one channel.
     rule : str
         ``sum``, ``mean``, or the number of a channel, from 0.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(outputs, 1, x, y, z)``.
-
-    Raises
-    ------
-    UsageError
-        If there is no such rule or channel.
 
     Examples
     --------
@@ -238,30 +225,6 @@ def _own_tensors(found: State, source: Path) -> tuple[State, list[str]]:
             code="checkpoint-version-2",
         )
     return state, sorted(ignored)
-
-
-def _fill(model: nn.Module, state: State, source: Path) -> None:
-    """Load everything but the head, which starts at zero."""
-    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(_HEAD)}
-    wrong = [
-        f"{name} should have the shape {tuple(tensor.shape)}, "
-        + (f"found {tuple(state[name].shape)}" if name in state else "but is missing")
-        for name, tensor in expected.items()
-        if name not in state or state[name].shape != tensor.shape
-    ]
-    wrong += [
-        f"{name} of the shape {tuple(state[name].shape)} has no place"
-        for name in sorted(state.keys() - expected.keys())
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise BadData(
-            f"{source}: does not fit MONAI's 3-D SwinUNETR with its default depths, heads and "
-            f"window: {'; '.join(wrong[:3])}{more}",
-            code="checkpoint-misfit",
-        )
-    model.load_state_dict(state, strict=False)
-    replace_head(model, [], {})
 
 
 def _read(path: Path) -> State:

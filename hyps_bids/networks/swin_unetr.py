@@ -45,19 +45,9 @@ class FusedWindowAttention(nn.Module):
         self.register_buffer("relative_position_index", index, persistent=False)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Attend within windows.
+        """Attend within windows: tokens ``(batch * windows, n, channels)`` to the same shape.
 
-        Parameters
-        ----------
-        x : torch.Tensor
-            Tokens, shape ``(batch * windows, n, channels)``.
-        mask : torch.Tensor or None
-            Additive shift mask, shape ``(windows, n, n)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Same shape as `x`.
+        The shift mask is additive, of shape ``(windows, n, n)``.
         """
         b, n, c = x.shape
         q, k, v = (
@@ -107,17 +97,7 @@ class HippocampusSwinUNETR(SwinUNETR):
                 module.attn = FusedWindowAttention(attention)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute class logits.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            Images, shape ``(batch, in_channels, x, y, z)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Logits, shape ``(batch, out_channels, x, y, z)``.
+        """Compute class logits: ``(batch, in_channels, x, y, z)`` to ``(batch, out_channels, …)``.
 
         Raises
         ------

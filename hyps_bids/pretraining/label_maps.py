@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
+from scipy import ndimage
 
 from hyps_bids.errors import BadData, MissingInput
 
@@ -71,10 +72,8 @@ class Tissues:
     priors : torch.Tensor
         Per tissue: mean of means, SD of means, mean of SDs, SD of SDs on a 0–255 scale, shape
         ``(tissues, 4)``.
-    base_class : torch.Tensor
-        Index in :data:`BASE_CLASSES`, shape ``(k + 1,)``.
-    head_class : torch.Tensor
-        Index in :data:`HEAD_CLASSES`, shape ``(k + 1,)``.
+    base_class, head_class : torch.Tensor
+        Indices in :data:`BASE_CLASSES` and :data:`HEAD_CLASSES`, shape ``(k + 1,)``.
     intracranial, brain : torch.Tensor
         Boolean, shape ``(k + 1,)``; the brain excludes the outer fluid.
     """
@@ -106,24 +105,21 @@ def tissues(device: torch.device = torch.device("cpu")) -> Tissues:  # noqa: B00
     ('hippocampus', 'right hippocampus')
     """
     with (files("hyps_bids") / "data" / "tissues.tsv").open() as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    labels = tuple(int(row["label"]) for row in rows)
+        table = pd.read_csv(stream, sep="\t", float_precision="round_trip")
+    labels = tuple(table["label"].tolist())
     # Nothing is drawn outside the field of view, so the intensities of any row will do.
-    rows.append(rows[labels.index(0)])
-    kinds = list(dict.fromkeys(row["tissue"] for row in rows))
-    structures = list(dict.fromkeys(row["structure"] for row in rows))
-    columns = ("mean_mean", "mean_sd", "sd_mean", "sd_sd")
-    priors = {row["tissue"]: [float(row[column]) for column in columns] for row in rows}
-    inside = torch.tensor([row["intracranial"] == "1" for row in rows])
-    base = torch.tensor([BASE_CLASSES.index(row["base_class"]) for row in rows])
+    table = pd.concat([table, table[table["label"] == 0]])
+    priors = table.drop_duplicates("tissue")[["mean_mean", "mean_sd", "sd_mean", "sd_sd"]]
+    inside = torch.tensor((table["intracranial"] == 1).to_numpy())
+    base = torch.tensor(table["base_class"].map(BASE_CLASSES.index).to_numpy())
     head = inside.long()
     for i, label in enumerate(HIPPOCAMPI):
         head[labels.index(label)] = 2 + i
     return Tissues(
         labels=labels,
-        tissue=torch.tensor([kinds.index(row["tissue"]) for row in rows], device=device),
-        structure=torch.tensor([structures.index(r["structure"]) for r in rows], device=device),
-        priors=torch.tensor([priors[kind] for kind in kinds], device=device),
+        tissue=torch.tensor(pd.factorize(table["tissue"])[0], device=device),
+        structure=torch.tensor(pd.factorize(table["structure"])[0], device=device),
+        priors=torch.tensor(priors.to_numpy(), dtype=torch.float32, device=device),
         base_class=base.to(device),
         head_class=head.to(device),
         intracranial=inside.to(device),
@@ -143,11 +139,9 @@ class LabelMaps:
         Rows of :class:`Tissues`, uint8, shape ``(n, x, y, z)``.
     voxel : float
         Side of a voxel, mm.
-    heads : torch.Tensor
-        Center of the box that holds each head, voxels, shape ``(n, 3)``.
-    hippocampi : torch.Tensor
-        Center of the box that holds the left and the right hippocampus of each, voxels, shape
-        ``(n, 2, 3)``.
+    heads, hippocampi : torch.Tensor
+        Centers of the bounding boxes of the heads, and of the left and right hippocampi, voxels,
+        shapes ``(n, 3)`` and ``(n, 2, 3)``.
     """
 
     names: tuple[str, ...]
@@ -181,25 +175,14 @@ class LabelMaps:
 def load_labelmaps(folder: Path) -> LabelMaps:
     """Read all NIfTI label maps of a folder, in order of name.
 
-    Where a head is cut off flat, the field of view is assumed to end.
-
-    Parameters
-    ----------
-    folder : Path
-        Whole-head label maps in FreeSurfer's numbering with one isotropic voxel size.
-
-    Returns
-    -------
-    LabelMaps
-        On the CPU; smaller maps are padded to the largest.
+    They show whole heads in FreeSurfer's numbering and share one isotropic voxel size. Smaller maps
+    are padded to the largest. Where a head is cut off flat, the field of view is assumed to end.
 
     Raises
     ------
-    MissingInput
-        If the folder holds no NIfTI file.
-    BadData
-        If a label is not in ``data/tissues.tsv``, a hippocampus is missing, or voxel sizes differ
-        between axes or maps.
+    MissingInput, BadData
+        If the folder holds no NIfTI file, a label is not in ``data/tissues.tsv``, a hippocampus is
+        missing, or voxel sizes differ between axes or maps.
     """
     paths = sorted(p for p in folder.glob("*.nii*") if not p.name.startswith("."))
     if not paths:
@@ -219,8 +202,7 @@ def load_labelmaps(folder: Path) -> LabelMaps:
     volumes, heads, hippocampi = [], [], []
     for volume, _ in read:
         _mark_cuts(volume, table.outside, _CUT_AREA / voxel**2)
-        tissue = (volume != table.labels.index(0)) & (volume != table.outside)
-        heads.append(_center_of(tissue))
+        heads.append(_center_of((volume != table.labels.index(0)) & (volume != table.outside)))
         hippocampi.append([_center_of(volume == table.labels.index(v)) for v in HIPPOCAMPI])
         pad = [(0, full - side) for full, side in zip(frame, volume.shape, strict=True)]
         volumes.append(np.pad(volume, pad, constant_values=table.outside))
@@ -256,16 +238,9 @@ def _read_labelmap(path: Path) -> tuple[np.ndarray, Sequence[float]]:
 
 
 def _mark_cuts(volume: np.ndarray, outside: int, area: float) -> None:
-    """Set voxels beyond a flat cut through the head to `outside`, in place.
+    """Set voxels beyond flat cuts through the head to `outside`, in place.
 
-    Parameters
-    ----------
-    volume : numpy.ndarray
-        Rows of :class:`Tissues`.
-    outside : int
-        The value to set.
-    area : float
-        The outermost slice with tissue is a cut if it has more voxels of tissue than this.
+    The outermost slice with tissue is a cut if it has more than `area` voxels of tissue.
     """
     tissue = volume != 0
     for axis in range(3):
@@ -280,8 +255,5 @@ def _mark_cuts(volume: np.ndarray, outside: int, area: float) -> None:
 
 def _center_of(mask: np.ndarray) -> list[float]:
     """Return the center of the bounding box of a mask, voxels."""
-    center = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
-        center.append(float(hit[0] + hit[-1]) / 2)
-    return center
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return [(side.start + side.stop - 1) / 2 for side in box]

@@ -26,12 +26,7 @@ from hyps_bids.networks.checkpoints import (
     shipped_weights,
 )
 from hyps_bids.outputs.digests import sha256
-from hyps_bids.pretraining.label_maps import (
-    BASE_CLASSES,
-    HEAD_CLASSES,
-    LabelMaps,
-    load_labelmaps,
-)
+from hyps_bids.pretraining.label_maps import BASE_CLASSES, HEAD_CLASSES, LabelMaps, load_labelmaps
 from hyps_bids.pretraining.synthesis import BOX, HEAD, SynthesisSettings, box_batch, head_batch
 from hyps_bids.training.cards import hardware, write_model_card
 from hyps_bids.training.loop import Batch, LoopSettings, Objective, run
@@ -117,19 +112,10 @@ def localizer_task() -> PretrainingTask:
 def base_task(feature_size: int = 24) -> PretrainingTask:
     """Return the task of distinguishing brain structures in a box around a hippocampus.
 
-    Parameters
-    ----------
-    feature_size : int
-        Width of the SwinUNETR, a multiple of 12.
+    `feature_size` is the width of the SwinUNETR, a multiple of 12.
     """
-    architecture: Architecture = {
-        "name": "HippocampusSwinUNETR",
-        "kwargs": {
-            "in_channels": 1,
-            "out_channels": len(BASE_CLASSES),
-            "feature_size": feature_size,
-        },
-    }
+    size = {"in_channels": 1, "out_channels": len(BASE_CLASSES), "feature_size": feature_size}
+    architecture: Architecture = {"name": "HippocampusSwinUNETR", "kwargs": size}
     return PretrainingTask(
         "base",
         architecture,
@@ -183,11 +169,8 @@ def pretrain(
     """
     maps = load_labelmaps(labelmaps)
     if len(maps) <= HELD_OUT:
-        raise UsageError(
-            f"{labelmaps}: pre-training needs more than {HELD_OUT} label maps, and there are "
-            f"{len(maps)}",
-            code="label-maps-too-few",
-        )
+        message = f"{labelmaps}: needs more than {HELD_OUT} label maps, but holds {len(maps)}"
+        raise UsageError(message, code="label-maps-too-few")
     maps = maps.to(device)
     training, held_out = maps[:-HELD_OUT], maps[-HELD_OUT:]
     torch.manual_seed(settings.seed)
@@ -234,18 +217,8 @@ def segmentation_loss(
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Make the sum of a class-weighted cross-entropy and a Dice loss over whole batches.
 
-    Dice is taken over the batch, because many images lack some class.
-
-    Parameters
-    ----------
-    weights : torch.Tensor
-        Weight of each class in the cross-entropy, shape ``(classes,)``.
-
-    Returns
-    -------
-    callable
-        ``loss(logits, targets)`` of shapes ``(batch, classes, x, y, z)`` and
-        ``(batch, 1, x, y, z)``.
+    Dice is taken over the batch, because many images lack some class. The loss takes logits
+    of shape ``(batch, classes, x, y, z)`` and targets of shape ``(batch, 1, x, y, z)``.
     """
     dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
@@ -264,19 +237,6 @@ def synthetic_dice(
     device: torch.device,
 ) -> dict[str, float]:
     """Compute the mean Dice per class, each time on the same random batches.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Network on `device`, in evaluation mode.
-    draw : callable
-        Draws a batch from a generator.
-    labels : tuple of str
-        Names of the classes, background first.
-    batches : int
-        Number of batches.
-    device : torch.device
-        Where to compute.
 
     Returns
     -------

@@ -120,18 +120,16 @@ BOX = SynthesisSettings(
 def head_batch(
     maps: LabelMaps, settings: SynthesisSettings, size: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw whole heads with the classes of the localizer.
-
-    Half of the heads are mirrored, with their left and right exchanged.
+    """Draw whole heads with the classes of the localizer, half of them mirrored.
 
     Parameters
     ----------
     maps : LabelMaps
         The anatomy, on the generator's device.
     settings : SynthesisSettings
-        For example :data:`HEAD`.
+        Ranges of the random draws, for example :data:`HEAD`.
     size : int
-        Heads to draw.
+        Number of images.
     generator : torch.Generator
         Source of randomness.
 
@@ -141,7 +139,7 @@ def head_batch(
         Percentiles 1 and 99.5 of the field of view scaled to 0 and 1, at most 1.5, zero outside,
         shape ``(size, 1, *settings.shape)``.
     targets : torch.Tensor
-        Index in :data:`HEAD_CLASSES`, background outside the field of view, same shape.
+        Indices in ``HEAD_CLASSES``, background outside the field of view, same shape.
     """
     device = generator.device
     which = torch.randint(len(maps), (size,), generator=generator, device=device)
@@ -163,23 +161,14 @@ def box_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw boxes around single hippocampi, all in left orientation, with the base's classes.
 
-    Parameters
-    ----------
-    maps : LabelMaps
-        The anatomy, on the generator's device.
-    settings : SynthesisSettings
-        For example :data:`BOX`.
-    size : int
-        Boxes to draw.
-    generator : torch.Generator
-        Source of randomness.
+    Parameters are those of :func:`head_batch`; the settings are for example :data:`BOX`.
 
     Returns
     -------
     images : torch.Tensor
         Standardized inside the field of view, zero outside, shape ``(size, 1, *settings.shape)``.
     targets : torch.Tensor
-        Index in :data:`BASE_CLASSES`, background outside the field of view, same shape.
+        Indices in ``BASE_CLASSES``, background outside the field of view, same shape.
     """
     device = generator.device
     which = torch.randint(len(maps), (size,), generator=generator, device=device)

@@ -63,21 +63,10 @@ def _synthesize(args: argparse.Namespace) -> int:
 def sample_figure(
     images: torch.Tensor, outlined: torch.Tensor, limits: tuple[float, float]
 ) -> Figure:
-    """Draw sagittal, coronal and axial slices through the outlined part of each sample.
+    """Draw sagittal, coronal and axial slices through the outlined part, one column per sample.
 
-    Parameters
-    ----------
-    images : torch.Tensor
-        Shape ``(n, 1, x, y, z)``, RAS axes.
-    outlined : torch.Tensor
-        Boolean, same shape.
-    limits : tuple of float
-        Intensities that are shown black and white.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One column for each sample.
+    `images` and the boolean `outlined` have the shape ``(n, 1, x, y, z)`` with RAS axes; `limits`
+    are the intensities that are shown black and white.
     """
     from matplotlib.figure import Figure
 

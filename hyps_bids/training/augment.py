@@ -39,24 +39,7 @@ def uniform(
 def smooth_noise(
     batch: int, channels: int, shape: Sequence[int], spacing: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw a smooth random field: unit normal values on a coarse grid, interpolated.
-
-    Parameters
-    ----------
-    batch, channels : int
-        Leading sizes.
-    shape : sequence of int
-        Spatial shape.
-    spacing : int
-        Distance of the coarse grid's points, voxels.
-    generator : torch.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(batch, channels, *shape)``.
-    """
+    """Draw normal values on a grid of this spacing and interpolate to the shape."""
     coarse = [max(2, side // spacing + 1) for side in shape]
     field = torch.randn(batch, channels, *coarse, generator=generator, device=generator.device)
     return F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=True)
@@ -94,18 +77,7 @@ def random_sampling_grid(
     generator: torch.Generator,
     deformation: Deformation,
 ) -> torch.Tensor:
-    """Draw where each output voxel samples its source.
-
-    Parameters
-    ----------
-    batch : int
-        Number of volumes.
-    shape : sequence of int
-        Output shape.
-    generator : torch.Generator
-        Source of randomness.
-    deformation : Deformation
-        Ranges of the random draws.
+    """Draw where the voxels of `batch` volumes of this shape sample their source.
 
     Returns
     -------
@@ -152,14 +124,9 @@ def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear")
     volumes : torch.Tensor
         Shape ``(batch, channels, x, y, z)``.
     offsets : torch.Tensor
-        As from :func:`random_sampling_grid`.
+        From :func:`random_sampling_grid`; gives the shape of the result.
     mode : {"bilinear", "nearest"}
         Interpolation.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape ``(batch, channels, *offsets.shape[1:4])``.
     """
     half = torch.tensor(
         [max((side - 1) / 2, 0.5) for side in volumes.shape[2:]], device=volumes.device
@@ -176,12 +143,14 @@ def random_box(
     offset: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Draw an axis-aligned box in each volume, from `smallest` to the whole volume.
+    """Draw a box in each volume, with sides from `smallest` to the whole volume.
+
+    Its center lies up to `offset` voxels from the volume's center along each axis.
 
     Returns
     -------
     torch.Tensor
-        Boolean, shape ``(batch, 1, *shape)``.
+        Boolean, True inside, shape ``(batch, 1, *shape)``.
     """
     inside = torch.ones(batch, 1, *shape, dtype=torch.bool, device=generator.device)
     for axis, (side, least) in enumerate(zip(shape, smallest, strict=True)):
@@ -233,7 +202,7 @@ def random_resolution(
 
 
 def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torch.Tensor:
-    """Blur each volume with its own Gaussian; edges are repeated outwards.
+    """Blur each volume with its own Gaussian; edge voxels are repeated outwards.
 
     Parameters
     ----------
@@ -243,11 +212,6 @@ def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torc
         Standard deviations in voxels, shape ``(batch,)``; 0 leaves a volume unchanged.
     radius : int
         Radius of the kernel, voxels.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape as `x`.
     """
     steps = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)
@@ -309,23 +273,16 @@ def random_cuts(
 def scale_percentiles(
     x: torch.Tensor, inside: torch.Tensor, low: float = 1.0, high: float = 99.5, clip: float = 1.5
 ) -> torch.Tensor:
-    """Scale two percentiles inside a mask to 0 and 1, clip, and set the rest to zero.
+    """Scale two percentiles inside a mask to 0 and 1, and set voxels outside to zero.
 
     Parameters
     ----------
-    x : torch.Tensor
-        Volumes, shape ``(batch, 1, x, y, z)``.
-    inside : torch.Tensor
-        Boolean mask of the same shape.
+    x, inside : torch.Tensor
+        Volumes and their boolean masks, shape ``(batch, 1, x, y, z)``.
     low, high : float
         Percentiles, 0–100.
     clip : float
         Largest value of the result; the smallest is 0.
-
-    Returns
-    -------
-    torch.Tensor
-        Same shape as `x`.
     """
     # Every other voxel along each axis is enough, and eight times as fast to sort.
     seen = torch.where(inside, x, torch.nan)

@@ -39,13 +39,7 @@ class Checkpoint(TypedDict):
 
 
 def write_checkpoint(path: Path, content: Checkpoint) -> None:
-    """Replace a checkpoint; the previous one is kept if this fails.
-
-    Raises
-    ------
-    CannotCreateOutput
-        If it cannot be written.
-    """
+    """Replace a checkpoint; the previous one is kept if this fails."""
 
     def save(partial: Path) -> None:
         try:
@@ -61,13 +55,7 @@ def write_checkpoint(path: Path, content: Checkpoint) -> None:
 def read_checkpoint(
     path: Path, identity: Mapping[str, Any], device: torch.device | None = None
 ) -> Checkpoint:
-    """Read a checkpoint that must belong to the run with this identity.
-
-    Raises
-    ------
-    UsageError
-        If it belongs to another run.
-    """
+    """Read a checkpoint; a :class:`UsageError` says so if it is of another run."""
     content = cast(Checkpoint, torch.load(path, map_location=device, weights_only=True))
     # The first checkpoints recorded their settings only.
     before = content.get("identity", {"settings": content.get("settings")})

@@ -133,14 +133,8 @@ class Objective:
 class Outcome:
     """Result of a training run.
 
-    Attributes
-    ----------
-    metrics : dict of str to float
-        Metrics of the weights that the model holds now.
-    step : int
-        Step that these weights are from: the last one, or with patience the best one.
-    steps : int
-        Steps taken.
+    `metrics` are those of the weights that the model holds now, `step` is the step these are from
+    (the last one, or with patience the best one), and `steps` is the number of steps taken.
     """
 
     metrics: dict[str, float]
@@ -168,12 +162,10 @@ def run(
     ----------
     model : torch.nn.Module
         Network, already on `device`.
-    objective : Objective
-        Batches, loss and validation.
-    settings : LoopSettings
-        How to train.
+    objective, settings : Objective, LoopSettings
+        What to learn, and how.
     folder : Path
-        Folder of checkpoints and log; made if missing, the same for all processes.
+        Folder of checkpoint and log; made if missing, the same for all processes.
     device : torch.device
         Where to train.
     identity : mapping, optional
@@ -249,18 +241,8 @@ def run(
 class _State:
     """Everything that a run must remember to be resumed.
 
-    Attributes
-    ----------
-    step : int
-        Steps taken.
-    trained, average : dict of str to torch.Tensor
-        Parameters that train, and their exponential moving average.
-    metrics : dict of str to float
-        Metrics of the last validation.
-    best : Best or None
-        The best validation so far, if the settings have patience.
-    since_best : int
-        Validations since then.
+    `metrics` are those of the last validation; `best` is the best validation, if the settings have
+    patience, and `since_best` the number of validations after it.
     """
 
     def __init__(self, model: nn.Module, settings: LoopSettings) -> None:

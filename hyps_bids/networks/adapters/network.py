@@ -25,14 +25,8 @@ __all__ = [
 class ParameterCounts:
     """Numbers of parameters.
 
-    Attributes
-    ----------
-    adapters : int
-        Parameters that the adapters add to the encoder.
-    trainable : int
-        All parameters that train: adapters, norms, decoder, head.
-    total : int
-        Parameters of the pre-trained network and of the adapters.
+    `adapters` are those that the adapters add to the encoder, `trainable` includes norms, decoder
+    and head, and `total` also the frozen parameters of the pre-trained network.
     """
 
     adapters: int
@@ -41,14 +35,7 @@ class ParameterCounts:
 
 
 def add_adapters(model: nn.Module, config: AdapterConfig) -> None:
-    """Adapt a pre-trained network in place and freeze all that does not train.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A SwinUNETR with its pre-trained weights loaded.
-    config : AdapterConfig
-        The method, the layers to adapt, and the modules that train besides.
+    """Adapt a SwinUNETR with pre-trained weights in place and freeze all that does not train.
 
     Raises
     ------
@@ -71,12 +58,9 @@ def add_adapters(model: nn.Module, config: AdapterConfig) -> None:
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Collect what distinguishes an adapted network from its base.
+    """Collect what distinguishes an adapted network from its base, by state-dict name.
 
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Trainable parameters and the adapters' own buffers, detached, by state-dict name.
+    These are the trainable parameters and the adapters' own buffers, detached.
     """
     state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for name, module in _adapters(model):
