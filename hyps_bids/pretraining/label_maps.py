@@ -105,7 +105,7 @@ def tissues(device: torch.device = torch.device("cpu")) -> Tissues:  # noqa: B00
     ('hippocampus', 'right hippocampus')
     """
     with (files("hyps_bids") / "data" / "tissues.tsv").open() as stream:
-        table = pd.read_csv(stream, sep="\t", float_precision="round_trip")
+        table = pd.read_csv(stream, sep="\t")
     labels = tuple(table["label"].tolist())
     # Nothing is drawn outside the field of view, so the intensities of any row will do.
     table = pd.concat([table, table[table["label"] == 0]])

@@ -12,7 +12,7 @@ from torch import nn
 from hyps_bids.networks.swin_unetr import FusedWindowAttention, HippocampusSwinUNETR
 
 FEATURES = 12
-#: both run the same operations but for the attention, whose sums have another order
+#: The sums of the attention have another order in our network.
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-3}
 
 
@@ -22,7 +22,7 @@ def twins() -> tuple[HippocampusSwinUNETR, SwinUNETR]:
     monai = SwinUNETR(1, 3, feature_size=FEATURES, spatial_dims=3)
     with torch.no_grad():
         for p in ours.parameters():
-            # MONAI starts biases at zero and bias tables near it: an error there would hide
+            # MONAI starts biases at zero and bias tables near it, where an error would not show.
             p.add_(torch.randn_like(p) * 0.05)
     missing, unexpected = monai.load_state_dict(ours.state_dict(), strict=False)
     assert not unexpected
@@ -38,37 +38,30 @@ def test_state_dict_keys_are_those_of_monai() -> None:
     assert all(ours[name].shape == monai[name].shape for name in ours)
 
 
-def test_weights_of_monai_load_into_ours() -> None:
-    ours, monai = HippocampusSwinUNETR(1, 3, FEATURES), SwinUNETR(1, 3, feature_size=FEATURES)
-    missing, unexpected = ours.load_state_dict(monai.state_dict(), strict=False)
-    assert not missing
-    assert all(name.endswith("relative_position_index") for name in unexpected)
-
-
-@pytest.mark.parametrize("shape", [(32, 64, 32), (64, 32, 32)])
-def test_logits_equal_those_of_monai(shape: tuple[int, ...]) -> None:
-    # 16 × 32 × 16 tokens in windows of 7: every other block shifts and masks its windows
+def test_logits_of_a_batch_equal_those_of_monai() -> None:
+    # With 32 × 16 × 16 tokens in windows of 7, every other block shifts and masks its windows.
     ours, monai = twins()
-    x = torch.randn(2, 1, *shape)
+    x = torch.randn(2, 1, 64, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), monai(x), **TOLERANCE)
 
 
-def test_gradients_equal_those_of_monai() -> None:
-    ours, monai = twins()
+def test_logits_and_gradients_equal_those_of_monai() -> None:
+    networks = twins()
     x = torch.randn(1, 1, 32, 64, 32)
     weights = torch.randn(1, 3, 32, 64, 32)
+    logits = [network(x) for network in networks]
+    torch.testing.assert_close(*logits, **TOLERANCE)
     gradients: list[dict[str, torch.Tensor]] = []
-    for network in (ours, monai):
-        (network(x) * weights).mean().backward()
+    for network, out in zip(networks, logits, strict=True):
+        (out * weights).mean().backward()
         gradients.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert any("relative_position_bias_table" in name for name in gradients[0])
-    largest = max(float(gradient.norm()) for gradient in gradients[1].values())
+    # Each gradient is a sum of many terms that nearly cancel, which calls for a floor.
+    floor = 1e-3 * max(float(gradient.norm()) for gradient in gradients[1].values())
     for name, gradient in gradients[0].items():
         expected = gradients[1][name]
-        # each is a sum of many terms that nearly cancel, hence the floor
-        floor = 1e-3 * largest
         error = float((gradient - expected).norm() / expected.norm().clamp(min=floor))
         assert error < 2e-2, (name, error)
 
@@ -98,7 +91,7 @@ def test_attention_equals_that_of_monai_with_shift_masks(sides: Sequence[int], b
             torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(40, 56, 40), (24, 40, 16), (64, 40, 32)])
+@pytest.mark.parametrize("shape", [(40, 56, 40), (24, 40, 16)])
 def test_multiples_of_eight_work(shape: tuple[int, ...]) -> None:
     network = HippocampusSwinUNETR(1, 3, FEATURES).eval()
     with torch.no_grad():

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from hyps_bids.errors import UsageError
@@ -31,17 +30,8 @@ from hyps_bids.training.loop import LoopSettings
 from tests.raising import raises
 
 CPU = torch.device("cpu")
-LABELMAP = Path(__file__).parents[1] / "data" / "labelmap_2mm.nii.gz"
 SETTINGS = LoopSettings(steps=2, warmup=1, learning_rate=1e-4)
 TINY = {"batch_size": 1, "validation_batches": 1}
-
-
-@pytest.fixture(scope="module")
-def labelmaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("labelmaps")
-    for name in ("01", "02", "03"):
-        shutil.copy(LABELMAP, folder / f"{name}.nii.gz")
-    return folder
 
 
 def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None:
@@ -57,7 +47,7 @@ def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None
     assert training["held out"] == "02.nii.gz, 03.nii.gz"
     assert (training["label maps"], training["steps"], training["batch size"]) == (1, 2, 1)
     assert set(training["validation"]) >= {"dice_left hippocampus", "dice_mean"}
-    # two small steps: other weights, but not far away
+    # two small steps change the weights, but not much
     old, new = shipped.state_dict(), model.state_dict()
     moved = max(float((new[name] - old[name]).abs().max()) for name in old)
     assert 0 < moved < 0.01
@@ -82,8 +72,8 @@ def test_weights_of_another_network_are_refused(labelmaps: Path, tmp_path: Path)
         pretrain(localizer_task(), labelmaps, tmp_path, SETTINGS, CPU, shipped_weights(BASE))
 
 
-def test_too_few_maps(tmp_path: Path) -> None:
-    shutil.copy(LABELMAP, tmp_path / "01.nii.gz")
+def test_too_few_maps(tmp_path: Path, labelmap: Path) -> None:
+    shutil.copy(labelmap, tmp_path / "01.nii.gz")
     with raises(UsageError, "label-maps-too-few", tmp_path, "more than 2"):
         pretrain(localizer_task(), tmp_path, tmp_path / "out", SETTINGS, CPU)
 
