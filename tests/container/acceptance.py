@@ -5,7 +5,7 @@
     python tests/container/acceptance.py --prefix "apptainer run --containall {binds} hyps-bids.sif"
 
 The first form uses docker or podman, whichever is installed. The last form uses any command that
-takes binds as ``-B HOST:INSIDE[:ro]`` in the place of ``{binds}`` and the arguments of the container
+takes binds as ``-B HOST:INSIDE[:ro]`` in place of ``{binds}`` and the arguments of the container
 at its end. The script needs only Python 3.11 and the demo images of the package. It prints one line
 per check and exits with 1 if a check failed.
 """
