@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "DISK_ERRORS",
@@ -31,7 +33,7 @@ class HypsError(Exception):
     ----------
     message : str
         What is wrong, in which file, and what to do about it.
-    code : str, optional
+    code : str
         Short stable name of the error, such as ``label-value-unknown``, for tests and for the
         documentation; messages may be reworded, codes may not.
 
@@ -43,9 +45,13 @@ class HypsError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, code: str = "unnamed") -> None:
+    def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling, in another process, must pass the keyword as well.
+        return partial(type(self), code=self.code), self.args
 
 
 class InvalidBids(HypsError):

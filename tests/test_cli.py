@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -398,3 +399,8 @@ def test_parsing_imports_nothing_slow(statement: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_errors_keep_their_code_in_another_process() -> None:
+    error = pickle.loads(pickle.dumps(UsageError("x.tsv: wrong", code="some-code")))
+    assert (type(error), str(error), error.code) == (UsageError, "x.tsv: wrong", "some-code")

@@ -104,7 +104,9 @@ def read_wide(output_dir: Path) -> pd.DataFrame:
         columns = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         frame = pd.read_csv(path, sep="\t", dtype="str", na_values=["n/a"], keep_default_na=False)
     except OSError as error:
-        raise MissingInput(f"{path}: cannot be read; run the group level first") from error
+        raise MissingInput(
+            f"{path}: cannot be read; run the group level first", code="wide-table-unreadable"
+        ) from error
     typed_columns = {}
     for name, values in frame.items():
         described = columns.get(name, {})

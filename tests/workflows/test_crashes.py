@@ -17,7 +17,9 @@ def our_error() -> None:
     try:
         raise ValueError("cause: not to be shown")
     except ValueError as error:
-        raise BadData("sub-01_T1w.nii.gz: is empty; fetch it again\nDetail: of it") from error
+        raise BadData(
+            "sub-01_T1w.nii.gz: is empty; fetch it again\nDetail: of it", code="image-empty"
+        ) from error
 
 
 def foreign_error() -> None:
