@@ -63,17 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides the results of all scans, besides their images.
-
-    Attributes
-    ----------
-    pipeline : Pipeline
-        Networks and device.
-    labels : list of str
-        Names of the adapter's classes.
-    provenance : Provenance
-        The same facts for the sidecars.
-    """
+    """What decides the results of all scans besides their images, to compute and to record."""
 
     pipeline: Pipeline
     labels: list[str]
@@ -196,10 +186,9 @@ def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, 
     from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
 
     settings = run.settings
+    device, stop = str(setup.pipeline.device), settings.stop_on_first_crash
+    engine_arguments = _configure_nipype(run, device, stop_on_first_crash=stop)
     nprocs = settings.nprocs or available_cpus()
-    engine_arguments = _configure_nipype(
-        run, str(setup.pipeline.device), stop_on_first_crash=settings.stop_on_first_crash
-    )
     plan = ParticipantPlan(
         pipeline=setup.pipeline,
         output_dir=settings.output_dir.absolute(),
@@ -257,15 +246,15 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
         If nipype stops although no report has failed.
     """
     settings = run.settings
-    # The settings of this run have not made the results if it only builds reports.
-    text = "" if settings.reports_only else settings_to_toml(settings, _SHOWN_SETTINGS)
+    text = settings_to_toml(settings, _SHOWN_SETTINGS) or "# all are the defaults\n"
     engine_arguments = _configure_nipype(run, "cpu", stop_on_first_crash=False)
     workflow = init_reports_wf(
         subjects=subjects,
         bids_dir=settings.bids_dir.absolute(),
         output_dir=settings.output_dir.absolute(),
         work_dir=run.work_dir.absolute(),
-        settings_text="" if settings.reports_only else text or "# all are the defaults\n",
+        # A run that only builds reports does not know the settings that made the results.
+        settings_text="" if settings.reports_only else text,
     )
     error = _run_workflow(workflow, engine_arguments)
     crashes = crash_reasons(run.log_dir)
@@ -304,13 +293,12 @@ def _disk_failure(settings: Settings, reason: str) -> WriteFailed | None:
     # nipype gives no reason when the result of a node does not fit on the disk.
     for folder in (settings.output_dir, settings.work_dir or settings.output_dir):
         if shutil.disk_usage(folder).free < _NO_SPACE:
-            return WriteFailed(
-                f"{folder}: {os.strerror(errno.ENOSPC)}; {_CONTINUE}.", code="disk-failure"
-            )
-    for number in DISK_ERRORS:
-        if os.strerror(number) in reason:
-            where = f"{settings.output_dir} or the work folder"
-            return WriteFailed(f"{where}: {os.strerror(number)}; {_CONTINUE}.", code="disk-failure")
+            message = f"{folder}: {os.strerror(errno.ENOSPC)}; {_CONTINUE}."
+            return WriteFailed(message, code="disk-failure")
+    for text in map(os.strerror, DISK_ERRORS):
+        if text in reason:
+            message = f"{settings.output_dir} or the work folder: {text}; {_CONTINUE}."
+            return WriteFailed(message, code="disk-failure")
     return None
 
 
