@@ -12,10 +12,11 @@ __all__ = ["Card", "card_text", "headline", "headlines", "uncertainty", "widest_
 _FEW = 20
 _WIDE = 0.3
 _INTRODUCTION = """\
-All values come from nested cross-validation, grouped by subject: estimator and settings are chosen,
-and everything is fitted, within the training folds. Intervals are 95 % intervals: the wider of a
-bootstrap over subjects and, where there is one, a score interval. They do not hold for another
-population. The values of all estimators are in `figures.tsv`."""
+Cross-validation is nested and grouped by subject: estimator and settings are chosen, and everything
+is fitted, within the training folds. Held-out subjects, if any, are predicted by the final models.
+Intervals are 95 % intervals: the wider of a bootstrap over subjects and, where there is one, a
+score interval. They do not hold for another population. The metrics of all estimators are in
+`figures.tsv`."""
 _LIMITS = """\
 This classifier is for research only; it is not a medical device. The unit is the subject: the
 probabilities of a subject's scans are averaged. The probabilities hold where the classes are as
@@ -61,12 +62,7 @@ def widest_intervals(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(metrics: pd.DataFrame) -> str:
-    """Put AUC, accuracy and their intervals in one line.
-
-    Parameters
-    ----------
-    metrics : DataFrame
-        The rows of one estimator in ``figures.tsv``.
+    """Put AUC, accuracy and their intervals in one line, from rows of ``figures.tsv``.
 
     Examples
     --------
@@ -85,27 +81,14 @@ def headline(metrics: pd.DataFrame) -> str:
 
 
 def headlines(metrics: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """List the headline of the selected estimator for each validation and set of features.
-
-    Parameters
-    ----------
-    metrics : DataFrame
-        ``figures.tsv``.
-    """
+    """List validation, set of features and headline of the selected estimators."""
     selected = metrics[metrics["estimator"] == "selected"]
     groups = selected.groupby(["validation", "features"], sort=False)
     return [(validation, features, headline(rows)) for (validation, features), rows in groups]
 
 
 def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]:
-    """Warn if the AUC is very uncertain, or cannot be told from chance.
-
-    Parameters
-    ----------
-    counts : mapping
-        Class → number of subjects.
-    low, high : float
-        Interval of the AUC.
+    """Warn if the AUC, from its interval, is very uncertain or cannot be told from chance.
 
     Examples
     --------
@@ -128,15 +111,7 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
 
 
 def card_text(card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    """Write the card in Markdown.
-
-    Parameters
-    ----------
-    card : Card
-        The content of ``classifier.json``.
-    metrics, comparisons : DataFrame
-        The content of ``figures.tsv`` and ``comparisons.tsv``.
-    """
+    """Write the card in Markdown, with the content of ``figures.tsv`` and ``comparisons.tsv``."""
     sections = [f"# Classifier {card['Contrast']}", _table(("", ""), [*_facts(card).items()])]
     if card["Warnings"]:
         sections.append("## Warnings\n\n" + "\n".join(f"- {text}" for text in card["Warnings"]))

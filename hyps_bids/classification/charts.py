@@ -20,16 +20,7 @@ _BLUE, _GRAY = "#2b6ca3", "#888888"
 def draw_charts(folder: Path, title: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Draw the tables ``roc``, ``calibration``, ``confusion`` and ``importance``.
 
-    Each is written as SVG and PNG. The group report draws the same stored tables.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the classifier.
-    title : str
-        What was cross-validated.
-    tables : mapping of str to DataFrame
-        From :func:`hyps_bids.classification.tables.result_tables`.
+    Each is written as SVG and PNG. The group report draws the same tables as they are stored.
     """
     # Matplotlib takes long to import, and only this needs it.
     from matplotlib.figure import Figure

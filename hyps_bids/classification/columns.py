@@ -36,13 +36,7 @@ _TOO_GOOD = 0.98
 
 
 def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> None:
-    """Check that columns exist.
-
-    Raises
-    ------
-    UsageError
-        If a column does not exist; the message lists those that do.
-    """
+    """Raise a :class:`UsageError` that lists the existing columns if one of `names` is missing."""
     missing = [name for name in names if name not in frame]
     if missing:
         raise UsageError(
@@ -64,8 +58,6 @@ def default_features(columns: Sequence[str]) -> list[str]:
 
     Examples
     --------
-    >>> default_features(["volume_mm3_L_anterior", "volume_mm3_L_whole", "volume_mm3_R_anterior"])
-    ['volume_mm3_L_anterior', 'volume_mm3_R_anterior']
     >>> default_features(["volume_mm3_L_whole", "volume_mm3_R_whole", "icv_mm3"])
     ['volume_mm3_L_whole', 'volume_mm3_R_whole']
     """
@@ -90,14 +82,8 @@ def choose_columns(
         The scans of a contrast.
     features : sequence of str
         Columns or patterns such as ``volume_mm3_*``; :func:`default_features` if empty.
-    covariates : sequence of str
-        Columns of participants, sessions or phenotypes.
-    site : str or None
-        Column of the site.
-    harmonize : bool
-        Remove the effect of the site from the features.
-    target : str or None
-        Column that is predicted.
+    covariates, site, harmonize, target
+        As in :class:`~hyps_bids.settings.Settings`.
 
     Returns
     -------
@@ -148,11 +134,6 @@ def feature_sets(schema: Schema) -> dict[str, Schema]:
 
     They are the volumes, the metadata, and both; and the last two without circular tests. The
     final model is made from ``both``, or from ``volumes`` if there are no covariates.
-
-    Examples
-    --------
-    >>> list(feature_sets(Schema(volumes=("volume",), numeric=("age", "MMSE"))))
-    ['volumes', 'metadata', 'both', 'metadata_noncircular', 'both_noncircular']
     """
     sets = {"volumes": schema.only(schema.features)}
     if not schema.covariates:
@@ -168,21 +149,10 @@ def feature_sets(schema: Schema) -> dict[str, Schema]:
 
 
 def find_giveaways(frame: pd.DataFrame, schema: Schema, label: pd.Series) -> list[str]:
-    """Find columns from which the diagnosis was made, or that look like it.
+    """Warn of columns from which the diagnosis was made, or that look like it.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        Scans.
-    schema : Schema
-        Features and covariates.
-    label : Series
-        Class of each scan as a number.
-
-    Returns
-    -------
-    list of str
-        One warning for all circular covariates, then one for each suspicious column.
+    There is one warning for all circular covariates, then one for each suspicious column. `label`
+    has the class of each scan as a number.
     """
     tests = circular(schema.covariates)
     warnings = []

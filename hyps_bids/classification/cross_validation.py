@@ -64,17 +64,7 @@ _REPORT_EVERY_S = 15
 
 @dataclass(frozen=True)
 class Computing:
-    """How to compute.
-
-    Attributes
-    ----------
-    seed : int
-        Seed of folds, shuffles and classifiers.
-    nprocs : int
-        Number of processes.
-    progress : callable, optional
-        Called with a line of text now and then.
-    """
+    """Seed of folds, shuffles and classifiers; processes; and who is told of progress."""
 
     seed: int = 0
     nprocs: int = 1
@@ -87,18 +77,10 @@ ONE_PROCESS = Computing()
 
 @dataclass(frozen=True)
 class Search:
-    """Result of the inner cross-validation of one estimator.
+    """The best settings of an estimator, and its model fitted on the whole training set.
 
-    Attributes
-    ----------
-    estimator : str
-        Name.
-    params : dict
-        The best settings.
-    score : float
-        Their inner AUC; NaN if there were too few subjects for inner folds.
-    model : Pipeline
-        Preprocessing and classifier, fitted on the whole training set.
+    The score is the inner AUC of these settings; NaN if there were too few subjects for inner
+    folds. The model includes the preprocessing.
     """
 
     estimator: str
@@ -109,7 +91,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Selection:
-    """The estimator that was selected in one fold of one repeat, and its settings."""
+    """The estimator that was selected in one fold, and its settings."""
 
     repeat: int
     fold: int
@@ -140,26 +122,13 @@ class Predictions:
 def stratified_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
     """Assign subjects to folds with the same share of each class.
 
-    Parameters
-    ----------
-    label : ndarray of shape (subjects,)
-        Classes.
-    folds : int
-        Number of folds; reduced to the size of the smallest class.
-    repeats : int
-        Number of assignments.
-    seed : int
-        Seed of the first repeat; each further one adds 1.
+    There are at most as many folds as the smallest class has subjects. The seed grows by 1 from
+    repeat to repeat.
 
     Returns
     -------
     ndarray of shape (repeats, subjects)
         Folds.
-
-    Examples
-    --------
-    >>> stratified_folds(np.array([0, 0, 1, 1, 1, 1]), 5, 1, 0).max() + 1
-    np.int64(2)
     """
     count = min(folds, int(np.bincount(label).min()))
     out = np.empty((repeats, len(label)), dtype=np.int64)
@@ -193,18 +162,7 @@ def search(
 ) -> Search:
     """Choose an estimator's settings by cross-validation within a training set, and fit it.
 
-    Parameters
-    ----------
-    data : LabeledSubjects
-        Subjects and scans.
-    preprocessing : Pipeline
-        The steps before the classifier; fitted anew in every inner fold.
-    estimator : Estimator
-        Kind of classifier and its grid.
-    train : ndarray of int
-        Subjects to train with, as positions.
-    seed : int
-        Seed of folds and classifiers.
+    The preprocessing is fitted anew in every inner fold. `train` has positions of subjects.
     """
     splits = _inner_splits(data, train, seed)
     rows = data.scans_of(train)
@@ -230,22 +188,15 @@ def search_all(
     estimators: Sequence[str] = tuple(ESTIMATORS),
     computing: Computing = ONE_PROCESS,
 ) -> dict[str, dict[str, Search]]:
-    """Fit the final model of every estimator and set of features on all subjects.
+    """Fit every estimator on every set of features, with all subjects.
 
-    The parameters are those of :func:`nested_cv`.
-
-    Returns
-    -------
-    dict of str to dict of str to Search
-        By set of features and estimator; :func:`choose` takes one.
+    The result is by set of features and estimator; :func:`choose` takes one of them.
     """
+    seed = computing.seed
     keys = [(name, estimator) for name in sets for estimator in estimators]
     tasks = [
-        delayed(search)(
-            *(data, sets[name].preprocessing(), ESTIMATORS[estimator]),
-            *(data.everybody, computing.seed),
-        )
-        for name, estimator in keys
+        delayed(search)(data, sets[name].preprocessing(), ESTIMATORS[e], data.everybody, seed)
+        for name, e in keys
     ]
     found = dict(zip(keys, run_tasks(tasks, "final fits", computing), strict=True))
     return {name: {e: found[name, e] for e in estimators} for name in sets}
@@ -264,13 +215,7 @@ def predict_scans(model: Pipeline, matrix: Array) -> Array:
 
 
 def predict_subjects(data: LabeledSubjects, model: Pipeline, subjects: Ints) -> Array:
-    """Predict subjects by the mean of the probabilities of their scans.
-
-    Returns
-    -------
-    ndarray of shape (subjects, classes)
-        In the order of `subjects`.
-    """
+    """Predict subjects, in their order, by the mean of the probabilities of their scans."""
     rows = data.scans_of(subjects)
     probability = predict_scans(model, data.matrix[rows])
     return mean_by_subject(probability, data.subject[rows], len(data.ids))[subjects]
@@ -283,12 +228,9 @@ def fit_and_predict(
     test: NDArray[np.bool_],
     seed: int,
 ) -> tuple[Search, Array]:
-    """Search and fit on all subjects but those of `test`, and predict these.
+    """Search and fit on all subjects except those of `test`, and predict these.
 
-    Returns
-    -------
-    tuple of (Search, ndarray of shape (tested subjects, classes))
-        The search is without its model, which need not travel between processes.
+    The returned search has no model, which would only be copied between processes.
     """
     found = search(data, preprocessing, ESTIMATORS[estimator], np.flatnonzero(~test), seed)
     probability = predict_subjects(data, found.model, np.flatnonzero(test))
@@ -311,9 +253,9 @@ def nested_cv(
     sets : dict of str to Schema
         Sets of features by name; they share the columns of the matrix.
     folds : ndarray of shape (repeats, subjects)
-        From :func:`stratified_folds` or :func:`site_folds`; subjects with -1 are trained with only.
+        Folds; subjects with -1 are never tested.
     estimators : sequence of str
-        Names in :data:`~hyps_bids.classification.estimators.ESTIMATORS`.
+        Names of estimators.
     computing : Computing
         Seed, processes and progress.
 
@@ -326,10 +268,8 @@ def nested_cv(
     keys = [(*place, name, e) for place in places for name in sets for e in estimators]
     preprocessing = {name: schema.preprocessing() for name, schema in sets.items()}
     tasks = [
-        delayed(fit_and_predict)(
-            data, preprocessing[name], estimator, folds[repeat] == fold, computing.seed
-        )
-        for repeat, fold, name, estimator in keys
+        delayed(fit_and_predict)(data, preprocessing[name], e, folds[r] == k, computing.seed)
+        for r, k, name, e in keys
     ]
     results = dict(zip(keys, run_tasks(tasks, "fits", computing), strict=True))
     shape = (*folds.shape, len(data.classes))
@@ -337,14 +277,13 @@ def nested_cv(
     for name in sets:
         probability = {e: np.full(shape, np.nan) for e in (SELECTED, *estimators)}
         selections = []
-        for repeat, fold in places:
-            test = folds[repeat] == fold
-            found = {e: results[repeat, fold, name, e] for e in estimators}
-            best = choose(one for one, _ in found.values())
+        for r, k in places:
+            test = folds[r] == k
             for e in estimators:
-                probability[e][repeat, test] = found[e][1]
-            probability[SELECTED][repeat, test] = found[best.estimator][1]
-            selections.append(Selection(repeat, fold, best.estimator, best.score, best.params))
+                _, probability[e][r, test] = results[r, k, name, e]
+            best = choose(results[r, k, name, e][0] for e in estimators)
+            probability[SELECTED][r, test] = probability[best.estimator][r, test]
+            selections.append(Selection(r, k, best.estimator, best.score, best.params))
         out[name] = Predictions(probability, folds, selections)
     return out
 

@@ -64,14 +64,7 @@ class Estimator:
 
 
 class SelectShare(SelectPercentile):
-    """Keep a percentage of the features, the best ones, and never fewer than one.
-
-    Examples
-    --------
-    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
-    >>> SelectShare(anova, percentile=50).fit_transform(X, y).shape
-    (4, 1)
-    """
+    """Keep a percentage of the features, the best ones, and never fewer than one."""
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
         mask = np.asarray(super()._get_support_mask(), dtype=bool)

@@ -8,6 +8,14 @@ means over the classes, each against the rest.
 AUC is the share of pairs of one subject of a class and one of another, *both from the same fold*,
 that are ranked right (ties count half). Pairs across folds would compare the scales of different
 models, and would make chance look worse than 0.5 in small groups.
+
+Arrays have the same names and shapes in all functions:
+
+- ``label`` (subjects,): true classes
+- ``probability`` (repeats, subjects, classes): NaN for subjects without a prediction, who are left
+  out
+- ``folds`` (repeats, subjects): folds in which the subjects were predicted
+- ``weights`` (samples, subjects): how often each subject counts in each bootstrap sample
 """
 
 from __future__ import annotations
@@ -51,30 +59,12 @@ METRICS = {
 def metrics(
     label: Ints, probability: Array, fold: Ints, weights: Array | None = None
 ) -> dict[str, Array]:
-    """Compute all metrics of one set of predictions.
-
-    Parameters
-    ----------
-    label : ndarray of shape (subjects,)
-        True classes.
-    probability : ndarray of shape (subjects, classes)
-        Predicted probabilities; a subject without a prediction (NaN) is left out.
-    fold : ndarray of shape (subjects,)
-        Fold in which each subject was predicted.
-    weights : ndarray of shape (samples, subjects), optional
-        How often each subject counts in each bootstrap sample; once if None.
+    """Compute all metrics of one repeat; every subject counts once without weights.
 
     Returns
     -------
     dict of str to ndarray of shape (samples,)
         Keys are those of :data:`METRICS`; NaN where a metric is not defined.
-
-    Examples
-    --------
-    >>> label, fold = np.array([0, 0, 1, 1]), np.zeros(4, dtype=int)
-    >>> found = metrics(label, np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]), fold)
-    >>> [round(float(found[name][0]), 3) for name in ("accuracy", "auc", "sensitivity", "brier")]
-    [0.75, 1.0, 0.5, 0.125]
     """
     known = np.isfinite(probability).all(axis=1)
     label, probability, fold = label[known], probability[known], fold[known]
@@ -107,24 +97,14 @@ def metrics(
 def metric_rows(
     label: Ints, probability: Array, folds: Ints, weights: Array
 ) -> list[dict[str, float | str]]:
-    """Compute all metrics of one estimator and their intervals.
-
-    Parameters
-    ----------
-    label : ndarray of shape (subjects,)
-        True classes.
-    probability : ndarray of shape (repeats, subjects, classes)
-        Predicted probabilities.
-    folds : ndarray of shape (repeats, subjects)
-        Folds.
-    weights : ndarray of shape (samples, subjects)
-        From :func:`bootstrap_weights`.
+    """Compute the rows of ``figures.tsv`` for one estimator.
 
     Returns
     -------
     list of dict
-        For each metric (key ``figure``) its value as mean over repeats and three intervals:
-        ``low`` and ``high`` by bootstrap, and those with ``score_`` and ``repeats_`` before.
+        For each metric (``figure``) its mean over repeats (``value``), the intervals by bootstrap
+        (``low``, ``high``), score (``score_low`` …) and repeats (``repeats_low`` …), and the
+        number of subjects.
     """
     known = np.isfinite(probability).all(axis=(0, 2))
     counts = np.bincount(label[known], minlength=probability.shape[2]).tolist()
@@ -134,43 +114,16 @@ def metric_rows(
     rows: list[dict[str, float | str]] = []
     for name in METRICS:
         values = np.array([one[name][0] for one in once])
-        value = float(values.mean())
-        low, high = interval(np.mean([one[name] for one in drawn], axis=0))
-        score_low, score_high = score_interval(name, value, counts)
-        repeats_low, repeats_high = repeats_interval(values)
-        rows.append(
-            {
-                "figure": name,
-                "value": value,
-                "low": low,
-                "high": high,
-                "score_low": score_low,
-                "score_high": score_high,
-                "repeats_low": repeats_low,
-                "repeats_high": repeats_high,
-                "subjects": int(known.sum()),
-            }
-        )
+        row = {"value": float(values.mean())}
+        row["low"], row["high"] = interval(np.mean([one[name] for one in drawn], axis=0))
+        row["score_low"], row["score_high"] = score_interval(name, row["value"], counts)
+        row["repeats_low"], row["repeats_high"] = repeats_interval(values)
+        rows.append({"figure": name, **row, "subjects": int(known.sum())})
     return rows
 
 
 def bootstrap_weights(label: Ints, samples: int, rng: np.random.Generator) -> Array:
-    """Draw subjects with replacement, as many of each class as there are.
-
-    Parameters
-    ----------
-    label : ndarray of shape (subjects,)
-        Classes.
-    samples : int
-        Number of bootstrap samples.
-    rng : Generator
-        Random numbers.
-
-    Returns
-    -------
-    ndarray of shape (samples, subjects)
-        How often each subject was drawn.
-    """
+    """Draw subjects with replacement, as many of each class as there are."""
     weights = np.zeros((samples, len(label)))
     for value in np.unique(label):
         members = np.flatnonzero(label == value)
@@ -214,23 +167,9 @@ def repeats_interval(values: Array) -> tuple[float, float]:
 def score_interval(name: str, value: float, counts: Sequence[int]) -> tuple[float, float]:
     """Compute the 95 % interval of a proportion (Wilson) or an AUC (Newcombe 2006).
 
-    It does not shrink to nothing when all subjects are right, as a bootstrap does. In small
-    groups the wider of the two is the one to read.
-
-    Parameters
-    ----------
-    name : str
-        Name of the metric.
-    value : float
-        The estimate.
-    counts : sequence of int
-        Number of subjects of each class.
-
-    Returns
-    -------
-    tuple of float
-        Low and high; NaN for other metrics than ``accuracy``, ``sensitivity``, ``specificity``
-        and ``auc``, and for more than two classes.
+    It does not shrink to nothing when all subjects are right, as a bootstrap does. `counts` are
+    the numbers of subjects of each class. The result is NaN for metrics that are no proportion,
+    and for more than two classes.
 
     Examples
     --------
@@ -261,34 +200,28 @@ def compare(
     (Nadeau and Bengio 2003) on the differences per fold: the variance is multiplied by
     ``1/J + n_test/n_train`` instead of ``1/J``, because training sets overlap.
 
-    Parameters
-    ----------
-    label : ndarray of shape (subjects,)
-        True classes.
-    first, second : ndarray of shape (repeats, subjects, classes)
-        Probabilities.
-    folds : ndarray of shape (repeats, subjects)
-        The fold of each subject.
-    weights : ndarray of shape (samples, subjects)
-        From :func:`bootstrap_weights`.
-
     Returns
     -------
     list of dict
         For AUC, balanced accuracy and Brier score: ``figure``, ``difference`` (first minus
         second), ``low``, ``high``, ``p``, ``folds``.
     """
-    repeats = range(len(folds))
+    repeats = list(zip(first, second, folds, strict=True))
     once, drawn = (
-        [[metrics(label, one[r], folds[r], w) for one in (first, second)] for r in repeats]
+        [(metrics(label, a, fold, w), metrics(label, b, fold, w)) for a, b, fold in repeats]
         for w in (None, weights)
     )
-    by_fold = _fold_differences(label, first, second, folds)
-    test_share = np.mean([np.mean(folds[r] == k) for r in repeats for k in np.unique(folds[r])])
+    tests = [(r, fold == k) for r, fold in enumerate(folds) for k in np.unique(fold)]
+    by_fold = [
+        [metrics(label[test], one[r, test], folds[r, test]) for one in (first, second)]
+        for r, test in tests
+    ]
+    test_share = np.mean([test.mean() for _, test in tests])
     rows: list[dict[str, float | str]] = []
     for name in ("auc", "balanced_accuracy", "brier"):
         low, high = interval(np.mean([a[name] - b[name] for a, b in drawn], axis=0))
-        differences = by_fold[name][np.isfinite(by_fold[name])]
+        differences = np.array([a[name][0] - b[name][0] for a, b in by_fold])
+        differences = differences[np.isfinite(differences)]
         rows.append(
             {
                 "figure": name,
@@ -331,17 +264,6 @@ def _auc_interval(value: float, counts: tuple[int, int]) -> tuple[float, float]:
     low = 0.0 if value <= 0 else brentq(excess, 0, min(value, 1 - 1e-9), args=(-1,))
     high = 1.0 if value >= 1 else brentq(excess, max(value, 1e-9), 1, args=(1,))
     return float(low), float(high)
-
-
-def _fold_differences(label: Ints, first: Array, second: Array, folds: Ints) -> dict[str, Array]:
-    differences: dict[str, list[float]] = {name: [] for name in METRICS}
-    for r, fold in enumerate(folds):
-        for value in np.unique(fold):
-            rows = fold == value
-            a, b = (metrics(label[rows], p[r, rows], fold[rows]) for p in (first, second))
-            for name in METRICS:
-                differences[name].append(float(a[name][0] - b[name][0]))
-    return {name: np.array(values) for name, values in differences.items()}
 
 
 def _corrected_t_test(differences: Array, test_to_train: float) -> float:

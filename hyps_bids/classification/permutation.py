@@ -36,19 +36,7 @@ _SHUFFLES = 5
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """Result of :func:`permutation_test`.
-
-    Attributes
-    ----------
-    estimator : str
-        The classifier that was tested.
-    p : float
-        ``(1 + shuffles as good) / (1 + shuffles)``.
-    auc : float
-        AUC of the true labels.
-    null : ndarray of shape (shuffles,)
-        AUC of each shuffle.
-    """
+    """AUC of the true labels and of each shuffle; p is (1 + shuffles as good) / (1 + shuffles)."""
 
     estimator: str
     p: float
@@ -58,7 +46,7 @@ class PermutationTest:
 
 @dataclass(frozen=True)
 class Importance:
-    """By how much the AUC falls when a column is shuffled: mean and SD over folds."""
+    """Fall of the AUC when a column is shuffled: mean and SD over folds."""
 
     column: str
     auc_fall: float
@@ -87,26 +75,18 @@ def permutation_test(
         Subjects, scans and their columns.
     estimator : str
         Name of the classifier.
-    permutations : int
-        Number of shuffles.
-    folds : int
-        Number of outer folds.
+    permutations, folds : int
+        Number of shuffles and of outer folds.
     control : ndarray of shape (subjects,), optional
-        Controls, if the column that is predicted tells who they are: then it is shuffled along
-        with the labels.
+        Controls, if the predicted column defines them: they are shuffled along with the labels.
     computing : Computing
         Seed, processes and progress.
     """
     rng = np.random.default_rng(computing.seed)
     orders = [data.everybody, *(rng.permutation(data.everybody) for _ in range(permutations))]
-    preprocessing = schema.preprocessing()
-    tasks = [
-        delayed(_cv_auc)(
-            *(_shuffled(data, schema, order, control), preprocessing, estimator),
-            *(folds, computing.seed),
-        )
-        for order in orders
-    ]
+    shuffled = [_shuffled(data, schema, order, control) for order in orders]
+    steps = schema.preprocessing()
+    tasks = [delayed(_cv_auc)(one, steps, estimator, folds, computing.seed) for one in shuffled]
     observed, *null = run_tasks(tasks, "shuffles", computing)
     # The tolerance counts shuffles as equal that differ by rounding only.
     as_good = np.sum(np.array(null) >= observed - 1e-12)
@@ -123,22 +103,8 @@ def importance(
 ) -> list[Importance]:
     """Measure by how much the AUC falls when a column is shuffled in the test folds.
 
-    Parameters
-    ----------
-    data, schema : LabeledSubjects, Schema
-        Subjects, scans and their columns.
-    folds : ndarray of shape (subjects,)
-        Folds of one repeat.
-    selections : sequence of Selection
-        The estimators that were selected in these folds.
-    computing : Computing
-        Seed, processes and progress.
-
-    Returns
-    -------
-    list of Importance
-        One per column that is used, and for the ICV if volumes are adjusted for it. Values are
-        NaN if no fold has an AUC.
+    Folds and selections are those of one repeat. The result has one entry per column that is
+    used, and one for the ICV if volumes are adjusted for it. Values are NaN if no fold has an AUC.
     """
     names = [*schema.used]
     if schema.icv and set(schema.used) & set(schema.volumes):

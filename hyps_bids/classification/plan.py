@@ -48,28 +48,16 @@ class Plan:
 
     Attributes
     ----------
-    contrast : Contrast
-        Classes to tell apart.
-    target : str
-        Column of the diagnosis.
-    rows : DataFrame
-        The scans to develop with, held-out subjects excluded.
-    subjects : LabeledSubjects
-        Their subjects and scans as arrays.
-    held_out : LabeledSubjects or None
-        The held-out subjects.
-    schema : Schema
-        All columns.
-    sets : dict of str to Schema
-        Sets of features to compare.
-    estimators : tuple of str
-        Classifiers to compare.
+    rows, subjects : DataFrame, LabeledSubjects
+        The scans to develop with, as table and as arrays; held-out subjects are excluded.
+    schema, sets : Schema, dict of str to Schema
+        All columns, and the sets of features to compare.
     sites : tuple of str or None
         Site of each subject; None without --site.
     control : ndarray of shape (subjects,) or None
-        Controls, if the target tells who they are.
+        Controls, if the target defines them.
     warnings : list of str
-        Warnings for the card; they are logged when they are found.
+        Warnings for the card, which have been logged.
     """
 
     contrast: Contrast
@@ -103,13 +91,7 @@ class _Warnings:
 
 
 def done_scans(wide: pd.DataFrame) -> pd.DataFrame:
-    """Take the scans of the group table that are done.
-
-    Raises
-    ------
-    BadData
-        If a scan is listed twice.
-    """
+    """Take the scans of the group table that are done, and check that each is listed once."""
     frame = wide[wide["status"] == "done"].reset_index(drop=True)
     twice = frame.loc[frame["scan"].duplicated(), "scan"]
     if len(twice):
@@ -120,15 +102,7 @@ def done_scans(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def list_contrasts(settings: Settings, frame: pd.DataFrame) -> list[Contrast]:
-    """List the contrasts of ``--contrast``, or the one of all levels of the target.
-
-    Raises
-    ------
-    UsageError
-        If a contrast cannot be read, two have the same name, or there are too many levels.
-    BadData
-        If the target has fewer than two levels.
-    """
+    """List the contrasts of ``--contrast``, or the one of all levels of the target."""
     if settings.contrast:
         contrasts = [Contrast.parse(text) for text in settings.contrast]
         names = [contrast.name for contrast in contrasts]
@@ -158,15 +132,6 @@ def list_contrasts(settings: Settings, frame: pd.DataFrame) -> list[Contrast]:
 
 def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Plan:
     """Choose scans, columns, controls, held-out subjects and estimators of one contrast.
-
-    Parameters
-    ----------
-    settings : Settings
-        Options of classifiers.
-    frame : DataFrame
-        The scans that are done.
-    contrast : Contrast
-        Classes to tell apart.
 
     Raises
     ------

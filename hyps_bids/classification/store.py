@@ -39,16 +39,7 @@ TRUSTED = (
 
 
 def save_classifier(folder: Path, model: Pipeline, card: Card) -> None:
-    """Write a trained pipeline and its card.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of ``model.skops`` and ``classifier.json``; made if it does not exist.
-    model : Pipeline
-        Fitted pipeline.
-    card : Card
-        Versions, trusted types and the sha256 of the model are added as ``Model``.
+    """Write ``model.skops``, and ``classifier.json`` with the facts about it as ``Model``.
 
     Raises
     ------
@@ -74,15 +65,7 @@ def save_classifier(folder: Path, model: Pipeline, card: Card) -> None:
 def load_classifier(path: Path) -> tuple[Pipeline, Card]:
     """Read a pipeline and its card; objects of other than the trusted types are never made.
 
-    Parameters
-    ----------
-    path : Path
-        The folder, or the ``model.skops`` in it.
-
-    Returns
-    -------
-    tuple of (Pipeline, Card)
-        Model and card.
+    `path` is the folder, or the ``model.skops`` in it.
 
     Raises
     ------

@@ -110,22 +110,10 @@ def write_tables(
 
 
 def roc_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
-    """List the points of the ROC curve of each repeat.
+    """List the points of the ROC curve of each repeat; of two classes only the first has a curve.
 
-    Parameters
-    ----------
-    label : ndarray of shape (subjects,)
-        True classes.
-    probability : ndarray of shape (repeats, subjects, classes)
-        Out-of-fold probabilities.
-    classes : tuple of str
-        Names; of two only the first, the positive one, has a curve.
-
-    Returns
-    -------
-    DataFrame
-        ``class``, ``repeat``, ``threshold``, ``false_positive_rate``, ``sensitivity``. Unlike the
-        AUC of the tables, a curve compares subjects of different folds.
+    Unlike the AUC of the metrics, a curve compares subjects of different folds. `label` has shape
+    (subjects,) and `probability` (repeats, subjects, classes).
     """
     tables = []
     for k in _positive(classes):
@@ -151,13 +139,7 @@ def calibration_table(label: Ints, probability: Array, classes: tuple[str, ...])
     """Compare predicted probabilities with how often they came true.
 
     Subjects are sorted by the mean of their probability over repeats and divided into up to ten
-    bins of equal size, with at least 10 subjects each. The parameters are those of
-    :func:`roc_table`.
-
-    Returns
-    -------
-    DataFrame
-        ``class``, ``predicted`` and ``observed`` (means of the bin), ``n``.
+    bins of equal size, with at least 10 subjects each.
     """
     mean = probability.mean(axis=0)
     known = np.isfinite(mean).all(axis=1)
@@ -180,12 +162,7 @@ def calibration_table(label: Ints, probability: Array, classes: tuple[str, ...])
 def confusion_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
     """Count true (rows) against predicted classes (columns), mean over repeats.
 
-    Subjects without a prediction are left out. The parameters are those of :func:`roc_table`.
-
-    Returns
-    -------
-    DataFrame
-        ``true`` and one column per class.
+    Subjects without a prediction are left out.
     """
     counts = np.zeros((len(classes), len(classes)))
     for one in probability:

@@ -57,22 +57,18 @@ Row = dict[str, float | str]
 
 @dataclass(frozen=True)
 class Results:
-    """What validation has found about the classifiers of a plan.
+    """The validated classifiers of a plan.
 
     Attributes
     ----------
     predictions : dict of str to dict of str to Predictions
         By validation and set of features, held-out subjects excluded.
     held_out : Predictions or None
-        Of the full set of features, for the held-out subjects.
+        Predictions of the held-out subjects from the full set of features.
     metrics, comparisons : DataFrame
         As in ``figures.tsv`` and ``comparisons.tsv``.
-    permutation_tests : dict of str to PermutationTest
-        By set of features.
-    importance : list of Importance
-        For the full set of features.
     final : Search
-        The final model, fitted on all subjects.
+        The final model, fitted on all subjects with the full set of features.
     warnings : list of str
         Validations that could not be done.
     """
@@ -88,15 +84,7 @@ class Results:
 
 
 def validate(settings: Settings, plan: Plan) -> Results:
-    """Cross-validate all estimators, test the final models, and compare the sets of features.
-
-    Parameters
-    ----------
-    settings : Settings
-        Folds, repeats, permutations, seed and processes.
-    plan : Plan
-        Subjects, columns and estimators.
-    """
+    """Cross-validate all estimators, test the final models, and compare the sets of features."""
 
     def progress(text: str) -> None:
         _LOG.info("%s: %s", plan.contrast.text, text)

@@ -1,20 +1,33 @@
-"""Subjects as the classifiers take them."""
+"""Small searches, settings and simulated subjects for the classifiers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from hyps_bids.classification import cross_validation, train
-from hyps_bids.classification.columns import choose_columns
-from hyps_bids.classification.contrast import Contrast, LabeledSubjects, label_scans
+from hyps_bids.classification.contrast import Contrast, LabeledSubjects
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
+from hyps_bids.classification.plan import make_plan
 from hyps_bids.settings import Settings
+
+SETTINGS = Settings(
+    bids_dir=Path("bids"),
+    output_dir=Path("out"),
+    analysis_level="group",
+    target="diagnosis",
+    contrast=("AD:CN",),
+    estimators=("logistic", "dummy"),
+    folds=3,
+    repeats=1,
+    permutations=0,
+    nprocs=1,
+)
 
 
 @pytest.fixture
@@ -34,18 +47,7 @@ def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def options(tmp_path: Path, small_search: None) -> Settings:
     """Settings of a small run: one estimator, few folds, no permutations."""
-    return Settings(
-        bids_dir=tmp_path / "bids",
-        output_dir=tmp_path / "out",
-        analysis_level="group",
-        target="diagnosis",
-        contrast=("AD:CN",),
-        estimators=("logistic", "dummy"),
-        folds=3,
-        repeats=1,
-        permutations=0,
-        nprocs=1,
-    )
+    return replace(SETTINGS, output_dir=tmp_path / "out")
 
 
 def folder(options: Settings, name: str = "AD-vs-CN") -> Path:
@@ -54,17 +56,9 @@ def folder(options: Settings, name: str = "AD-vs-CN") -> Path:
 
 
 def make_subjects(
-    frame: pd.DataFrame, contrast: str = "AD:CN", **options: object
+    frame: pd.DataFrame, contrast: str = "AD:CN", **options: Any
 ) -> tuple[LabeledSubjects, Schema]:
     """Make arrays of a simulated table; by default harmonized, with age and sex."""
     defaults = {"covariates": ("age", "sex"), "site": "site", "harmonize": True}
-    schema = choose_columns(frame, **{**defaults, **options})  # type: ignore[arg-type]
-    classes = Contrast.parse(contrast)
-    label = label_scans(frame, "diagnosis", classes)
-    rows = frame[label.notna()]
-    ids, subject = np.unique(rows["participant_id"], return_inverse=True)
-    of_subject = np.zeros(len(ids), dtype=np.int64)
-    of_subject[subject] = label.dropna().astype(int)
-    return LabeledSubjects(
-        schema.matrix(rows), subject, of_subject, tuple(ids), tuple(classes.classes)
-    ), schema
+    plan = make_plan(replace(SETTINGS, **defaults | options), frame, Contrast.parse(contrast))
+    return plan.subjects, plan.schema

@@ -1,4 +1,4 @@
-"""From a table to a matrix to what a classifier sees."""
+"""From a table to a matrix to the input of a classifier."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_matrix_has_named_columns(frame: pd.DataFrame) -> None:
 def test_preprocessing_imputes_harmonizes_adjusts_and_scales(frame: pd.DataFrame) -> None:
     matrix = SCHEMA.matrix(frame)
     out = SCHEMA.preprocessing().fit_transform(matrix)
-    # 4 volumes, asymmetry, age, education, sex as two columns
+    # There are 4 volumes, asymmetry, age, education, and sex as two columns.
     assert out.shape == (80, 9)
     assert np.allclose(out.mean(axis=0), 0, atol=1e-9)
     site = (frame["site"] == "B").to_numpy()
