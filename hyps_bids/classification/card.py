@@ -7,7 +7,7 @@ from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
-__all__ = ["Card", "card_text", "headline", "headlines", "uncertainty", "widest_intervals"]
+__all__ = ["Card", "card_text", "headline", "headlines", "sizes", "uncertainty", "widest_intervals"]
 
 _FEW = 20
 _WIDE = 0.3
@@ -50,6 +50,11 @@ class Card(TypedDict):
     Model: NotRequired[dict[str, Any]]
 
 
+def sizes(counts: Mapping[str, int]) -> str:
+    """List the number of subjects in each class."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
 def widest_intervals(metrics: pd.DataFrame) -> pd.DataFrame:
     """Replace ``low`` and ``high`` by the wider of bootstrap and score interval.
 
@@ -73,11 +78,12 @@ def headline(metrics: pd.DataFrame) -> str:
     """
     names = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
     rows = widest_intervals(metrics).set_index("figure")
-    return ", ".join(
-        "{} {value:.2f} [{low:.2f}-{high:.2f}]".format(text, **rows.loc[name])
-        for name, text in names.items()
-        if name in rows.index
-    )
+    texts = []
+    for name, text in names.items():
+        if name in rows.index:
+            value, low, high = rows.loc[name, ["value", "low", "high"]]
+            texts.append(f"{text} {value:.2f} [{low:.2f}-{high:.2f}]")
+    return ", ".join(texts)
 
 
 def headlines(metrics: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -98,10 +104,10 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
     'the interval of the AUC includes 0.5: the classifier may be no better than chance'
     """
     texts = []
-    sizes = ", ".join(f"{n} {name}" for name, n in counts.items())
     if min(counts.values()) < _FEW or high - low > _WIDE:
         texts.append(
-            f"very uncertain: with {sizes} the AUC may be anywhere from {low:.2f} to {high:.2f}"
+            f"very uncertain: with {sizes(counts)} the AUC may be anywhere from {low:.2f} to "
+            f"{high:.2f}"
         )
     if low <= 0.5 <= high:
         texts.append(
@@ -140,7 +146,7 @@ def _facts(card: Card) -> dict[str, str]:
         "Target": card["Target"],
         "Estimator": f"{card['Estimator']} ({settings or 'no settings'}), "
         "chosen by inner cross-validation",
-        "Subjects": ", ".join(f"{n} {name}" for name, n in card["Cohort"]["Subjects"].items()),
+        "Subjects": sizes(card["Cohort"]["Subjects"]),
         "Scans": card["Cohort"]["Scans"],
         "Features": ", ".join(f"{n} ({f['Units']})" for n, f in card["Features"].items()),
         "Covariates": ", ".join(card["Covariates"]) or "none",

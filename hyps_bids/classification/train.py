@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import Card, card_text, headline, uncertainty, widest_intervals
+from hyps_bids.classification.card import (
+    Card,
+    card_text,
+    headline,
+    sizes,
+    uncertainty,
+    widest_intervals,
+)
 from hyps_bids.classification.charts import draw_charts
 from hyps_bids.classification.columns import read_units, require_columns
 from hyps_bids.classification.contrast import Contrast
@@ -102,7 +109,7 @@ def _failure(settings: Settings, contrast: Contrast, error: HypsError) -> str:
     text = str(error)
     text = text if contrast.text in text else f"contrast {contrast.text}: {text}"
     folder = _folder(settings, contrast)
-    return f"{text} ({folder} is of an earlier run)" if folder.exists() else text
+    return f"{text} ({folder} is from an earlier run)" if folder.exists() else text
 
 
 def _write(settings: Settings, plan: Plan, results: Results) -> None:
@@ -115,12 +122,12 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     ]
     doubts = _doubts(plan, selected)
     card = _card(settings, plan, results, doubts)
-    # The card is written last: a folder without its card is not taken for a classifier.
+    # The card is written after all that it describes: a folder without it is no classifier.
     (folder / CARD).unlink(missing_ok=True)
     tables = result_tables(plan, results)
     write_tables(folder, tables, classes)
-    sizes = ", ".join(f"{n} {name}" for name, n in plan.subjects.counts.items())
-    title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {sizes}"
+    subjects = sizes(plan.subjects.counts)
+    title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {subjects}"
     draw_charts(folder, title, tables)
     save_classifier(folder, results.final.model, card)
     write_text(folder / "README.md", card_text(card, metrics, results.comparisons))

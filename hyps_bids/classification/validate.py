@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hyps_bids.classification.card import sizes
 from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
@@ -31,6 +32,7 @@ from hyps_bids.classification.permutation import (
     permutation_test,
 )
 from hyps_bids.classification.plan import Plan
+from hyps_bids.messages import counted
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings
 
@@ -90,7 +92,7 @@ def validate(settings: Settings, plan: Plan) -> Results:
         _LOG.info("%s: %s", plan.contrast.text, text)
 
     data, full = plan.subjects, plan.full_set
-    progress(f"classifiers of {data.counts} subjects, {len(data.subject)} scans")
+    progress(f"subjects: {sizes(data.counts)}, {counted(len(data.subject), 'scan')}")
     computing = Computing(settings.seed, settings.nprocs or available_cpus(), progress)
     folds, warnings = _folds(settings, plan)
     predictions = {
