@@ -1,1 +1,7 @@
-"""Classifiers of participants, from the plan to the card (``--target``)."""
+"""Classifiers of participants (``--target``), along the way of the data.
+
+``plan`` turns options into contrasts, columns and subjects. ``features``, ``harmonize`` and
+``estimators`` make the pipelines that ``cross_validation`` fits, ``permutation`` tests and
+``metrics`` rates; ``validate`` does all this for one plan. ``tables``, ``charts``, ``card`` and
+``store`` write the folder of a classifier. The two doors are ``train`` and ``apply``.
+"""

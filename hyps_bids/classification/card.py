@@ -7,7 +7,16 @@ from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
-__all__ = ["Card", "card_text", "headline", "headlines", "sizes", "uncertainty", "widest_intervals"]
+__all__ = [
+    "Card",
+    "card_text",
+    "comparison_rows",
+    "headline",
+    "headlines",
+    "sizes",
+    "uncertainty",
+    "widest_intervals",
+]
 
 _FEW = 20
 _WIDE = 0.3
@@ -86,11 +95,25 @@ def headline(metrics: pd.DataFrame) -> str:
     return ", ".join(texts)
 
 
-def headlines(metrics: pd.DataFrame) -> list[tuple[str, str, str]]:
+def headlines(metrics: pd.DataFrame) -> list[list[str]]:
     """List validation, set of features and headline of the selected estimators."""
     selected = metrics[metrics["estimator"] == "selected"]
     groups = selected.groupby(["validation", "features"], sort=False)
-    return [(validation, features, headline(rows)) for (validation, features), rows in groups]
+    return [[str(v), str(features), headline(rows)] for (v, features), rows in groups]
+
+
+def comparison_rows(comparisons: pd.DataFrame) -> list[list[str]]:
+    """List validation, both sets of features, the difference of their AUC, and p."""
+    return [
+        [
+            str(row["validation"]),
+            str(row["first"]),
+            str(row["second"]),
+            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            f"{row['p']:.3g}",
+        ]
+        for row in comparisons[comparisons["figure"] == "auc"].to_dict("records")
+    ]
 
 
 def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]:
@@ -133,7 +156,9 @@ def card_text(card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> s
     ]
     if len(comparisons):
         head = ("validation", "AUC of", "minus that of", "difference [95 %]", "p")
-        sections.append("## What each set of features adds\n\n" + _table(head, _added(comparisons)))
+        sections.append(
+            "## What each set of features adds\n\n" + _table(head, comparison_rows(comparisons))
+        )
     sections.append(f"## Use and limits\n\n{_one_line(_LIMITS)}")
     return "\n\n".join(sections) + "\n"
 
@@ -155,19 +180,6 @@ def _facts(card: Card) -> dict[str, str]:
         "Volumes made by": f"{card['Adapter']}, HyPS-BIDS {card['SoftwareVersion']}",
         "Weights": f"`{card['Models']}`",
     }
-
-
-def _added(comparisons: pd.DataFrame) -> list[tuple[str, ...]]:
-    return [
-        (
-            row["validation"],
-            row["first"],
-            row["second"],
-            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-            f"{row['p']:.3g}",
-        )
-        for row in comparisons[comparisons["figure"] == "auc"].to_dict("records")
-    ]
 
 
 def _one_line(paragraph: str) -> str:

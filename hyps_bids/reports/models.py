@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import headline
+from hyps_bids.classification.card import comparison_rows, headlines, sizes, widest_intervals
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.reports import model_charts
@@ -176,7 +176,7 @@ def _read_classifier(folder: Path) -> TrainedModel:
 def _add_classifier_card(model: TrainedModel, path: Path) -> None:
     card = json.loads(path.read_text(encoding="utf-8"))
     model.caveats += map(str, card["Warnings"])
-    subjects = ", ".join(f"{n} {name}" for name, n in card["Cohort"]["Subjects"].items())
+    subjects = sizes(card["Cohort"]["Subjects"])
     held_out = card["Cohort"].get("HeldOutSubjects") or 0
     validation = card["Validation"]
     folds = f"{validation['Folds']} folds, {validation['Repeats']} repeats"
@@ -200,34 +200,19 @@ def _add_classifier_card(model: TrainedModel, path: Path) -> None:
 
 def _add_metrics(model: TrainedModel, path: Path) -> None:
     table = read_table(path)
-    selected = table[table["estimator"] == "selected"]
-    groups = selected.groupby(["validation", "features"], sort=False)
-    rows = [[str(v), str(features), headline(one)] for (v, features), one in groups]
+    rows = headlines(table)
     head = ["validation", "features", "metrics"]
     caption = "Metrics of the selected estimator, with 95 % intervals."
     model.tables.append(ModelTable(caption, head, rows))
     model.headline = next((row[2] for row in rows if row[1] == "both"), rows[0][2] if rows else "")
-    areas = selected[selected["figure"] == "auc"]
-    areas = areas.assign(
-        low=areas[["low", "score_low"]].min(axis=1), high=areas[["high", "score_high"]].max(axis=1)
-    )
+    areas = table[(table["estimator"] == "selected") & (table["figure"] == "auc")]
     caption = "AUC with the wider of the bootstrap interval and the score interval. Line: chance."
-    chart = model_charts.comparison_chart(areas)
+    chart = model_charts.comparison_chart(widest_intervals(areas))
     model.charts.append(ModelChart("Sets of features", caption, chart))
 
 
 def _add_comparisons(model: TrainedModel, path: Path) -> None:
-    table = read_table(path)
-    rows = [
-        [
-            str(row["validation"]),
-            str(row["first"]),
-            str(row["second"]),
-            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-            f"{row['p']:.3g}",
-        ]
-        for row in table[table["figure"] == "auc"].to_dict("records")
-    ]
+    rows = comparison_rows(read_table(path))
     caption = "Gain by sets of features: differences of the AUC, with 95 % intervals."
     head = ["validation", "AUC of", "minus AUC of", "difference", "p"]
     model.tables.append(ModelTable(caption, head, rows))
