@@ -280,7 +280,7 @@ def _save(
     write_with(
         path,
         lambda partial: save_file(tensors, partial, metadata=metadata),
-        # safetensors reports a full disk with an error of its own
+        # Safetensors reports a full disk with an error of its own.
         failures=(SafetensorError,),
         hint="weights that were there before are kept",
     )

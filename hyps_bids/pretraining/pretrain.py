@@ -175,7 +175,7 @@ def pretrain(
     training, held_out = maps[:-HELD_OUT], maps[-HELD_OUT:]
     torch.manual_seed(settings.seed)
     model = _start(task, start)
-    # torch's stubs lack the memory format.
+    # The stubs of torch lack the memory format.
     model = model.to(device=device, memory_format=task.memory_format)  # type: ignore[call-overload]
     began = time.monotonic()
     outcome = run(model, _objective(task, training, held_out, device), settings, folder, device)

@@ -131,7 +131,7 @@ def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear")
     half = torch.tensor(
         [max((side - 1) / 2, 0.5) for side in volumes.shape[2:]], device=volumes.device
     )
-    # grid_sample expects the last axis first.
+    # The grid starts with the last axis.
     grid = (offsets / half).flip(-1)
     return F.grid_sample(volumes, grid, mode=mode, padding_mode="zeros", align_corners=True)
 

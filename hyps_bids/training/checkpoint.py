@@ -45,7 +45,7 @@ def write_checkpoint(path: Path, content: Checkpoint) -> None:
         try:
             torch.save(content, partial)
         except RuntimeError as error:
-            # torch reports a failed write in its own, unreadable words
+            # The message of torch is about its archive format, not about the disk.
             raise OSError("is the disk full?") from error
 
     kept = "the previous checkpoint is kept; " if path.is_file() else ""

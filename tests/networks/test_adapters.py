@@ -28,7 +28,7 @@ from hyps_bids.networks.adapters.config import LAYERS
 from hyps_bids.networks.adapters.layers import HypsLayer
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 
-#: single precision, in which W is split in two and added up again
+#: W is split in two and added up again in single precision.
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 SHAPE = (1, 1, 16, 40, 16)
 
@@ -102,7 +102,7 @@ def cases(draw: st.DrawFn) -> Case:
     linear = nn.Linear(n, m, bias=draw(st.booleans()))
     config = AdapterConfig(
         draw(st.sampled_from(sorted(ADAPTERS))),
-        # also larger than the layer
+        # The rank may be larger than the layer.
         rank=draw(st.integers(1, 60)),
         bottleneck=draw(st.integers(1, 60)),
         scale=draw(st.floats(-2, 2, width=32)),
@@ -169,7 +169,7 @@ def test_agrees_with_peft(method: str) -> None:
     layer = theirs.base_model.model[0]
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     if method == "pissa":
-        # the factors are the same up to the sign of each singular vector
+        # The factors are the same up to the sign of each singular vector.
         torch.testing.assert_close(ours.lora_B @ ours.lora_A, b @ a, **TOLERANCE)
         torch.testing.assert_close(ours.frozen, layer.base_layer.weight, **TOLERANCE)
     with torch.no_grad():
@@ -204,11 +204,11 @@ def test_start_of_hyps() -> None:
     np.testing.assert_allclose(layer.lora_A.norm(dim=1).detach(), roots, rtol=1e-5)
     np.testing.assert_allclose(layer.lora_B.norm(dim=0).detach(), roots, rtol=1e-5)
     assert torch.equal(layer.lora_A_init, layer.lora_A)
-    # two zero factors would never receive a gradient
+    # Two zero factors would never receive a gradient.
     assert not layer.up.weight.any()
     assert not layer.up.bias.any()
     assert layer.down.weight.any()
-    # what is frozen is held in buffers, and is a copy of the base
+    # Frozen tensors are buffers, and copies of the base's.
     buffers = dict(layer.named_buffers())
     assert {"frozen", "bias", "weight", "lora_A_init", "lora_B_init"} == buffers.keys()
     before = linear.weight.detach().clone()
@@ -225,7 +225,7 @@ def test_all_parts_of_hyps_receive_gradients() -> None:
         for name in ("lora_A", "lora_B", "up.weight", "up.bias"):
             assert layer.get_parameter(name).grad.abs().min() > 0, name
         perturb(layer.up, 1.0)
-    # Down waits until Up has left zero
+    # Down waits until Up has left zero.
     assert layer.down.weight.grad.abs().max() > 0
 
 
@@ -308,7 +308,7 @@ def test_a_step_of_training_moves_only_what_is_saved() -> None:
     optimizer.step()
     moved = {name for name, t in tensors.items() if not torch.equal(t, before[name])}
     assert moved <= adapter_state(model).keys()
-    # only Down, which waits for Up, may stand still
+    # Only Down, which waits for Up, may stand still.
     assert all(".down." in name for name in trained_names(model) - moved)
 
 
@@ -333,7 +333,7 @@ def test_loading_into_a_merged_network_undoes_the_merge() -> None:
         ({"bottleneck": 0}, "bottleneck"),
         ({"layers": ("heads",)}, "heads"),
         ({"dropout": 1.0}, "dropout"),
-        # an untrained head would not be saved, and be zero after loading
+        # An untrained head would not be saved, and be zero after loading.
         ({"trainable": ("decoder",)}, "out"),
     ],
 )

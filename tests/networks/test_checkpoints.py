@@ -125,7 +125,7 @@ def test_adapter_round_trip_is_exact(
     with safe_open(adapter, "pt") as weights:
         names = set(weights.keys())
         assert json.loads(weights.metadata()["hyps"]) == card
-    # the frozen part of the base is not stored again
+    # The frozen part of the base is not stored again.
     assert not any(name.startswith("encoder") or name.endswith("frozen") for name in names)
     assert not any(name.endswith(".qkv.weight") for name in names)
     assert adapter.stat().st_size < 0.6 * base.stat().st_size
@@ -174,7 +174,7 @@ def test_every_method_comes_back_from_every_dtype(
         assert {p.dtype for p in loaded.parameters()} == {torch.float32}
         if dtype == torch.float32:
             assert torch.equal(loaded(x), trained)
-        # rounding is small in comparison with what training changed
+        # Rounding is small in comparison with what training changed.
         assert (loaded(x) - trained).norm() < 0.1 * (trained - start).norm()
 
 

@@ -94,7 +94,7 @@ def test_every_tensor_is_accounted_for(original: SwinUNETR, brats: Path, out: Pa
     text = describe_import(record)
     assert "from 4 input channels to 1 (sum): encoder1" in text
     assert "3 outputs" in text
-    # the new head is zero
+    # The new head is zero.
     with torch.inference_mode():
         assert not model(torch.randn(1, 1, 24, 40, 24)).any()
 

@@ -34,12 +34,12 @@ def test_tissue_table() -> None:
     assert 24 not in {v for v, flag in zip(table.labels, table.brain, strict=False) if flag}
     assert set(table.base_class.tolist()) == set(range(15))
     rows = [table.labels.index(v) for v in (*HIPPOCAMPI, 3)]
-    # both sides share a structure, and hippocampus and cortex share a tissue
+    # Both sides share a structure, and hippocampus and cortex share a tissue.
     assert table.structure[rows[0]] == table.structure[rows[1]] != table.structure[rows[2]]
     assert table.tissue[rows[0]] == table.tissue[rows[2]]
     mean = table.priors[table.tissue[rows[0]], 0]
     assert float(mean) == pytest.approx(96.3)
-    # nothing is known outside the field of view
+    # Nothing is known outside the field of view.
     assert not table.intracranial[table.outside]
     assert table.base_class[table.outside] == table.head_class[table.outside] == 0
 

@@ -1,4 +1,4 @@
-"""Tests of :mod:`hyps_bids.pretraining.pretrain` and of the model cards it writes."""
+"""Tests of :mod:`hyps_bids.pretraining.pretrain`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from hyps_bids.pretraining.pretrain import (
     synthetic_dice,
 )
 from hyps_bids.pretraining.synthesis import BOX, HEAD
-from hyps_bids.training.cards import write_model_card
 from hyps_bids.training.loop import LoopSettings
 from tests.raising import raises
 
@@ -47,7 +46,7 @@ def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None
     assert training["held out"] == "02.nii.gz, 03.nii.gz"
     assert (training["label maps"], training["steps"], training["batch size"]) == (1, 2, 1)
     assert set(training["validation"]) >= {"dice_left hippocampus", "dice_mean"}
-    # two small steps change the weights, but not much
+    # Two small steps change the weights, but not much.
     old, new = shipped.state_dict(), model.state_dict()
     moved = max(float((new[name] - old[name]).abs().max()) for name in old)
     assert 0 < moved < 0.01
@@ -84,7 +83,7 @@ def test_loss_prefers_the_truth_and_weighs_classes() -> None:
     loss = segmentation_loss(torch.ones(3))
     assert float(loss(logits, targets)) < 0.01
     assert float(loss(logits.roll(1, dims=1), targets)) > 5
-    # a mistake costs more in a class that weighs more
+    # A mistake costs more in a class that weighs more.
     wrong = torch.where(targets == 2, logits.roll(1, dims=1), logits)
     heavy = segmentation_loss(torch.tensor([1.0, 1.0, 6.0]))
     assert float(heavy(wrong, targets)) > float(loss(wrong, targets))
@@ -102,28 +101,3 @@ def test_validation_counts_present_classes_only() -> None:
 
     metrics = synthetic_dice(Oracle(), make, ("none", "one", "two"), 2, CPU)
     assert metrics == {"dice_one": 1.0, "dice_mean": 1.0}
-
-
-def test_card_of_an_adapter(tmp_path: Path) -> None:
-    weights = tmp_path / "adapter.safetensors"
-    weights.write_bytes(b"weights")
-    card = {
-        "labels": ["anterior", "posterior"],
-        "adapter": {"method": "hyps", "rank": 8, "bottleneck": 4, "scale": 1.0},
-        "base": {"name": "base", "sha256": "abc"},
-        "training": {"steps": 3, "validation": {"dice_anterior": 0.875}},
-    }
-    out = write_model_card(
-        weights, title="T", card=card, data="D", license="L", hardware="H", notes="N"
-    )
-    text = out.read_text(encoding="utf-8")
-    for part in ("# T\n", "rank 8", "`abc`", "| dice_anterior | 0.875 |", "| Hardware | H |"):
-        assert part in text
-    assert hashlib.sha256(b"weights").hexdigest() in text
-    assert card["training"]["validation"], "the card itself stays as it was"
-    card["adapter"]["method"] = "lora"
-    write_model_card(weights, title="T", card=card, data="D", license="L", hardware="H", notes="N")
-    text = out.read_text(encoding="utf-8")
-    # only what LoRA has; and the size of a small file is not 0
-    assert "| Adapter | lora (rank 8) |" in text
-    assert ", 7e-06 MB" in text

@@ -97,7 +97,7 @@ def test_cuts_take_sides_at_their_probability(probability: float, expected: int)
     for one in inside[:, 0]:
         faces = [one.select(axis, at) for axis in range(3) for at in (0, -1)]
         assert sum(not face.any() for face in faces) == expected
-        # mild cuts leave the inner half
+        # Mild cuts leave the inner half.
         assert one[4:12, 4:12, 4:12].all()
 
 

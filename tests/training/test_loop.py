@@ -122,7 +122,7 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path, 
 
 def test_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
     def steep(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # a finite value with an infinite slope
+        # The value is finite, the slope infinite.
         return cross_entropy(logits, targets) + (logits - logits.detach()).sum().sqrt()
 
     model = make_model()
@@ -149,7 +149,7 @@ def test_stops_early_and_returns_the_best_average(tmp_path: Path) -> None:
     weights, outcome = train(tmp_path, PATIENT, validate=scores)
     assert outcome == Outcome({"dice": 0.5}, step=4, steps=8)
     assert torch.equal(weights["2.weight"], scores.seen[1])
-    # nothing is left to do for a second run
+    # Nothing is left to do for a second run.
     again, repeated = train(tmp_path, PATIENT, validate=Scores())
     assert repeated == outcome
     assert same(again, weights)
@@ -161,7 +161,7 @@ def test_patience_survives_a_kill(tmp_path: Path) -> None:
         train(tmp_path, settings, batches=dies_at(8), validate=Scores(0.1, 0.5, 0.4))
     _, outcome = train(tmp_path, settings, validate=Scores(0.3))
     assert outcome == Outcome({"dice": 0.5}, step=4, steps=8)
-    # every step is logged once
+    # Every step is logged once.
     assert [int(row["step"]) for row in logged(tmp_path)] == list(range(1, 9))
 
 
@@ -236,7 +236,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
     assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "log.csv"}
-    # with room again, the run continues
+    # With room again, the run continues.
     assert same(whole, train(folder)[0])
 
 
