@@ -8,7 +8,7 @@ scanners and earlier processing degrade images. No real image is involved.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,8 @@ class SynthesisSettings:
         Voxels of the image.
     voxel : float
         Side of a voxel.
-    rotation : float
-        Largest angle about each axis, degrees.
-    scaling, shearing : float
-        Largest deviation of the affine's diagonal from 1, and of the rest from 0.
-    translation : float
-        Largest shift along each axis.
-    elastic, elastic_spacing : float
-        Largest standard deviation of the elastic displacement, and the spacing of its grid.
+    deformation : Deformation
+        Ranges of the deformation of the label map, with lengths in mm instead of voxels.
     t1w_probability : float
         Fraction of images with a T1w contrast; the others have a random contrast.
     structure_spread : float
@@ -73,12 +67,7 @@ class SynthesisSettings:
 
     shape: tuple[int, int, int]
     voxel: float
-    rotation: float = 20.0
-    scaling: float = 0.15
-    shearing: float = 0.08
-    translation: float = 25.0
-    elastic: float = 4.0
-    elastic_spacing: float = 30.0
+    deformation: augment.Deformation
     t1w_probability: float = 0.5
     structure_spread: float = 4.0
     texture: tuple[float, float] = (0.2, 1.0)
@@ -99,16 +88,26 @@ class SynthesisSettings:
 
 
 #: Whole heads as the localizer sees them.
-HEAD = SynthesisSettings(shape=(96, 96, 96), voxel=2.5)
+HEAD = SynthesisSettings(
+    shape=(96, 96, 96),
+    voxel=2.5,
+    deformation=augment.Deformation(
+        rotation=20.0,
+        scaling=0.15,
+        shearing=0.08,
+        translation=25.0,
+        elastic=4.0,
+        elastic_spacing=30.0,
+    ),
+)
 
 #: Boxes around one hippocampus as the base network sees them.
 BOX = SynthesisSettings(
     shape=GRID,
     voxel=1.0,
-    rotation=15.0,
-    translation=6.0,
-    elastic=2.0,
-    elastic_spacing=12.0,
+    deformation=replace(
+        HEAD.deformation, rotation=15.0, translation=6.0, elastic=2.0, elastic_spacing=12.0
+    ),
     bias_spacing=30.0,
     thickest=4.0,
     deface_probability=0.0,
@@ -185,13 +184,12 @@ def _offsets(
 ) -> torch.Tensor:
     """Draw where voxels sample, mm from the center, shape ``(size, x, y, z, 3)``."""
     voxel = settings.voxel
-    deformation = augment.Deformation(
-        rotation=settings.rotation,
-        scaling=settings.scaling,
-        shearing=settings.shearing,
-        translation=settings.translation / voxel,
-        elastic=settings.elastic / voxel,
-        elastic_spacing=max(1, round(settings.elastic_spacing / voxel)),
+    ranges = settings.deformation
+    deformation = replace(
+        ranges,
+        translation=ranges.translation / voxel,
+        elastic=ranges.elastic / voxel,
+        elastic_spacing=ranges.elastic_spacing / voxel,
     )
     offsets = voxel * augment.random_sampling_grid(size, settings.shape, generator, deformation)
     # Sampling at mirrored places mirrors the map, and so both image and targets.

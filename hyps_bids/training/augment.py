@@ -59,8 +59,8 @@ class Deformation:
         Largest shift along each axis, voxels.
     elastic : float
         Largest standard deviation of the elastic displacement, voxels.
-    elastic_spacing : int
-        Spacing of the coarse grid of the elastic displacement, voxels.
+    elastic_spacing : float
+        Spacing of the coarse grid of the elastic displacement, rounded to voxels.
     """
 
     rotation: float = 15.0
@@ -68,7 +68,7 @@ class Deformation:
     shearing: float = 0.05
     translation: float = 4.0
     elastic: float = 1.5
-    elastic_spacing: int = 12
+    elastic_spacing: float = 12.0
 
 
 def random_sampling_grid(
@@ -89,7 +89,8 @@ def random_sampling_grid(
     axes = [torch.arange(side, device=device) - (side - 1) / 2 for side in shape]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     strength = uniform((batch, 1, 1, 1, 1), 0, deformation.elastic, generator)
-    elastic = smooth_noise(batch, 3, shape, deformation.elastic_spacing, generator) * strength
+    spacing = max(1, round(deformation.elastic_spacing))
+    elastic = smooth_noise(batch, 3, shape, spacing, generator) * strength
     largest = deformation.translation
     shift = uniform((batch, 1, 1, 1, 3), -largest, largest, generator)
     moved = torch.einsum("bij,xyzj->bxyzi", affine, points)

@@ -9,9 +9,10 @@ import torch
 
 from hyps_bids.pretraining.label_maps import BASE_CLASSES, LabelMaps, tissues
 from hyps_bids.pretraining.synthesis import BOX, HEAD, box_batch, head_batch
+from hyps_bids.training.augment import Deformation
 
 CLASS = {name: i for i, name in enumerate(BASE_CLASSES)}
-STILL = dict.fromkeys(("rotation", "scaling", "shearing", "translation", "elastic"), 0.0)
+STILL = Deformation(rotation=0, scaling=0, shearing=0, translation=0, elastic=0)
 UNCUT = {"cut_probability": 0.0, "deep_cut_probability": 0.0}
 CLEAN = UNCUT | {
     "texture": (0.0, 0.0),
@@ -80,7 +81,7 @@ def test_t1w_contrast(maps: LabelMaps) -> None:
 
 def test_right_boxes_are_mirrored_exactly(maps: LabelMaps) -> None:
     whole = LabelMaps(maps.names, maps.volumes, maps.voxel, maps.heads, maps.hippocampi.floor())
-    settings = replace(SMALL_BOX, shape=(21, 25, 21), voxel=maps.voxel, **STILL, **CLEAN)
+    settings = replace(SMALL_BOX, shape=(21, 25, 21), voxel=maps.voxel, deformation=STILL, **CLEAN)
     _, y = box_batch(whole, settings, 12, seeded())
     boxes = []
     for side in range(2):
@@ -111,7 +112,7 @@ def test_sides_and_volumes_of_hippocampi_are_kept(maps: LabelMaps) -> None:
 
 @BOTH
 def test_field_of_view_is_really_cut(maps: LabelMaps, make, settings) -> None:
-    cut = replace(settings, **STILL, cut_probability=1.0, mild_cut=(0.4, 0.6))
+    cut = replace(settings, deformation=STILL, cut_probability=1.0, mild_cut=(0.4, 0.6))
     x, y = make(maps, cut, 4, seeded())
     for image, target in zip(x[:, 0], y[:, 0], strict=True):
         for volume in (image, target):
@@ -121,7 +122,7 @@ def test_field_of_view_is_really_cut(maps: LabelMaps, make, settings) -> None:
 
 
 def test_deep_cuts_take_a_hippocampus_away(maps: LabelMaps) -> None:
-    deep = replace(SMALL_HEAD, **STILL, deep_cut_probability=0.5, deep_cut=(0.0, 0.1))
+    deep = replace(SMALL_HEAD, deformation=STILL, deep_cut_probability=0.5, deep_cut=(0.0, 0.1))
     _, y = head_batch(maps, deep, 12, seeded())
     found = [[bool((target == label).any()) for label in (2, 3)] for target in y]
     assert [True, False] in found or [False, True] in found
@@ -138,7 +139,7 @@ def test_intensities_are_normalized_as_at_inference(maps: LabelMaps) -> None:
 
 def test_skull_stripping_leaves_the_brain(maps: LabelMaps) -> None:
     clean = CLEAN | {"strip_probability": 1.0, "texture": (0.2, 0.2)}
-    settings = replace(SMALL_HEAD, **STILL, **clean, t1w_probability=1.0)
+    settings = replace(SMALL_HEAD, deformation=STILL, **clean, t1w_probability=1.0)
     x, y = head_batch(maps, settings, 6, seeded())
     # Percentile 1 is scaled to zero, so that some voxels of the brain are zero too.
     assert float((x[y >= 2] > 0).float().mean()) > 0.99
@@ -149,7 +150,7 @@ def test_skull_stripping_leaves_the_brain(maps: LabelMaps) -> None:
 
 def test_defacing_spares_the_brain(maps: LabelMaps) -> None:
     clean = CLEAN | {"texture": (0.2, 0.2)}
-    whole = replace(SMALL_HEAD, **STILL, **clean, t1w_probability=1.0)
+    whole = replace(SMALL_HEAD, deformation=STILL, **clean, t1w_probability=1.0)
     before, y = head_batch(maps, replace(whole, deface_probability=1e-9), 4, seeded())
     after, _ = head_batch(maps, replace(whole, deface_probability=1.0), 4, seeded())
     gone = (before > 0.1) & (after == 0)
