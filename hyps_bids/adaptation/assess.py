@@ -17,7 +17,8 @@ from nibabel.affines import voxel_sizes
 
 from hyps_bids.adaptation.crops import plain_batch
 from hyps_bids.adaptation.fit import predict_classes
-from hyps_bids.adaptation.labeled_crops import LabeledCrops, is_head
+from hyps_bids.adaptation.labeled_crops import LabeledCrops
+from hyps_bids.adaptation.scan_crops import is_head
 from hyps_bids.imaging.agreement import agreement
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.resample import resample

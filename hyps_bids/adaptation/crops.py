@@ -195,4 +195,6 @@ def _center(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     before = missing // 2
     padded = np.pad(array, np.maximum(0, np.stack((before, missing - before), axis=1)))
     start = np.maximum(0, -before)
-    return padded[tuple(slice(i, i + side) for i, side in zip(start, shape, strict=True))]
+    cut = padded[tuple(slice(i, i + side) for i, side in zip(start, shape, strict=True))]
+    # The order of the axes in memory changes rounding errors.
+    return np.ascontiguousarray(cut)

@@ -8,49 +8,23 @@ finds none, or the image is itself a crop, the box is placed around the labels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from nibabel.affines import apply_affine, voxel_sizes
 
-from hyps_bids.adaptation.crop_cache import (
-    ScanCrop,
-    crop_digest,
-    load_scan_crops,
-    save_scan_crops,
-)
 from hyps_bids.adaptation.crops import FRAME, Crops
-from hyps_bids.adaptation.label_masks import (
-    LOST_ERROR,
-    StructureMask,
-    check_positions,
-    check_volumes,
-    check_world,
-    label_files,
-    read_masks,
-)
+from hyps_bids.adaptation.scan_crops import CropMaker, ScanCrop
 from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
-from hyps_bids.imaging.conform import ConformedImage, conform
-from hyps_bids.imaging.resample import coarsen, resample
-from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
-from hyps_bids.imaging.volumes import decide
+from hyps_bids.imaging.roi import inside_box
 from hyps_bids.labels.find import LabeledScan
 from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
-from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.localize import Location
-from hyps_bids.segmentation.pipeline import correct_bias, localize
 
-__all__ = ["LabeledCrops", "class_names", "is_head", "labeled_crops"]
+__all__ = ["LabeledCrops", "class_names", "labeled_crops"]
 
 _LOG = logging.getLogger("hyps_bids")
-#: mm; an image smaller than that along some axis is a crop, in which nothing is localized
-SMALLEST_HEAD = 100.0
-#: share of a label outside the network's box that is worth a remark
-LOST_REMARK = 0.05
 #: order of known parts; others follow by the smallest of their values
 _ORDER = (WHOLE_HIPPOCAMPUS, "anterior", "head", "body", "posterior", "tail")
 
@@ -94,120 +68,6 @@ class LabeledCrops:
         return replace(crops, inside=crops.inside & box)
 
 
-@dataclass(frozen=True)
-class _Cutter:
-    """How to make the crops of a scan."""
-
-    parts: Sequence[str]
-    localizer: Path
-    device: torch.device
-    n4: bool
-    cache: Path | None
-
-    def crops(self, item: LabeledScan) -> list[ScanCrop]:
-        """Read the crops of a scan from the cache, or make them."""
-        if self.cache is None:
-            return self._make(item)
-        key = crop_digest(item, self.parts, self.localizer, self.n4)
-        path = self.cache / f"{item.scan.stem}_{key[:16]}.safetensors"
-        if path.is_file():
-            return load_scan_crops(path)
-        made = self._make(item)
-        save_scan_crops(path, made)
-        return made
-
-    def _make(self, item: LabeledScan) -> list[ScanCrop]:
-        """Read, check and cut one scan."""
-        masks = read_masks(item)
-        check_volumes(item, masks)
-        image = conform(item.scan.path)
-        check_world(item, masks, image.data.shape, image.affine)
-        if self.n4:
-            image = correct_bias(image)
-        head = is_head(image)
-        found: Mapping[str, Location | None] = dict.fromkeys(HEMISPHERES)
-        if head:
-            found = localize(image, self.localizer, self.device).hippocampi
-        check_positions(item, masks, found)
-        labeled = [hemi for hemi in HEMISPHERES if any(mask.hemi == hemi for mask in masks)]
-        # The label map of a whole head may speak of both sides while one is labeled.
-        bare = {s.hemi for s in item.structures} - set(labeled) if head else set()
-        notes = [f"no voxel is labeled on the {SIDE_NAMES[hemi]}" for hemi in bare]
-        return [
-            self._cut(
-                item, hemi, [mask for mask in masks if mask.hemi == hemi], image, found[hemi], notes
-            )
-            for hemi in labeled
-        ]
-
-    def _cut(
-        self,
-        item: LabeledScan,
-        hemi: str,
-        masks: Sequence[StructureMask],
-        image: ConformedImage,
-        place: Location | None,
-        notes: Sequence[str],
-    ) -> ScanCrop:
-        """Compare one labeled hippocampus with its box, and cut out image and labels."""
-        points = np.concatenate([mask.points for mask in masks])
-        remarks = []
-        if place is None:
-            center = _center_on_grid(points, image.affine)
-            why = "not found by the localizer" if is_head(image) else "a crop, not a head"
-            remarks.append(f"{why}: box placed around the label")
-        else:
-            center = np.array(place.center)
-        lost = 1 - (np.abs(points - center) <= np.array(BOX) / 2).all(axis=1).mean()
-        if lost > LOST_ERROR:
-            raise BadData(
-                f"{label_files(item)}: {lost:.0%} of the {SIDE_NAMES[hemi]} label lie outside the "
-                f"box around the hippocampus of {item.scan.path}; look at both images",
-                code="label-outside-box",
-            )
-        if lost > LOST_REMARK:
-            remarks.append(f"{lost:.0%} of the label lie outside the network's box")
-        absent = [part for part in self.parts if part not in {mask.part for mask in masks}]
-        if absent:
-            remarks.append(f"no voxel labeled {', '.join(absent)}")
-        x, y, z = map(float, center)
-        volume = sum(mask.volume_mm3 for mask in masks)
-        tensors = self._tensors(image, box_affine((x, y, z), FRAME), masks, mirrored=hemi == "R")
-        return ScanCrop(hemi, (x, y, z), volume, (*remarks, *notes), tensors)
-
-    def _tensors(
-        self,
-        image: ConformedImage,
-        box: np.ndarray,
-        masks: Sequence[StructureMask],
-        *,
-        mirrored: bool,
-    ) -> dict[str, torch.Tensor]:
-        """Sample image and labels in a box; mirror those of a right side."""
-        values, inside = box_from_image(image.data, image.affine, FRAME, box)
-        seen = values[inside]
-        scaled = (values - seen.mean()) / max(float(seen.std()), 1e-6) * inside
-        arrays: dict[str, np.ndarray] = {
-            "image": scaled.astype(np.float32),
-            "inside": inside.astype(np.uint8),
-            "label": self._labels(masks, box),
-        }
-        return {
-            name: torch.from_numpy(mirror(array) if mirrored else array)
-            for name, array in arrays.items()
-        }
-
-    def _labels(self, masks: Sequence[StructureMask], box: np.ndarray) -> np.ndarray:
-        """Resample structures linearly, as shares of a voxel, and decide as in a segmentation."""
-        shares = np.zeros((len(self.parts), *FRAME), dtype=np.float32)
-        for mask in masks:
-            smooth, affine = coarsen(
-                mask.data, mask.affine, float(voxel_sizes(box).min()), oversampling=1
-            )
-            shares[self.parts.index(mask.part)] += resample(smooth, affine, FRAME, box)
-        return decide(shares)
-
-
 def class_names(labeled: Sequence[LabeledScan]) -> list[str]:
     """Name the classes that the labels of all scans have, such as ``["anterior", "posterior"]``.
 
@@ -245,7 +105,7 @@ def labeled_crops(
 ) -> LabeledCrops:
     """Read labeled scans, check them, and cut out their hippocampi.
 
-    All scans are read before any error is reported.
+    All scans are read before an error names those whose labels cannot be right.
 
     Parameters
     ----------
@@ -266,21 +126,14 @@ def labeled_crops(
     -------
     LabeledCrops
         In order of scan, left before right.
-
-    Raises
-    ------
-    BadData
-        If the labels of any scan cannot be right; one line per scan, all in one message.
-    CannotCreateOutput
-        If the cache cannot be written.
     """
     _LOG.info("reading the labels of %d T1w images", len(labeled))
-    cutter = _Cutter(parts, localizer, device, n4, cache)
+    maker = CropMaker(parts, localizer, device, n4, cache)
     rows: list[tuple[LabeledScan, ScanCrop]] = []
     errors: list[HypsError] = []
     for i, item in enumerate(labeled, start=1):
         try:
-            rows += [(item, crop) for crop in cutter.crops(item)]
+            rows += [(item, crop) for crop in maker.crops(item)]
         except CannotCreateOutput:
             raise
         except HypsError as error:
@@ -307,11 +160,6 @@ def labeled_crops(
     )
 
 
-def is_head(image: ConformedImage) -> bool:
-    """Tell whether an image is large enough to be a whole head, in which to localize."""
-    return bool((voxel_sizes(image.affine) * image.data.shape).min() >= SMALLEST_HEAD)
-
-
 def _stack(rows: Sequence[tuple[LabeledScan, ScanCrop]]) -> Crops:
     images, inside, labels = (
         torch.stack([crop.tensors[name] for _, crop in rows])[:, None]
@@ -331,10 +179,3 @@ def _remarks(rows: Sequence[tuple[LabeledScan, ScanCrop]]) -> tuple[str, ...]:
         more = f", … ({len(names)} crops)" if len(names) > 3 else ""
         _LOG.warning("%s%s: %s", ", ".join(names[:3]), more, remark)
     return tuple(f"{name}: {remark}" for remark, names in crops_of.items() for name in names)
-
-
-def _center_on_grid(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return the middle of points, moved so that 1 mm voxels of an image are not interpolated."""
-    middle = (points.min(axis=0) + points.max(axis=0)) / 2
-    voxel = apply_affine(np.linalg.inv(affine), middle)
-    return apply_affine(affine, np.floor(np.round(voxel, 3)) + 0.5)

@@ -15,10 +15,10 @@ import torch
 from nibabel.affines import apply_affine
 from safetensors.torch import save_file
 
-from hyps_bids.adaptation.crop_cache import crop_digest, load_scan_crops
 from hyps_bids.adaptation.crops import FRAME, plain_batch
 from hyps_bids.adaptation.label_masks import check_positions, read_masks
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names, labeled_crops
+from hyps_bids.adaptation.scan_crops import CropMaker, load_scan_crops
 from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
@@ -259,7 +259,7 @@ def test_cache_of_version_0_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     structures = (Structure(1, "L", "hippocampus"), Structure(2, "R", "hippocampus"))
     images = (LabelImage(label, structures, frozenset({1, 2})),)
     item = LabeledScan(Scan.from_path(image), images, tmp_path)
-    digest = crop_digest(item, ["hippocampus"], localizer, n4=False)
+    digest = CropMaker(["hippocampus"], localizer, CPU).digest(item)
     assert digest == "3a524e674bbda2ceabcb9e79baadb38c72cdf53e9c166660c7d9e996e2eef426"
     tensors = {f"L_{name}": torch.ones(2, 2, 2) for name in ("image", "inside", "label")}
     facts = '[{"hemi": "L", "centre": [1, 2, 3], "volume_mm3": 4.5, "remarks": ["note"]}]'
