@@ -110,13 +110,13 @@ def assess_scans(
     pipeline : Pipeline
         Networks, with the adapter to assess.
     scans : sequence of LabeledScan
-        Scans of participants that the adapter was not trained on.
+        Scans that the adapter was not trained on.
     crops : LabeledCrops
-        Labeled crops of these scans, for images that are no whole heads.
+        Crops of these scans, for images that are no whole heads.
     parts : sequence of str
         Names of the classes, background left out.
     fold : int
-        Number to write into the column ``fold``.
+        Number for the column ``fold``.
 
     Returns
     -------

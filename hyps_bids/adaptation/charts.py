@@ -24,10 +24,7 @@ def learning_curves(logs: Mapping[str, Path]) -> Figure:
     left, right = figure.subplots(1, 2)
     for i, (name, path) in enumerate(logs.items()):
         table = pd.read_csv(path)
-        style = {
-            "color": "black" if name == "final" else _COLORS[i % len(_COLORS)],
-            "label": name,
-        }
+        style = {"color": "black" if name == "final" else _COLORS[i % len(_COLORS)], "label": name}
         losses = table.drop_duplicates("step")
         left.plot(losses["step"], losses["loss"], **style)
         whole = table[table["metric"] == f"dice_{WHOLE}"]

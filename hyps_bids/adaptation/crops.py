@@ -70,15 +70,8 @@ class Crops:
 def load_crops(images: Path, labels: Path) -> Crops:
     """Read pairs of NIfTI crops of the same file name from two folders.
 
-    Parameters
-    ----------
-    images, labels : Path
-        Folders of 1 mm crops in left orientation and of their integer label images.
-
-    Returns
-    -------
-    Crops
-        All pairs, in order of name.
+    The folders hold 1 mm crops in left orientation, and their integer label images. The crops
+    come in order of name.
 
     Raises
     ------
@@ -97,28 +90,15 @@ def load_crops(images: Path, labels: Path) -> Crops:
 
 
 def augmented_batch(
-    crops: Crops,
-    size: int,
-    classes: int,
-    generator: torch.Generator,
-    *,
-    strength: float = 1.0,
+    crops: Crops, size: int, classes: int, generator: torch.Generator, *, strength: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw crops and deform them, vary their field of view, contrast, resolution and noise.
 
     The box that the network sees varies in size and place: an adapter that never saw other boxes
     than its crops loses up to five Dice points on larger ones.
 
-    Parameters
-    ----------
-    crops : Crops
-        The crops to draw from.
-    size, classes : int
-        Number of crops to draw, and of classes with the background.
-    generator : torch.Generator
-        Source of randomness.
-    strength : float
-        Factor of all ranges but those of the box, in [0, 1].
+    `strength`, in [0, 1], is a factor of all ranges but those of the box; `classes` counts the
+    background.
 
     Returns
     -------

@@ -150,17 +150,8 @@ def fit_adapter(
         Crops of other subjects, for the metrics and for stopping early.
     folder : Path
         Receives the log, the checkpoint and ``adapter.safetensors``.
-    device : torch.device
-        Where to train.
-    processes : Processes, optional
-        The processes that share each batch; process 0 writes.
-    title : str, optional
-        Name on the progress bar.
-
-    Returns
-    -------
-    FittedAdapter
-        The adapter's file and metrics.
+    device, processes, title : torch.device, Processes, str
+        As in :func:`hyps_bids.training.loop.run`.
 
     Raises
     ------
@@ -190,11 +181,7 @@ def fit_adapter(
     names = list(recipe.labels)
     objective = Objective(
         lambda generator: augmented_batch(
-            on_device,
-            recipe.batch_size,
-            len(names) + 1,
-            generator,
-            strength=recipe.augmentation,
+            on_device, recipe.batch_size, len(names) + 1, generator, strength=recipe.augmentation
         ),
         LOSSES[recipe.loss](),
         lambda network: crop_dice(network, held_out, names) if held_out else {},
@@ -210,11 +197,7 @@ def fit_adapter(
         title=title,
     )
     fitted = FittedAdapter(
-        folder / "adapter.safetensors",
-        outcome.metrics,
-        outcome.step,
-        outcome.steps,
-        asdict(counts),
+        folder / "adapter.safetensors", outcome.metrics, outcome.step, outcome.steps, asdict(counts)
     )
     if processes.is_main_process:
         card = _card(recipe, fitted, len(training))

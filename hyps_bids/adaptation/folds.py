@@ -40,28 +40,9 @@ def split_by_subject(
 ) -> list[Fold]:
     """Divide subjects into folds.
 
-    All sessions, runs and sides of one subject stay together.
-
-    Parameters
-    ----------
-    subjects : iterable of str
-        Labels; repetitions count once.
-    count : int
-        Number of folds wanted; fewer, with a warning, if there are fewer subjects.
-    strata : mapping of str to str, optional
-        Level of each subject, to be spread evenly over the folds.
-    seed : int
-        Seed of the order in which subjects are dealt out.
-
-    Returns
-    -------
-    list of Fold
-        Each subject is in the test part of exactly one.
-
-    Raises
-    ------
-    UsageError
-        If there is only one subject, or fewer than two folds are asked for.
+    All sessions, runs and sides of a subject stay together, and each subject is in the test part
+    of exactly one fold. The levels of the subjects in `strata` are spread evenly over the folds.
+    With fewer subjects than folds there are fewer folds; a single subject or fold is an error.
 
     Examples
     --------
@@ -134,9 +115,9 @@ def split_crops(
     Parameters
     ----------
     crops : Crops
-        All crops, in order of name.
+        All crops.
     subject_of : callable
-        Returns the subject of a crop.
+        Returns the subject of a crop, given its name.
     fixed_test : bool
         Leave out every fifth subject, the test set of all published metrics.
     count : int or None
@@ -147,7 +128,7 @@ def split_crops(
     Returns
     -------
     training, validation : Crops
-        No subject is in both, and none of the test set in either. It is an error if one is empty.
+        No subject is in both, and none of the test set in either; neither may be empty.
     """
     order = list(dict.fromkeys(sorted(subject_of(name) for name in crops.ids)))
     if fixed_test:

@@ -13,12 +13,7 @@ import pandas as pd
 
 from hyps_bids import __version__
 from hyps_bids.adaptation.assess import SCAN_COLUMNS, PartSummary, summarize_assessment
-from hyps_bids.adaptation.charts import (
-    bland_altman_chart,
-    dice_chart,
-    learning_curves,
-    save_chart,
-)
+from hyps_bids.adaptation.charts import bland_altman_chart, dice_chart, learning_curves, save_chart
 from hyps_bids.adaptation.fit import FittedAdapter
 from hyps_bids.adaptation.folds import splits_table
 from hyps_bids.adaptation.labeled_crops import LabeledCrops
@@ -56,13 +51,7 @@ class Training:
 
 
 def publish(training: Training) -> None:
-    """Write the model's folder, which gets its name when it is complete.
-
-    Raises
-    ------
-    CannotCreateOutput
-        If a file cannot be written; the fits stay in the work folder.
-    """
+    """Write the model's folder, which gets its name when it is complete."""
     plan = training.plan
     fits = plan.work / "fits"
     names = [f"fold-{i}" for i in range(1, len(plan.folds) + 1)]
@@ -207,13 +196,7 @@ def _spread(statistics: Mapping[str, float | None], extreme: str) -> str:
 
 
 def _limits(volumes: Mapping[str, float | None]) -> str:
-    """Word a mean difference and its limits of agreement.
-
-    Examples
-    --------
-    >>> _limits({"mean_difference": -12.3, "lower_limit": -20.1, "upper_limit": None})
-    '-12 (-20 to n/a)'
-    """
+    """Word a mean difference and its limits of agreement."""
     mean, low, high = (
         "n/a" if volumes[name] is None else f"{volumes[name]:.0f}"
         for name in ("mean_difference", "lower_limit", "upper_limit")

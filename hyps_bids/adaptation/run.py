@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from hyps_bids.adaptation.assess import assess_scans
@@ -55,11 +56,6 @@ def train_adapter(settings: Settings) -> Path:
     (``adapter.md``), ``config.json``, ``splits.tsv``, ``scans.tsv`` and ``summary.json`` (metrics
     of cross-validation), ``logs/`` and ``figures/``. Under torchrun all processes call this
     function and share each batch.
-
-    Parameters
-    ----------
-    settings : Settings
-        ``train_adapter`` (the name), ``labels``, ``label_map`` and how to train.
 
     Returns
     -------
@@ -106,24 +102,21 @@ class _Trainer:
         folder = self.plan.work / "fits" / f"fold-{number}"
         count = len(self.plan.folds)
         began = time.monotonic()
-        training, validation = map(self.crops.of_subjects, (fold.training, fold.validation))
-        recipe = self.plan.recipe_for(len(training), validated=len(validation) > 0)
-        fitted = self._fit_once(
-            recipe,
-            training,
-            self.crops.as_at_inference(validation) if len(validation) else None,
-            folder,
-            title=f"fold {number} of {count}",
-        )
+        training = self.crops.of_subjects(fold.training)
+        validation = None
+        if fold.validation:
+            validation = self.crops.as_at_inference(self.crops.of_subjects(fold.validation))
+        recipe = self.plan.recipe_for(len(training), validated=validation is not None)
+        title = f"fold {number} of {count}"
+        fitted = self._fit_once(recipe, training, validation, folder, title)
         if self.processes.is_main_process:
             rows = self._assess_once(folder / "scans.tsv", fitted, number, fold)
             seconds = time.monotonic() - began
             # The final fit takes about as long as a fold. A fold that was read back tells nothing.
             left = f", about {seconds * (count - number + 1) / 60:.0f} min left"
             _LOG.info(
-                "fold %d of %d: Dice %.3f on %d scans (best step %d of %d); %.0f s%s",
-                number,
-                count,
+                "%s: Dice %.3f on %d scans (best step %d of %d); %.0f s%s",
+                title,
                 rows.loc[rows["part"] == WHOLE, "dice"].mean(),
                 rows["scan"].nunique(),
                 fitted.step,
@@ -138,27 +131,24 @@ class _Trainer:
         _LOG.info("final fit on all participants, %d steps", steps)
         recipe = self.plan.recipe_for(len(self.crops), validated=False, stop_at=steps)
         folder = self.plan.work / "fits" / "final"
-        return self._fit_once(recipe, self.crops.crops, None, folder, title="final fit")
+        return self._fit_once(recipe, self.crops.crops, None, folder, "final fit")
 
-    def _assess_once(self, path: Path, fitted: FittedAdapter, number: int, fold: Fold) -> Any:
+    def _assess_once(
+        self, path: Path, fitted: FittedAdapter, number: int, fold: Fold
+    ) -> pd.DataFrame:
         """Segment the test scans of a fold, or read the table of an earlier run."""
         if not path.is_file():
             # Each fold has networks of its own, so that those of the last one are not needed.
             cached_adapted.cache_clear()
-            plan = self.plan
-            pipeline = Pipeline(
-                shipped_weights(LOCALIZER),
-                plan.recipe.base,
-                fitted.path,
-                self.device,
-                n4=plan.settings.n4,
-            )
+            plan, localizer = self.plan, shipped_weights(LOCALIZER)
+            networks = localizer, plan.recipe.base, fitted.path
+            pipeline = Pipeline(*networks, self.device, n4=plan.settings.n4)
             scans = [item for item in plan.labeled if item.scan.subject in fold.test]
             write_table(path, assess_scans(pipeline, scans, self.crops, plan.classes, fold=number))
         return read_table(path)
 
     def _fit_once(
-        self, recipe: Recipe, training: Crops, validation: Crops | None, folder: Path, *, title: str
+        self, recipe: Recipe, training: Crops, validation: Crops | None, folder: Path, title: str
     ) -> FittedAdapter:
         """Train, or read the result of an earlier run."""
         result = folder / "result.json"
@@ -170,13 +160,7 @@ class _Trainer:
             metrics = stored.pop(_METRICS)
             return FittedAdapter(folder / "adapter.safetensors", metrics, **stored)
         fitted = fit_adapter(
-            recipe,
-            training,
-            validation,
-            folder,
-            self.device,
-            processes=self.processes,
-            title=title,
+            recipe, training, validation, folder, self.device, processes=self.processes, title=title
         )
         if self.processes.is_main_process:
             content = asdict(fitted)
@@ -265,9 +249,7 @@ def _claim(work: Path, identity: Mapping[str, Any]) -> None:
             _LOG.info("%s: continuing the run that was stopped", work)
             return
         _LOG.warning(
-            "%s: holds a run with other %s, which is discarded",
-            work,
-            differences(before, identity),
+            "%s: holds a run with other %s, which is discarded", work, differences(before, identity)
         )
     shutil.rmtree(work / "fits", ignore_errors=True)
     write_json(path, identity)

@@ -66,10 +66,6 @@ def write_model_card(
     notes : str
         Intended use and limits.
 
-    Returns
-    -------
-    Path
-        The Markdown file.
     """
     training = dict(card.get("training", {}))
     checked, metrics = "validation", training.pop("validation", {})

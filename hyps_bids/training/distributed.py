@@ -46,17 +46,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cut this process's part out of a batch that all processes made alike.
-
-        Parameters
-        ----------
-        batch : tuple of torch.Tensor
-            Inputs and targets, first axis of the same length.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            The part; the sizes of all parts differ by one sample at most.
+        """Cut this process's part out of inputs and targets that all processes made alike.
 
         Raises
         ------
@@ -119,19 +109,10 @@ class Processes:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the other processes if torchrun started this one.
+    """Join the other processes if torchrun started this one; yield them and the device to use.
 
-    Parameters
-    ----------
-    device : torch.device
-        The device that the user chose; under torchrun each process of a node takes its own GPU.
-
-    Yields
-    ------
-    processes : Processes
-        A single one without torchrun.
-    device : torch.device
-        This process's device.
+    Without torchrun there is a single process, with the given device. Under torchrun each process
+    of a node takes a GPU of its own.
 
     Raises
     ------

@@ -18,12 +18,7 @@ from hyps_bids.adaptation.assess import (
     reference_on_own_grid,
     summarize_assessment,
 )
-from hyps_bids.adaptation.charts import (
-    bland_altman_chart,
-    dice_chart,
-    learning_curves,
-    save_chart,
-)
+from hyps_bids.adaptation.charts import bland_altman_chart, dice_chart, learning_curves, save_chart
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
 from hyps_bids.imaging.conform import conform
 from hyps_bids.labels.find import LabeledScan, LabelImage

@@ -21,14 +21,13 @@ from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names, labele
 from hyps_bids.adaptation.scan_crops import CropMaker, load_scan_crops
 from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
 from hyps_bids.imaging.conform import conform
-from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
+from hyps_bids.imaging.roi import box_affine, mirror
 from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import Structure, parse_label_map
-from hyps_bids.networks.checkpoints import GRID, LOCALIZER, shipped_weights
+from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.localize import Location, localize
-from hyps_bids.segmentation.normalize import standardize
+from hyps_bids.segmentation.localize import Location
+from hyps_bids.segmentation.pipeline import localize, segment
 from tests.raising import raises
 
 CPU = torch.device("cpu")
@@ -97,11 +96,8 @@ def changed(source: Path, target: Path, change: Change) -> Path:
 def test_parts_and_sides(head: tuple[Path, Path], crops: LabeledCrops) -> None:
     assert crops.parts == ("hippocampus",)
     assert crops.crops.ids == ("sub-0001_hemi-L", "sub-0001_hemi-R")
-    assert (crops.subjects, crops.scans, crops.hemis) == (
-        ("0001", "0001"),
-        ("sub-0001", "sub-0001"),
-        ("L", "R"),
-    )
+    assert (crops.subjects, crops.scans) == (("0001",) * 2, ("sub-0001",) * 2)
+    assert crops.hemis == ("L", "R")
     assert crops.crops.images.shape == crops.crops.labels.shape == (2, 1, *FRAME)
     assert crops.crops.images.dtype == torch.float32
     assert crops.crops.inside.dtype == torch.bool
@@ -112,27 +108,28 @@ def test_parts_and_sides(head: tuple[Path, Path], crops: LabeledCrops) -> None:
         assert crops.volumes_mm3[i] == pytest.approx((reference == i + 1).sum(), rel=1e-3)
         assert int(crops.crops.labels[i].sum()) == pytest.approx(crops.volumes_mm3[i], rel=0.02)
     assert crops.remarks == ()
+    assert crops.of_subjects({"0001"}).ids == crops.crops.ids
+    assert len(crops.of_subjects({"02"})) == 0
 
 
-def test_crops_are_what_the_network_sees(head: tuple[Path, Path], crops: LabeledCrops) -> None:
+def test_crops_are_what_the_network_sees(
+    head: tuple[Path, Path], crops: LabeledCrops, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def record(_: object, batch: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, str]:
+        seen.append(batch)
+        return batch.expand(-1, 3, -1, -1, -1), str(device)
+
+    monkeypatch.setattr("hyps_bids.segmentation.segment.predict", record)
     image = conform(head[0])
     places = localize(image, WEIGHTS, CPU).hippocampi
+    segment(image, places, shipped_weights(ADAPTER), shipped_weights(BASE), CPU)
     inputs, _ = plain_batch(crops.as_at_inference(), slice(None))
-    for i, hemi in enumerate("LR"):
-        place = places[hemi]
+    torch.testing.assert_close(inputs, seen[0], atol=1e-3, rtol=0)
+    for center, place in zip(crops.centers, places.values(), strict=True):
         assert place is not None
-        assert crops.centers[i] == pytest.approx(place.center, abs=1e-5)
-        # as hyps_bids.segmentation.segment does it
-        values, covered = box_from_image(
-            image.data, image.affine, GRID, box_affine(place.center, GRID)
-        )
-        seen = covered & inside_box(GRID, BOX)
-        if hemi == "R":
-            values, seen = mirror(values), mirror(seen)
-        expected = standardize(
-            torch.from_numpy(values)[None, None], torch.from_numpy(seen)[None, None]
-        )
-        assert torch.allclose(inputs[i], expected[0], atol=1e-3)
+        assert center == pytest.approx(place.center, abs=1e-5)
 
 
 def test_labels_lie_on_the_hippocampus(head: tuple[Path, Path], crops: LabeledCrops) -> None:
@@ -442,12 +439,6 @@ def test_parts_must_agree() -> None:
         "zone2",
         "zone1",
     ]
-
-
-def test_crops_of_some_subjects(crops: LabeledCrops) -> None:
-    assert len(crops) == 2
-    assert crops.of_subjects({"0001"}).ids == crops.crops.ids
-    assert len(crops.of_subjects({"02"})) == 0
 
 
 @pytest.mark.shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -30,8 +31,8 @@ from hyps_bids.outputs.writing import write_json
 from hyps_bids.settings import Settings
 from tests.raising import raises
 
-#: participants, and the sessions of each
-PARTICIPANTS = {"01": ("A", "B"), "02": ("A",), "03": ("A",)}
+#: scans of three participants
+SCANS = ["sub-01_ses-A", "sub-01_ses-B", "sub-02_ses-A", "sub-03_ses-A"]
 
 
 class Killed(BaseException):
@@ -50,37 +51,26 @@ def study(
     folder = tmp_path_factory.mktemp("study")
     head = nib.load(demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz")
     aseg = nib.load(root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz")
-    left = np.asarray(aseg.dataobj) == 1
-    index = np.argwhere(left)
-    region = tuple(
-        slice(a - 8, b + 9) for a, b in zip(index.min(axis=0), index.max(axis=0), strict=True)
-    )
-    image, label = head.slicer[region], aseg.slicer[region]
+    left = nib.Nifti1Image((np.asarray(aseg.dataobj) == 1).astype(np.uint8), aseg.affine)
+    index = np.argwhere(np.asarray(left.dataobj))
+    low, high = index.min(axis=0) - 8, index.max(axis=0) + 9
+    region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    image, label = head.slicer[region], left.slicer[region]
     voxels = np.asarray(image.dataobj, dtype=np.float32)
     raw, manual = folder / "raw", folder / "manual"
     rng = np.random.default_rng(0)
-    for participant, sessions in PARTICIPANTS.items():
-        for session in sessions:
-            place = Path(f"sub-{participant}/ses-{session}/anat")
-            stem = f"sub-{participant}_ses-{session}"
-            noisy = voxels + rng.normal(0, 0.02 * voxels.std(), voxels.shape)
-            made = nib.Nifti1Image(noisy.astype(np.float32), image.affine)
-            mask = nib.Nifti1Image((np.asarray(label.dataobj) == 1).astype(np.uint8), label.affine)
-            for root_, name, content in ((raw, "T1w", made), (manual, "dseg", mask)):
-                (root_ / place).mkdir(parents=True, exist_ok=True)
-                nib.save(content, root_ / place / f"{stem}_{name}.nii.gz")
+    for stem in SCANS:
+        noisy = voxels + rng.normal(0, 0.02 * voxels.std(), voxels.shape)
+        made = nib.Nifti1Image(noisy.astype(np.float32), image.affine)
+        place = Path(*stem.split("_"), "anat")
+        for parent, name, content in ((raw, "T1w", made), (manual, "dseg", label)):
+            (parent / place).mkdir(parents=True)
+            nib.save(content, parent / place / f"{stem}_{name}.nii.gz")
     version = {"BIDSVersion": "1.10.0"}
     write_json(raw / "dataset_description.json", {"Name": "Made study", "License": "CC0"} | version)
-    write_json(
-        manual / "dataset_description.json",
-        {
-            "Name": "Made labels",
-            "DatasetType": "derivative",
-            "License": "CC-BY-4.0",
-            "GeneratedBy": [{"Name": "nobody"}],
-        }
-        | version,
-    )
+    about = {"Name": "Made labels", "DatasetType": "derivative", "License": "CC-BY-4.0"}
+    about |= {"GeneratedBy": [{"Name": "nobody"}]}
+    write_json(manual / "dataset_description.json", about | version)
     (raw / "participants.tsv").write_text(
         "participant_id\tgroup\nsub-01\tpatient\nsub-02\tcontrol\nsub-03\tcontrol\n"
     )
@@ -130,23 +120,10 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     folder = train_adapter(settings)
     assert folder == settings.output_dir / "models/adapter-made"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files == {
-        "adapter.md",
-        "adapter.safetensors",
-        "config.json",
-        "figures/bland_altman.png",
-        "figures/dice.png",
-        "figures/learning_curves.png",
-        "logs/final.csv",
-        "logs/fold-1.csv",
-        "logs/fold-2.csv",
-        "logs/fold-3.csv",
-        "scans.json",
-        "scans.tsv",
-        "splits.json",
-        "splits.tsv",
-        "summary.json",
-    }
+    expected = "adapter.md adapter.safetensors config.json figures/bland_altman.png "
+    expected += "figures/dice.png figures/learning_curves.png logs/final.csv logs/fold-1.csv "
+    expected += "logs/fold-2.csv logs/fold-3.csv scans.json scans.tsv splits.json splits.tsv "
+    assert files == {*expected.split(), "summary.json"}
     # nothing is left of the work
     assert sorted(path.name for path in settings.output_dir.iterdir()) == ["models"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter-made"]
@@ -160,12 +137,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
 
     # every scan is assessed once, by the fold that did not train on its participant
     table = read_table(folder / "scans.tsv")
-    assert sorted(table["scan"]) == [
-        "sub-01_ses-A",
-        "sub-01_ses-B",
-        "sub-02_ses-A",
-        "sub-03_ses-A",
-    ]
+    assert sorted(table["scan"]) == SCANS
     splits = read_table(folder / "splits.tsv")
     tested = splits[splits["part"] == "test"].set_index("participant_id")["fold"]
     assert (table["fold"].to_numpy() == tested[table["participant_id"]].to_numpy()).all()
@@ -377,16 +349,11 @@ def test_dry_run_lists_the_scans(settings: Settings, capsys: pytest.CaptureFixtu
 
 
 TORCHRUN = """
-import json, sys
+import pickle, sys
 from pathlib import Path
 from hyps_bids.adaptation.run import train_adapter
-from hyps_bids.settings import Settings
 
-given = json.loads(sys.argv[1])
-for name in ("bids_dir", "output_dir", "base_model"):
-    given[name] = Path(given[name])
-given["labels"] = tuple(map(Path, given["labels"]))
-train_adapter(Settings(**given))
+train_adapter(pickle.loads(Path(sys.argv[1]).read_bytes()))
 """
 
 
@@ -394,17 +361,14 @@ train_adapter(Settings(**given))
 def test_two_processes_train_what_one_does(settings: Settings, tmp_path: Path) -> None:
     settings = replace(settings, folds=2, batch_size=2)
     one = train_adapter(replace(settings, output_dir=tmp_path / "one"))
-    script = tmp_path / "train.py"
+    script, given = tmp_path / "train.py", tmp_path / "settings.pickle"
     script.write_text(TORCHRUN)
-    names = "bids_dir output_dir analysis_level device base_model train_adapter labels label_map "
-    names += "rank bottleneck steps batch_size folds omp_nthreads"
-    given = {name: getattr(settings, name) for name in names.split()}
-    given["labels"] = [str(path) for path in settings.labels]
+    given.write_bytes(pickle.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    torchrun += [f"--master-port={port}", str(script), json.dumps(given, default=str)]
+    torchrun += [f"--master-port={port}", str(script), str(given)]
     result = subprocess.run(
         [sys.executable, *torchrun],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
