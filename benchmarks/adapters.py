@@ -1,15 +1,15 @@
 """Compare the adapter methods on few labeled crops.
 
-Three steps, each of which goes on where it was stopped::
+There are three steps, and each continues where it was stopped::
 
     python benchmarks/adapters.py tune IMAGES LABELS RESULTS        # learning rates, on validation
-    python benchmarks/adapters.py run IMAGES LABELS RESULTS         # figures on the test subjects
-    python benchmarks/adapters.py report RESULTS                    # RESULTS/README.md and a figure
+    python benchmarks/adapters.py run IMAGES LABELS RESULTS         # metrics on the test subjects
+    python benchmarks/adapters.py report RESULTS                    # RESULTS/README.md and a chart
 
-IMAGES and LABELS are those of MSD Task04. Its fixed test subjects (every fifth) are seen by `run`
-alone; learning rates are chosen on every 13th of the others, which nothing trains on. N crops are
-the first N crops of the training subjects. All methods get the same number of steps, the same
-batches and the same augmentation.
+IMAGES and LABELS are the folders of MSD Task04. Only `run` uses its fixed test subjects (every
+fifth). Learning rates are chosen on every 13th of the other subjects, which are never trained on.
+N crops are the first N crops of the training subjects. All methods get the same number of steps,
+the same batches and the same augmentation.
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+if TYPE_CHECKING:
+    from hyps_bids.adaptation.crops import Crops
+    from hyps_bids.adaptation.fit import Recipe
+
 CLASSES = {"anterior": ["hippocampus"], "posterior": ["hippocampus"]}
-FIGURES = ["dice_anterior", "dice_posterior", "dice_whole", "hd95_whole"]
+METRICS = ["dice_anterior", "dice_posterior", "dice_whole", "hd95_whole"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: all that decides its result."""
+    """One training, with everything that decides its result."""
 
     method: str
     crops: int
@@ -58,17 +63,19 @@ def main() -> None:
         step.add_argument("labels", type=Path)
         step.add_argument("results", type=Path)
         step.add_argument("--methods", nargs="+", default=["hyps"])
-        step.add_argument("--crops", nargs="+", type=int, default=[10], help="0 is all")
+        step.add_argument("--crops", nargs="+", type=int, default=[10], help="0 for all")
         step.add_argument("--seeds", nargs="+", type=int, default=[0])
         step.add_argument("--steps", type=int, default=120)
         step.add_argument("--batch-size", type=int, default=1)
-        step.add_argument("--learning-rates", nargs="+", type=float, help="run: default is tuned")
+        step.add_argument(
+            "--learning-rates", nargs="+", type=float, help="default: tuned"
+        )
         step.add_argument("--rank", nargs="+", type=int, default=[8])
         step.add_argument("--bottleneck", nargs="+", type=int, default=[8])
-        step.add_argument("--trainable", default="decoder out", help="what else trains")
+        step.add_argument("--trainable", default="decoder out", help="further modules to train")
         step.add_argument("--device", default="auto")
-        step.add_argument("--threads", type=int, default=1, help="of each run")
-        step.add_argument("--jobs", type=int, default=1, help="runs at a time")
+        step.add_argument("--threads", type=int, default=1, help="threads of each run")
+        step.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     steps.add_parser("report").add_argument("results", type=Path)
     args = parser.parse_args()
     if args.step == "report":
@@ -140,9 +147,9 @@ def train_and_test(
     Returns
     -------
     facts : dict
-        The run, means of its figures, sizes, seconds and memory.
+        The run, means of its metrics, sizes, seconds and memory.
     crops : list of dict
-        The run and the figures of each crop.
+        The run and the metrics of each crop.
     """
     from hyps_bids.segmentation.devices import choose_device, prepare_process
 
@@ -151,25 +158,62 @@ def train_and_test(
     import torch
 
     from hyps_bids.adaptation.crops import load_crops
-    from hyps_bids.adaptation.fit import Recipe, fit_adapter
-    from hyps_bids.labels.msd import msd_subject, split_every_fifth
-    from hyps_bids.networks.adapters import AdapterConfig, adapter_state, parameter_counts
-    from hyps_bids.networks.checkpoints import BASE, load_adapted, shipped_weights
-    from hyps_bids.training.loop import LoopSettings
+    from hyps_bids.adaptation.fit import fit_adapter
+    from hyps_bids.networks.adapters import adapter_state
+    from hyps_bids.networks.checkpoints import load_adapted
 
-    crops = load_crops(images, labels)
+    training, testing = split(load_crops(images, labels), run)
+    recipe = recipe_of(run)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        fitted = fit_adapter(recipe, training, None, Path(folder), device)
+        seconds = time.perf_counter() - began
+        model, _ = load_adapted(fitted.path, recipe.base)
+    memory = (
+        torch.cuda.max_memory_allocated(device) / 2**20
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    )
+    size = sum(tensor.numel() for tensor in adapter_state(model).values()) * 2 / 1e6
+    rows = measure(model.to(device), testing.to(device))
+    means = {name: float(np.mean([row[name] for row in rows])) for name in METRICS}
+    facts = asdict(run) | {
+        **{name: round(value, 4) for name, value in means.items()},
+        "dice_parts": round((means["dice_anterior"] + means["dice_posterior"]) / 2, 4),
+        "adapter_parameters": fitted.parameters["adapters"],
+        "trained_parameters": fitted.parameters["trainable"],
+        "total_parameters": fitted.parameters["total"],
+        "file_mb": round(size, 2),
+        "seconds": round(seconds, 1),
+        "memory_mib": round(memory),
+        "device": device.type,
+        "threads": threads,
+    }
+    return facts, [asdict(run) | row for row in rows]
+
+
+def split(crops: Crops, run: Run) -> tuple[Crops, Crops]:
+    """Choose the crops to train on and those to measure on."""
+    from hyps_bids.labels.msd import msd_subject, split_every_fifth
+
     kept, test = split_every_fifth([msd_subject(name) for name in crops.ids])
     validation = set(sorted(kept)[7::13])
-    train = kept - validation
-    names = [name for name in crops.ids if msd_subject(name) in train]
+    names = [name for name in crops.ids if msd_subject(name) in kept - validation]
     chosen = set(names[: run.crops] if run.crops else names)
     held_out = {"test": test, "validation": validation}[run.split]
-    training = crops.select(lambda name: name in chosen)
-    testing = crops.select(lambda name: msd_subject(name) in held_out)
-    config = AdapterConfig(
-        run.method, run.rank, run.bottleneck, trainable=tuple(run.trainable.split())
-    )
-    settings = LoopSettings(
+    return crops.select(chosen.__contains__), crops.select(lambda n: msd_subject(n) in held_out)
+
+
+def recipe_of(run: Run) -> Recipe:
+    """Turn a run into the recipe of its fit."""
+    from hyps_bids.adaptation.fit import Recipe
+    from hyps_bids.networks.adapters import AdapterConfig
+    from hyps_bids.networks.checkpoints import BASE, shipped_weights
+    from hyps_bids.training.loop import LoopSettings
+
+    trainable = tuple(run.trainable.split())
+    config = AdapterConfig(run.method, run.rank, run.bottleneck, trainable=trainable)
+    loop = LoopSettings(
         steps=run.steps,
         learning_rate=run.learning_rate,
         head_learning_rate=1e-2,
@@ -179,37 +223,7 @@ def train_and_test(
         checkpoint_every=run.steps,
         seed=run.seed,
     )
-    base = shipped_weights(BASE)
-    recipe = Recipe(base, CLASSES, config, settings, batch_size=run.batch_size)
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        # The test crops are measured below; the loop validates on one crop because it has to.
-        one = training.select(lambda name: name == training.ids[0])
-        fitted = fit_adapter(recipe, training, one, Path(folder), device)
-        seconds = time.perf_counter() - began
-        model, _ = load_adapted(fitted.path, base)
-    memory = (
-        torch.cuda.max_memory_allocated(device) / 2**20
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    )
-    counts = parameter_counts(model)
-    size = sum(tensor.numel() for tensor in adapter_state(model).values()) * 2 / 1e6
-    rows = measure(model.to(device), testing.to(device))
-    means = {name: float(np.mean([row[name] for row in rows])) for name in FIGURES}
-    facts = asdict(run) | {
-        **{name: round(value, 4) for name, value in means.items()},
-        "dice_parts": round((means["dice_anterior"] + means["dice_posterior"]) / 2, 4),
-        "adapter_parameters": counts.adapters,
-        "trained_parameters": counts.trainable,
-        "total_parameters": counts.total,
-        "file_mb": round(size, 2),
-        "seconds": round(seconds, 1),
-        "memory_mib": round(memory),
-        "device": device.type,
-        "threads": threads,
-    }
-    return facts, [asdict(run) | row for row in rows]
+    return Recipe(shipped_weights(BASE), CLASSES, config, loop, batch_size=run.batch_size)
 
 
 def measure(model: object, crops: object) -> list[dict[str, object]]:
@@ -240,7 +254,7 @@ def measure(model: object, crops: object) -> list[dict[str, object]]:
 
 
 def report(results: Path) -> None:
-    """Write the tables, the paired tests and the figure of Dice against N."""
+    """Write the tables, the paired tests and the chart of Dice against N."""
     runs = pd.read_csv(results / "runs.tsv", sep="\t")
     crops = pd.read_csv(results / "crops.tsv", sep="\t")
     test, tuning = runs[runs["split"] == "test"], runs[runs["split"] == "validation"]
@@ -267,7 +281,7 @@ def report(results: Path) -> None:
         sections.append("## Other settings, on validation\n\n" + _markdown(others[names]))
     (results / "README.md").write_text("\n\n".join(sections) + "\n")
     if test["crops"].nunique() > 1:
-        _figure(test[usual]).savefig(results / "dice_against_crops.png", dpi=120)
+        _chart(test[usual]).savefig(results / "dice_against_crops.png", dpi=120)
 
 
 _MEANS = {
@@ -329,7 +343,7 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(text, row)) + " |" for row in rows])
 
 
-def _figure(test: pd.DataFrame) -> object:
+def _chart(test: pd.DataFrame) -> object:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
