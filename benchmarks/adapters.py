@@ -67,9 +67,7 @@ def main() -> None:
         step.add_argument("--seeds", nargs="+", type=int, default=[0])
         step.add_argument("--steps", type=int, default=120)
         step.add_argument("--batch-size", type=int, default=1)
-        step.add_argument(
-            "--learning-rates", nargs="+", type=float, help="default: tuned"
-        )
+        step.add_argument("--learning-rates", nargs="+", type=float, help="default: tuned")
         step.add_argument("--rank", nargs="+", type=int, default=[8])
         step.add_argument("--bottleneck", nargs="+", type=int, default=[8])
         step.add_argument("--trainable", default="decoder out", help="further modules to train")
