@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hyps_bids.bids.index import find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
-from hyps_bids.messages import counted, listed
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.location import check_output
@@ -105,7 +105,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:
     to_do = [scan for scan in scans if not setup.is_done(scan, output)]
     _LOG.info(
         "%s: %d done before, %d to do, on %s",
-        counted(len(scans), "scan"),
+        format_count(len(scans), "scan"),
         len(scans) - len(to_do),
         len(to_do),
         setup.pipeline.device,
@@ -135,14 +135,14 @@ def _scans_with_results(settings: Settings, scans: Sequence[Scan]) -> list[Scan]
     without = [s for s in subjects if not find_scans_of(settings.output_dir, s)]
     if len(without) == len(subjects):
         raise MissingInput(
-            f"{settings.output_dir}: there are no outputs of participant {listed(subjects)}; run "
-            "the participant level without --reports-only first.",
+            f"{settings.output_dir}: there are no outputs of participant {join_names(subjects)}; "
+            "run the participant level without --reports-only first.",
             code="nothing-to-report",
         )
     if without:
         _LOG.warning(
             "There is no report of participant %s, because there are no outputs yet.",
-            listed(without),
+            join_names(without),
         )
     return [scan for scan in scans if scan.subject not in without]
 

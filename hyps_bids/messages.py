@@ -5,29 +5,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-__all__ = ["counted", "listed", "similar"]
+__all__ = ["format_count", "join_names", "suggest_names"]
 
 #: Most names that are shown of a list.
 _SHOWN = 20
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """Write a number with its noun, in the plural unless the number is 1.
 
     Examples
     --------
-    >>> counted(1, "scan"), counted(1200, "scan")
+    >>> format_count(1, "scan"), format_count(1200, "scan")
     ('1 scan', '1,200 scans')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Join names by commas; of many names, show the first 20 and count the others.
 
     Examples
     --------
-    >>> listed("abc"), listed(map(str, range(22)))[-13:]
+    >>> join_names("abc"), join_names(map(str, range(22)))[-13:]
     ('a, b, c', '19 and 2 more')
     """
     every = list(names)
@@ -35,12 +35,12 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every[:_SHOWN]) + more
 
 
-def similar(names: Iterable[str], known: Collection[str]) -> str:
+def suggest_names(names: Iterable[str], known: Collection[str]) -> str:
     """Join the known names by commas, beginning with those that are most similar to `names`.
 
     Examples
     --------
-    >>> similar(["Age"], ["sex", "diagnosis", "age"])
+    >>> suggest_names(["Age"], ["sex", "diagnosis", "age"])
     'age, sex, diagnosis'
     """
     folded = {name.casefold(): name for name in reversed(list(known))}
@@ -49,4 +49,4 @@ def similar(names: Iterable[str], known: Collection[str]) -> str:
         for name in names
         for match in difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
     ]
-    return listed(dict.fromkeys([*close, *known]))
+    return join_names(dict.fromkeys([*close, *known]))

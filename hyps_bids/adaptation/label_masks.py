@@ -19,7 +19,7 @@ from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.roi import shifted
 from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
-from hyps_bids.messages import listed
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.segmentation.localize import Location
 
@@ -181,8 +181,8 @@ def _label_values(image: LabelImage, read: ConformedImage) -> np.ndarray:
     known = {structure.index for structure in image.structures}
     unknown = set() if image.listed is None else values - image.listed
     if not values & known or unknown:
-        strange = listed(map(str, sorted(unknown or values))) or "none"
-        expected = listed(map(str, sorted(image.listed or known)))
+        strange = join_names(map(str, sorted(unknown or values))) or "none"
+        expected = join_names(map(str, sorted(image.listed or known)))
         raise BadData(
             f"{image.path}: the image has the values {strange}, but a meaning is known for "
             f"{expected} only; correct its dseg.tsv, or give the map that fits with --label-map",

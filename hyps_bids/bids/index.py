@@ -10,7 +10,7 @@ from pathlib import Path
 from hyps_bids.bids.filters import filtered_paths, read_filters
 from hyps_bids.bids.layouts import T1W, index_t1w
 from hyps_bids.errors import InvalidBids, MissingInput, NothingMatches
-from hyps_bids.messages import counted, listed
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
@@ -86,8 +86,8 @@ def _log_selection(
     subjects = {scan.subject for scan in scans}
     _LOG.info(
         "%s of %s selected from %s%s",
-        counted(len(scans), "T1w image"),
-        counted(len(subjects), "participant"),
+        format_count(len(scans), "T1w image"),
+        format_count(len(subjects), "participant"),
         settings.bids_dir,
         f"; {settings.bids_filter_file} passed {passed}" if passed else "",
     )
@@ -148,7 +148,8 @@ def _select(settings: Settings, available: Sequence[str]) -> set[str]:
     unknown = sorted(set(settings.participant_label) - set(available))
     if unknown:
         raise NothingMatches(
-            f"{root}: there is no participant {listed(unknown)}; there are {listed(available)}.",
+            f"{root}: there is no participant {join_names(unknown)}; there are "
+            f"{join_names(available)}.",
             code="participant-unknown",
         )
     asked = set(settings.participant_label or available) - set(settings.exclude_participant_label)
@@ -177,9 +178,9 @@ def _refuse_unknown_sessions(
     folders = [settings.bids_dir / f"sub-{label}" for label in available]
     known = {path.name[4:] for folder in folders for path in folder.glob("ses-*")}
     if unknown - known:
-        there = listed(sorted(known)) or "none"
+        there = join_names(sorted(known)) or "none"
         raise NothingMatches(
-            f"{settings.bids_dir}: there is no session {listed(sorted(unknown - known))}; the "
+            f"{settings.bids_dir}: there is no session {join_names(sorted(unknown - known))}; the "
             f"sessions are {there}.",
             code="session-unknown",
         )
@@ -216,7 +217,7 @@ def _nothing(settings: Settings, asked: set[str], candidates: int) -> str:
     if candidates:
         return f"{settings.bids_filter_file}: passes none of {candidates} T1w images."
     sessions = f", session {', '.join(settings.session_label)}" if settings.session_label else ""
-    people = listed(sorted(asked))
+    people = join_names(sorted(asked))
     return f"{settings.bids_dir}: there is no T1w image of participant {people}{sessions}."
 
 
@@ -252,7 +253,7 @@ def refuse_dangling(paths: Iterable[Path]) -> None:
     absent = [path for path in paths if not path.exists()]
     if absent:
         raise MissingInput(
-            f"{absent[0]}: its content is not here ({counted(len(absent), 'such image')}). Run "
-            f"'datalad get {absent[0]}' or exclude the participant.",
+            f"{absent[0]}: its content is not here ({format_count(len(absent), 'such image')}). "
+            f"Run 'datalad get {absent[0]}' or exclude the participant.",
             code="content-not-fetched",
         )

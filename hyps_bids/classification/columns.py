@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.errors import BadData, UsageError
-from hyps_bids.messages import similar
+from hyps_bids.messages import suggest_names
 from hyps_bids.outputs.names import group_path
 from hyps_bids.outputs.reading import WIDE
 
@@ -41,7 +41,7 @@ def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> N
     if missing:
         raise UsageError(
             f"{option}: no column {', '.join(missing)} in the group table, participants.tsv, "
-            f"sessions.tsv or phenotype/; there are: {similar(missing, list(frame.columns))}",
+            f"sessions.tsv or phenotype/; there are: {suggest_names(missing, list(frame.columns))}",
             code="column-unknown",
         )
 

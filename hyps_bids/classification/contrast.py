@@ -13,7 +13,7 @@ from scipy.stats.contingency import association
 
 from hyps_bids.classification.features import levels_of, text_levels
 from hyps_bids.errors import BadData, UsageError
-from hyps_bids.messages import counted
+from hyps_bids.messages import format_count
 
 __all__ = ["Contrast", "LabeledSubjects", "label_scans", "mean_by_subject", "site_association"]
 
@@ -177,7 +177,7 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
         if count < 2:
             raise BadData(
                 f"contrast {contrast.text}: class {name} has scans of "
-                f"{counted(count, 'subject')}; at least 2 are needed",
+                f"{format_count(count, 'subject')}; at least 2 are needed",
                 code="class-too-small",
             )
     return label

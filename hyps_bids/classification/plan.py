@@ -27,7 +27,7 @@ from hyps_bids.classification.contrast import (
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.errors import BadData, UsageError
-from hyps_bids.messages import counted, listed
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.settings import Settings
 
 __all__ = ["Plan", "done_scans", "list_contrasts", "make_plan"]
@@ -195,17 +195,17 @@ def _labeled_scans(
     no_site = frame[used].isna().any(axis=1)
     label = label_scans(frame[~no_site], target, contrast).dropna()
     if no_site.any():
-        warnings.add(f"{counted(int(no_site.sum()), 'scan')} without {settings.site} left out")
+        warnings.add(f"{format_count(int(no_site.sum()), 'scan')} without {settings.site} left out")
     rows = frame.loc[label.index].reset_index(drop=True)
     _check_comparable(rows)
     in_contrast = text_levels(frame[target]).isin(contrast.levels)
     if dropped := int(in_contrast.sum()) - len(rows):
         warnings.add(
-            f"{counted(dropped, 'scan')} left out: without a site, or with another class than at "
-            "the first scan of the subject"
+            f"{format_count(dropped, 'scan')} left out: without a site, or with another class than "
+            "at the first scan of the subject"
         )
     if flagged := int(rows["flags"].notna().sum()):
-        warnings.add(f"quality flags: {flagged} of {counted(len(rows), 'scan')}")
+        warnings.add(f"quality flags: {flagged} of {format_count(len(rows), 'scan')}")
     return rows, label.reset_index(drop=True)
 
 
@@ -243,7 +243,7 @@ def _usable_estimators(
     if smallest < 2:
         raise BadData(
             f"contrast {contrast.text}: without the held-out subjects, a class has "
-            f"{counted(smallest, 'subject')}; at least 2 are needed",
+            f"{format_count(smallest, 'subject')}; at least 2 are needed",
             code="class-too-small",
         )
     folds = min(settings.folds, smallest)
@@ -294,7 +294,7 @@ def _held_out(settings: Settings, rows: pd.DataFrame) -> Bools:
         if others := sorted(named - subjects):
             _LOG.warning(
                 "--held-out %s: %d of %d subjects are not in this contrast: %s",
-                *(text, len(others), len(named), listed(others)),
+                *(text, len(others), len(named), join_names(others)),
             )
     else:
         raise UsageError(

@@ -32,7 +32,7 @@ from hyps_bids.classification.permutation import (
     permutation_test,
 )
 from hyps_bids.classification.plan import Plan
-from hyps_bids.messages import counted
+from hyps_bids.messages import format_count
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings
 
@@ -92,7 +92,7 @@ def validate(settings: Settings, plan: Plan) -> Results:
         _LOG.info("%s: %s", plan.contrast.text, text)
 
     data, full = plan.subjects, plan.full_set
-    progress(f"subjects: {sizes(data.counts)}, {counted(len(data.subject), 'scan')}")
+    progress(f"subjects: {sizes(data.counts)}, {format_count(len(data.subject), 'scan')}")
     computing = Computing(settings.seed, settings.nprocs or available_cpus(), progress)
     folds, warnings = _folds(settings, plan)
     predictions = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from hyps_bids.messages import listed
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import ColumnDescription
 
 __all__ = ["infer_types", "mistyped_numbers"]
@@ -74,7 +74,7 @@ def infer_types(
             "%s: values such as NA or NaN were taken as missing in the columns %s; BIDS spells a "
             "missing value n/a",
             source,
-            listed(with_other_spelling),
+            join_names(with_other_spelling),
         )
     return pd.DataFrame(result, index=frame.index)
 
@@ -97,7 +97,7 @@ def _infer_type(values: pd.Series, levels: list[str], is_text: bool, where: str)
                 "%s has values that the JSON sidecar does not list among its Levels: %s; they were "
                 "added as further levels, so please check their spelling",
                 where,
-                listed(unlisted),
+                join_names(unlisted),
             )
         return values.astype(pd.CategoricalDtype([*levels, *unlisted]))
     if is_text:
@@ -109,6 +109,6 @@ def _infer_type(values: pd.Series, levels: list[str], is_text: bool, where: str)
             "%s is taken as text, because these of its values are not numbers: %s; correct them, "
             "or write n/a",
             where,
-            listed(map(repr, wrong)),
+            join_names(map(repr, wrong)),
         )
     return values

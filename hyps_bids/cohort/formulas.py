@@ -10,7 +10,7 @@ import pandas as pd
 from hyps_bids.cohort.column_types import mistyped_numbers
 from hyps_bids.cohort.derived import MEASURES, volume_columns
 from hyps_bids.errors import UsageError
-from hyps_bids.messages import listed, similar
+from hyps_bids.messages import join_names, suggest_names
 
 __all__ = ["FAMILIES", "find_measures", "formula_variables"]
 
@@ -44,7 +44,7 @@ def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
     if unknown:
         raise UsageError(
             f"{start} there is no column {', '.join(unknown)} in the group table. Choose from "
-            f"{similar(unknown, list(data.columns))}; before ~ also from "
+            f"{suggest_names(unknown, list(data.columns))}; before ~ also from "
             f"{', '.join(sorted(FAMILIES))}.",
             code="formula-column-unknown",
         )
@@ -53,8 +53,9 @@ def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
     for variable in sorted(bare & set(data)):
         if wrong := mistyped_numbers(data[variable]):
             raise UsageError(
-                f"{start} most values of {variable} are numbers, but not {listed(map(repr, wrong))}"
-                f". Correct the table, or write C({variable}) if it is a category.",
+                f"{start} most values of {variable} are numbers, but not "
+                f"{join_names(map(repr, wrong))}. Correct the table, or write "
+                f"C({variable}) if it is a category.",
                 code="formula-number-mistyped",
             )
     if name in data:

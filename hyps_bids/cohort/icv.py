@@ -10,7 +10,7 @@ import pandas as pd
 
 from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
 from hyps_bids.errors import UsageError
-from hyps_bids.messages import listed, similar
+from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ICVAdjustment
 
 __all__ = ["adjustment_scans", "icv_residuals", "parse_controls", "warn_of_few"]
@@ -45,7 +45,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
         _LOG.warning(
             "The intracranial volume (ICV) of these scans is flagged, so the adjustment of volumes "
             "for ICV is fitted without them; please look at them: %s",
-            listed(frame.loc[flagged, "scan"]),
+            join_names(frame.loc[flagged, "scan"]),
         )
         done &= ~flagged
     if controls is None:
@@ -54,7 +54,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
     if column not in frame:
         raise UsageError(
             f"--controls {controls}: there is no column {column} in the group table. Choose one "
-            f"of these: {similar([column], list(frame.columns))}",
+            f"of these: {suggest_names([column], list(frame.columns))}",
             code="controls-column-unknown",
         )
     values = frame[column]
@@ -64,7 +64,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
         found = sorted(map(str, values[done].dropna().unique()))
         raise UsageError(
             f"--controls {controls}: no scan with volumes has the value {level} in the column "
-            f"{column}. Choose one of these: {listed(found)}",
+            f"{column}. Choose one of these: {join_names(found)}",
             code="controls-level-unknown",
         )
     return done & chosen, f"{column}={level}"

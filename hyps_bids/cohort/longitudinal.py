@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import KINDS, volume_columns
-from hyps_bids.messages import counted
+from hyps_bids.messages import format_count
 
 __all__ = ["COLUMNS", "annual_change", "scan_times"]
 
@@ -65,7 +65,7 @@ def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
             _LOG.warning(
                 "The column acq_time of %s is not a date, such as '%s', and is not used. Write "
                 "dates like 2001-12-31T12:00:00.",
-                counted(int(wrong.sum()), "scan"),
+                format_count(int(wrong.sum()), "scan"),
                 frame.loc[wrong, "acq_time"].iloc[0],
             )
         dates = (parsed - pd.Timestamp(0, tz="UTC")).dt.total_seconds() / 86400 / _DAYS_PER_YEAR

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
-from hyps_bids.messages import listed
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import ColumnDescription
 
 __all__ = ["PREFIXES", "TableReader"]
@@ -84,9 +84,9 @@ class TableReader:
         groups = frame[repeated].groupby(keys, sort=False)
         differs = groups.nunique() > 1
         names = frame.loc[repeated, keys].agg(" ".join, axis=1).unique()
-        problem = f"there is more than one row of {listed(names)}"
+        problem = f"there is more than one row of {join_names(names)}"
         if differs.any(axis=None):
-            columns = listed(differs.columns[differs.any()])
+            columns = join_names(differs.columns[differs.any()])
             problem += f"; values that differ between them are taken as missing, in {columns}"
         self.note(path, problem)
         values = groups.first().where(~differs)
@@ -117,7 +117,9 @@ def _rows(path: Path) -> tuple[list[Row], list[str]]:
     names = lines[0]
     repeated = sorted({name for name in names if names.count(name) > 1 and name})
     if repeated:
-        problems.append(f"the column {listed(repeated)} occurs more than once; the first is used")
+        problems.append(
+            f"the column {join_names(repeated)} occurs more than once; the first is used"
+        )
     rows: list[Row] = []
     for number, line in enumerate(lines[1:], start=2):
         if any(line[len(names) :]):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hyps_bids.cohort.gather import scan_keys
 from hyps_bids.cohort.metadata import Metadata
-from hyps_bids.messages import counted, listed
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import KEYS
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
@@ -44,7 +44,7 @@ def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
     if len(failed):
         _LOG.warning(
             "%s failed (the column reason of the group tables says why): %s",
-            *(counted(len(failed), "scan"), listed(failed)),
+            *(format_count(len(failed), "scan"), join_names(failed)),
         )
     known = set(qc["scan"])
     stems = [scan.stem for scan in scans if scan.stem not in known]
@@ -52,7 +52,7 @@ def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
         return qc
     _LOG.warning(
         "%s without outputs; run the participant level for: %s",
-        *(counted(len(stems), "scan"), listed(stems)),
+        *(format_count(len(stems), "scan"), join_names(stems)),
     )
     rows = [[*scan_keys(stem), "missing", "no outputs yet"] for stem in stems]
     missing = pd.DataFrame(rows, columns=[*KEYS, "status", "reason"])
@@ -69,7 +69,7 @@ def warn_of_withdrawn(participants: pd.Series, bids_dir: Path) -> None:
             "same. If they have withdrawn, remove their outputs, or leave them out with "
             "--exclude-participant-label.",
             bids_dir,
-            listed(gone),
+            join_names(gone),
         )
 
 
@@ -85,7 +85,7 @@ def compare_participants(
         _LOG.warning(
             "These participants are not in participants.tsv, so their metadata are missing; add "
             "them there: %s",
-            listed(table.loc[unknown, "participant_id"].unique()),
+            join_names(table.loc[unknown, "participant_id"].unique()),
         )
         remarks = (table["remarks"] + f"; {_UNKNOWN}").fillna(_UNKNOWN)
         table = table.assign(remarks=table["remarks"].mask(unknown, remarks))
@@ -103,7 +103,7 @@ def compare_participants(
     _LOG.warning(
         "These participants are in participants.tsv, but the dataset has no T1w image of them, so "
         "they have the status missing: %s",
-        listed(without),
+        join_names(without),
     )
     rows = pd.DataFrame(
         {"participant_id": without, "status": "missing", "reason": "no T1w image in the dataset"},

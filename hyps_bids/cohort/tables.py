@@ -17,7 +17,7 @@ from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import add_missing_scans, scan_filter
 from hyps_bids.cohort.wide import STATUS, build_wide_table
 from hyps_bids.errors import MissingInput
-from hyps_bids.messages import counted, listed
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.reading import WIDE, read_wide
@@ -68,7 +68,7 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
     change = longitudinal.annual_change(wide[wide["status"] == "done"])
     _write(output, _LONGITUDINAL, change, described(longitudinal.COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
-    _LOG.info("The group tables have %s: %s", counted(len(qc), "scan"), counts)
+    _LOG.info("The group tables have %s: %s", format_count(len(qc), "scan"), counts)
     # The models come last, so that a wrong formula does not prevent the other tables.
     if settings.model:
         controls = parse_controls(settings.controls) if settings.controls else None
@@ -93,7 +93,7 @@ def _warn_of_mixture(provenance: pd.DataFrame) -> None:
     groups = provenance.groupby(["software_version", "models"], sort=True)["scan"]
     if groups.ngroups > 1:
         made_by = [
-            f"{version} with {models} ({counted(len(scans), 'scan')}, such as {scans.iloc[0]})"
+            f"{version} with {models} ({format_count(len(scans), 'scan')}, such as {scans.iloc[0]})"
             for (version, models), scans in groups
         ]
         _LOG.warning(
@@ -106,7 +106,7 @@ def _warn_of_mixture(provenance: pd.DataFrame) -> None:
         _LOG.warning(
             "The QC sidecar of these scans is damaged, so it is not known which models made their "
             "volumes; run the participant level again for: %s",
-            listed(unknown),
+            join_names(unknown),
         )
 
 

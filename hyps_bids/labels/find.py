@@ -27,7 +27,7 @@ from hyps_bids.labels.meanings import (
     read_label_table,
     recognize,
 )
-from hyps_bids.messages import counted
+from hyps_bids.messages import format_count
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
@@ -179,13 +179,13 @@ def _labeled_in(
         labels = _choose(scan, _prefer_named(candidates, name), given, maps)
         if labels:
             found.append(LabeledScan(scan, labels, root))
-    _LOG.info("%d of %s have labels in %s", len(found), counted(len(scans), "T1w image"), root)
+    _LOG.info("%d of %s have labels in %s", len(found), format_count(len(scans), "T1w image"), root)
     for why, left_out in (
         ("are in a template's space", in_template),
         ("belong to no selected T1w image", without_scan),
     ):
         if left_out:
-            count = counted(len(left_out), "label image")
+            count = format_count(len(left_out), "label image")
             _LOG.info("%s left out, such as %s: they %s", count, left_out[0].name, why)
     for item in found:
         _LOG.debug("labels of %s: %s", item.scan.path, ", ".join(str(i.path) for i in item.labels))

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from hyps_bids import __version__
-from hyps_bids.messages import counted
+from hyps_bids.messages import format_count
 
 __all__ = ["anchor", "data_uri", "embedded_json", "packed", "render", "sentence"]
 
@@ -123,7 +123,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "version": __version__,
-        "counted": counted,
+        "counted": format_count,
         "asset": _asset,
         "library": _library,
         "sentence": sentence,

@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.messages import counted, listed
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import BOX
@@ -108,7 +108,7 @@ class Section:
         if made is None:
             return None
         adapter = made["Models"]["Adapter"]["Name"].removeprefix("adapter-")
-        devices = listed(sorted(set(made.get("Devices", {}).values()))) or "an unknown device"
+        devices = join_names(sorted(set(made.get("Devices", {}).values()))) or "an unknown device"
         return (
             f"The results were made with HyPS-BIDS {made['SoftwareVersion']} and the adapter "
             f"{adapter} on {devices}."
@@ -120,7 +120,7 @@ class Section:
         if self.facts.status != "done":
             return State("bad", "✗", self.facts.status)
         if self.facts.flags:
-            return State("warn", "!", f"look at it: {counted(len(self.facts.flags), 'flag')}")
+            return State("warn", "!", f"look at it: {format_count(len(self.facts.flags), 'flag')}")
         if self.unseen:
             return State("warn", "!", "no flags, but pictures are missing")
         return State("good", "✓", "no flags")

@@ -21,7 +21,7 @@ from nipype import logging as nipype_logging
 
 from hyps_bids import __version__
 from hyps_bids.errors import DISK_ERRORS, HypsError, MissingInput, UsageError, WriteFailed
-from hyps_bids.messages import counted
+from hyps_bids.messages import format_count
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
@@ -169,12 +169,12 @@ def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
             rest = scans[first + _MAX_SCANS :]
             failed |= dict.fromkeys(rest, _NOT_REACHED)
             if rest:
-                _LOG.error("%s more: %s", counted(len(rest), "scan"), _NOT_REACHED)
+                _LOG.error("%s more: %s", format_count(len(rest), "scan"), _NOT_REACHED)
             break
     _LOG.info(
         "%d of %s done now, in %.0f s; the outputs are in %s",
         len(scans) - len(failed),
-        counted(len(scans), "scan"),
+        format_count(len(scans), "scan"),
         time.monotonic() - began,
         run.settings.output_dir,
     )
