@@ -12,8 +12,11 @@ from hyps_bids.imaging.conform import ConformedImage
 
 __all__ = ["correct_bias"]
 
+#: Factor by which an image is shrunk to estimate the field, at most.
+_SHRINK = 4
 
-def correct_bias(image: ConformedImage, *, shrink: int = 4, threads: int = 1) -> ConformedImage:
+
+def correct_bias(image: ConformedImage, threads: int = 1) -> ConformedImage:
     """Correct the bias field with N4.
 
     The field is estimated on a shrunk image, above Otsu's threshold, and divided out at full
@@ -23,8 +26,6 @@ def correct_bias(image: ConformedImage, *, shrink: int = 4, threads: int = 1) ->
     ----------
     image : ConformedImage
         The image to correct.
-    shrink : int
-        Factor by which the image is shrunk to estimate the field.
     threads : int
         Number of CPU threads.
 
@@ -37,7 +38,7 @@ def correct_bias(image: ConformedImage, *, shrink: int = 4, threads: int = 1) ->
     volume = sitk.GetImageFromArray(positive.astype(np.float32))
     # SimpleITK counts axes in reverse.
     volume.SetSpacing([float(size) for size in voxel_sizes(image.affine)[::-1]])
-    factors = [max(1, min(shrink, size // 16)) for size in volume.GetSize()]
+    factors = [max(1, min(_SHRINK, size // 16)) for size in volume.GetSize()]
     small = sitk.Shrink(volume, factors)
     mask = sitk.OtsuThreshold(small, 0, 1, 200)
     corrector = sitk.N4BiasFieldCorrectionImageFilter()

@@ -73,7 +73,8 @@ def measure_scan(
         box_centers={
             hemi: place.center for hemi, place in localization.hippocampi.items() if place
         },
-        devices={"localize": localization.device, "segment": segmentation.device},
+        # These keys are in the sidecars of earlier versions.
+        devices={"localise": localization.device, "segment": segmentation.device},
     )
 
 

@@ -6,8 +6,11 @@ import torch
 
 __all__ = ["standardize"]
 
+#: Largest absolute value of the result.
+_LARGEST = 5.0
 
-def standardize(x: torch.Tensor, inside: torch.Tensor, clip: float = 5.0) -> torch.Tensor:
+
+def standardize(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Scale volumes to zero mean and unit variance inside a mask, and set the rest to zero.
 
     Parameters
@@ -16,12 +19,10 @@ def standardize(x: torch.Tensor, inside: torch.Tensor, clip: float = 5.0) -> tor
         Volumes, shape ``(batch, 1, x, y, z)``.
     inside : torch.Tensor
         Boolean mask of the same shape.
-    clip : float
-        Largest absolute value of the result.
     """
     weight = inside.to(x.dtype)
     count = weight.sum(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1)
     mean = (x * weight).sum(dim=(1, 2, 3, 4), keepdim=True) / count
     centered = (x - mean) * weight
     sd = (centered.square().sum(dim=(1, 2, 3, 4), keepdim=True) / count).sqrt()
-    return (centered / sd.clamp(min=1e-6)).clamp(-clip, clip)
+    return (centered / sd.clamp(min=1e-6)).clamp(-_LARGEST, _LARGEST)

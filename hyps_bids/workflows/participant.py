@@ -55,7 +55,7 @@ class ParticipantPlan:
 
 
 def init_participant_wf(
-    scans: Sequence[Scan], plan: ParticipantPlan, work_dir: Path, name: str = "participant_wf"
+    scans: Sequence[Scan], plan: ParticipantPlan, work_dir: Path
 ) -> pe.Workflow:
     """Join the workflows of all scans.
 
@@ -67,15 +67,13 @@ def init_participant_wf(
         How to process them.
     work_dir : Path
         Folder of intermediate files.
-    name : str
-        Name of the workflow and of its folder.
 
     Returns
     -------
     nipype.pipeline.engine.Workflow
         A workflow that any plugin can run.
     """
-    workflow = pe.Workflow(name=name, base_dir=str(work_dir))
+    workflow = pe.Workflow(name="participant_wf", base_dir=str(work_dir))
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
     workflow.add_nodes([init_scan_wf(scan, plan) for scan in scans])
     return workflow

@@ -29,7 +29,6 @@ def init_reports_wf(
     output_dir: Path,
     work_dir: Path,
     settings_text: str,
-    name: str = "reports_wf",
 ) -> pe.Workflow:
     """Make one node per subject.
 
@@ -41,15 +40,13 @@ def init_reports_wf(
         The raw dataset, the derivatives dataset, and the folder of intermediate files.
     settings_text : str
         The settings of the run, to be shown in the reports.
-    name : str
-        Name of the workflow and of its folder.
 
     Returns
     -------
     nipype.pipeline.engine.Workflow
         A workflow that any plugin can run.
     """
-    workflow = pe.Workflow(name=name, base_dir=str(work_dir))
+    workflow = pe.Workflow(name="reports_wf", base_dir=str(work_dir))
     inner = []
     for subject in subjects:
         # Each node has its own workflow, so that crash files name it as they name scans.

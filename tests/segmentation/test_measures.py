@@ -136,7 +136,7 @@ def test_measures_of_a_scan() -> None:
     measures = measure_scan(image, localization, segmentation, restored)
     assert measures.parts == ("hippocampus",)
     assert measures.remarks == ("odd",)
-    assert measures.devices == {"localize": "cpu", "segment": "cuda:0"}
+    assert measures.devices == {"localise": "cpu", "segment": "cuda:0"}
     assert measures.box_centers == {"L": center, "R": center}
     # the part is the whole
     assert list(measures.volumes) == ["R"]

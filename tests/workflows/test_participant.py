@@ -82,24 +82,20 @@ def test_good_scans_have_all_outputs_on_their_own_grid(dataset: Path, derivative
 
 
 def test_left_is_left_and_anterior_is_anterior(derivatives: Path) -> None:
-    image = nib.load(f"{good(derivatives, 'A')}seg-hippocampus_dseg.nii.gz")
-    labels = np.asarray(image.dataobj)
-    centers = {
-        i: nib.affines.apply_affine(image.affine, np.argwhere(labels == i)).mean(axis=0)
-        for i in (1, 2, 3, 4)
-    }
-    assert centers[1][0] < centers[3][0]
-    assert centers[2][0] < centers[4][0]
-    assert centers[1][1] > centers[2][1]
-    assert centers[3][1] > centers[4][1]
-
-
-def test_orientation_of_the_file_does_not_matter(derivatives: Path) -> None:
-    images = [
+    """In a file of any orientation."""
+    image, turned = (
         nib.as_closest_canonical(nib.load(f"{good(derivatives, s)}seg-hippocampus_dseg.nii.gz"))
         for s in "AB"
-    ]
-    np.testing.assert_array_equal(np.asarray(images[0].dataobj), np.asarray(images[1].dataobj))
+    )
+    labels = np.asarray(image.dataobj)
+    np.testing.assert_array_equal(labels, np.asarray(turned.dataobj))
+    head_l, tail_l, head_r, tail_r = (
+        nib.affines.apply_affine(image.affine, np.argwhere(labels == i)).mean(axis=0)
+        for i in (1, 2, 3, 4)
+    )
+    assert max(head_l[0], tail_l[0]) < min(head_r[0], tail_r[0])
+    assert head_l[1] > tail_l[1]
+    assert head_r[1] > tail_r[1]
 
 
 def test_volumes_agree_with_the_labels(derivatives: Path) -> None:
@@ -115,14 +111,13 @@ def test_volumes_agree_with_the_labels(derivatives: Path) -> None:
 
 
 def test_bad_scans_are_recorded_with_their_reason(derivatives: Path) -> None:
-    for subject, words in (("truncated", "truncated or damaged"), ("constant", "value 1")):
+    for subject, fact in (("truncated", "traceback in logs/"), ("constant", "value 1,")):
         folder = derivatives / f"sub-{subject}/anat"
         assert [path.name for path in folder.iterdir()] == [f"sub-{subject}_seg-hippocampus_qc.tsv"]
         row = read_table(next(folder.iterdir())).iloc[0]
         assert row["status"] == "failed"
-        assert words in row["reason"]
+        assert fact in row["reason"]
         assert f"sub-{subject}_T1w.nii.gz" in row["reason"]
-        assert "traceback in logs/" in row["reason"]
 
 
 def test_group_tables_hold_every_scan(derivatives: Path) -> None:
@@ -137,14 +132,6 @@ def test_group_tables_hold_every_scan(derivatives: Path) -> None:
     assert len(morph) == 2 * 6
     described = json.loads((derivatives / "group_seg-hippocampus_morph.json").read_text())
     assert set(described) == set(morph.columns)
-
-
-def test_a_second_run_redoes_nothing_that_is_done(dataset: Path, derivatives: Path) -> None:
-    path = Path(f"{good(derivatives, 'A')}seg-hippocampus_dseg.nii.gz")
-    before = path.stat().st_mtime_ns
-    arguments = [str(dataset), str(derivatives), "participant", "--participant-label", "good"]
-    assert main(arguments) == 0
-    assert path.stat().st_mtime_ns == before
 
 
 def test_derivatives_are_valid_bids(derivatives: Path, validator: str) -> None:
@@ -210,7 +197,7 @@ def test_reports_are_built_again_from_the_outputs(
     arguments = [str(dataset), str(out), "participant", "--participant-label", "good"]
     assert main([*arguments, "--reports-only"]) == 0
     assert "logs/*/settings.toml" in report.read_text()
-    # the settings are missing: a run adds them, although there is nothing else to do
+    # the settings are missing: a run adds them, and computes nothing again
     assert main(arguments) == 0
     assert report.read_text() == before
     assert [path.stat().st_mtime_ns for path in scans] == times
@@ -302,5 +289,5 @@ def test_wrong_plugin_touches_nothing(
     plugin.write_text("plugin: Multiproc")
     options = ["--skip-bids-validation", "--use-plugin", str(plugin)]
     assert main([str(raw), str(out), "participant", *options]) == 64
-    assert "no plugin 'Multiproc'" in capsys.readouterr().err
+    assert "plugin-unknown" in capsys.readouterr().err
     assert sorted(out.rglob("*")) == before
