@@ -15,8 +15,14 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    import torch
+
+    from hyps_bids.adaptation.crops import Crops
 
 GROUPS = 4
 LABELS = {"hippocampus": ["hippocampus"]}
@@ -63,21 +69,17 @@ def lay_out(folder: Path, bids: Path) -> None:
 
 
 def evaluate(args: argparse.Namespace, bids: Path) -> None:
-    """Assess the shipped adapter on all scans and each new one on those it has not seen."""
+    """Assess the shipped adapter on all scans, and each new one on those it has not seen."""
+    from hyps_bids.adaptation.assess import assess_scans
+    from hyps_bids.adaptation.labeled_crops import labeled_crops
+    from hyps_bids.labels.find import find_labeled
+    from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.devices import choose_device, prepare_process
+    from hyps_bids.segmentation.pipeline import Pipeline
+    from hyps_bids.settings import Settings
 
     prepare_process(args.threads)
     device = choose_device(args.device)
-    from hyps_bids.adaptation.assess import assess_scans
-    from hyps_bids.adaptation.fit import Recipe, fit_adapter
-    from hyps_bids.adaptation.labeled_crops import labeled_crops
-    from hyps_bids.labels.find import find_labeled
-    from hyps_bids.networks.adapters import AdapterConfig
-    from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
-    from hyps_bids.segmentation.pipeline import Pipeline
-    from hyps_bids.settings import Settings
-    from hyps_bids.training.loop import LoopSettings
-
     settings = Settings(
         bids_dir=bids,
         output_dir=bids / "out",
@@ -91,54 +93,55 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
     subjects = sorted({item.scan.subject for item in labeled})
     path = args.results / "protocol.tsv"
     args.results.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if path.is_file():
-        rows = pd.read_csv(path, sep="\t")
-        done = {*rows[["groups", "rotation", "steps", "method"]].itertuples(index=False, name=None)}
-
-    def assess(adapter: Path, tested: set[str], facts: dict[str, object]) -> None:
-        pipeline = Pipeline(localizer, base, adapter, device)
-        scans = [item for item in labeled if item.scan.subject in tested]
-        table = assess_scans(pipeline, scans, crops, list(LABELS))
+    for facts in runs_to_do(args, path):
+        first, count = facts["rotation"], facts["groups"]
+        training = {s for i in range(first, first + count) for s in subjects[i % GROUPS :: GROUPS]}
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            adapter = shipped_weights(ADAPTER)
+            if training:
+                adapter = train(args, crops.of_subjects(training), Path(folder), device)
+            facts["seconds"] = round(time.perf_counter() - began)
+            tested = [item for item in labeled if item.scan.subject not in training]
+            pipeline = Pipeline(localizer, base, adapter, device)
+            table = assess_scans(pipeline, tested, crops, list(LABELS))
         table = table.drop(columns=["session_id", "fold"]).assign(**facts)
         table.to_csv(
             path, sep="\t", index=False, mode="a", header=not path.is_file(), float_format="%.4f"
         )
         print(facts, f"Dice {table['dice'].mean():.4f}", flush=True)
 
-    if (0, 0, 0, "shipped") not in done:
-        facts = {"method": "shipped", "groups": 0, "rotation": 0, "steps": 0, "seconds": 0}
-        assess(shipped_weights(ADAPTER), set(subjects), facts)
+
+def runs_to_do(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """List the runs that the table does not have yet; the first is the shipped adapter's."""
+    names = ["method", "groups", "rotation", "steps"]
+    done = set()
+    if path.is_file():
+        done = {*pd.read_csv(path, sep="\t")[names].itertuples(index=False, name=None)}
+    every = [("shipped", 0, 0, 0)]
     for groups in args.groups:
-        for rotation in range(args.rotations):
-            if (groups, rotation, args.steps, args.method) in done:
-                continue
-            chosen = [(rotation + i) % GROUPS for i in range(groups)]
-            training = {s for i in chosen for s in subjects[i::GROUPS]}
-            with tempfile.TemporaryDirectory() as folder:
-                began = time.perf_counter()
-                loop = LoopSettings(
-                    steps=args.steps,
-                    learning_rate=args.learning_rate,
-                    head_learning_rate=1e-2,
-                    warmup=args.steps // 10,
-                    ema=0.98,
-                    checkpoint_every=args.steps,
-                )
-                recipe = Recipe(
-                    base, LABELS, AdapterConfig(args.method), loop, batch_size=args.batch_size
-                )
-                fitted = fit_adapter(
-                    recipe, crops.of_subjects(training), None, Path(folder), device
-                )
-                facts = {
-                    "method": args.method,
-                    "groups": groups,
-                    "rotation": rotation,
-                    "steps": args.steps,
-                    "seconds": round(time.perf_counter() - began),
-                }
-                assess(fitted.path, set(subjects) - training, facts)
+        every += [(args.method, groups, rotation, args.steps) for rotation in range(args.rotations)]
+    return [dict(zip(names, run, strict=True)) for run in every if run not in done]
+
+
+def train(args: argparse.Namespace, crops: Crops, folder: Path, device: torch.device) -> Path:
+    """Train an adapter on crops and return its weights."""
+    from hyps_bids.adaptation.fit import Recipe, fit_adapter
+    from hyps_bids.networks.adapters import AdapterConfig
+    from hyps_bids.networks.checkpoints import BASE, shipped_weights
+    from hyps_bids.training.loop import LoopSettings
+
+    loop = LoopSettings(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        head_learning_rate=1e-2,
+        warmup=args.steps // 10,
+        ema=0.98,
+        checkpoint_every=args.steps,
+    )
+    config = AdapterConfig(args.method)
+    recipe = Recipe(shipped_weights(BASE), LABELS, config, loop, batch_size=args.batch_size)
+    return fit_adapter(recipe, crops, None, folder, device).path
 
 
 def summarize(results: Path) -> None:

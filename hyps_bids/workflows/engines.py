@@ -181,11 +181,6 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
 
     Chains of nodes that have begun are finished before others begin, so that the intermediate
     files of a thousand scans need no more room than those of a few.
-
-    Parameters
-    ----------
-    plugin_args : mapping
-        Arguments of nipype's plugin.
     """
 
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
@@ -283,13 +278,7 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
 
 
 class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
-    """Submit all jobs at once, as nipype's plugin does, and wait for them.
-
-    Parameters
-    ----------
-    plugin_args : mapping
-        Arguments of nipype's plugin.
-    """
+    """Submit all jobs at once, as nipype's plugin does, and wait for them."""
 
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))

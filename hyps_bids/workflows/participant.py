@@ -67,11 +67,6 @@ def init_participant_wf(
         How to process them.
     work_dir : Path
         Folder of intermediate files.
-
-    Returns
-    -------
-    nipype.pipeline.engine.Workflow
-        A workflow that any plugin can run.
     """
     workflow = pe.Workflow(name="participant_wf", base_dir=str(work_dir))
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
@@ -90,29 +85,22 @@ def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
         "num_threads": threads,
     }
 
+    large = {"n_procs": threads, "mem_gb": _MEM_NETWORK}
+
     def node(name: str, interface: object, **options: object) -> pe.Node:
         return pe.Node(interface, name=name, **({"mem_gb": _MEM_SMALL} | options))
 
     conform = node(
         "conform", Conform(in_file=str(scan.path), fingerprint=fingerprint(scan, plan.provenance))
     )
-    localize = node(
-        "localize",
-        Localize(weights=pipeline.localizer, **network),
-        n_procs=threads,
-        mem_gb=_MEM_NETWORK,
-    )
+    localize = node("localize", Localize(weights=pipeline.localizer, **network), **large)
     segment = node(
-        "segment",
-        Segment(adapter=pipeline.adapter, base=pipeline.base, **network),
-        n_procs=threads,
-        mem_gb=_MEM_NETWORK,
+        "segment", Segment(adapter=pipeline.adapter, base=pipeline.base, **network), **large
     )
     restore = node("restore", Restore())
     measure = node("measure", Measure())
     write = node(
-        "write",
-        Write(scan=scan, output_dir=str(plan.output_dir), provenance=plan.provenance),
+        "write", Write(scan=scan, output_dir=str(plan.output_dir), provenance=plan.provenance)
     )
     image = conform
     workflow = pe.Workflow(name=scan.workflow_name)

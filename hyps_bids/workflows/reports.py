@@ -40,11 +40,6 @@ def init_reports_wf(
         The raw dataset, the derivatives dataset, and the folder of intermediate files.
     settings_text : str
         The settings of the run, to be shown in the reports.
-
-    Returns
-    -------
-    nipype.pipeline.engine.Workflow
-        A workflow that any plugin can run.
     """
     workflow = pe.Workflow(name="reports_wf", base_dir=str(work_dir))
     inner = []
