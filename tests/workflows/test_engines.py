@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from hyps_bids.workflows.engines import MultiProcPlugin, log_settings, start_wor
 
 def killed_once(folder: str, name: str) -> None:
     """Die by SIGKILL the first time, leave a file the second."""
+    import os
     import signal
     from pathlib import Path
 
@@ -39,6 +39,7 @@ def killed_once(folder: str, name: str) -> None:
 
 def killed_always(folder: str, name: str) -> None:
     """Count the attempts."""
+    import os
     import signal
     from pathlib import Path
 
