@@ -1,9 +1,10 @@
-"""What reports cost: seconds, memory and size, each made in a process of its own.
+"""Measure what reports cost: seconds, memory and size, each in a process of its own.
 
     python benchmarks/reports.py BIDS_DIR OUT_DIR [SUBJECT …]
 
-OUT_DIR holds the outputs of both levels; its reports are made again. Seconds are those of building,
-then those with the start of the process and its imports; the median of three.
+OUT_DIR holds the outputs of both levels; its reports are made again. The first number of seconds is
+for building, the second one includes the start of the process and its imports. Both are medians of
+three runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bids_dir", type=Path)
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("subjects", nargs="*", help="without sub-; all if none")
+    parser.add_argument("subjects", nargs="*", help="labels without sub- (default: all)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def build(bids_dir: Path, output_dir: Path, name: str) -> dict[str, float]:
-    """Build one report in this process: seconds, bytes of memory at most, bytes of the file."""
+    """Build one report; return seconds, peak memory in bytes and size of the file in bytes."""
     if name == "group":
         from hyps_bids.reports.group import write_group_report
 

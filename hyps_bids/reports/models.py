@@ -14,7 +14,13 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import comparison_rows, headlines, sizes, widest_intervals
+from hyps_bids.classification.card import (
+    Card,
+    comparison_rows,
+    headlines,
+    sizes,
+    widest_intervals,
+)
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.reports import model_charts
@@ -174,7 +180,7 @@ def _read_classifier(folder: Path) -> TrainedModel:
 
 
 def _add_classifier_card(model: TrainedModel, path: Path) -> None:
-    card = json.loads(path.read_text(encoding="utf-8"))
+    card: Card = json.loads(path.read_text(encoding="utf-8"))
     model.caveats += map(str, card["Warnings"])
     subjects = sizes(card["Cohort"]["Subjects"])
     held_out = card["Cohort"].get("HeldOutSubjects") or 0

@@ -22,19 +22,7 @@ _FOLDER = files("hyps_bids") / "reports"
 
 
 def render(template: str, /, **context: Any) -> str:
-    """Fill a template.
-
-    Parameters
-    ----------
-    template : str
-        Name of a file in ``templates``.
-    **context : object
-        Variables of the template; all text is escaped.
-
-    Returns
-    -------
-    str
-        A whole HTML document.
+    """Fill a file of ``templates`` and return the HTML document; all text is escaped.
 
     Raises
     ------
@@ -79,13 +67,6 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 def packed(content: bytes, identifier: str) -> Markup:
     """Put a file into a page, compressed; ``unpack(identifier)`` of ``base.js`` gives it back.
-
-    Parameters
-    ----------
-    content : bytes
-        Any content.
-    identifier : str
-        ``id`` of the element, unique in the page.
 
     Examples
     --------

@@ -65,10 +65,8 @@ class Tile:
     ----------
     plane : int
         World axis that is perpendicular to it: 0 sagittal, 1 coronal, 2 axial.
-    center : tuple of float
-        World coordinates of its center, mm.
-    width, height : float
-        Size of what it shows, mm.
+    center, width, height : float
+        World coordinates of its center, and size of what it shows, mm.
     left, top : float
         Its place in the picture, mm.
     """
@@ -108,14 +106,8 @@ class Tile:
 class Picture:
     """A picture and what is drawn over it.
 
-    Attributes
-    ----------
-    pixels : numpy.ndarray
-        uint8, shape ``(rows, columns)`` or ``(rows, columns, 3)``.
-    width, height : int
-        In units of the SVG.
-    outline, marks : Markup
-        SVG elements: contours; letters, coordinates, scale bar.
+    The pixels are bytes in gray or RGB. Width and height are in SVG units. The outline has the
+    contours; the marks are letters, coordinates and the scale bar.
     """
 
     pixels: np.ndarray
@@ -136,7 +128,7 @@ def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
     Returns
     -------
     list of list of Tile
-        By row, not yet placed; coronal from anterior to posterior, sagittal from right to left,
+        By row, not yet placed: coronal from anterior to posterior, sagittal from right to left,
         axial from superior to inferior.
 
     Examples
@@ -147,22 +139,15 @@ def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
     >>> [round(tile.center[1]) for tile in coronal]
     [-3, -10, -17, -23, -30, -37]
     """
-    low_, high_ = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    center = (low_ + high_) / 2
+    corner = np.asarray(high, dtype=float)
+    size = corner - np.asarray(low, dtype=float)
     # All slices have the same zoom, and a very large segmentation is still shown whole.
-    field = _FIELD * max(1.0, float(((high_ - low_ + 2 * _MARGIN) / _FIELD).max()))
-    return [
-        [
-            _tile(
-                plane,
-                high_[plane] - (i + 0.5) / count * (high_[plane] - low_[plane]),
-                center,
-                field,
-            )
-            for i in range(count)
-        ]
-        for plane, count in _ROWS
-    ]
+    field = _FIELD * max(1.0, float(((size + 2 * _MARGIN) / _FIELD).max()))
+    rows = []
+    for plane, count in _ROWS:
+        positions = corner[plane] - (np.arange(count) + 0.5) / count * size[plane]
+        rows.append([_tile(plane, at, corner - size / 2, field) for at in positions])
+    return rows
 
 
 def mosaic(
@@ -249,12 +234,7 @@ def overview(
 
 
 def middle_of_head(t1w: Voxels, intracranial: Voxels | None = None) -> np.ndarray:
-    """Find the middle of the intracranial mask, or of the bright voxels without a mask.
-
-    Returns
-    -------
-    numpy.ndarray
-        World coordinates, mm.
+    """Find the middle of the intracranial mask, or else of the bright voxels, in world coordinates.
 
     Examples
     --------
@@ -274,15 +254,10 @@ def middle_of_head(t1w: Voxels, intracranial: Voxels | None = None) -> np.ndarra
 
 
 def compress(pixels: np.ndarray, limit: int) -> bytes:
-    """Encode a picture as WebP in the best quality that the limit allows.
+    """Encode a picture (bytes, gray or RGB) as WebP in the best quality within a limit in bytes.
 
-    Parameters
-    ----------
-    pixels : numpy.ndarray
-        uint8, shape ``(rows, columns)`` or ``(rows, columns, 3)``.
-    limit : int
-        Bytes. The quality goes down first, then the resolution. The smallest version is returned
-        even if it is larger than the limit.
+    The quality goes down first, then the resolution. The smallest version is returned even if it
+    is larger than the limit.
 
     Examples
     --------
@@ -305,17 +280,7 @@ def compress(pixels: np.ndarray, limit: int) -> bytes:
 
 @dataclass(frozen=True)
 class Layout:
-    """The placed tiles of a picture, and how finely they are sampled.
-
-    Attributes
-    ----------
-    tiles : tuple of Tile
-        All tiles, placed.
-    width, height : float
-        Size of the picture, mm.
-    step : float
-        Distance of samples, mm.
-    """
+    """The placed tiles of a picture, its size and the distance of samples, mm."""
 
     tiles: tuple[Tile, ...]
     width: float

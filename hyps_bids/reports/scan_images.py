@@ -81,14 +81,8 @@ class Voxels:
 class StoredImages:
     """The images of a scan, all on the grid and in the axes of its own file.
 
-    Attributes
-    ----------
-    t1w : Voxels
-        Intensities, float32.
-    labels, intracranial : Voxels
-        Segmentation and intracranial mask, integers.
-    probseg : nibabel.Nifti1Image
-        One volume per label. It is large, so only the parts that are asked for are read.
+    `t1w` has float32 intensities; `labels` and the `intracranial` mask have integers. `probseg`
+    has a volume per label. It is large, so only the parts that are asked for are read.
     """
 
     t1w: Voxels
@@ -103,11 +97,6 @@ class StoredImages:
         -------
         numpy.ndarray
             float32 in [0, 1], shape ``(labels, *region)``.
-
-        Raises
-        ------
-        BadData
-            If the file is damaged.
         """
         stored = self.probseg.dataobj
         # Without the slope, slicing gives bytes. Whole planes lie together in the file.
@@ -121,15 +110,7 @@ class StoredImages:
 
 
 def read_raw(bids_dir: Path, scan: Scan) -> ConformedImage:
-    """Read the T1w image of a scan.
-
-    Raises
-    ------
-    MissingInput
-        If there is no such file.
-    BadData
-        If the file cannot be read.
-    """
+    """Read the T1w image of a scan; see :func:`~hyps_bids.imaging.conform.conform` for errors."""
     path = bids_dir / scan.folder / f"{scan.stem}_T1w.nii.gz"
     plain = path.with_suffix("")
     return conform(plain if plain.exists() and not path.exists() else path)

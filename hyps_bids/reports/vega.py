@@ -70,7 +70,11 @@ def records(
 ) -> list[Spec]:
     """Make the data of a chart from a table: field → column, and a text for each point."""
     return [
-        {name: _plain(row[column]) for name, column in columns.items()} | {"tip": tip(row)}
+        {
+            name: finite(value) if isinstance(value := row[column], float) else value
+            for name, column in columns.items()
+        }
+        | {"tip": tip(row)}
         for row in rows.to_dict("records")
     ]
 
@@ -95,7 +99,3 @@ def rounded(value: float, digits: int = 4) -> float:
 def finite(value: float) -> float | None:
     """Round a number; None for what JSON cannot hold."""
     return rounded(value) if math.isfinite(value) else None
-
-
-def _plain(value: object) -> object:
-    return finite(value) if isinstance(value, float) else value

@@ -29,14 +29,9 @@ _SPACING = 1.0
 class Level:
     """How much detail the viewer gets.
 
-    Attributes
-    ----------
-    spacing : float
-        Voxels of the close-up that are finer than this (mm) are averaged; 0 keeps them.
-    grays : int
-        Number of gray values, at most 256; fewer compress better.
-    head_spacing : float
-        The same as `spacing` for the whole head; 0 leaves out the whole head.
+    Voxels of the close-up that are finer than `spacing` (mm) are averaged, and those of the whole
+    head if they are finer than `head_spacing`; 0 keeps the close-up as it is, and leaves out the
+    head. Fewer gray values, at most 256, compress better.
     """
 
     spacing: float

@@ -6,34 +6,26 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import html5lib
-import pandas as pd
 import pytest
 
 from hyps_bids.demo import run_demo
+from hyps_bids.outputs.names import group_path
+from hyps_bids.outputs.reading import read_table
 from tests.reports.conftest import OpenReport
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def derivatives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    assert run_demo(folder) == 0
-    return folder / "derivatives"
-
-
-def test_all_scans_are_done(derivatives: Path) -> None:
-    qc = pd.read_csv(derivatives / "group_seg-hippocampus_qc.tsv", sep="\t")
-    assert (qc["status"] == "done").all()
-    assert len(qc) == 3
-
-
-def test_every_report_opens_and_shows_what_it_has(
-    derivatives: Path, open_report: OpenReport
+def test_the_demo_does_all_scans_and_every_report_shows_what_it_has(
+    tmp_path: Path, open_report: OpenReport
 ) -> None:
     from tests.reports.test_browser_group import wait_until_drawn
     from tests.reports.test_browser_subject import open_viewer, pixels
 
+    assert run_demo(tmp_path) == 0
+    derivatives = tmp_path / "derivatives"
+    qc = read_table(group_path(derivatives, "qc"))
+    assert qc["status"].tolist() == ["done"] * 3
     reports = sorted(derivatives.glob("*.html"))
     assert len(reports) == 4
     for path in reports:

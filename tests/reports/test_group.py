@@ -65,26 +65,17 @@ def test_every_state_is_counted_and_reasons_are_words() -> None:
     assert "robust z −" in notes["sub-0004"][0].finding
 
 
-def test_a_side_that_was_not_found_and_unknown_flags() -> None:
-    group = described(12, flags={5: "missing_R low_asymmetry something_new"})
+def test_missing_sides_unknown_flags_and_participants_without_a_scan() -> None:
+    absent = {"status": {8: "missing"}, "reason": {8: "no T1w"}, "scan": {8: None}}
+    group = described(9, flags={5: "missing_R low_asymmetry something_new"}, **absent)
     assert group.n_without_side == 1
     notes = {one.scan: one.notes for one in group.conspicuous}
     assert [note.short for note in notes["sub-0006"]] == [
         *("no right hippocampus", "left much smaller than right", "something_new")
     ]
-
-
-def test_participants_without_a_scan_are_absent() -> None:
-    wide, qc = wide_table(12)
-    for name in ("sub-x", "sub-y"):
-        wide.loc[len(wide)] = {"participant_id": name, "status": "missing", "reason": "no T1w"}
-    group = describe_group(wide, qc, {}, ())
-    assert group.counts["absent"] == 3
-    assert [one.scan for one in group.conspicuous if one.state == "absent"][1] == "sub-x"
-
-
-def test_few_scans_have_no_outliers() -> None:
-    group = described(8)
+    assert [note.short for note in notes["sub-0009"]] == ["no T1w"]
+    assert group.counts["absent"] == 2
+    # There are too few scans to look for outliers.
     assert (group.counts["outlier"], group.n_outlier_scans) == (0, 0)
 
 
@@ -94,17 +85,15 @@ def test_robust_z_is_that_of_a_normal_distribution() -> None:
     assert robust_z(pd.Series([1.0, 1.0, 1.0, 5.0])).isna().all(), "no spread, no outliers"
 
 
-def test_only_reports_that_exist_are_linked() -> None:
-    data = described(reports=("sub-0003.html",)).data
-    assert data["href"][2] == "sub-0003.html#scan-sub-0003"
-    assert [href for href in data["href"] if href] == ["sub-0003.html#scan-sub-0003"]
-
-
-def test_numbers_are_those_of_the_tables() -> None:
-    data = described(12, icv_mm3={2: 1_234_449.6}, volume_mm3_L_whole={2: 12_345.49}).data
+def test_numbers_are_those_of_the_tables_and_links_those_of_reports() -> None:
+    cells = {"icv_mm3": {2: 1_234_449.6}, "volume_mm3_L_whole": {2: 12_345.49}}
+    data = described(12, ("sub-0003.html",), **cells).data
     # If they were rounded twice, they would be 1235 and 12,346.
-    assert round(data["icv"][2]) == 1234
-    assert round(data["left"][2]) == 12_345
+    assert round(data["icv"][2] or 0) == 1234
+    assert round(data["left"][2] or 0) == 12_345
+    assert {i: href for i, href in enumerate(data["href"]) if href} == {
+        2: "sub-0003.html#scan-sub-0003"
+    }
 
 
 def test_columns_to_compare_are_found() -> None:
