@@ -9,30 +9,15 @@ import pandas as pd
 
 from hyps_bids.cohort.derived import KINDS, volume_columns
 from hyps_bids.messages import format_count
+from hyps_bids.outputs.columns import CHANGE_COLUMNS
 
-__all__ = ["COLUMNS", "annual_change", "scan_times"]
+__all__ = ["annual_change", "scan_times"]
 
 _LOG = logging.getLogger("hyps_bids")
 
 _DAYS_PER_YEAR = 365.25
 #: years; over a shorter span, the error of measurement would be a large change per year
 _SHORTEST = 0.25
-
-#: column of the table → description
-COLUMNS = {
-    "participant_id": "Subject, as in participants.tsv.",
-    "measure": "Column of the wide table.",
-    "n_scans": "Number of scans with this volume and a time.",
-    "n_sessions": "Number of sessions with these scans.",
-    "time_source": "Origin of the times: acq_time (dates) or age. Dates are used if all scans of "
-    "the subject have one. Ages in whole years make the change inexact.",
-    "span_years": "Years from the first to the last scan.",
-    "baseline_mm3": "Value of the fitted line at the first scan, mm3.",
-    "mm3_per_year": "Slope of the least-squares line over the subject's scans, mm3 per year.",
-    "mm3_per_year_se": "Standard error of the slope; n/a with two scans.",
-    "percent_per_year": "Slope in percent of baseline_mm3, per year.",
-    "remarks": "Reason why there is no slope.",
-}
 
 
 def scan_times(frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,8 +69,9 @@ def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
     """Fit a line through the volumes of each subject who was scanned at several times.
 
     The wide table of the scans that are done becomes a table with one row per subject and volume
-    (:data:`COLUMNS`), empty if no subject has two times. Subjects whose scans were processed with
-    different models, or span less than three months, have a remark instead of a slope.
+    (:data:`~hyps_bids.outputs.columns.CHANGE_COLUMNS`), empty if no subject has two times. Subjects
+    whose scans were processed with different models, or span less than three months, have a remark
+    instead of a slope.
     """
     made_by = frame["software_version"].fillna("n/a") + " " + frame["models"].fillna("n/a")
     frame = frame.join(scan_times(frame)).assign(made_by=made_by)
@@ -95,11 +81,11 @@ def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
     measures = [name for kind in KINDS for name in volume_columns(frame, kind)]
     tables = [_slopes(frame, measure) for measure in measures] if len(frame) else []
     if not tables:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(CHANGE_COLUMNS))
     table = pd.concat(tables, ignore_index=True)
     order = pd.Categorical(table["measure"], measures)
     table = table.assign(order=order).sort_values(["participant_id", "order"], kind="stable")
-    return table[list(COLUMNS)].reset_index(drop=True)
+    return table[list(CHANGE_COLUMNS)].reset_index(drop=True)
 
 
 def _slopes(frame: pd.DataFrame, measure: str) -> pd.DataFrame:

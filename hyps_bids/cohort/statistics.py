@@ -11,50 +11,14 @@ import pandas as pd
 from hyps_bids.cohort.derived import split_column
 from hyps_bids.cohort.formulas import find_measures, formula_variables
 from hyps_bids.cohort.models import CannotFit, Row, build_design, coefficient_rows, fit_design
+from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 
-__all__ = ["COLUMNS", "fit_models"]
+__all__ = ["fit_models"]
 
 _LOG = logging.getLogger("hyps_bids")
 
 #: short names of columns of the wide table
 _ALIASES = {"icv": "icv_mm3"}
-
-#: column of the table → description
-COLUMNS = {
-    "model": "The formula.",
-    "method": "ols: least squares. mixed: linear mixed model, fitted by REML, with a random "
-    "intercept per subject; used where a subject has several scans.",
-    "measure": "Column of the wide table that was modeled.",
-    "side": "L, R or bilateral.",
-    "part": "Part of the hippocampus.",
-    "term": "Term of the formula.",
-    "coefficient": "Column of the design matrix: NAME[T.LEVEL] compares LEVEL with the reference "
-    "level. '(all)' is the joint test of a term that has several coefficients.",
-    "reference": "Level that a coefficient compares with.",
-    "estimate": "Coefficient, in units of the measure.",
-    "se": "Standard error of the coefficient.",
-    "ci_low": "Lower end of the 95 % confidence interval of the coefficient.",
-    "ci_high": "Upper end of the 95 % confidence interval of the coefficient.",
-    "statistic": "t of a coefficient, or F of a joint test.",
-    "df": "Degrees of freedom of t, or 'numerator, denominator' of F. Mixed models have subjects "
-    "minus coefficients, which is conservative for terms that vary within subjects.",
-    "p": "Two-sided p-value.",
-    "p_fdr": "p adjusted over all measures of the model for this coefficient (Benjamini-Hochberg).",
-    "effect": "Effect size. For a coefficient: d, which is estimate / residual SD, for a column of "
-    "zeros and ones (Cohen's d, adjusted for the other terms), or the same per SD of any other "
-    "column. The residual SD of a mixed model includes that between subjects. For a joint test of "
-    "least squares: partial eta squared.",
-    "effect_low": "Lower end of the 95 % confidence interval of the effect size, from the "
-    "noncentral t or F distribution (ols), or scaled from that of the coefficient (mixed).",
-    "effect_high": "Upper end of the 95 % confidence interval of the effect size.",
-    "effect_kind": "d, d_per_sd or partial_eta2.",
-    "n_scans": "Number of scans used.",
-    "n_subjects": "Number of subjects with these scans.",
-    "n_left_out": "Number of scans of the wide table that were not used, because they failed, are "
-    "missing, or lack a value of the measure or of a term.",
-    "converged": "Whether the fit ended as it should.",
-    "warnings": "Warnings of the fit, or the reason why there is no fit.",
-}
 
 
 def fit_models(
@@ -75,8 +39,9 @@ def fit_models(
     Returns
     -------
     pandas.DataFrame
-        Tidy: one row per model, measure and coefficient (:data:`COLUMNS`). A model that cannot be
-        fitted has one row per measure that says why.
+        Tidy: one row per model, measure and coefficient, with the columns
+        :data:`~hyps_bids.outputs.columns.LINEAR_MODEL_COLUMNS`. A model that cannot be fitted has
+        one row per measure that says why.
 
     Raises
     ------
@@ -92,7 +57,7 @@ def fit_models(
     for formula, name, measures in plans:
         _LOG.info("Model '%s': fitting %d measures", formula, len(measures))
         rows = _fit_measures(formula, data, name, measures, controls)
-        table = pd.DataFrame(list(rows), columns=list(COLUMNS))
+        table = pd.DataFrame(list(rows), columns=list(LINEAR_MODEL_COLUMNS))
         table["p_fdr"] = _adjusted(table)
         tables.append(table)
         _log_result(formula, table)

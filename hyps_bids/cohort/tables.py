@@ -18,16 +18,21 @@ from hyps_bids.cohort.selection import add_missing_scans, scan_filter
 from hyps_bids.cohort.wide import STATUS, build_wide_table
 from hyps_bids.errors import MissingInput
 from hyps_bids.messages import format_count, join_names
-from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
+from hyps_bids.outputs.columns import (
+    CHANGE_COLUMNS,
+    LINEAR_MODEL_COLUMNS,
+    ColumnDescription,
+    described,
+    table_columns,
+)
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.reading import WIDE, read_wide
+from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, read_wide
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
 __all__ = ["write_group_tables"]
 
 _LOG = logging.getLogger("hyps_bids")
-_LONGITUDINAL, _MODELS = "desc-longitudinal_morph", "desc-models_morph"
 
 
 def write_group_tables(settings: Settings) -> pd.DataFrame:
@@ -63,17 +68,17 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
     metadata = read_metadata(settings.bids_dir, sorted(participants), _named_columns(settings))
     wide, columns = build_wide_table(gathered, qc, metadata, settings)
     # Models of an earlier table must not stay beside this one, even if a formula is wrong.
-    _write(output, _MODELS, pd.DataFrame(), {}, optional=True)
+    _write(output, LINEAR_MODELS, pd.DataFrame(), {}, optional=True)
     _write(output, WIDE, wide, columns)
     change = longitudinal.annual_change(wide[wide["status"] == "done"])
-    _write(output, _LONGITUDINAL, change, described(longitudinal.COLUMNS), optional=True)
+    _write(output, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", format_count(len(qc), "scan"), counts)
     # The models come last, so that a wrong formula does not prevent the other tables.
     if settings.model:
         controls = parse_controls(settings.controls) if settings.controls else None
         models = statistics.fit_models(wide, settings.model, controls)
-        _write(output, _MODELS, models, described(statistics.COLUMNS), optional=True)
+        _write(output, LINEAR_MODELS, models, described(LINEAR_MODEL_COLUMNS), optional=True)
     return read_wide(output)
 
 

@@ -9,7 +9,9 @@ from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import SCAN_MEASURES, SIDE_MEASURES, quality_bounds
 
 __all__ = [
+    "CHANGE_COLUMNS",
     "KEYS",
+    "LINEAR_MODEL_COLUMNS",
     "MORPH_COLUMNS",
     "ColumnDescription",
     "ICVAdjustment",
@@ -76,6 +78,57 @@ MORPH_COLUMNS = {
     "voxel, if that is more) of the segmented hippocampus, times the volume of a voxel, mm3.",
     "icv_mm3": "Intracranial volume, mm3: sum of the localizer network's intracranial probability "
     "at 2.5 mm. Includes cerebrospinal fluid; too small if the field of view cuts the head.",
+}
+#: column of the table of linear models → description
+LINEAR_MODEL_COLUMNS = {
+    "model": "The formula.",
+    "method": "ols: least squares. mixed: linear mixed model, fitted by REML, with a random "
+    "intercept per subject; used where a subject has several scans.",
+    "measure": "Column of the wide table that was modeled.",
+    "side": "L, R or bilateral.",
+    "part": "Part of the hippocampus.",
+    "term": "Term of the formula.",
+    "coefficient": "Column of the design matrix: NAME[T.LEVEL] compares LEVEL with the reference "
+    "level. '(all)' is the joint test of a term that has several coefficients.",
+    "reference": "Level that a coefficient compares with.",
+    "estimate": "Coefficient, in units of the measure.",
+    "se": "Standard error of the coefficient.",
+    "ci_low": "Lower end of the 95 % confidence interval of the coefficient.",
+    "ci_high": "Upper end of the 95 % confidence interval of the coefficient.",
+    "statistic": "t of a coefficient, or F of a joint test.",
+    "df": "Degrees of freedom of t, or 'numerator, denominator' of F. Mixed models have subjects "
+    "minus coefficients, which is conservative for terms that vary within subjects.",
+    "p": "Two-sided p-value.",
+    "p_fdr": "p adjusted over all measures of the model for this coefficient (Benjamini-Hochberg).",
+    "effect": "Effect size. For a coefficient: d, which is estimate / residual SD, for a column of "
+    "zeros and ones (Cohen's d, adjusted for the other terms), or the same per SD of any other "
+    "column. The residual SD of a mixed model includes that between subjects. For a joint test of "
+    "least squares: partial eta squared.",
+    "effect_low": "Lower end of the 95 % confidence interval of the effect size, from the "
+    "noncentral t or F distribution (ols), or scaled from that of the coefficient (mixed).",
+    "effect_high": "Upper end of the 95 % confidence interval of the effect size.",
+    "effect_kind": "d, d_per_sd or partial_eta2.",
+    "n_scans": "Number of scans used.",
+    "n_subjects": "Number of subjects with these scans.",
+    "n_left_out": "Number of scans of the wide table that were not used, because they failed, are "
+    "missing, or lack a value of the measure or of a term.",
+    "converged": "Whether the fit ended as it should.",
+    "warnings": "Warnings of the fit, or the reason why there is no fit.",
+}
+#: column of the table of change over time → description
+CHANGE_COLUMNS = {
+    "participant_id": "Subject, as in participants.tsv.",
+    "measure": "Column of the wide table.",
+    "n_scans": "Number of scans with this volume and a time.",
+    "n_sessions": "Number of sessions with these scans.",
+    "time_source": "Origin of the times: acq_time (dates) or age. Dates are used if all scans of "
+    "the subject have one. Ages in whole years make the change inexact.",
+    "span_years": "Years from the first to the last scan.",
+    "baseline_mm3": "Value of the fitted line at the first scan, mm3.",
+    "mm3_per_year": "Slope of the least-squares line over the subject's scans, mm3 per year.",
+    "mm3_per_year_se": "Standard error of the slope; n/a with two scans.",
+    "percent_per_year": "Slope in percent of baseline_mm3, per year.",
+    "remarks": "Reason why there is no slope.",
 }
 
 

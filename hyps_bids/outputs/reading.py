@@ -11,10 +11,18 @@ import pandas as pd
 from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.outputs.names import group_path
 
-__all__ = ["WIDE", "read_json_object", "read_table", "read_text_table", "read_wide"]
+__all__ = [
+    "CHANGE",
+    "LINEAR_MODELS",
+    "WIDE",
+    "read_json_object",
+    "read_table",
+    "read_text_table",
+    "read_wide",
+]
 
-#: the group table with one row per scan
-WIDE = "desc-wide_morph"
+#: kinds of group tables: one row per scan, change over time, linear models
+WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
 
 
 def read_json_object(

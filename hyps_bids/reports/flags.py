@@ -15,6 +15,7 @@ __all__ = [
     "describe_flag",
     "finite",
     "format_measure",
+    "short_name",
     "split_measure",
 ]
 
@@ -28,8 +29,6 @@ _UNITS = {
 _SHORT = {
     "low_asymmetry": "left much smaller than right",
     "high_asymmetry": "right much smaller than left",
-    "low_icv_mm3": "low intracranial volume",
-    "high_icv_mm3": "high intracranial volume",
 }
 
 
@@ -66,6 +65,19 @@ def split_measure(name: str) -> tuple[str, str]:
     """
     measure, _, hemi = name.rpartition("_")
     return (measure, SIDE_NAMES[hemi]) if hemi in SIDE_NAMES and measure else (name, "")
+
+
+def short_name(measure: str) -> str:
+    """Name a QC measure in a few words.
+
+    Examples
+    --------
+    >>> short_name("localiser_confidence"), short_name("icv_mm3")
+    ('localizer confidence', 'intracranial volume')
+    """
+    # The column of the table keeps its spelling for the sake of older outputs.
+    words = measure.removesuffix("_mm3").replace("_", " ")
+    return words.replace("localiser", "localizer").replace("icv", "intracranial volume")
 
 
 def format_measure(measure: str, value: float, unlike: Iterable[float] = ()) -> str:
@@ -143,7 +155,7 @@ def describe_flag(flag: str, values: Mapping[str, float | None]) -> Note:
         unknown = f"{flag} is a flag that this version of the report does not know."
         return Note(flag, unknown)
     title = known["title"]
-    short = _SHORT.get(flag, f"{end} {measure.removesuffix('_mm3').replace('_', ' ')}")
+    short = _SHORT.get(flag, f"{end} {short_name(measure)}")
     if side:
         title, short = f"{title} ({side})", f"{short}, {side}"
     finding = _finding(measure, end, known[end], finite(values.get(name)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ import pandas as pd
 from markupsafe import Markup
 
 from hyps_bids.errors import HypsError, MissingInput
+from hyps_bids.outputs.columns import CHANGE_COLUMNS, LINEAR_MODEL_COLUMNS
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.quality import quality_bounds
-from hyps_bids.outputs.reading import WIDE, read_json_object, read_table, read_wide
+from hyps_bids.outputs.reading import (
+    CHANGE,
+    LINEAR_MODELS,
+    WIDE,
+    read_json_object,
+    read_table,
+    read_wide,
+)
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports import group_charts
 from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
@@ -27,13 +36,6 @@ __all__ = ["write_group_report"]
 _LOG = logging.getLogger("hyps_bids")
 #: largest number of rows in tables that are there without JavaScript and in print
 _MOST_ROWS = 500
-#: columns of optional tables that the report shows
-_LINEAR_MODEL_COLUMNS = (
-    *("model", "method", "measure", "side", "part", "coefficient", "reference"),
-    *("estimate", "ci_low", "ci_high", "p", "p_fdr", "effect", "effect_low", "effect_high"),
-    *("effect_kind", "n_scans", "n_subjects", "warnings"),
-)
-_CHANGE_COLUMNS = ("measure", "percent_per_year", "remarks")
 
 
 def write_group_report(output_dir: Path) -> Path:
@@ -60,9 +62,7 @@ def write_group_report(output_dir: Path) -> Path:
         If the report cannot be written.
     """
     group = _read_group(output_dir)
-    linear = describe_linear_models(
-        _read_optional(output_dir, "desc-models_morph", _LINEAR_MODEL_COLUMNS)
-    )
+    linear = describe_linear_models(_read_optional(output_dir, LINEAR_MODELS, LINEAR_MODEL_COLUMNS))
     classifiers, adapters = read_classifiers(output_dir), read_adapters(output_dir)
     specs = _group_charts() if group else {}
     # Charts have numbers as names, because folders and coefficients may have any name.
@@ -71,7 +71,7 @@ def write_group_report(output_dir: Path) -> Path:
     for kind, trained in (("classifier", classifiers), ("adapter", adapters)):
         for t, one in enumerate(trained):
             specs |= {f"{kind}-{t}-{c}": chart.spec for c, chart in enumerate(one.charts)}
-    change = _read_optional(output_dir, "desc-longitudinal_morph", _CHANGE_COLUMNS)
+    change = _read_optional(output_dir, CHANGE, CHANGE_COLUMNS)
     html = render(
         "group.html.j2",
         dataset=_dataset_name(output_dir),
@@ -122,7 +122,7 @@ def _read_group(output_dir: Path) -> GroupFacts | None:
     return describe_group(wide, qc, sidecar, reports)
 
 
-def _read_optional(output_dir: Path, kind: str, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_optional(output_dir: Path, kind: str, columns: Collection[str]) -> pd.DataFrame:
     """Read a table that may be missing; a damaged one is left out with a warning."""
     path = group_path(output_dir, kind)
     nothing = pd.DataFrame(columns=list(columns))

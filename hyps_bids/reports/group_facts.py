@@ -13,10 +13,10 @@ import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
 from hyps_bids.cohort.longitudinal import scan_times
-from hyps_bids.outputs.columns import KEYS
+from hyps_bids.outputs.columns import KEYS, ColumnDescription, ICVAdjustment
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.quality import quality_bounds
-from hyps_bids.reports.flags import Note, describe_bounds, describe_flag
+from hyps_bids.reports.flags import Note, describe_bounds, describe_flag, short_name
 from hyps_bids.reports.page import anchor
 
 __all__ = ["OUTLIER_Z", "STATES", "GroupFacts", "PageData", "describe_group", "robust_z"]
@@ -100,8 +100,6 @@ class GroupFacts:
         State → number of scans.
     versions : list of (str, str, int)
         Software version, models and number of scans of everything that made volumes.
-    adjustment : dict or None
-        ``FittedOn`` and ``N`` of the adjustment for intracranial volume.
     n_without_side, n_outlier_scans : int
         Number of scans that lack one or both hippocampi, and number of scans among which outliers
         were searched, 0 if there are too few.
@@ -113,14 +111,17 @@ class GroupFacts:
     conspicuous: list[ConspicuousScan]
     versions: list[tuple[str, str, int]]
     data: PageData
-    adjustment: dict[str, Any] | None
+    adjustment: ICVAdjustment | None
     n_without_side: int
     n_outlier_scans: int
     not_offered: list[str]
 
 
 def describe_group(
-    wide: pd.DataFrame, qc: pd.DataFrame, sidecar: Mapping[str, Any], reports: Collection[str]
+    wide: pd.DataFrame,
+    qc: pd.DataFrame,
+    sidecar: Mapping[str, ColumnDescription],
+    reports: Collection[str],
 ) -> GroupFacts:
     """Collect the facts about all scans.
 
@@ -326,11 +327,10 @@ def _quality(qc: pd.DataFrame) -> list[dict[str, Any]]:
         sides = [f"{name}_L", f"{name}_R"] if f"{name}_L" in qc else [name, name]
         if not set(sides) <= set(qc) or qc[sides].notna().to_numpy().sum() == 0:
             continue
-        label = name.removesuffix("_mm3").replace("_", " ").replace("icv", "intracranial volume")
         found.append(
             {
                 "name": name,
-                "label": label + (", mm³" if name.endswith("_mm3") else ""),
+                "label": short_name(name) + (", mm³" if name.endswith("_mm3") else ""),
                 "description": bound["description"],
                 "inconspicuous": describe_bounds(name),
                 "bounds": [float(bound[end]) for end in ("low", "high") if end in bound],

@@ -26,15 +26,7 @@ from hyps_bids.outputs.reading import read_table
 from hyps_bids.reports import model_charts
 from hyps_bids.reports.vega import Spec
 
-__all__ = [
-    "LinearModel",
-    "ModelChart",
-    "ModelTable",
-    "TrainedModel",
-    "describe_linear_models",
-    "read_adapters",
-    "read_classifiers",
-]
+__all__ = ["describe_linear_models", "read_adapters", "read_classifiers"]
 
 _LOG = logging.getLogger("hyps_bids")
 _EFFECT_UNITS = {"d": "d", "d_per_sd": "d per SD", "partial_eta2": "partial η²"}

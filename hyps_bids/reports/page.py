@@ -104,7 +104,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "version": __version__,
-        "counted": format_count,
+        "format_count": format_count,
         "asset": _asset,
         "library": _library,
         "sentence": sentence,

@@ -29,17 +29,7 @@ from hyps_bids.reports.flags import (
     split_measure,
 )
 
-__all__ = [
-    "Flag",
-    "Measure",
-    "ScanFacts",
-    "ScanRecord",
-    "Structure",
-    "facts_files",
-    "find_scans_of",
-    "read_facts",
-    "unprocessed",
-]
+__all__ = ["ScanFacts", "Structure", "facts_files", "find_scans_of", "read_facts", "unprocessed"]
 
 _QC_ENDING = f"_{SEG_PREFIX}_qc.tsv"
 _T1W = re.compile(r"(?P<stem>sub-.*)_T1w\.nii(\.gz)?")
@@ -49,12 +39,8 @@ _AGAIN = "run the participant level again"
 class ScanRecord(Provenance):
     """The part of a scan's QC sidecar that reports show.
 
-    Attributes
-    ----------
-    Devices : dict of str to str
-        Step → device that computed it.
-    BoxCentres : dict of str to list of float
-        Hemisphere → center of the network's box, world coordinates, mm.
+    These are the device of each step, and the centers of the network's boxes by hemisphere, in
+    world coordinates, mm.
     """
 
     Devices: NotRequired[dict[str, str]]
@@ -166,10 +152,7 @@ def find_scans_of(output_dir: Path, subject: str) -> list[Scan]:
 
 
 def unprocessed(bids_dir: Path, output_dir: Path, subject: str) -> list[str]:
-    """Name a subject's T1w images that have no outputs, without suffix, sorted.
-
-    They were left out by filters, or they are not done yet.
-    """
+    """Name a subject's T1w images without outputs: they were filtered out, or are not done yet."""
     folder = bids_dir / f"sub-{subject}"
     files = [*folder.glob("anat/*"), *folder.glob("ses-*/anat/*")]
     found = [_T1W.fullmatch(path.name) for path in files]
@@ -184,10 +167,7 @@ def facts_files(output_dir: Path, scan: Scan) -> dict[str, Path]:
 
 
 def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:
-    """Read the tables and sidecars of a scan.
-
-    Files that are missing or damaged are named in ``problems``.
-    """
+    """Read the tables and sidecars of a scan; ``problems`` names missing and damaged files."""
     paths = facts_files(output_dir, scan)
     problems: list[str] = []
     qc = next(iter(_rows(paths["qc"], ("status",), problems)), {})

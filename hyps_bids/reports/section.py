@@ -75,7 +75,7 @@ class Section:
         What the report leaves out, and why.
     unseen : bool
         Whether a picture could not be drawn.
-    viewer, files : ViewerData or None, Markup
+    viewer, files : ViewerData or None, str
         Data and packed files of the interactive viewer.
     """
 
@@ -86,7 +86,7 @@ class Section:
     messages: list[str] = field(default_factory=list)
     unseen: bool = False
     viewer: ViewerData | None = None
-    files: Markup = Markup("")  # noqa: RUF009 (Markup is immutable)
+    files: str = ""
 
     @property
     def notes(self) -> list[str]:

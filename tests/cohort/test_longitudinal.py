@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hyps_bids.cohort.longitudinal import COLUMNS, annual_change
+from hyps_bids.cohort.longitudinal import annual_change
+from hyps_bids.outputs.columns import CHANGE_COLUMNS
 
 NAME = "volume_mm3_L_whole"
 
@@ -88,6 +89,6 @@ def test_subjects_without_a_slope(caplog: pytest.LogCaptureFixture) -> None:
 def test_nobody() -> None:
     table = annual_change(wide([("sub-1", "ses-1", None, 70, 3000.0)]))
     assert table.empty
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(CHANGE_COLUMNS)
     without = wide([("sub-1", "ses-1", None, None, 3000.0)]).drop(columns=["age", "acq_time"])
     assert annual_change(without).empty

@@ -12,8 +12,9 @@ from scipy import stats
 from scipy.stats import false_discovery_control
 
 from hyps_bids.cohort.formulas import formula_variables
-from hyps_bids.cohort.statistics import COLUMNS, fit_models
+from hyps_bids.cohort.statistics import fit_models
 from hyps_bids.errors import UsageError
+from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 from tests.raising import raises
 
 FORMULA = "volume ~ group + age + sex + icv"
@@ -58,7 +59,7 @@ def test_least_squares_agree_with_statsmodels() -> None:
     frame = simulated()
     table = fit_models(frame, [FORMULA])
     expected = smf.ols("volume_mm3_L_whole ~ group + age + sex + icv_mm3", frame).fit()
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(LINEAR_MODEL_COLUMNS)
     assert set(table["method"]) == {"ols"}
     for ours, theirs in (("group[T.AD]", "group[T.AD]"), ("age", "age"), ("icv", "icv_mm3")):
         row = one(table, ours)

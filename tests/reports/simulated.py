@@ -11,7 +11,7 @@ import pandas as pd
 from hyps_bids.cohort.derived import derive
 from hyps_bids.cohort.icv import icv_residuals
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.reading import WIDE, read_wide
+from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, read_wide
 from hyps_bids.outputs.writing import write_json, write_table
 from tests.cohorts import simulate
 
@@ -97,7 +97,7 @@ def write_models(output: Path, formula: str = "volume ~ diagnosis + age + sex") 
 
     wide = read_wide(output).assign(noise=1.0)
     table = fit_models(wide, [formula], ("diagnosis", "CN"))
-    write_table(group_path(output, "desc-models_morph"), table)
+    write_table(group_path(output, LINEAR_MODELS), table)
 
 
 def write_change(output: Path) -> None:
@@ -110,7 +110,7 @@ def write_change(output: Path) -> None:
     sidecar = json.loads(sidecar_path(path).read_text())
     write_json(sidecar_path(path), sidecar | {"acq_time": {"Format": "string"}})
     table = annual_change(wide[wide["status"] == "done"])
-    write_table(group_path(output, "desc-longitudinal_morph"), table)
+    write_table(group_path(output, CHANGE), table)
 
 
 def write_classifier(output: Path) -> str:
