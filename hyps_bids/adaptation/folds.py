@@ -20,7 +20,7 @@ _LOG = logging.getLogger("hyps_bids")
 
 #: share and largest number of a fold's training subjects that only tell when to stop
 _INNER_SHARE, _INNER_MOST = 0.15, 8
-#: distinct numbers above which a column is cut into groups of equal size
+#: number of distinct values above which a numeric column is cut into groups of equal size
 _MOST_LEVELS = 5
 
 

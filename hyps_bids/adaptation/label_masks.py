@@ -34,9 +34,9 @@ __all__ = [
     "read_masks",
 ]
 
-#: mm³ that one labeled hippocampus (or the labeled part of it) can have
+#: range of the labeled volume of one hippocampus, mm³
 VOLUME_RANGE = (200.0, 15_000.0)
-#: mm between the centers of a label and of the hippocampus that the localizer found
+#: largest distance of a label's center from that of the localizer's hippocampus, mm
 FARTHEST = 30.0
 #: share of a label outside the image, or outside the network's box, that is an error
 LOST_ERROR = 0.5

@@ -45,7 +45,7 @@ from hyps_bids.training.distributed import Processes, join_processes
 __all__ = ["train_adapter"]
 
 _LOG = logging.getLogger("hyps_bids")
-#: key of the metrics in the result of a fit, as in version 0.1, whose unfinished runs go on
+#: key of the metrics in result.json; as in version 0.1, so that its unfinished runs continue
 _METRICS = "figures"
 
 
@@ -90,7 +90,7 @@ def train_adapter(settings: Settings) -> Path:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """A run of the plan: on which crops, in which processes."""
+    """Carries out the plan on crops, in one or several processes."""
 
     plan: Plan
     crops: LabeledCrops

@@ -39,7 +39,7 @@ from hyps_bids.segmentation.pipeline import correct_bias, localize
 
 __all__ = ["CropMaker", "ScanCrop", "is_head", "load_scan_crops"]
 
-#: mm; an image smaller than that along some axis is a crop, in which nothing is localized
+#: smallest side of a whole head, mm; in smaller images nothing is localized
 SMALLEST_HEAD = 100.0
 #: share of a label outside the network's box that is worth a remark
 LOST_REMARK = 0.05
