@@ -187,7 +187,7 @@ def _run_group_level(settings: Settings) -> int:
 
 
 def _analyze(settings: Settings) -> int:
-    """Do what the options of the group level ask for; return 1 if a contrast failed."""
+    """Do what the options of the group level ask for; return 1 if a part of it failed."""
     if settings.train_adapter is not None:
         from hyps_bids.adaptation.run import train_adapter
 
@@ -195,17 +195,17 @@ def _analyze(settings: Settings) -> int:
         return 0
     from hyps_bids.cohort.tables import write_group_tables
 
-    table = write_group_tables(settings)
+    tables = write_group_tables(settings)
     failed: Sequence[str] = []
     if settings.target is not None:
         from hyps_bids.classification.train import train_classifiers
 
-        failed = train_classifiers(settings, table)
+        failed = train_classifiers(settings, tables.wide)
     if settings.apply_classifier is not None:
         from hyps_bids.classification.apply import apply_classifier
 
-        apply_classifier(settings.apply_classifier, table, settings.output_dir)
-    return 1 if failed else 0
+        apply_classifier(settings.apply_classifier, tables.wide, settings.output_dir)
+    return 1 if failed or not tables.complete else 0
 
 
 def _report_group(settings: Settings, failure: HypsError | None) -> None:

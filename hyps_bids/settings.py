@@ -32,6 +32,7 @@ __all__ = [
     "SelectionSettings",
     "Settings",
     "StatisticsSettings",
+    "TableSettings",
     "ValidationSettings",
     "all_options",
     "check_combinations",
@@ -168,6 +169,17 @@ class ParticipantSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """Which results the group tables hold."""
+
+    keep_missing_images: bool = option(
+        False,
+        "Keep results whose T1w image is no longer in the dataset in the tables. By default they "
+        "are left out, because the image may have been renamed, or the participant withdrawn.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatisticsSettings:
     """Linear models of the volumes."""
 
@@ -298,6 +310,7 @@ class Settings(
     ProcessingSettings,
     ExecutionSettings,
     ParticipantSettings,
+    TableSettings,
     StatisticsSettings,
     ClassifierSettings,
     AdapterSettings,
@@ -422,6 +435,7 @@ GROUPS = (
     OptionGroup("both levels: networks", None, ProcessingSettings),
     OptionGroup("both levels: execution", None, ExecutionSettings),
     OptionGroup("participant level: segmentation", "participant", ParticipantSettings),
+    OptionGroup("group level: tables", "group", TableSettings),
     OptionGroup("group level: statistics", "group", StatisticsSettings),
     OptionGroup("group level: classifiers", "group", ClassifierSettings),
     OptionGroup("group level: training of an adapter", "group", AdapterSettings),

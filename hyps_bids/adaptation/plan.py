@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hyps_bids.adaptation.fit import Recipe, starting_points
 from hyps_bids.adaptation.folds import Fold, levels, split_by_subject
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names
+from hyps_bids.cohort.keys import KeyMatcher
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.find import LabeledScan, find_labeled
+from hyps_bids.messages import join_names
 from hyps_bids.networks.adapters import AdapterConfig
 from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_weights
 from hyps_bids.outputs.digests import sha256
@@ -196,14 +200,24 @@ def _strata(settings: Settings, labeled: Sequence[LabeledScan]) -> dict[str, str
             f"--stratify {settings.stratify}: {path} has the columns {', '.join(table.columns)}",
             code="stratify-column-unknown",
         )
-    ids = table["participant_id"].str.removeprefix("sub-")
+    subjects = sorted({item.scan.subject for item in labeled})
+    scans = pd.DataFrame({"participant_id": [f"sub-{s}" for s in subjects], "session_id": None})
+    names = list(dict.fromkeys(["participant_id", settings.stratify]))
+    table = table[names].dropna(subset="participant_id")
+    table["participant_id"] = "sub-" + table["participant_id"].str.removeprefix("sub-")
+    ids = KeyMatcher(settings.bids_dir, scans).match(table, path)["participant_id"].str[4:]
+    if without := [f"sub-{subject}" for subject in subjects if subject not in set(ids)]:
+        _LOG.warning(
+            "%s has no row of these participants, so their level of --stratify is n/a: %s",
+            *(path, join_names(without)),
+        )
     if ids.duplicated().any():
         raise BadData(
             f"{path}: {ids[ids.duplicated()].iloc[0]} is listed more than once",
             code="participant-repeated",
         )
     column = table.set_index(ids)[settings.stratify]
-    return levels(column.reindex(sorted({item.scan.subject for item in labeled})))
+    return levels(column.reindex(subjects))
 
 
 def _license_of(labeled: Sequence[LabeledScan], images: Path, base: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from hyps_bids.classification.contrast import (
 )
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema, levels_of, text_levels
+from hyps_bids.cohort.keys import match_labels, with_nearest
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.settings import Settings
@@ -160,7 +161,7 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
             "fitted on all scans"
         )
     matrix = schema.matrix(rows, controls)
-    held_out = _held_out(settings, rows)
+    held_out = _held_out(settings, rows, set(frame["participant_id"].astype(str)))
     subjects = _subjects(matrix, rows, label, contrast, ~held_out)
     estimators = _usable_estimators(settings, subjects, contrast, warnings)
     for text in _confounding(settings, rows, subjects):
@@ -279,7 +280,7 @@ def _controls(settings: Settings, rows: pd.DataFrame) -> Bools | None:
     return np.asarray(text_levels(rows[column]) == level, dtype=bool)
 
 
-def _held_out(settings: Settings, rows: pd.DataFrame) -> Bools:
+def _held_out(settings: Settings, rows: pd.DataFrame, everyone: Collection[str]) -> Bools:
     """Mark the scans of held-out subjects: COLUMN=LEVEL, or a file with one subject per line."""
     text = settings.held_out
     if text is None:
@@ -290,11 +291,14 @@ def _held_out(settings: Settings, rows: pd.DataFrame) -> Bools:
         subjects = set(ids[text_levels(rows[column]) == level])
     elif Path(text).is_file():
         named = _listed_subjects(Path(text))
-        subjects = named & set(ids)
-        if others := sorted(named - subjects):
+        matched = match_labels(sorted(named), everyone)
+        subjects = set(matched.values()) & set(ids)
+        if taken := [f"{a} for {b}" for a, b in matched.items() if a != b]:
+            _LOG.warning("--held-out %s: these subjects were taken: %s", text, join_names(taken))
+        if others := [name for name in sorted(named) if matched.get(name) not in subjects]:
             _LOG.warning(
                 "--held-out %s: %d of %d subjects are not in this contrast: %s",
-                *(text, len(others), len(named), join_names(others)),
+                *(text, len(others), len(named), with_nearest(others, sorted({*ids} - subjects))),
             )
     else:
         raise UsageError(

@@ -7,20 +7,21 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from hyps_bids.errors import MissingInput
 from hyps_bids.outputs.columns import KEYS, table_columns
 from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
-__all__ = ["Gathered", "find_outputs", "gather", "scan_keys", "scan_named"]
+__all__ = ["FoundOutputs", "Gathered", "find_outputs", "gather", "scan_keys", "scan_named"]
 
 _TEXT = {"name", "hemi", "part", "status", "reason", "flags", "remarks"}
 #: kind of table → columns without which it is useless
@@ -45,11 +46,44 @@ class Gathered:
     provenance : pandas.DataFrame
         scan, software_version, adapter and models of the scans that are done; missing where the
         sidecar is damaged.
+    unreadable : dict of Path to str
+        Folders and files that cannot be read, and why.
     """
 
     morph: pd.DataFrame
     qc: pd.DataFrame
     provenance: pd.DataFrame
+    unreadable: dict[Path, str]
+
+
+@dataclass(frozen=True)
+class FoundOutputs:
+    """The tables of the participant level.
+
+    Attributes
+    ----------
+    tables : dict of str to dict of str to Path
+        Kind of table (``morph``, ``qc``) → name of the scan → file, sorted.
+    unreadable : dict of Path to str
+        Folders that cannot be read, and why.
+    """
+
+    tables: dict[str, dict[str, Path]]
+    unreadable: dict[Path, str]
+
+    @property
+    def stems(self) -> list[str]:
+        """Names of all scans, sorted."""
+        return sorted(set().union(*self.tables.values()))
+
+    def without(self, stems: Collection[str]) -> FoundOutputs:
+        """Leave out the tables of some scans."""
+        left = set(stems)
+        tables = {
+            kind: {stem: path for stem, path in paths.items() if stem not in left}
+            for kind, paths in self.tables.items()
+        }
+        return replace(self, tables=tables)
 
 
 class _MadeBy(NamedTuple):
@@ -58,33 +92,51 @@ class _MadeBy(NamedTuple):
     models: str | None = None
 
 
-def find_outputs(output: Path, keep: Callable[[Scan], bool]) -> dict[str, dict[str, Path]]:
-    """Find the tables of the scans, by kind (``morph``, ``qc``) and then by name of the scan.
+def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> FoundOutputs:
+    """Find the tables of the scans, and the folders in which nothing can be found.
 
     Partial files of writers that were killed are removed. `keep` tells whether a scan is wanted;
     it is given the scan's name only, not a real path.
+
+    Raises
+    ------
+    MissingInput
+        If `output` itself cannot be read.
     """
     found: dict[str, dict[str, Path]] = {"morph": {}, "qc": {}}
-    for folder in _anat_folders(output):
+    unreadable: dict[Path, str] = {}
+    for folder in _anat_folders(output, unreadable):
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            unreadable[folder] = error.strerror or str(error)
+            continue
         remove_stale(folder)
-        for name in os.listdir(folder):
+        for name in names:
             stem, _, kind = name.removesuffix(".tsv").partition(f"_{SEG_PREFIX}_")
             # Files that are being written have hidden names.
             is_table = name.endswith(".tsv") and kind in found and not name.startswith(".")
             if is_table and keep(scan_named(stem)):
                 found[kind][stem] = folder / name
-    return {kind: dict(sorted(paths.items())) for kind, paths in found.items()}
+    if output in unreadable:
+        raise MissingInput(
+            f"{output}: the folder cannot be read ({unreadable[output]}).", code="output-unreadable"
+        )
+    return FoundOutputs(
+        {kind: dict(sorted(paths.items())) for kind, paths in found.items()},
+        unreadable,
+    )
 
 
-def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Gathered:
+def gather(found: FoundOutputs) -> Gathered:
     """Stack the tables of all scans.
 
     Tables of several versions may differ in their columns; a column that a table lacks is missing
     for its scans. The result is sorted by scan, and has empty tables if there are no outputs.
     """
-    paths = find_outputs(output, keep)
-    qc, qc_problems = _stack("qc", paths["qc"])
-    morph, morph_problems = _stack("morph", paths["morph"])
+    paths, unreadable = found.tables, dict(found.unreadable)
+    qc, qc_problems = _stack("qc", paths["qc"], unreadable)
+    morph, morph_problems = _stack("morph", paths["morph"], unreadable)
     done = qc.loc[qc["status"] == "done", "scan"].tolist()
     with ThreadPoolExecutor(_READERS) as pool:
         made_by = dict(
@@ -116,6 +168,7 @@ def gather(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> Ga
         morph=morph[morph["scan"].isin(made)].reset_index(drop=True),
         qc=qc.sort_values("scan", kind="stable", ignore_index=True),
         provenance=provenance,
+        unreadable=unreadable,
     )
 
 
@@ -130,27 +183,60 @@ def scan_keys(stem: str) -> list[str | None]:
     return [f"sub-{scan.subject}", f"ses-{scan.session}" if scan.session else None, stem]
 
 
-def _anat_folders(output: Path) -> Iterable[Path]:
-    for subject in _folders(output, "sub-"):
-        yield from _folders(subject, "anat")
-        for session in _folders(subject, "ses-"):
-            yield from _folders(session, "anat")
+def _anat_folders(output: Path, unreadable: dict[Path, str]) -> Iterator[Path]:
+    """Yield the folders in which tables may be."""
+    for subject in _folders(output, "sub-", unreadable):
+        for folder in _folders(subject, ("anat", "ses-"), unreadable):
+            if folder.name == "anat":
+                yield folder
+            else:
+                yield from _folders(folder, "anat", unreadable)
 
 
-def _folders(parent: Path, start: str) -> list[Path]:
-    with os.scandir(parent) as entries:
-        return sorted(Path(e.path) for e in entries if e.name.startswith(start) and e.is_dir())
+def _folders(
+    parent: Path, starts: str | tuple[str, ...], unreadable: dict[Path, str]
+) -> list[Path]:
+    """List folders by the start of their names; what cannot be read is added to `unreadable`."""
+    try:
+        with os.scandir(parent) as entries:
+            # Files such as sub-01.html have an extension.
+            found = sorted(
+                (Path(entry.path), entry)
+                for entry in entries
+                if entry.name.startswith(starts) and "." not in entry.name
+            )
+    except OSError as error:
+        unreadable[parent] = error.strerror or str(error)
+        return []
+    folders = []
+    for path, entry in found:
+        try:
+            if entry.is_dir():
+                folders.append(path)
+            else:
+                unreadable[path] = "a link to nowhere" if entry.is_symlink() else "not a folder"
+        except OSError as error:
+            unreadable[path] = error.strerror or str(error)
+    return folders
 
 
-def _stack(kind: str, paths: dict[str, Path]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Stack one kind of table; return also why the tables of some scans cannot be used."""
+def _stack(
+    kind: str, paths: dict[str, Path], unreadable: dict[Path, str]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Stack one kind of table; return also why the tables of some scans cannot be used.
+
+    Files that cannot be read are added to `unreadable`.
+    """
     with ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(lambda path: _read(path, kind), paths.values()))
     # One frame per distinct header, because one per file would take long.
     rows: dict[tuple[str, ...], list[list[str | None]]] = defaultdict(list)
     problems = {}
     for (stem, path), content in zip(paths.items(), contents, strict=True):
-        if isinstance(content, str):
+        if isinstance(content, OSError):
+            unreadable[path] = content.strerror or str(content)
+            problems[stem] = f"{path.name} cannot be read ({unreadable[path]})"
+        elif isinstance(content, str):
             problems[stem] = f"{path.name}: {content}; {_RUN_AGAIN}"
         else:
             rows[tuple(content[0])].extend([*scan_keys(stem), *line] for line in content[1:])
@@ -173,12 +259,12 @@ def _stack(kind: str, paths: dict[str, Path]) -> tuple[pd.DataFrame, dict[str, s
     return frame.sort_values("scan", kind="stable", ignore_index=True), problems
 
 
-def _read(path: Path, kind: str) -> Rows | str:
-    """Read a table as text, header first, or say why it cannot be used."""
+def _read(path: Path, kind: str) -> Rows | str | OSError:
+    """Read a table as text, header first, or return why it cannot be used."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return error
     except UnicodeDecodeError:
         return "not UTF-8 text"
     lines = [line for line in csv.reader(io.StringIO(text), delimiter="\t") if line]

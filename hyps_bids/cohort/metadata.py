@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from hyps_bids.cohort.raw_tables import PREFIXES, TableReader
+from hyps_bids.cohort.keys import PREFIXES, KeyMatcher, match_labels, report_unmatched
+from hyps_bids.cohort.raw_tables import TableReader
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.columns import ColumnDescription
 
@@ -38,18 +41,19 @@ class Metadata:
     columns: dict[str, ColumnDescription]
 
 
-def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str] = ()) -> Metadata:
+def read_metadata(root: Path, scans: pd.DataFrame, wanted: Iterable[str] = ()) -> Metadata:
     """Read participants.tsv, all sessions.tsv and scans.tsv, and columns of phenotype/.
 
     Files that are not quite right are read as far as they can be, and each kind of problem gives
-    one warning. Without files, the tables have only their key columns.
+    one warning. Keys are brought in line with those of the scans and of the dataset's folders.
+    Without files, the tables have only their key columns.
 
     Parameters
     ----------
     root : Path
         The raw dataset.
-    participants : sequence of str
-        Participants whose sessions.tsv and scans.tsv are read, with ``sub-``.
+    scans : pandas.DataFrame
+        participant_id, session_id and scan of the scans to describe.
     wanted : iterable of str
         Columns to look for in phenotype/, unless other tables have them.
 
@@ -58,24 +62,27 @@ def read_metadata(root: Path, participants: Sequence[str], wanted: Iterable[str]
     UsageError
         If a wanted column is in several phenotype files.
     """
-    reader = TableReader()
-    participants_table = reader.read({root / "participants.tsv": None}, ("participant_id",))
-    folders = [root / name for name in participants]
+    reader, matcher = TableReader(), KeyMatcher(root, scans)
+    table_path = root / "participants.tsv"
+    participants = reader.read({table_path: None}, ("participant_id",))
+    participants = matcher.match(participants, table_path, name_participants=False)
+    folders = [root / name for name in sorted(scans["participant_id"].unique())]
     sessions = reader.read(
         {folder / f"{folder.name}_sessions.tsv": folder.name for folder in folders},
         ("participant_id", "session_id"),
     )
-    known = {*participants_table.columns, *sessions.columns}
+    sessions = matcher.match(sessions, root / "sub-*_sessions.tsv")
+    known = {*participants.columns, *sessions.columns}
     # One sidecar describes all sessions: that of the dataset, or of the first participant with one.
     candidates = [root / "sessions.json", *(f / f"{f.name}_sessions.json" for f in folders)]
     sessions_json = next((path for path in candidates if path.is_file()), candidates[0])
-    phenotype, described = _phenotype(root, [n for n in wanted if n not in known], reader)
+    phenotype, described = _phenotype(root, [n for n in wanted if n not in known], reader, matcher)
     for path in (root / "participants.json", root / "scans.json", sessions_json):
         described |= reader.sidecar(path)
     metadata = Metadata(
-        participants=reader.merge_repeated(participants_table, root / "participants.tsv"),
+        participants=reader.merge_repeated(participants, table_path),
         sessions=reader.merge_repeated(sessions, root / "sub-*_sessions.tsv"),
-        scans=_scan_times(folders, reader).drop_duplicates("scan"),
+        scans=_scan_times(root, folders, scans["scan"], reader).drop_duplicates("scan"),
         phenotype=phenotype,
         columns=described,
     )
@@ -97,6 +104,10 @@ def join(frame: pd.DataFrame, metadata: Metadata) -> pd.DataFrame:
         keys = [key for key in PREFIXES if key in table.columns]
         taken = (set(frame.columns) & set(table.columns)) - set(keys)
         new = table.rename(columns={name: f"{source}_{name}" for name in taken})
+        if "session_id" in keys:
+            # A row without a session is about all sessions of its participant.
+            whole = new[new["session_id"].isna()].drop(columns="session_id")
+            added = _overlay(added, _look_up(frame, whole, ["participant_id"]))
         added = _overlay(added, _look_up(frame, new, keys))
     times = _look_up(frame, metadata.scans, ["scan"])
     if times["acq_time"].notna().any():
@@ -116,21 +127,44 @@ def _overlay(below: pd.DataFrame, above: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=below.index)
 
 
-def _scan_times(folders: Sequence[Path], reader: TableReader) -> pd.DataFrame:
+def _scan_times(
+    root: Path, folders: Sequence[Path], scans: Iterable[str], reader: TableReader
+) -> pd.DataFrame:
     paths: dict[Path, str | None] = {}
     for folder in folders:
         found = [folder / f"{folder.name}_scans.tsv", *sorted(folder.glob("ses-*/*_scans.tsv"))]
         paths |= {path: path.name.split("_")[0] for path in found}
     table = reader.read(paths, ())
+    if "filename" not in table and len(table):
+        reader.note(next(iter(paths)), "it is not used, as it has no column filename")
     if not {"filename", "acq_time"} <= set(table):
         return pd.DataFrame(columns=["scan", "acq_time"], dtype="str")
-    names = table["filename"].str.rpartition("/")[2]
-    stems = names.str.extract(r"^(.*)_T1w\.nii(?:\.gz)?$")[0]
+    table = table.dropna(subset="acq_time")
+    names = table["filename"].str.extract(r"([^/\\]*)$")[0]
+    stems = names.str.extract(r"^(.*)_T1w(?:\.nii(?:\.gz)?)?$")[0]
+    known, written = set(scans), set(stems.dropna())
+    if not written <= known:
+        matched = match_labels(written, known)
+        stems = stems.map(lambda stem: matched.get(stem, stem))
+        # Scans that are there but not selected are described on purpose.
+        odd = {
+            s for s in written - matched.keys() if not any(map(os.path.lexists, _images(root, s)))
+        }
+        subjects = {stem.partition("_")[0] for stem in odd}
+        without = {s for s in known - set(stems) if s.partition("_")[0] in subjects}
+        report_unmatched(odd, without, root / "sub-*_scans.tsv")
     return table.assign(scan=stems)[["scan", "acq_time"]].dropna()
 
 
+def _images(root: Path, stem: str) -> list[Path]:
+    """Return the paths at which the image of a scan may be."""
+    found = re.match(r"(sub-[^_]+)(?:_(ses-[^_]+))?", stem)
+    folder = root.joinpath(*filter(None, found.groups()), "anat") if found else root
+    return [folder / f"{stem}_T1w.nii{end}" for end in (".gz", "")]
+
+
 def _phenotype(
-    root: Path, wanted: Sequence[str], reader: TableReader
+    root: Path, wanted: Sequence[str], reader: TableReader, matcher: KeyMatcher
 ) -> tuple[tuple[pd.DataFrame, ...], dict[str, ColumnDescription]]:
     """Find columns in the tables of phenotype/."""
     tables: list[pd.DataFrame] = []
@@ -149,7 +183,8 @@ def _phenotype(
             found[name] = path
         if hits:
             keys = [key for key in PREFIXES if key in table]
-            tables.append(reader.merge_repeated(table[[*keys, *hits]], path))
+            table = matcher.match(table[[*keys, *hits]], path)
+            tables.append(reader.merge_repeated(table, path))
             sidecar = reader.sidecar(path.with_suffix(".json"))
             columns |= {name: sidecar[name] for name in hits if name in sidecar}
     return tuple(tables), columns

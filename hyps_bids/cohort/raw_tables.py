@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +14,13 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
+from hyps_bids.cohort.keys import PREFIXES
 from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import ColumnDescription
 
-__all__ = ["PREFIXES", "TableReader"]
+__all__ = ["TableReader"]
 
 _LOG = logging.getLogger("hyps_bids")
-#: key column → prefix of its values
-PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 _READERS = 8
 
 Row = dict[str, str | None]
@@ -49,31 +49,37 @@ class TableReader:
     def read(self, paths: Mapping[Path, str | None], keys: Sequence[str]) -> pd.DataFrame:
         """Stack the tables of all files that exist.
 
-        A path may come with the participant_id of all its rows. Values of the `keys` are given the
-        prefix that BIDS wants, and rows without these values are left out.
+        A path may come with the participant_id of all its rows. Keys are given the prefix that
+        BIDS wants, and rows without values of `keys` are left out.
         """
-        present = [path for path in paths if path.is_file()]
         with ThreadPoolExecutor(_READERS) as pool:
-            tables = list(pool.map(_rows, present))
+            tables = list(pool.map(_rows, paths))
         rows: list[Row] = []
-        for path, (lines, problems) in zip(present, tables, strict=True):
-            for problem in problems:
-                self.note(path, problem)
+        for path, table in zip(paths, tables, strict=True):
+            if table is None:
+                continue
+            lines, problems = table
             participant = paths[path]
             common: Row = {"participant_id": participant} if participant else {}
-            rows += [common | line for line in lines]
-        frame = pd.DataFrame(rows, dtype="str")
-        lacking = [key for key in keys if key not in frame]
-        if lacking:
-            if rows:
-                self.note(present[0], f"it is not used, as it has no column {', '.join(lacking)}")
+            lines = [common | line for line in lines]
+            if lacking := [key for key in keys if lines and key not in lines[0]]:
+                problems = [*problems, f"it is not used, as it has no column {', '.join(lacking)}"]
+            elif count := sum(any(line[key] is None for key in keys) for line in lines):
+                problems = [*problems, f"rows without {' or '.join(keys)} are left out ({count})"]
+            for problem in problems:
+                self.note(path, problem)
+            rows += [] if lacking else lines
+        if not rows:
             return pd.DataFrame(columns=list(keys), dtype="str")
-        for key in keys:
-            bare = frame[key].notna() & ~frame[key].str.startswith(PREFIXES[key], na=False)
+        frame = pd.DataFrame(rows, dtype="str").dropna(subset=list(keys)).reset_index(drop=True)
+        for key, prefix in PREFIXES.items():
+            if key not in frame:
+                continue
+            bare = frame[key].notna() & ~frame[key].str.startswith(prefix, na=False)
             if bare.any():
-                self.note(present[0], f"{PREFIXES[key]} was added to values of {key} without it")
-                frame[key] = frame[key].mask(bare, PREFIXES[key] + frame[key])
-        return frame.dropna(subset=list(keys)).reset_index(drop=True)
+                self.note(next(iter(paths)), f"{prefix} was added to values of {key} without it")
+                frame[key] = frame[key].mask(bare, prefix + frame[key])
+        return frame
 
     def merge_repeated(self, frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         """Keep one row per key; values on which the rows of a key disagree become missing."""
@@ -81,9 +87,9 @@ class TableReader:
         repeated = frame.duplicated(keys, keep=False)
         if not repeated.any():
             return frame
-        groups = frame[repeated].groupby(keys, sort=False)
+        groups = frame[repeated].groupby(keys, sort=False, dropna=False)
         differs = groups.nunique() > 1
-        names = frame.loc[repeated, keys].agg(" ".join, axis=1).unique()
+        names = frame.loc[repeated, keys].fillna("").agg(" ".join, axis=1).str.strip().unique()
         problem = f"there is more than one row of {join_names(names)}"
         if differs.any(axis=None):
             columns = join_names(differs.columns[differs.any()])
@@ -94,27 +100,29 @@ class TableReader:
 
     def sidecar(self, path: Path) -> dict[str, ColumnDescription]:
         """Read the descriptions of columns; none if there is no usable file."""
-        if not path.is_file():
-            return {}
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
             found = {name: value for name, value in content.items() if isinstance(value, dict)}
             return cast("dict[str, ColumnDescription]", found)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
         except (OSError, ValueError, AttributeError) as error:
             self.note(path, f"the file is no JSON object and is not used ({error})")
             return {}
 
 
-def _rows(path: Path) -> tuple[list[Row], list[str]]:
-    """Read a table as text, and say what is wrong with it."""
+def _rows(path: Path) -> tuple[list[Row], list[str]] | None:
+    """Read a table as text, and say what is wrong with it; None if there is no such file."""
     try:
         text, problems = _decode(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         return [], [f"the file cannot be read and is not used ({error.strerror})"]
     lines = _cells(text, problems)
     if not lines:
         return [], [*problems, "the file is empty"]
-    names = lines[0]
+    names = [_key_column(name) for name in lines[0]]
     repeated = sorted({name for name in names if names.count(name) > 1 and name})
     if repeated:
         problems.append(
@@ -132,6 +140,12 @@ def _rows(path: Path) -> tuple[list[Row], list[str]]:
                 row.setdefault(name, None if value in ("n/a", "") else value)
         rows.append(row)
     return rows, problems
+
+
+def _key_column(name: str) -> str:
+    """Spell the name of a key column as BIDS does."""
+    plain = re.sub(r"[\s_-]+", "_", name).casefold()
+    return plain if plain in (*PREFIXES, "filename") else name
 
 
 def _decode(content: bytes) -> tuple[str, list[str]]:

@@ -3,22 +3,148 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from hyps_bids.bids.index import find_scans
 from hyps_bids.cohort.gather import scan_keys
+from hyps_bids.cohort.keys import with_nearest
 from hyps_bids.cohort.metadata import Metadata
+from hyps_bids.errors import HypsError, NothingMatches
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import KEYS
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
-__all__ = ["add_missing_scans", "compare_participants", "scan_filter", "warn_of_withdrawn"]
+__all__ = [
+    "Selection",
+    "add_missing_scans",
+    "compare_participants",
+    "report_gone",
+    "scan_filter",
+    "select_scans",
+]
 
 _LOG = logging.getLogger("hyps_bids")
 _UNKNOWN = "not in participants.tsv"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which scans belong to the tables.
+
+    Attributes
+    ----------
+    scans : tuple of Scan
+        The selected images of the dataset.
+    is_wanted : callable
+        Tells whether a scan is selected, whether its image is there or not.
+    is_gone : callable
+        Tells whether the dataset no longer has the image of a scan.
+    failure : HypsError or None
+        Why no image is selected.
+    """
+
+    scans: tuple[Scan, ...]
+    is_wanted: Callable[[Scan], bool]
+    is_gone: Callable[[Scan], bool]
+    failure: HypsError | None = None
+
+
+def select_scans(settings: Settings) -> Selection:
+    """Find the selected images of the dataset.
+
+    A dataset without any T1w image says nothing about single scans: its images were removed after
+    processing, and no scan counts as gone.
+
+    Raises
+    ------
+    HypsError
+        Any error of :func:`hyps_bids.bids.index.find_scans`, unless the dataset has no images.
+    """
+    failure: HypsError | None = None
+    try:
+        scans = _find_images(settings)
+    except NothingMatches as error:
+        scans, failure = [], error
+    if not scans:
+        everything = _all_images(settings)
+        if failure and everything and not settings.keep_missing_images:
+            raise failure
+        is_wanted = scan_filter(settings, ())
+        if not everything:
+            _LOG.warning(
+                "%s has no T1w image, so the tables are made from the outputs in %s alone.",
+                *(settings.bids_dir, settings.output_dir),
+            )
+            return Selection((), is_wanted, lambda scan: False, failure)
+        scans = [scan for scan in everything if is_wanted(scan)]
+    stems = {scan.stem for scan in scans}
+    return Selection(
+        tuple(scans),
+        scan_filter(settings, scans),
+        lambda scan: scan.stem not in stems and _is_gone(settings, scan),
+        failure,
+    )
+
+
+def _find_images(settings: Settings) -> list[Scan]:
+    """Find the selected images; an index may still name images that are gone."""
+    scans = find_scans(settings, need_content=False)
+    if settings.bids_database_dir is None:
+        return scans
+    return [scan for scan in scans if os.path.lexists(scan.path)]
+
+
+def _all_images(settings: Settings) -> list[Scan]:
+    """Find the images of the dataset without any selection."""
+    everything = replace(
+        settings,
+        participant_label=(),
+        exclude_participant_label=(),
+        session_label=(),
+        bids_filter_file=None,
+    )
+    try:
+        return _find_images(everything)
+    except NothingMatches:
+        return []
+
+
+def _is_gone(settings: Settings, scan: Scan) -> bool:
+    """Tell whether an image that was not found is really gone."""
+    folder = settings.bids_dir / scan.folder
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        # Nobody knows what is in a folder that cannot be read.
+        return False
+    # Without a kept index, an image that is there was left out on purpose.
+    indexed = settings.bids_database_dir is not None
+    return not (indexed and {f"{scan.stem}_T1w.nii.gz", f"{scan.stem}_T1w.nii"} & {*names})
+
+
+def report_gone(stems: Sequence[str], settings: Settings) -> None:
+    """Warn of scans with outputs whose images are gone."""
+    if not stems:
+        return
+    if settings.keep_missing_images:
+        consequence = "They are used all the same, because of --keep-missing-images."
+    else:
+        consequence = (
+            "They are left out of the tables. Remove their outputs if the images were renamed or "
+            "the participants withdrawn, or use them all the same with --keep-missing-images."
+        )
+    _LOG.warning(
+        "%s with outputs, but the T1w images are no longer in %s or no longer used: %s. %s",
+        *(format_count(len(stems), "scan"), settings.bids_dir, join_names(stems), consequence),
+    )
 
 
 def scan_filter(settings: Settings, scans: Sequence[Scan]) -> Callable[[Scan], bool]:
@@ -38,39 +164,39 @@ def scan_filter(settings: Settings, scans: Sequence[Scan]) -> Callable[[Scan], b
     )
 
 
-def add_missing_scans(qc: pd.DataFrame, scans: Iterable[Scan]) -> pd.DataFrame:
-    """Add the scans without outputs to the QC table, and warn of them and of failed scans."""
-    failed = qc.loc[qc["status"] != "done", "scan"]
+def add_missing_scans(
+    qc: pd.DataFrame, scans: Iterable[Scan], output: Path, unreadable: Mapping[Path, str]
+) -> pd.DataFrame:
+    """Add the scans without outputs to the QC table, and warn of them and of failed scans.
+
+    Scans whose folder below `output` is `unreadable` have failed.
+    """
+    known = set(qc["scan"])
+    rows = []
+    for scan in scans:
+        if scan.stem in known:
+            continue
+        state = ["missing", "no outputs yet"]
+        for folder in (scan.folder, *scan.folder.parents) if unreadable else ():
+            if reason := unreadable.get(output / folder):
+                state = ["failed", f"{folder} cannot be read ({reason})"]
+        rows.append([*scan_keys(scan.stem), *state])
+    if rows:
+        added = pd.DataFrame(rows, columns=[*KEYS, "status", "reason"])
+        qc = pd.concat([qc, added]).sort_values("scan", kind="stable", ignore_index=True)
+    failed = qc.loc[~qc["status"].isin(["done", "missing"]), "scan"]
     if len(failed):
         _LOG.warning(
             "%s failed (the column reason of the group tables says why): %s",
             *(format_count(len(failed), "scan"), join_names(failed)),
         )
-    known = set(qc["scan"])
-    stems = [scan.stem for scan in scans if scan.stem not in known]
-    if not stems:
-        return qc
-    _LOG.warning(
-        "%s without outputs; run the participant level for: %s",
-        *(format_count(len(stems), "scan"), join_names(stems)),
-    )
-    rows = [[*scan_keys(stem), "missing", "no outputs yet"] for stem in stems]
-    missing = pd.DataFrame(rows, columns=[*KEYS, "status", "reason"])
-    return pd.concat([qc, missing]).sort_values("scan", kind="stable", ignore_index=True)
-
-
-def warn_of_withdrawn(participants: pd.Series, bids_dir: Path) -> None:
-    """Name participants with outputs but without data: they may have withdrawn their consent."""
-    gone = [name for name in participants.unique() if not (bids_dir / name).is_dir()]
-    # If all are gone, the dataset has only tables, which tells nothing about consent.
-    if gone and len(gone) < participants.nunique():
+    missing = qc.loc[qc["status"] == "missing", "scan"]
+    if len(missing):
         _LOG.warning(
-            "These participants have outputs, but are no longer in %s: %s. They are used all the "
-            "same. If they have withdrawn, remove their outputs, or leave them out with "
-            "--exclude-participant-label.",
-            bids_dir,
-            join_names(gone),
+            "%s without outputs; run the participant level for: %s",
+            *(format_count(len(missing), "scan"), join_names(missing)),
         )
+    return qc
 
 
 def compare_participants(
@@ -103,7 +229,7 @@ def compare_participants(
     _LOG.warning(
         "These participants are in participants.tsv, but the dataset has no T1w image of them, so "
         "they have the status missing: %s",
-        join_names(without),
+        with_nearest(without, sorted(table.loc[unknown, "participant_id"].unique())),
     )
     rows = pd.DataFrame(
         {"participant_id": without, "status": "missing", "reason": "no T1w image in the dataset"},

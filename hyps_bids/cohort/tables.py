@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from hyps_bids.bids.index import find_scans
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
-from hyps_bids.cohort.gather import gather
+from hyps_bids.cohort.gather import find_outputs, gather, scan_named
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.metadata import read_metadata
-from hyps_bids.cohort.selection import add_missing_scans, scan_filter
+from hyps_bids.cohort.selection import add_missing_scans, report_gone, select_scans
 from hyps_bids.cohort.wide import STATUS, build_wide_table
 from hyps_bids.errors import MissingInput
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import (
     CHANGE_COLUMNS,
+    KEYS,
     LINEAR_MODEL_COLUMNS,
     ColumnDescription,
     described,
@@ -30,13 +31,29 @@ from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, read_wide
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
-__all__ = ["write_group_tables"]
+__all__ = ["GroupTables", "write_group_tables"]
 
 _LOG = logging.getLogger("hyps_bids")
 
 
-def write_group_tables(settings: Settings) -> pd.DataFrame:
-    """Write the tables of all selected scans into OUT_DIR, and return the wide table.
+@dataclass(frozen=True)
+class GroupTables:
+    """What the group level has made of the outputs.
+
+    Attributes
+    ----------
+    wide : pandas.DataFrame
+        The wide table.
+    complete : bool
+        Whether all folders and files of the participant level could be read.
+    """
+
+    wide: pd.DataFrame
+    complete: bool
+
+
+def write_group_tables(settings: Settings) -> GroupTables:
+    """Write the tables of all selected scans into OUT_DIR.
 
     These are long tables of volumes and of quality; the wide table, one row per scan, with derived
     measures and the metadata of participants and sessions; the change over time of subjects
@@ -50,22 +67,26 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
     UsageError
         If ``settings.controls`` or a model names something that does not exist.
     HypsError
-        Any error of :func:`hyps_bids.bids.index.find_scans`.
+        Any error of :func:`hyps_bids.cohort.selection.select_scans`.
     """
     output = settings.output_dir
-    scans = find_scans(settings, need_content=False)
-    gathered = gather(output, scan_filter(settings, scans))
+    selection = select_scans(settings)
+    found = find_outputs(output, selection.is_wanted)
+    gone = [stem for stem in found.stems if selection.is_gone(scan_named(stem))]
+    report_gone(gone, settings)
+    gathered = gather(found if settings.keep_missing_images else found.without(gone))
+    for path, reason in gathered.unreadable.items():
+        _LOG.error("%s: cannot be read (%s), so the scans in it are not used.", path, reason)
     if gathered.qc.empty:
-        raise MissingInput(
+        raise selection.failure or MissingInput(
             f"{output} has no tables of the selected scans. Run the participant level first.",
             code="scan-tables-missing",
         )
-    qc = add_missing_scans(gathered.qc, scans)
+    qc = add_missing_scans(gathered.qc, selection.scans, output, gathered.unreadable)
     _write(output, "morph", gathered.morph, described(table_columns("morph")))
     _write(output, "qc", qc, described(table_columns("qc") | {"status": STATUS}))
     _warn_of_mixture(gathered.provenance)
-    participants = {f"sub-{scan.subject}" for scan in scans} | {*qc["participant_id"]}
-    metadata = read_metadata(settings.bids_dir, sorted(participants), _named_columns(settings))
+    metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
     wide, columns = build_wide_table(gathered, qc, metadata, settings)
     # Models of an earlier table must not stay beside this one, even if a formula is wrong.
     _write(output, LINEAR_MODELS, pd.DataFrame(), {}, optional=True)
@@ -79,7 +100,7 @@ def write_group_tables(settings: Settings) -> pd.DataFrame:
         controls = parse_controls(settings.controls) if settings.controls else None
         models = statistics.fit_models(wide, settings.model, controls)
         _write(output, LINEAR_MODELS, models, described(LINEAR_MODEL_COLUMNS), optional=True)
-    return read_wide(output)
+    return GroupTables(read_wide(output), complete=not gathered.unreadable)
 
 
 def _named_columns(settings: Settings) -> list[str]:

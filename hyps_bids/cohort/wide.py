@@ -11,7 +11,7 @@ from hyps_bids.cohort.derived import derive, describe, volumes
 from hyps_bids.cohort.gather import Gathered, scan_named
 from hyps_bids.cohort.icv import adjustment_scans, icv_residuals, warn_of_few
 from hyps_bids.cohort.metadata import Metadata, join
-from hyps_bids.cohort.selection import compare_participants, warn_of_withdrawn
+from hyps_bids.cohort.selection import compare_participants
 from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
 from hyps_bids.settings import Settings
 
@@ -40,7 +40,6 @@ def build_wide_table(
     entities = _further_entities(qc["scan"])
     keys, state = ["participant_id", "session_id", "scan"], ["status", "reason", "flags", "remarks"]
     base = pd.concat([qc[keys], entities, qc[state]], axis=1)
-    warn_of_withdrawn(base["participant_id"], settings.bids_dir)
     base = compare_participants(base, metadata, settings)
     measured = volumes(gathered.morph)
     measured = pd.concat([measured, derive(measured)], axis=1)

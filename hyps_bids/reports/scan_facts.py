@@ -29,7 +29,15 @@ from hyps_bids.reports.flags import (
     split_measure,
 )
 
-__all__ = ["ScanFacts", "Structure", "facts_files", "find_scans_of", "read_facts", "unprocessed"]
+__all__ = [
+    "ScanFacts",
+    "Structure",
+    "facts_files",
+    "find_scans_of",
+    "read_facts",
+    "unprocessed",
+    "without_image",
+]
 
 _QC_ENDING = f"_{SEG_PREFIX}_qc.tsv"
 _T1W = re.compile(r"(?P<stem>sub-.*)_T1w\.nii(\.gz)?")
@@ -153,11 +161,22 @@ def find_scans_of(output_dir: Path, subject: str) -> list[Scan]:
 
 def unprocessed(bids_dir: Path, output_dir: Path, subject: str) -> list[str]:
     """Name a subject's T1w images without outputs: they were filtered out, or are not done yet."""
+    outputs = {scan.stem for scan in find_scans_of(output_dir, subject)}
+    return sorted(_images_of(bids_dir, subject) - outputs)
+
+
+def without_image(bids_dir: Path, output_dir: Path, subject: str) -> list[str]:
+    """Name a subject's outputs whose T1w image is gone while others are there, sorted."""
+    images = _images_of(bids_dir, subject)
+    outputs = {scan.stem for scan in find_scans_of(output_dir, subject)}
+    return sorted(outputs - images) if images else []
+
+
+def _images_of(bids_dir: Path, subject: str) -> set[str]:
     folder = bids_dir / f"sub-{subject}"
     files = [*folder.glob("anat/*"), *folder.glob("ses-*/anat/*")]
     found = [_T1W.fullmatch(path.name) for path in files]
-    names = {match["stem"] for match in found if match}
-    return sorted(names - {scan.stem for scan in find_scans_of(output_dir, subject)})
+    return {match["stem"] for match in found if match}
 
 
 def facts_files(output_dir: Path, scan: Scan) -> dict[str, Path]:

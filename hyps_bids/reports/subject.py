@@ -13,7 +13,7 @@ from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import methods_html
 from hyps_bids.reports.page import embedded_json, render
-from hyps_bids.reports.scan_facts import facts_files, find_scans_of, unprocessed
+from hyps_bids.reports.scan_facts import facts_files, find_scans_of, unprocessed, without_image
 from hyps_bids.reports.section import Section, State, build_section
 
 __all__ = ["LIMIT", "is_current", "write_subject_report"]
@@ -85,6 +85,7 @@ def _state(bids_dir: Path, output_dir: Path, subject: str, *, with_settings: boo
     """Digest what the report shows: it changes when another job finishes a scan."""
     digest = hashlib.sha256(f"{__version__} {with_settings} ".encode())
     digest.update(" ".join(unprocessed(bids_dir, output_dir, subject)).encode())
+    digest.update(" ".join(without_image(bids_dir, output_dir, subject)).encode())
     for scan in find_scans_of(output_dir, subject):
         for path in facts_files(output_dir, scan).values():
             try:
@@ -105,6 +106,7 @@ def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, s
         # Without a state the report is made again: missing pictures may be there by then.
         outputs_state="" if any(s.unseen for s in sections) else state,
         unprocessed=unprocessed(bids_dir, output_dir, subject),
+        without_image=without_image(bids_dir, output_dir, subject),
         subject=subject,
         sections=sections,
         verdict=_verdict(sections),

@@ -54,7 +54,7 @@ class MadeStudy:
         )
 
     def write_tables(self, **options: Any) -> pd.DataFrame:
-        return write_group_tables(self.settings(**options))
+        return write_group_tables(self.settings(**options)).wide
 
     def group_table(self, kind: str) -> pd.DataFrame:
         return read_table(group_path(self.output, kind))

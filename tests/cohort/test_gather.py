@@ -15,7 +15,7 @@ from hyps_bids.outputs.writing import write_table
 
 
 def reason(study: Any, stem: str) -> str:
-    qc = gather(study.output).qc.set_index("scan")
+    qc = gather(find_outputs(study.output)).qc.set_index("scan")
     assert qc.loc[stem, "status"] == "failed"
     return qc.loc[stem, "reason"]
 
@@ -28,7 +28,7 @@ def test_all_scans_are_found_once(study: Any) -> None:
     hidden.write_text("half")
     study.path("sub-02", "qc").with_name("sub-02_seg-other_qc.tsv").write_text("x")
     (study.output / "sub-03").mkdir()
-    found = gather(study.output)
+    found = gather(find_outputs(study.output))
     stems = ["sub-01_ses-A_acq-x", "sub-01_ses-B_run-1", "sub-02"]
     assert found.qc["scan"].tolist() == stems
     assert found.qc["session_id"].fillna("none").tolist() == ["ses-A", "ses-B", "none"]
@@ -38,7 +38,7 @@ def test_all_scans_are_found_once(study: Any) -> None:
     # A recent partial file may belong to a writer that is still at work.
     assert hidden.exists()
     os.utime(hidden, (0, 0))
-    gather(study.output)
+    gather(find_outputs(study.output))
     assert not hidden.exists()
 
 
@@ -46,7 +46,7 @@ def test_selection_is_by_name(study: Any) -> None:
     for stem in ("sub-1", "sub-11"):
         study.scan(stem)
     paths = find_outputs(study.output, lambda scan: scan.subject == "1")
-    assert [list(files) for files in paths.values()] == [["sub-1"], ["sub-1"]]
+    assert [list(files) for files in paths.tables.values()] == [["sub-1"], ["sub-1"]]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_damaged_tables(study: Any, kind: str, content: bytes, message: str) -> 
     assert message in reason(study, "sub-01")
     assert "run the participant level again" in reason(study, "sub-01")
     assert study.path("sub-01", kind).name in reason(study, "sub-01")
-    found = gather(study.output)
+    found = gather(find_outputs(study.output))
     assert set(found.morph["scan"]) == {"sub-02"}
     assert found.qc["status"].tolist() == ["failed", "done"]
     # Damage in one file does not turn the numbers of the others into text.
@@ -86,13 +86,13 @@ def test_incomplete_scans(study: Any) -> None:
     assert reason(study, "sub-01").startswith("no volume table")
     assert reason(study, "sub-02").startswith("no QC table")
     assert reason(study, "sub-04").startswith("no QC sidecar")
-    assert set(gather(study.output).morph["scan"]) == {"sub-03"}
+    assert set(gather(find_outputs(study.output)).morph["scan"]) == {"sub-03"}
 
 
 def test_failed_scan_keeps_its_reason(study: Any) -> None:
     study.scan("sub-01")
     study.failed_scan("sub-01", 'file "x" is\nnot an image')
-    found = gather(study.output)
+    found = gather(find_outputs(study.output))
     assert found.qc["reason"].tolist() == ['file "x" is not an image']
     assert found.morph.empty
     assert found.provenance.empty
@@ -104,7 +104,7 @@ def test_tables_of_other_versions(study: Any) -> None:
     path = study.path("sub-02", "morph")
     frame = read_table(path).drop(columns="voxels").assign(surface_mm2=7.5, method="new")
     write_table(path, frame)
-    found = gather(study.output)
+    found = gather(find_outputs(study.output))
     morph = found.morph.set_index("scan")
     assert list(found.morph.columns) == [*table_columns("morph"), "surface_mm2", "method"]
     assert morph.loc["sub-01", "surface_mm2"].isna().all()
@@ -118,7 +118,7 @@ def test_models_of_the_volumes(study: Any) -> None:
     for stem in ("sub-01", "sub-03"):
         study.scan(stem)
     study.sidecar("sub-03").write_text('{"Models": []}')
-    made = gather(study.output).provenance.set_index("scan")
+    made = gather(find_outputs(study.output)).provenance.set_index("scan")
     assert made.loc["sub-01"].tolist() == [
         "0.0.1",
         "adapter-made",
@@ -128,7 +128,7 @@ def test_models_of_the_volumes(study: Any) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    found = gather(tmp_path)
+    found = gather(find_outputs(tmp_path))
     assert found.qc.empty
     assert found.morph.empty
     assert list(found.morph.columns) == list(table_columns("morph"))

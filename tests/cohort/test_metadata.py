@@ -34,7 +34,7 @@ def test_odd_files_are_read(
     study: Any, caplog: pytest.LogCaptureFixture, content: bytes, fact: str | None
 ) -> None:
     (study.raw / "participants.tsv").write_bytes(content)
-    frame = read_metadata(study.raw, []).participants
+    frame = read_metadata(study.raw, frame_of()).participants
     assert frame.to_dict("records") == [{"participant_id": "sub-01", "name": "José", "age": "70"}]
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == (fact is not None)
@@ -46,14 +46,14 @@ def test_odd_files_are_read(
 @pytest.mark.parametrize("content", [b"", b"name\tage\nx\t1\n", b"\x00\x01\x02"])
 def test_useless_file(study: Any, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
     (study.raw / "participants.tsv").write_bytes(content)
-    metadata = read_metadata(study.raw, [])
+    metadata = read_metadata(study.raw, frame_of())
     assert metadata.participants.empty
     assert len(caplog.records) == (content != b"\x00\x01\x02")
 
 
 def test_no_files(study: Any, caplog: pytest.LogCaptureFixture) -> None:
-    metadata = read_metadata(study.raw, ["sub-01"], ["MMSE"])
-    frame = pd.DataFrame({"participant_id": ["sub-01"], "session_id": None, "scan": "sub-01"})
+    frame = frame_of(("sub-01", None))
+    metadata = read_metadata(study.raw, frame, ["MMSE"])
     assert list(join(frame, metadata)) == ["participant_id", "session_id", "scan"]
     assert not caplog.records
 
@@ -63,7 +63,9 @@ def test_participants_twice(study: Any, caplog: pytest.LogCaptureFixture) -> Non
         "participants.tsv",
         "participant_id age sex\nsub-1 70 F\nsub-2 60 M\nsub-1 71 F\nsub-2 60 M\nsub-3 50 n/a",
     )
-    frame = read_metadata(study.raw, []).participants.set_index("participant_id").sort_index()
+    frame = (
+        read_metadata(study.raw, frame_of()).participants.set_index("participant_id").sort_index()
+    )
     # Values on which the rows agree are known.
     assert frame["sex"].fillna("?").tolist() == ["F", "M", "?"]
     assert frame["age"].fillna("?").tolist() == ["?", "60", "50"]
@@ -81,8 +83,8 @@ def test_session_wins_over_participant(study: Any) -> None:
     study.table("participants.tsv", "participant_id age sex\nsub-1 70 F\nsub-2 60 M")
     study.table("sub-1/sub-1_sessions.tsv", "session_id age MMSE\nses-A 70.5 29\nses-B n/a 28")
     study.table("sub-2/sub-2_sessions.tsv", "session_id age mood\n2 61 n/a")
-    metadata = read_metadata(study.raw, ["sub-1", "sub-2", "sub-3"])
     frame = frame_of(("sub-1", "ses-B"), ("sub-2", "ses-2"), ("sub-1", "ses-A"), ("sub-3", None))
+    metadata = read_metadata(study.raw, frame)
     joined = join(frame, metadata)
     assert joined["scan"].tolist() == frame["scan"].tolist()
     assert joined["age"].fillna("?").tolist() == ["70", "61", "70.5", "?"]
@@ -100,7 +102,7 @@ def test_dates_of_scans_win_over_those_of_sessions(study: Any) -> None:
         "anat/sub-1_ses-A_T2w.nii.gz 1999-01-01T00:00:00",
     )
     frame = frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B"))
-    joined = join(frame, read_metadata(study.raw, ["sub-1"]))
+    joined = join(frame, read_metadata(study.raw, frame))
     assert joined["acq_time"].tolist() == ["2001-03-04T05:06:07", "2002-01-01"]
 
 
@@ -112,9 +114,9 @@ def test_phenotype_on_request(study: Any) -> None:
         json.dumps({"MeasurementToolMetadata": {}, "APOE4": {"Description": "Alleles"}})
     )
     frame = frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B"))
-    nothing = join(frame, read_metadata(study.raw, ["sub-1"]))
+    nothing = join(frame, read_metadata(study.raw, frame))
     assert "MMSE" not in nothing
-    metadata = read_metadata(study.raw, ["sub-1"], ["MMSE", "APOE4", "age", "nowhere"])
+    metadata = read_metadata(study.raw, frame, ["MMSE", "APOE4", "age", "nowhere"])
     joined = join(frame, metadata)
     assert joined["MMSE"].fillna("?").tolist() == ["29", "?"]
     assert joined["APOE4"].tolist() == ["2", "2"]
@@ -122,13 +124,13 @@ def test_phenotype_on_request(study: Any) -> None:
     assert metadata.columns["APOE4"] == {"Description": "Alleles"}
     study.table("phenotype/other.tsv", "participant_id MMSE\nsub-1 30")
     with raises(UsageError, "phenotype-column-ambiguous", "MMSE", "mmse.tsv", "other.tsv"):
-        read_metadata(study.raw, ["sub-1"], ["MMSE"])
+        read_metadata(study.raw, frame, ["MMSE"])
 
 
 def test_our_columns_keep_their_names(study: Any) -> None:
     study.table("participants.tsv", "participant_id status scan\nsub-1 retired 3T")
     frame = frame_of(("sub-1", None)).assign(status="done")
-    joined = join(frame, read_metadata(study.raw, [])).loc[0]
+    joined = join(frame, read_metadata(study.raw, frame_of())).loc[0]
     assert (joined["status"], joined["participants_status"]) == ("done", "retired")
     assert (joined["scan"], joined["participants_scan"]) == ("sub-1", "3T")
 
@@ -173,7 +175,7 @@ def test_many_files_with_one_fault_give_one_warning(
     names = [f"sub-{i}" for i in range(5)]
     for name in names:
         study.table(f"{name}/{name}_sessions.tsv", "session_id,age\nses-1,70")
-    metadata = read_metadata(study.raw, names)
+    metadata = read_metadata(study.raw, frame_of(*((name, "ses-1") for name in names)))
     assert len(metadata.sessions) == 5
     (record,) = caplog.records
     assert record.levelno == logging.WARNING

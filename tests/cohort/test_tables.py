@@ -188,8 +188,8 @@ def test_participants_that_disagree(study: Any, caplog: pytest.LogCaptureFixture
     assert wide.loc["sub-3", "reason"] == "no outputs yet"
     assert wide.loc["sub-4", "reason"] == "no T1w image in the dataset"
     assert wide["age"].fillna(-1).tolist() == [70, -1, 71, 72]
-    assert len(warnings_of(caplog, "participants.tsv", "sub-2")) == 1
-    assert len(warnings_of(caplog, "participants.tsv", "T1w", "sub-4")) == 1
+    assert len(warnings_of(caplog, "participants.tsv", "metadata", "sub-2")) == 1
+    assert len(warnings_of(caplog, "participants.tsv", "T1w", "sub-4 ", "sub-2")) == 1
     selected = study.write_tables(participant_label=("1",))
     assert selected["participant_id"].tolist() == ["sub-1"]
 
