@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -280,7 +280,7 @@ def _controls(settings: Settings, rows: pd.DataFrame) -> Bools | None:
     return np.asarray(text_levels(rows[column]) == level, dtype=bool)
 
 
-def _held_out(settings: Settings, rows: pd.DataFrame, everyone: Collection[str]) -> Bools:
+def _held_out(settings: Settings, rows: pd.DataFrame, everyone: set[str]) -> Bools:
     """Mark the scans of held-out subjects: COLUMN=LEVEL, or a file with one subject per line."""
     text = settings.held_out
     if text is None:
@@ -298,7 +298,12 @@ def _held_out(settings: Settings, rows: pd.DataFrame, everyone: Collection[str])
         if others := [name for name in sorted(named) if matched.get(name) not in subjects]:
             _LOG.warning(
                 "--held-out %s: %d of %d subjects are not in this contrast: %s",
-                *(text, len(others), len(named), with_nearest(others, sorted({*ids} - subjects))),
+                *(text, len(others), len(named), join_names(others)),
+            )
+        if unknown := sorted(named - matched.keys()):
+            _LOG.warning(
+                "--held-out %s: these subjects are not in the group table: %s",
+                *(text, with_nearest(unknown, sorted(everyone - {*matched.values()}))),
             )
     else:
         raise UsageError(

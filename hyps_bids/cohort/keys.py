@@ -84,12 +84,12 @@ def with_nearest(labels: Iterable[str], known: Collection[str]) -> str:
     Examples
     --------
     >>> with_nearest(["sub-O1"], ["sub-01", "sub-02"]), with_nearest(["sub-1"], [])
-    ('sub-O1 (the nearest without a row is sub-01)', 'sub-1')
+    ('sub-O1 (nearest: sub-01)', 'sub-1')
     """
     names = []
     for number, label in enumerate(labels):
         close = difflib.get_close_matches(label, known, n=1, cutoff=0.0) if number < _SHOWN else []
-        names.append(f"{label} (the nearest without a row is {close[0]})" if close else label)
+        names.append(f"{label} (nearest: {close[0]})" if close else label)
     return join_names(names)
 
 

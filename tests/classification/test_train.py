@@ -155,13 +155,15 @@ def test_held_out_table_is_read_by_its_first_column(
     # The ages must not be taken for subjects.
     table = options.output_dir / "held_out.tsv"
     table.parent.mkdir()
-    table.write_text("participant_id\tage\nsub-0001\t0002\nsub-0014\t0003\nsub-99\t0\n")
+    table.write_text("participant_id\tage\n1\t0002\nsub-0014\t0003\nsub-99\t0\n")
     frame = simulate({"AD": 8, "CN": 9}, {"AD": -3})
     assert train_classifiers(replace(options, held_out=str(table)), frame) == []
     last = read_table(folder(options) / "predictions.tsv")
     last = last[last["validation"] == "held-out"]
     assert set(last["participant_id"]) == {"sub-0001", "sub-0014"}
-    assert (str(table), 1, 3, "sub-99") in [record.args for record in caplog.records]
+    facts = [record.args for record in caplog.records]
+    assert (str(table), 1, 3, "sub-99") in facts
+    assert (str(table), "sub-1 for sub-0001") in facts
     table.write_bytes("sub-Zürich".encode("latin-1"))
     with raises(BadData, "no-contrast-possible", table):
         train_classifiers(replace(options, held_out=str(table)), frame)

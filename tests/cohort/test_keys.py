@@ -81,15 +81,19 @@ def test_visits_of_a_participant_without_sessions(
         (
             "participants.tsv",
             "participant_id session_id age\nsub-01 M60 70",
-            ("sub-01 ses-M60", "is sub-01 ses-M06"),
+            ("sub-01 ses-M60", "nearest: sub-01 ses-M06"),
         ),
-        ("participants.tsv", "participant_id age\nsub-O1 70", ("sub-O1", "is sub-01")),
-        ("sub-01/sub-01_sessions.tsv", "session_id age\nM07 70", ("ses-M07", "is sub-01 ses-M06")),
-        ("phenotype/x.tsv", "participant_id age\nsub-O1 70", ("sub-O1", "is sub-01")),
+        ("participants.tsv", "participant_id age\nsub-O1 70", ("sub-O1", "nearest: sub-01")),
+        (
+            "sub-01/sub-01_sessions.tsv",
+            "session_id age\nM07 70",
+            ("ses-M07", "nearest: sub-01 ses-M06"),
+        ),
+        ("phenotype/x.tsv", "participant_id age\nsub-O1 70", ("sub-O1", "nearest: sub-01")),
         (
             "sub-01/ses-M06/sub-01_ses-M06_scans.tsv",
             "filename acq_time\nanat/sub-01_ses-M60_T1w.nii.gz 2001-01-01",
-            ("sub-01_ses-M60", "is sub-01_ses-M06"),
+            ("sub-01_ses-M60", "nearest: sub-01_ses-M06"),
         ),
     ],
 )
