@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hyps_bids.bids.index import find_scans
+from hyps_bids.bids.index import find_scans, select_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
@@ -41,7 +41,7 @@ def run(settings: Settings) -> int:
     Returns
     -------
     int
-        0, or 1 if a scan, a classifier or a report failed.
+        0, or 1 if a scan, a classifier or a report failed, or a folder could not be read.
 
     Raises
     ------
@@ -67,9 +67,10 @@ def _run_participant_level(settings: Settings) -> int:
 
         # Validate the plugin file first, so that a bad one fails before any output is written.
         read_plugin(settings.use_plugin)
-    scans = find_scans(settings, need_content=not settings.reports_only)
+    selection = select_scans(settings, need_content=not settings.reports_only)
+    scans = selection.scans
     if settings.dry_run:
-        return _print_paths(scans)
+        return _print_paths(scans) or int(bool(selection.unreadable))
     if settings.reports_only:
         scans = _scans_with_results(settings, scans)
     else:
@@ -88,7 +89,7 @@ def _run_participant_level(settings: Settings) -> int:
             failed = _segment(this_run, scans)
         subjects = _subjects_to_report(settings, scans)
         unreported = build_reports(this_run, subjects) if subjects else []
-    return 1 if failed or unreported else 0
+    return 1 if failed or unreported or selection.unreadable else 0
 
 
 def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-__all__ = ["format_count", "join_names", "suggest_names"]
+__all__ = ["format_count", "join_names", "printable", "suggest_names"]
 
 #: Most names that are shown of a list.
 _SHOWN = 20
@@ -22,6 +22,19 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    r"""Write control characters, and bytes that are not UTF-8, as escapes.
+
+    Examples
+    --------
+    >>> print(printable("01\r"), printable("caf\udce9"), printable("café"))
+    01\r caf\udce9 café
+    """
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
+
+
 def join_names(names: Iterable[str]) -> str:
     """Join names by commas; of many names, show the first 20 and count the others.
 
@@ -30,7 +43,7 @@ def join_names(names: Iterable[str]) -> str:
     >>> join_names("abc"), join_names(map(str, range(22)))[-13:]
     ('a, b, c', '19 and 2 more')
     """
-    every = list(names)
+    every = [printable(name) for name in names]
     more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
     return ", ".join(every[:_SHOWN]) + more
 

@@ -533,7 +533,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         If it is not valid TOML, or has unknown options or values of the wrong kind.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise MissingInput(
             f"{path}: the configuration file cannot be read ({error.strerror}).",

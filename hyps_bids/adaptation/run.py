@@ -7,7 +7,6 @@ it was when the same command is given.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -31,7 +30,7 @@ from hyps_bids.adaptation.publish import Training, publish
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.networks.checkpoints import LOCALIZER, shipped_weights
 from hyps_bids.outputs.labels import WHOLE
-from hyps_bids.outputs.reading import read_json_object, read_table
+from hyps_bids.outputs.reading import load_json, read_json_object, read_table
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.resources import available_cpus
 from hyps_bids.segmentation.devices import choose_device, prepare_process
@@ -244,7 +243,7 @@ def _claim(work: Path, identity: Mapping[str, Any]) -> None:
     """Continue the fits in the work folder if they belong to this run; otherwise remove them."""
     path = work / "run.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = load_json(path)
         if before == identity:
             _LOG.info("%s: continuing the run that was stopped", work)
             return

@@ -52,14 +52,27 @@ def read_filters(path: Path) -> dict[str, Any]:
             "%s: the queries %s are not used here, only '%s' is", path, ", ".join(ignored), _QUERY
         )
     nested = {key for key, value in query.items() if isinstance(value, dict)}
+    fixed = {key for key in set(query) & set(T1W) if not _within(query[key], T1W[key])}
     for names, why, code in (
-        (set(query) & set(T1W), "cannot be set: only T1w images are processed", "filter-fixed"),
+        (
+            fixed,
+            "cannot be set to other values than those of T1w images "
+            f"({', '.join(f'{key}: {T1W[key]}' for key in sorted(fixed))})",
+            "filter-fixed",
+        ),
         (set(query) & _ARGUMENTS, "is not an entity", "filter-argument"),
         (nested, "must be a value or a list of values", "filter-value"),
     ):
         if names:
             raise UsageError(f"{path}: {', '.join(sorted(names))} {why}.", code=code)
     return {key: _translate(value) for key, value in query.items()}
+
+
+def _within(value: Any, allowed: str | list[str]) -> bool:
+    """Tell whether a filter asks for nothing but what is selected anyway; it may ask for less."""
+    values = value if isinstance(value, list) else [value]
+    known = {word.lstrip(".") for word in ([allowed] if isinstance(allowed, str) else allowed)}
+    return bool(values) and all(isinstance(v, str) and v.lstrip(".") in known for v in values)
 
 
 def _translate(value: Any) -> Any:

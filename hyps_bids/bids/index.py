@@ -4,41 +4,69 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from bids.layout import BIDSLayout
+
+from hyps_bids.bids.absence import LeftOut, describe_absent, explain_labels
 from hyps_bids.bids.filters import filtered_paths, read_filters
-from hyps_bids.bids.layouts import T1W, index_t1w
-from hyps_bids.errors import InvalidBids, MissingInput, NothingMatches
-from hyps_bids.messages import format_count, join_names
+from hyps_bids.bids.folders import Participant, find_participants, is_text, list_images
+from hyps_bids.bids.layouts import StoredIndex, index_images
+from hyps_bids.errors import HypsError, InvalidBids, MissingInput, NothingMatches, UsageError
+from hyps_bids.messages import format_count, join_names, printable
 from hyps_bids.outputs.reading import read_json_object
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
 
-__all__ = ["check_dataset", "find_scans", "refuse_dangling"]
+__all__ = ["Selection", "check_dataset", "find_scans", "refuse_dangling", "select_scans"]
 
 _LOG = logging.getLogger("hyps_bids")
+#: Entities by which derivatives name what is no T1w image of a whole head.
+_NO_HEAD = ("atlas", "cohort", "den", "hemi", "label", "roi", "scale", "seg", "tpl")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images that were asked for.
+
+    Attributes
+    ----------
+    scans : list of Scan
+        Sorted by path; every session, acquisition, reconstruction and run by itself.
+    unreadable : list of Path
+        Folders of the selected participants that this user may not read.
+    """
+
+    scans: list[Scan]
+    unreadable: list[Path]
 
 
 def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
-    """Find the T1w images that were asked for; only their folders are indexed.
+    """Find the T1w images that were asked for; see :func:`select_scans`."""
+    return select_scans(settings, need_content=need_content).scans
+
+
+def select_scans(settings: Settings, *, need_content: bool = True) -> Selection:
+    """Find the T1w images that were asked for; only their folders are listed.
+
+    Participants without such an image are named, with what is in their folders instead.
 
     Parameters
     ----------
     settings : Settings
         Dataset, labels and filters.
     need_content : bool
-        Refuse dangling links; the group level needs only the names.
-
-    Returns
-    -------
-    list of Scan
-        Sorted by path; every session, acquisition, reconstruction and run by itself.
+        Name dangling links, and refuse if there is nothing else; the group level needs only the
+        names.
 
     Raises
     ------
     MissingInput
-        If there is no dataset, or an image that was asked for is a dangling link.
+        If there is no dataset, all images that were asked for are dangling links, or nothing that
+        was asked for may be read.
     InvalidBids
         If the folder is not a BIDS dataset, holds the same image twice, or an image whose name
         contradicts its folder; without validation, such an image is left out with a warning.
@@ -49,40 +77,42 @@ def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
     BadData
         If the index cannot be read.
     CannotCreateOutput
-        If the index cannot be written.
+        If there is no index yet and none can be written.
     """
     root, filter_file = settings.bids_dir, settings.bids_filter_file
     check_dataset(root, "BIDS_DIR", skip=settings.skip_bids_validation)
-    available = sorted(p.name[4:] for p in root.glob("sub-*") if p.is_dir())
-    asked = _select(settings, available)
+    _say_derivative(root)
+    available, nearly = find_participants(root)
+    asked = _select(settings, available, nearly)
     filters = read_filters(filter_file) if filter_file else {}
-    layout = index_t1w(root, asked, settings.bids_database_dir)
+    participants = list_images(root, asked)
     # Labels are compared here instead of queried: with regex_search, 01 would also match 101.
     candidates = [
-        Scan.from_path(path)
-        for path in (Path(file.relpath) for file in layout.get(**T1W))
-        if _is_asked(path, asked, settings.session_label)
+        Scan.from_path(Path(image))
+        for participant in participants
+        for image in participant.images
+        if _is_asked(image, settings.session_label)
     ]
     _refuse_unknown_sessions(settings, available, candidates)
-    scans = sorted(_well_named(root, candidates, leave_out=settings.skip_bids_validation))
-    of_labels = len(scans)
+    scans = _well_named(root, candidates, leave_out=settings.skip_bids_validation)
+    left_out: LeftOut = defaultdict(list)
+    scans = sorted(_with_own_meaning(root, scans, filters, left_out))
+    layout = _index(settings, available, participants)
+    passed = scans
     if filter_file and filters:
         # The filters narrow the selection by labels, also where they name subject or session.
-        passed = filtered_paths(layout, filters, filter_file)
-        scans = [scan for scan in scans if scan.path.relative_to(root) in passed]
-    if not scans:
-        raise NothingMatches(_nothing(settings, asked, of_labels), code="no-images-selected")
-    _refuse_duplicates(scans)
+        paths = filtered_paths(layout(), filters, filter_file)
+        passed = [scan for scan in scans if scan.path.relative_to(root) in paths]
+    unreadable = _name_unreadable(root, participants, none_left=not passed)
+    _name_absent(settings, participants, nearly, scans, passed, left_out)
+    _refuse_duplicates(passed)
     if need_content:
-        _refuse_outdated_index(scans)
-        refuse_dangling(scan.path for scan in scans)
-    _log_selection(settings, asked, scans, f"{len(scans)} of {of_labels}" if filters else "")
-    return scans
+        _name_dangling(passed)
+    _log_selection(settings, passed, f"{len(passed)} of {len(scans)}" if filters else "")
+    return Selection(passed, unreadable)
 
 
-def _log_selection(
-    settings: Settings, asked: Collection[str], scans: Sequence[Scan], passed: str
-) -> None:
+def _log_selection(settings: Settings, scans: Sequence[Scan], passed: str) -> None:
     subjects = {scan.subject for scan in scans}
     _LOG.info(
         "%s of %s selected from %s%s",
@@ -91,9 +121,6 @@ def _log_selection(
         settings.bids_dir,
         f"; {settings.bids_filter_file} passed {passed}" if passed else "",
     )
-    without = sorted(set(settings.participant_label) & set(asked) - subjects)
-    if without:
-        _LOG.warning("these participants have no selected T1w image: %s", ", ".join(without))
     for scan in scans:
         _LOG.debug("selected %s", scan.path)
 
@@ -116,7 +143,15 @@ def check_dataset(root: Path, name: str, *, skip: bool) -> None:
         If there is no such folder.
     InvalidBids
         If it is no folder, or has no valid description.
+    UsageError
+        If its path is not UTF-8.
     """
+    if not is_text(str(root.absolute())):
+        raise UsageError(
+            f"{printable(str(root))}: the path of {name} has bytes that are not UTF-8, which BIDS "
+            "does not allow. Rename the folder, or reach it by a link with another name.",
+            code="path-not-utf8",
+        )
     if not root.exists():
         raise MissingInput(f"{root}: there is no such folder.", code="folder-missing")
     if not root.is_dir():
@@ -137,19 +172,38 @@ def check_dataset(root: Path, name: str, *, skip: bool) -> None:
         )
 
 
-def _select(settings: Settings, available: Sequence[str]) -> set[str]:
+def _say_derivative(root: Path) -> None:
+    """Say that a dataset is a derivative: its images are seldom those of the scanner."""
+    try:
+        kind = read_json_object(root / "dataset_description.json").get("DatasetType")
+    except HypsError:
+        # With --skip-bids-validation, the description may be missing or wrong.
+        return
+    if kind not in (None, "raw"):
+        _LOG.warning(
+            "%s is a dataset of the type '%s', not 'raw'. Its T1w images may have been processed "
+            "by another program; images in a template's space are left out.",
+            root,
+            kind,
+        )
+
+
+def _select(settings: Settings, available: Sequence[str], nearly: Sequence[str]) -> list[str]:
     """Apply the participant labels."""
     root = settings.bids_dir
     if not available:
+        hint = (
+            f" There are {join_names(nearly)}; folders must be called sub-LABEL." if nearly else ""
+        )
         raise NothingMatches(
-            f"{root}: there are no sub-* folders, so there are no T1w images.",
+            f"{root}: there are no sub-* folders, so there are no T1w images.{hint}",
             code="no-participants",
         )
     unknown = sorted(set(settings.participant_label) - set(available))
     if unknown:
         raise NothingMatches(
             f"{root}: there is no participant {join_names(unknown)}; there are "
-            f"{join_names(available)}.",
+            f"{join_names(available)}." + explain_labels(unknown, available, nearly),
             code="participant-unknown",
         )
     asked = set(settings.participant_label or available) - set(settings.exclude_participant_label)
@@ -157,15 +211,7 @@ def _select(settings: Settings, available: Sequence[str]) -> set[str]:
         raise NothingMatches(
             "--exclude-participant-label leaves no participant.", code="all-excluded"
         )
-    folders = [root / f"sub-{label}" for label in sorted(asked)]
-    locked = [folder for folder in folders if not os.access(folder, os.R_OK | os.X_OK)]
-    if locked:
-        raise MissingInput(
-            f"{locked[0]}: this user may not read it ({len(locked)} such participants). Change "
-            "its permissions or exclude the participant.",
-            code="folder-locked",
-        )
-    return asked
+    return sorted(asked)
 
 
 def _refuse_unknown_sessions(
@@ -181,17 +227,48 @@ def _refuse_unknown_sessions(
         there = join_names(sorted(known)) or "none"
         raise NothingMatches(
             f"{settings.bids_dir}: there is no session {join_names(sorted(unknown - known))}; the "
-            f"sessions are {there}.",
+            f"sessions are {there}." + explain_labels(sorted(unknown - known), sorted(known)),
             code="session-unknown",
         )
 
 
-def _is_asked(path: Path, subjects: set[str], sessions: Sequence[str]) -> bool:
+def _is_asked(image: str, sessions: Sequence[str]) -> bool:
     """Judge by the folders, because it is folders that labels select."""
-    subject, session = path.parts[0], path.parts[1]
-    return subject[4:] in subjects and (
-        not sessions or (session.startswith("ses-") and session[4:] in sessions)
-    )
+    session = image.split("/", 2)[1]
+    return not sessions or (session.startswith("ses-") and session[4:] in sessions)
+
+
+def _index(
+    settings: Settings, available: Sequence[str], participants: Sequence[Participant]
+) -> Callable[[], BIDSLayout]:
+    """Bring the index up to date if there is to be one; return a function that gives a layout.
+
+    Only the folders of `participants` are compared with the index, so that the jobs of a cluster
+    need not list the whole dataset each.
+    """
+    root = settings.bids_dir
+    images = _images(participants)
+    if settings.bids_database_dir is None:
+        return lambda: index_images(root, images)
+    stored = StoredIndex.open(settings.bids_database_dir, root)
+    known = set(available)
+    listed_now = {each.label for each in participants if not each.unreadable}
+
+    def is_listed(image: str) -> bool:
+        label = image.partition("/")[0][4:]
+        return label in listed_now or label not in known
+
+    difference = stored.differs(images, is_listed)
+    if not difference:
+        return stored.load
+    if len(participants) < len(available):
+        images = _images(list_images(root, available))
+    layout = stored.renew(images, difference)
+    return lambda: layout
+
+
+def _images(participants: Iterable[Participant]) -> list[str]:
+    return sorted(image for participant in participants for image in participant.images)
 
 
 def _well_named(root: Path, scans: Iterable[Scan], *, leave_out: bool) -> list[Scan]:
@@ -213,12 +290,117 @@ def _well_named(root: Path, scans: Iterable[Scan], *, leave_out: bool) -> list[S
     return good
 
 
-def _nothing(settings: Settings, asked: set[str], candidates: int) -> str:
-    if candidates:
-        return f"{settings.bids_filter_file}: passes none of {candidates} T1w images."
-    sessions = f", session {', '.join(settings.session_label)}" if settings.session_label else ""
-    people = join_names(sorted(asked))
-    return f"{settings.bids_dir}: there is no T1w image of participant {people}{sessions}."
+def _with_own_meaning(
+    root: Path, scans: Iterable[Scan], filters: Collection[str], left_out: LeftOut
+) -> list[Scan]:
+    """Leave out images that entities mark as something else than a scan of the head.
+
+    What the filter file names is left to the filter file. `left_out` receives the other images.
+    """
+    kept = []
+    reasons: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        if why := _other_meaning(dict(scan.entities), filters):
+            reasons[why].append(scan)
+            left_out[scan.subject].append((scan.path.relative_to(root).as_posix(), why))
+        else:
+            kept.append(scan)
+    for why, others in reasons.items():
+        _LOG.warning(
+            "%s left out, such as %s, because %s",
+            format_count(len(others), "image"),
+            others[0].path,
+            why,
+        )
+    return kept
+
+
+def _other_meaning(entities: Mapping[str, str], filters: Collection[str]) -> str:
+    """Say why an image is no T1w image of a scan; nothing if it is one."""
+    space, part = entities.get("space", "T1w"), entities.get("part", "mag")
+    if space.casefold() not in {own.casefold() for own in OWN_SPACES} and "space" not in filters:
+        return (
+            f"space-{space} is the space of a template, in which volumes are not those of the "
+            "participant; a filter file that names 'space' selects it all the same"
+        )
+    if part.casefold() in ("phase", "real", "imag") and "part" not in filters:
+        return (
+            f"part-{part} does not show magnitudes; a filter file that names 'part' selects it all "
+            "the same"
+        )
+    found = [key for key in _NO_HEAD if key in entities]
+    return f"a T1w image of a head has no entity {found[0]}" if found else ""
+
+
+def _name_unreadable(
+    root: Path, participants: Iterable[Participant], *, none_left: bool
+) -> list[Path]:
+    """Name the folders that cannot be listed, and refuse if there is nothing else."""
+    reasons = {
+        root / folder: why for each in participants for folder, why in each.unreadable.items()
+    }
+    if not reasons:
+        return []
+    names = join_names(f"{folder} ({why})" for folder, why in reasons.items())
+    text = f"These folders cannot be read, so their images are left out: {names}. Change their "
+    text += "permissions, or exclude the participants."
+    if none_left:
+        raise MissingInput(text, code="folder-locked")
+    _LOG.error("%s", text)
+    return list(reasons)
+
+
+def _name_absent(
+    settings: Settings,
+    participants: Sequence[Participant],
+    nearly: Sequence[str],
+    scans: Sequence[Scan],
+    passed: Sequence[Scan],
+    left_out: LeftOut,
+) -> None:
+    """Name the participants without a selected image, and refuse if nobody has one.
+
+    Parameters
+    ----------
+    settings : Settings
+        Labels and filters.
+    participants : sequence of Participant
+        Everybody who was asked for.
+    nearly : sequence of str
+        Folders that look like participants.
+    scans, passed : sequence of Scan
+        The images before and after the filter file.
+    left_out : dict of str to list of (str, str)
+        Images that were left out, with reasons.
+    """
+    # A filter file excludes participants on purpose, unless their labels were given as well.
+    selected = {scan.subject for scan in (passed if settings.participant_label else scans)}
+    absent = [each for each in participants if each.label not in selected]
+    if scans and not passed:
+        raise NothingMatches(
+            f"{settings.bids_filter_file}: passes none of {len(scans)} T1w images.",
+            code="no-images-selected",
+        )
+    filtered = {scan.subject for scan in scans} - {scan.subject for scan in passed}
+    names = describe_absent(settings.bids_dir, absent, left_out, filtered) if absent else ""
+    if not passed:
+        sessions = (
+            f", session {join_names(settings.session_label)}" if settings.session_label else ""
+        )
+        people = join_names(each.label for each in absent)
+        raise NothingMatches(
+            f"{settings.bids_dir}: there is no T1w image of participant {people}{sessions}. What "
+            f"there is instead: {names}.",
+            code="no-images-selected",
+        )
+    if absent:
+        count = format_count(len(absent), "participant")
+        _LOG.warning("%s without a selected T1w image: %s", count, names)
+    misspelled = [p for each in participants if each.label in selected for p in each.misspelled]
+    if misspelled:
+        _LOG.warning("These files are not taken because of their names: %s", join_names(misspelled))
+    if nearly and not settings.participant_label:
+        _LOG.warning("These folders are not taken for participants: %s", join_names(nearly))
 
 
 def _refuse_duplicates(scans: Iterable[Scan]) -> None:
@@ -233,13 +415,17 @@ def _refuse_duplicates(scans: Iterable[Scan]) -> None:
         seen[scan.stem] = scan
 
 
-def _refuse_outdated_index(scans: Iterable[Scan]) -> None:
-    for scan in scans:
-        if not os.path.lexists(scan.path):
-            raise MissingInput(
-                f"{scan.path}: the image is in the index but not in the dataset. Remove the index.",
-                code="index-outdated",
-            )
+def _name_dangling(scans: Sequence[Scan]) -> None:
+    """Name the images without content; they will fail, while the others are done."""
+    absent = _dangling(scan.path for scan in scans)
+    if len(absent) == len(scans):
+        refuse_dangling(absent)
+    if absent:
+        _LOG.warning(
+            "The content of %s is not here, so they will fail. Run 'datalad get' for: %s",
+            format_count(len(absent), "image"),
+            join_names(map(str, absent)),
+        )
 
 
 def refuse_dangling(paths: Iterable[Path]) -> None:
@@ -250,10 +436,14 @@ def refuse_dangling(paths: Iterable[Path]) -> None:
     MissingInput
         If the content of a file is not here.
     """
-    absent = [path for path in paths if not path.exists()]
+    absent = _dangling(paths)
     if absent:
         raise MissingInput(
             f"{absent[0]}: its content is not here ({format_count(len(absent), 'such image')}). "
             f"Run 'datalad get {absent[0]}' or exclude the participant.",
             code="content-not-fetched",
         )
+
+
+def _dangling(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if os.path.islink(path) and not os.path.exists(path)]

@@ -1,115 +1,220 @@
-"""Index the files of a BIDS dataset with pybids, in memory or in a database."""
+"""Index the images of a BIDS dataset with pybids, in memory or in a database."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-import tempfile
-from collections.abc import Collection, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bids.config import get_option
 from bids.layout import BIDSLayout, BIDSLayoutIndexer
-from sqlalchemy.exc import SQLAlchemyError
 
-from hyps_bids.errors import BadData, UsageError, cannot_write
+from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
+from hyps_bids.messages import format_count
+from hyps_bids.outputs.reading import load_json
+from hyps_bids.outputs.writing import write_with
 
-__all__ = ["T1W", "index_files", "index_t1w"]
+__all__ = ["T1W", "StoredIndex", "index_images"]
 
+_LOG = logging.getLogger("hyps_bids")
 #: query for the images that we process
-T1W = {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"]}
+T1W: dict[str, str | list[str]] = {
+    "datatype": "anat",
+    "suffix": "T1w",
+    "extension": [".nii", ".nii.gz"],
+}
+#: pybids' lists of entities; derivatives have more entities
+_ENTITIES = ("bids", "derivatives")
 
 
-def index_files(
-    root: Path, wanted: str, *, config: Sequence[str] = ("bids",), database: Path | None = None
-) -> BIDSLayout:
-    """Index some files of a dataset, without metadata.
+def index_images(root: Path, images: Sequence[str]) -> BIDSLayout:
+    """Index images, given as paths below `root`, in memory and without metadata.
 
-    Parameters
+    Entities are those of the paths below `root`.
+    """
+    return _layout(root, _ImagesIndexer(images))
+
+
+class _ImagesIndexer(BIDSLayoutIndexer):
+    """Index the given files instead of walking through all folders, which takes much longer."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        super().__init__(validate=False, index_metadata=False)
+        self._images = images
+
+    def _index_dir(self, path: Any, config: Any, force: Any = None) -> tuple[list[Any], list[Any]]:
+        entities = {name: entity for each in config for name, entity in each.entities.items()}
+        rows = [self._index_file(path / image, entities) for image in self._images]
+        return [file for file, _ in rows], [tag for _, tags in rows for tag in tags]
+
+
+def _layout(root: Path, indexer: Callable[[BIDSLayout], None]) -> BIDSLayout:
+    return BIDSLayout(root, validate=False, config=_entities(root), indexer=indexer)
+
+
+@dataclass(frozen=True)
+class StoredIndex:
+    """An index in a file, which may be older than the dataset.
+
+    It is read and written with :mod:`sqlite3`, because pybids turns the path into a URL, in which
+    ``?``, ``%`` and ``#`` mean something else.
+
+    Attributes
     ----------
+    path : Path
+        The file.
     root : Path
         The dataset.
-    wanted : str
-        Regular expression of the files to index and of the folders on the way to them, as paths
-        below `root` that begin with a slash.
-    config : sequence of str
-        pybids' lists of entities.
-    database : Path, optional
-        Folder to write the index to; in memory if None.
-
-    Returns
-    -------
-    BIDSLayout
-        The index. Entities are those of the path below `root`.
+    images : frozenset of str
+        The images in the index, as paths below `root`; empty if there is no index yet.
+    is_current : bool
+        Whether this version indexes the same entities.
     """
-    indexer = BIDSLayoutIndexer(
-        validate=False, index_metadata=False, ignore=[re.compile(rf"^(?!(?:{wanted})$).+")]
-    )
-    return BIDSLayout(
-        root,
-        validate=False,
-        config=[_entities(root, name) for name in config],
-        indexer=indexer,
-        database_path=database,
-    )
 
+    path: Path
+    root: Path
+    images: frozenset[str] = frozenset()
+    is_current: bool = False
 
-def index_t1w(root: Path, subjects: Collection[str], database: Path | None) -> BIDSLayout:
-    """Index the T1w images of some participants.
+    @classmethod
+    def open(cls, folder: Path, root: Path) -> StoredIndex:
+        """Read which images an index has.
 
-    With a folder for a database, all participants are indexed, so that it serves any selection.
-    A database that is there is used as it is.
+        Raises
+        ------
+        MissingInput
+            If it may not be read.
+        BadData
+            If it cannot be read as an index.
+        UsageError
+            If it is that of another dataset or was made by another program.
+        """
+        path = folder / "layout_index.sqlite"
+        try:
+            path.open("rb").close()
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(path, root)
+        except OSError as error:
+            raise MissingInput(
+                f"{path}: cannot be read ({error.strerror}).", code="index-locked"
+            ) from error
+        try:
+            with closing(sqlite3.connect(path)) as connection:
+                made_for, config = connection.execute(
+                    "SELECT root, _config FROM layout_info"
+                ).fetchone()
+                found = connection.execute("SELECT path FROM files").fetchall()
+            entities = json.loads(config)
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+            raise BadData(
+                f"{path}: this is not an index of pybids. Remove it.", code="index-unreadable"
+            ) from error
+        if Path(made_for) != root.absolute():
+            raise UsageError(
+                f"{folder}: this is an index of {made_for}. Choose another folder.",
+                code="index-of-other-dataset",
+            )
+        if not all(isinstance(each, dict) for each in entities):
+            raise UsageError(
+                f"{path}: the index was made by another program. Remove it, or choose another "
+                "folder.",
+                code="index-of-other-version",
+            )
+        start = len(made_for) + 1
+        images = frozenset(file[start:] for (file,) in found)
+        return cls(path, root, images, entities == _entities(root))
 
-    Raises
-    ------
-    BadData
-        If the database cannot be read.
-    CannotCreateOutput
-        If it cannot be written.
-    UsageError
-        If it is that of another dataset or was made by another program.
-    """
-    labels = r"[^/]+" if database else "(?:" + "|".join(map(re.escape, sorted(subjects))) + ")"
-    wanted = rf"/sub-{labels}(?:/ses-[^/]+)?(?:/anat(?:/[^/]+_T1w\.nii(?:\.gz)?)?)?"
-    if database is None:
-        return index_files(root, wanted)
-    kept = database / "layout_index.sqlite"
-    try:
-        if not kept.exists():
-            database.mkdir(parents=True, exist_ok=True)
-            # Made in another folder and renamed, so that other jobs never see half an index.
-            with tempfile.TemporaryDirectory(dir=database) as folder:
-                index_files(root, wanted, database=Path(folder))
-                (Path(folder) / kept.name).replace(kept)
-        layout = BIDSLayout(root, validate=False, database_path=database)
-        made = layout.connection_manager.layout_info
-    except OSError as error:
-        raise cannot_write(database, error) from error
-    except SQLAlchemyError as error:
-        raise BadData(
-            f"{kept}: this is not an index of pybids. Remove it.", code="index-unreadable"
-        ) from error
-    if Path(made.root) != root.absolute():
-        raise UsageError(
-            f"{database}: this is an index of {made.root}. Choose another folder.",
-            code="index-of-other-dataset",
+    def differs(self, images: Collection[str], is_listed: Callable[[str], bool]) -> str:
+        """Say in which images the index differs from the dataset; nothing if it does not.
+
+        Parameters
+        ----------
+        images : collection of str
+            The images that are in the folders that were listed, as paths below the dataset.
+        is_listed : callable
+            Tells whether an image of the index would be among `images` if it was there.
+        """
+        lacks = sorted(set(images) - self.images)
+        gone = sorted(path for path in self.images.difference(images) if is_listed(path))
+        return " and ".join(
+            f"{what} {format_count(len(paths), 'image')}, such as {paths[0]}"
+            for what, paths in (("lacks", lacks), ("has, but the dataset has not,", gone))
+            if paths
+        ) or ("" if self.is_current else "is from another version of HyPS-BIDS")
+
+    def renew(self, images: Sequence[str], why: str) -> BIDSLayout:
+        """Index all images anew, replace the file if that is possible, and return the index.
+
+        Raises
+        ------
+        CannotCreateOutput
+            If there is no index yet, and none can be written.
+        """
+        layout = index_images(self.root, images)
+        exists = self.path.exists()
+        made = (
+            f"{datetime.fromtimestamp(self.path.stat().st_mtime):%Y-%m-%d %H:%M}" if exists else ""
         )
-    if made.config != [_entities(root, "bids")]:
-        raise UsageError(
-            f"{kept}: the index was not made by this version of HyPS-BIDS. Remove it.",
-            code="index-of-other-version",
-        )
-    return layout
+        try:
+            write_with(self.path, lambda partial: _save(layout, partial), failures=(sqlite3.Error,))
+        except CannotCreateOutput as error:
+            if not exists:
+                raise
+            _LOG.warning(
+                "The index of %s (%s) %s. It could not be renewed, so this run has searched the "
+                "dataset without it: %s",
+                *(made, self.path, why, error),
+            )
+        else:
+            if exists:
+                _LOG.info("The index of %s (%s) was renewed: it %s", made, self.path, why)
+        return layout
+
+    def load(self) -> BIDSLayout:
+        """Load the index into memory."""
+
+        def copy(layout: BIDSLayout) -> None:
+            layout.session.close()
+            with closing(sqlite3.connect(self.path)) as stored:
+                stored.backup(_connection(layout))
+
+        return _layout(self.root, copy)
 
 
-def _entities(root: Path, name: str) -> dict[str, Any]:
+def _save(layout: BIDSLayout, path: Path) -> None:
+    layout.session.close()
+    with closing(sqlite3.connect(path)) as stored:
+        _connection(layout).backup(stored)
+
+
+def _connection(layout: BIDSLayout) -> sqlite3.Connection:
+    connection: sqlite3.Connection = (
+        layout.connection_manager.engine.raw_connection().driver_connection
+    )
+    return connection
+
+
+def _entities(root: Path) -> list[dict[str, Any]]:
     """Restrict pybids' entities to the part of a path below the dataset.
 
     pybids searches the whole path, so a dataset in a folder ``func/`` would have no anatomical
     image, and in ``run-03/`` every image would be a third run.
     """
-    content = json.loads(Path(get_option("config_paths")[name]).read_text())
     below = f"^{re.escape(str(root.absolute()))}(?=/).*?"
-    entities = [e | {"pattern": f"{below}(?:{e['pattern']})"} for e in content["entities"]]
-    return {"name": name, "entities": entities}
+    return [
+        {
+            "name": name,
+            "entities": [
+                entity | {"pattern": f"{below}(?:{entity['pattern']})"}
+                for entity in load_json(Path(get_option("config_paths")[name]))["entities"]
+            ],
+        }
+        for name in _ENTITIES
+    ]

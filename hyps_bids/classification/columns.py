@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import suggest_names
 from hyps_bids.outputs.names import group_path
-from hyps_bids.outputs.reading import WIDE
+from hyps_bids.outputs.reading import WIDE, load_json
 
 __all__ = [
     "choose_columns",
@@ -49,7 +48,7 @@ def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> N
 def read_units(output_dir: Path) -> dict[str, str]:
     """Read the units of the columns of the wide group table, where its sidecar states them."""
     path = group_path(output_dir, WIDE).with_suffix(".json")
-    columns = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    columns = load_json(path) if path.is_file() else {}
     return {name: str(column["Units"]) for name, column in columns.items() if "Units" in column}
 
 

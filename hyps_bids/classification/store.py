@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import zipfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.card import Card
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.writing import write_bytes, write_json
 
 __all__ = ["CARD", "MODEL", "TRUSTED", "load_classifier", "save_classifier"]
@@ -83,7 +83,7 @@ def load_classifier(path: Path) -> tuple[Pipeline, Card]:
             )
     content = (folder / MODEL).read_bytes()
     try:
-        card = cast(Card, json.loads((folder / CARD).read_text(encoding="utf-8")))
+        card = cast(Card, load_json(folder / CARD))
         facts = card["Model"]
         digest, version = facts["SHA256"], facts["ScikitLearn"]
     except (ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +16,8 @@ import pandas as pd
 
 from hyps_bids.errors import MissingInput
 from hyps_bids.outputs.columns import KEYS, table_columns
-from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
+from hyps_bids.outputs.names import parse_output, sidecar_path
+from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
@@ -113,10 +113,9 @@ def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True)
             continue
         remove_stale(folder)
         for name in names:
-            stem, _, kind = name.removesuffix(".tsv").partition(f"_{SEG_PREFIX}_")
-            # Files that are being written have hidden names.
-            is_table = name.endswith(".tsv") and kind in found and not name.startswith(".")
-            if is_table and keep(scan_named(stem)):
+            stem, kind = parse_output(name) or ("", "")
+            kind, _, extension = kind.partition(".")
+            if extension == "tsv" and kind in found and keep(scan_named(stem)):
                 found[kind][stem] = folder / name
     if output in unreadable:
         raise MissingInput(
@@ -283,7 +282,7 @@ def _read(path: Path, kind: str) -> Rows | str | OSError:
 def _made_by(sidecar: Path) -> _MadeBy | None:
     """Read what decided the volumes; None without a sidecar, and nothing from a damaged one."""
     try:
-        content: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
+        content: dict[str, Any] = load_json(sidecar)
         models = content["Models"]
         words = [f"{model['Name']}:{model['SHA256'][:8]}" for model in models.values()]
         words.append(f"n4:{content['BiasFieldCorrection']}")

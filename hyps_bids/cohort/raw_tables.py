@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import pandas as pd
 from hyps_bids.cohort.keys import PREFIXES
 from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import ColumnDescription
+from hyps_bids.outputs.reading import load_json
 
 __all__ = ["TableReader"]
 
@@ -101,7 +101,7 @@ class TableReader:
     def sidecar(self, path: Path) -> dict[str, ColumnDescription]:
         """Read the descriptions of columns; none if there is no usable file."""
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+            content: dict[str, Any] = load_json(path)
             found = {name: value for name, value in content.items() if isinstance(value, dict)}
             return cast("dict[str, ColumnDescription]", found)
         except (FileNotFoundError, NotADirectoryError):

@@ -33,6 +33,13 @@ TRANSFORM_TOLERANCE = 1.0
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
 
 
+#: Start of the small text files that stand in for content → program, and how to fetch the content.
+_POINTERS = {
+    b"/annex/objects/": ("git-annex", "datalad get"),
+    b"version https://git-lfs.github.com/": ("Git LFS", "git lfs pull --include"),
+}
+
+
 @dataclass(frozen=True)
 class ConformedImage:
     """A checked image with its axes nearest to right, anterior, superior.
@@ -74,7 +81,7 @@ def conform(path: Path) -> ConformedImage:
     Raises
     ------
     MissingInput
-        If there is no such file, or it is a dangling link.
+        If there is no such file, its content has not been fetched, or it may not be read.
     BadData
         If the file is unreadable or truncated, is not one volume, has absurd voxels, no valid
         transform, or no content.
@@ -126,11 +133,7 @@ def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray
 
 
 def _load(path: Path) -> nib.Nifti1Image:
-    if not path.exists():
-        hint = "; it links to content that is not here: run 'datalad get'"
-        raise MissingInput(
-            f"{path}: no such file{hint if path.is_symlink() else ''}", code="image-missing"
-        )
+    _refuse_absent(path)
     try:
         return nib.load(path)
     except _UNREADABLE as error:
@@ -138,6 +141,34 @@ def _load(path: Path) -> nib.Nifti1Image:
             f"{path}: cannot be read as NIfTI ({error}); fetch or convert it again",
             code="not-readable-nifti",
         ) from error
+
+
+def _refuse_absent(path: Path) -> None:
+    """Refuse a file without content, which no conversion would mend."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(max(_POINTERS, key=len)))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = f"; it links to content that is not here: run 'datalad get {path}'"
+        raise MissingInput(
+            f"{path}: no such file{hint if path.is_symlink() else ''}", code="image-missing"
+        ) from error
+    except IsADirectoryError:
+        # The library says what is wrong with it.
+        return
+    except OSError as error:
+        raise MissingInput(
+            f"{path}: this user cannot read it ({error.strerror}); check its permissions and the "
+            "disk",
+            code="image-locked",
+        ) from error
+    for pointer, (program, remedy) in _POINTERS.items():
+        if start.startswith(pointer):
+            raise MissingInput(
+                f"{path}: this is a pointer of {program}, whose content is not here: run "
+                f"'{remedy} {path}'",
+                code="image-not-fetched",
+            )
 
 
 def _check_size(shape: tuple[int, int, int], affine: np.ndarray, path: Path) -> None:

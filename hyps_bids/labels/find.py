@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyps_bids.bids.folders import list_images
 from hyps_bids.bids.index import check_dataset, find_scans, refuse_dangling
-from hyps_bids.bids.layouts import index_files
-from hyps_bids.errors import BadData, InvalidBids, NothingMatches, UsageError
+from hyps_bids.errors import BadData, InvalidBids, MissingInput, NothingMatches, UsageError
 from hyps_bids.labels.meanings import (
     LABEL_MAPS,
     SIDES,
@@ -27,17 +27,19 @@ from hyps_bids.labels.meanings import (
     read_label_table,
     recognize,
 )
-from hyps_bids.messages import format_count
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.messages import format_count, join_names
+from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
 
 __all__ = ["LabelImage", "LabeledScan", "find_labeled"]
 
 _LOG = logging.getLogger("hyps_bids")
-#: spaces that share the scan's world coordinates
-_SPACES = {"T1w", "orig", "scanner"}
 #: entities that derivatives add to those of their source
 _ADDED = {"atlas", "cohort", "den", "desc", "hemi", "label", "res", "roi", "seg", "space"}
+_LABEL_IMAGE = re.compile(r"[^.]+_(?:dseg|mask)\.nii(?:\.gz)?")
+#: Label images but for upper and lower case, or a dot within the name.
+_NEARLY = re.compile(r"[^.].*(?:dseg|mask)\.nii(?:\.gz)?\s*", re.IGNORECASE)
+_TABLE = re.compile(r"(?:[^.]*_)?dseg\.tsv")
 _REMEDY = (
     f"Say what the values mean with --label-map: {', '.join(LABEL_MAPS)}, a line such as 1:L,2:R "
     "or a TSV file with the columns index, hemi (L or R) and part."
@@ -159,7 +161,10 @@ def _labeled_in(
     root: Path, scans: Sequence[Scan], given: LabelMap | None, name: str | None
 ) -> list[LabeledScan]:
     """Pair one dataset's label images with scans; `given` is the label map called `name`."""
-    paths, tables = _index(root, {scan.subject for scan in scans})
+    paths, tables, nearly = _list(root, {scan.subject for scan in scans})
+    if nearly:
+        names = join_names(str(path.relative_to(root)) for path in nearly)
+        _LOG.warning("%s: these files are not taken because of their names: %s", root, names)
     by_subject = defaultdict(list)
     for scan in scans:
         by_subject[scan.subject].append(scan)
@@ -167,7 +172,7 @@ def _labeled_in(
     in_template, without_scan = [], []
     for path in paths:
         entities = _entities(path)
-        if entities.get("space", "T1w") not in _SPACES:
+        if entities.get("space", "T1w") not in OWN_SPACES:
             in_template.append(path)
         elif owner := _scan_of(path, entities, by_subject[entities["sub"]]):
             per_scan[owner].append(path)
@@ -192,25 +197,32 @@ def _labeled_in(
     return found
 
 
-def _index(root: Path, subjects: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """List label images and tables of labels, under `root`."""
-    folder = rf"/sub-(?:{'|'.join(map(re.escape, sorted(subjects)))})(?:/ses-[^/]+)?(?:/anat)?"
-    table = r"/(?:[^/]*_)?dseg\.tsv"
-    image = r"/[^/]+_(?:dseg|mask)\.nii(?:\.gz)?"
-    layout = index_files(
-        root, rf"(?:{folder})?{table}|{folder}(?:{image})?", config=("bids", "derivatives")
-    )
-    images = layout.get(datatype="anat", suffix=["dseg", "mask"], extension=[".nii", ".nii.gz"])
-    tables = layout.get(suffix="dseg", extension=".tsv")
-    for file in images:
-        named = Scan.from_path(Path(file.relpath))
-        if "sub" not in dict(named.entities) or named.folder != named.path.parent:
+def _list(root: Path, subjects: Iterable[str]) -> tuple[list[Path], list[Path], list[Path]]:
+    """List label images, tables of labels, and files that look like label images, in `root`."""
+    participants = list_images(root, sorted(subjects))
+    locked = [folder for participant in participants for folder in participant.unreadable]
+    if locked:
+        raise MissingInput(
+            f"{root / locked[0]}: this user may not read it "
+            f"({format_count(len(locked), 'such folder')}). Change its permissions, or exclude the "
+            "participant.",
+            code="folder-locked",
+        )
+    files = [root / path for participant in participants for path in participant.others]
+    images = sorted(path for path in files if _LABEL_IMAGE.fullmatch(path.name))
+    nearly = [path for path in files if _NEARLY.fullmatch(path.name) and path not in set(images)]
+    for path in images:
+        named = Scan.from_path(path)
+        if "sub" not in dict(named.entities) or root / named.folder != path.parent:
             raise InvalidBids(
-                f"{root / file.relpath}: the name and the folder state different participants or "
-                "sessions. Rename it.",
+                f"{path}: the name and the folder state different participants or sessions. "
+                "Rename it.",
                 code="name-contradicts-folder",
             )
-    return [root / file.relpath for file in images], [root / file.relpath for file in tables]
+    # By the inheritance of BIDS, tables may be in all folders above the images.
+    folders = {folder for path in images for folder in path.parents if folder.is_relative_to(root)}
+    tables = sorted(path for folder in folders for path in folder.glob("*dseg.tsv"))
+    return images, [path for path in tables if _TABLE.fullmatch(path.name)], nearly
 
 
 def _scan_of(path: Path, entities: dict[str, str], scans: Sequence[Scan]) -> Scan | None:

@@ -110,7 +110,7 @@ def read_preset(path: Path) -> Preset:
     if not path.is_file():
         raise MissingInput(f"{path}: there is no such preset.", code="preset-missing")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         (table,) = tables.values()
         return _preset(table)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hyps_bids.outputs.scan import Scan
@@ -12,6 +13,7 @@ __all__ = [
     "bids_uri",
     "group_path",
     "output_path",
+    "parse_output",
     "scan_paths",
     "sidecar_path",
 ]
@@ -22,6 +24,8 @@ SEG = "hippocampus"
 SEG_PREFIX = f"seg-{SEG}"
 #: order of the entities that derivatives add, from the BIDS schema
 _ORDER = ("space", "seg", "res", "den", "label", "desc")
+#: Version 0.1 left these entities before ``seg``, which is not valid.
+_LATE = re.compile(r"_(?:res|den|label|desc)-")
 
 
 def output_path(
@@ -38,7 +42,8 @@ def output_path(
     suffix, extension : str
         ``dseg`` and ``.nii.gz``, for example.
     **entities : str
-        Entities to add to those of the source.
+        Entities to add to those of the source. All are put into the order of BIDS, so those that
+        an earlier derivative has added to the source, such as ``desc``, come after ``seg``.
 
     Returns
     -------
@@ -55,12 +60,39 @@ def output_path(
     >>> scan = Scan.from_path(Path("sub-01_run-2_T1w.nii.gz"))
     >>> output_path(Path("out"), scan, suffix="mask", extension=".nii.gz", label="ICV").name
     'sub-01_run-2_label-ICV_mask.nii.gz'
+    >>> scan = Scan.from_path(Path("sub-01_desc-preproc_T1w.nii.gz"))
+    >>> output_path(Path("out"), scan, suffix="dseg", extension=".nii.gz", seg=SEG).name
+    'sub-01_seg-hippocampus_desc-preproc_dseg.nii.gz'
     """
     unknown = sorted(set(entities) - set(_ORDER))
     if unknown:
         raise ValueError(f"not entities of derivatives: {unknown}")
-    added = [f"{key}-{entities[key]}" for key in _ORDER if key in entities]
-    return output_dir / scan.folder / ("_".join([scan.stem, *added, suffix]) + extension)
+    values = scan.derived_entities | entities
+    added = [f"{key}-{values[key]}" for key in _ORDER if key in values]
+    return (
+        output_dir / scan.folder / ("_".join([*scan.source_entities, *added, suffix]) + extension)
+    )
+
+
+def parse_output(name: str) -> tuple[str, str] | None:
+    """Read from the name of a derivative its scan, and the suffix with the extension.
+
+    Returns
+    -------
+    (str, str) or None
+        None if we would not give this name to a file of a scan.
+
+    Examples
+    --------
+    >>> parse_output("sub-01_seg-hippocampus_desc-preproc_qc.tsv")
+    ('sub-01_desc-preproc', 'qc.tsv')
+    >>> parse_output("sub-01_desc-preproc_seg-hippocampus_qc.tsv")
+    """
+    source, _, rest = name.partition(f"_{SEG_PREFIX}_")
+    *derived, kind = rest.split("_")
+    stem = "_".join([source, *derived])
+    is_ours = kind and not name.startswith(".") and not _LATE.search(source)
+    return (stem, kind) if is_ours else None
 
 
 def bids_uri(dataset: str, relative: Path) -> str:

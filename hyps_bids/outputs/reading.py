@@ -15,6 +15,7 @@ __all__ = [
     "CHANGE",
     "LINEAR_MODELS",
     "WIDE",
+    "load_json",
     "read_json_object",
     "read_table",
     "read_text_table",
@@ -25,6 +26,21 @@ __all__ = [
 WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
 
 
+def load_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8 or UTF-16, with or without a byte order mark.
+
+    Editors on Windows add the mark, and PowerShell writes UTF-16.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not valid JSON.
+    """
+    return json.loads(path.read_bytes())
+
+
 def read_json_object(
     path: Path,
     *,
@@ -32,7 +48,7 @@ def read_json_object(
     unreadable: type[HypsError] | None = None,
     hint: str = "",
 ) -> dict[str, Any]:
-    """Read a JSON file that holds an object. A byte order mark is allowed.
+    """Read a JSON file that holds an object. Byte order marks are allowed.
 
     Parameters
     ----------
@@ -53,7 +69,7 @@ def read_json_object(
     """
     hint = f"; {hint}" if hint else ""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = load_json(path)
     except OSError as reason:
         raise (unreadable or error)(
             f"{path}: cannot be read ({reason.strerror}){hint}", code="json-unreadable"
@@ -109,7 +125,7 @@ def read_wide(output_dir: Path) -> pd.DataFrame:
     """
     path = group_path(output_dir, WIDE)
     try:
-        columns = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        columns = load_json(path.with_suffix(".json"))
         frame = pd.read_csv(path, sep="\t", dtype="str", na_values=["n/a"], keep_default_na=False)
     except OSError as error:
         raise MissingInput(

@@ -6,7 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Scan"]
+__all__ = ["OWN_SPACES", "Scan"]
+
+#: Values of the entity ``space`` that mean the world coordinates of the scan itself.
+OWN_SPACES = frozenset({"T1w", "individual", "native", "orig", "scanner"})
+#: Entities that stand behind ``seg`` in the names of derivatives.
+_LATE = ("res", "den", "label", "desc")
 
 
 @dataclass(frozen=True, order=True)
@@ -25,6 +30,12 @@ class Scan:
     >>> scan = Scan.from_path(Path("raw/sub-01/ses-M00/anat/sub-01_ses-M00_run-02_T1w.nii.gz"))
     >>> scan.stem, str(scan.folder), scan.workflow_name
     ('sub-01_ses-M00_run-02', 'sub-01/ses-M00/anat', 'sub_01_ses_M00_run_02')
+
+    Entities that derivatives add come last, in the order of BIDS.
+
+    >>> scan = Scan.from_path(Path("sub-01_desc-preproc_res-1_run-2_T1w.nii.gz"))
+    >>> scan.stem, scan.source_entities, scan.derived_entities
+    ('sub-01_run-2_res-1_desc-preproc', ['sub-01', 'run-2'], {'res': '1', 'desc': 'preproc'})
     """
 
     path: Path
@@ -39,8 +50,20 @@ class Scan:
 
     @property
     def stem(self) -> str:
-        """File name without suffix and extension."""
-        return "_".join(f"{key}-{value}" for key, value in self.entities)
+        """Name without suffix and extension."""
+        derived = [f"{key}-{value}" for key, value in self.derived_entities.items()]
+        return "_".join([*self.source_entities, *derived])
+
+    @property
+    def source_entities(self) -> list[str]:
+        """The entities that stand before ``seg`` in the names of derivatives."""
+        return [f"{key}-{value}" for key, value in self.entities if key not in _LATE]
+
+    @property
+    def derived_entities(self) -> dict[str, str]:
+        """The entities that stand behind ``seg`` in the names of derivatives, in their order."""
+        values = dict(self.entities)
+        return {key: values[key] for key in _LATE if key in values}
 
     @property
     def subject(self) -> str:

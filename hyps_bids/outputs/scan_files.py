@@ -18,6 +18,7 @@ from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
 from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale, write_json, write_nifti, write_table
 
@@ -28,6 +29,7 @@ __all__ = [
     "fingerprint",
     "is_complete",
     "is_done",
+    "is_readable",
     "write_failure",
     "write_result",
 ]
@@ -90,13 +92,21 @@ class ScanMeasures:
 
 def fingerprint(scan: Scan, provenance: Provenance) -> str:
     """Return a digest of a scan's content and of everything else that decides its result."""
-    try:
-        image = sha256(scan.path)
-    except OSError:
-        # A file that cannot be read fails later, as one scan; it must not end the run here.
-        image = "unreadable"
-    content = json.dumps([image, provenance], sort_keys=True)
+    # A file that cannot be read fails later, as one scan; it must not end the run here.
+    content = json.dumps([_digest(scan) or "unreadable", provenance], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def is_readable(scan: Scan) -> bool:
+    """Tell whether the image of a scan can be read."""
+    return _digest(scan) is not None
+
+
+def _digest(scan: Scan) -> str | None:
+    try:
+        return sha256(scan.path)
+    except OSError:
+        return None
 
 
 def is_done(scan: Scan, output_dir: Path, digest: str) -> bool:
@@ -217,7 +227,7 @@ def _all_there(paths: Mapping[str, Path]) -> bool:
 def _recorded(paths: Mapping[str, Path]) -> str | None:
     """Read from which content the outputs were made; None unless they are complete."""
     try:
-        recorded: dict[str, Any] = json.loads(sidecar_path(paths["qc"]).read_text())
+        recorded: dict[str, Any] = load_json(sidecar_path(paths["qc"]))
     except (OSError, ValueError):
         return None
     return recorded.get("Fingerprint")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from hyps_bids.classification.card import (
     widest_intervals,
 )
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
-from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.reading import load_json, read_table
 from hyps_bids.reports import model_charts
 from hyps_bids.reports.vega import Spec
 
@@ -172,7 +171,7 @@ def _read_classifier(folder: Path) -> TrainedModel:
 
 
 def _add_classifier_card(model: TrainedModel, path: Path) -> None:
-    card: Card = json.loads(path.read_text(encoding="utf-8"))
+    card: Card = load_json(path)
     model.caveats += map(str, card["Warnings"])
     subjects = sizes(card["Cohort"]["Subjects"])
     held_out = card["Cohort"].get("HeldOutSubjects") or 0
@@ -242,7 +241,7 @@ def _add_adapter_card(model: TrainedModel, path: Path) -> None:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    summary: dict[str, Any] = load_json(path)
     return summary
 
 

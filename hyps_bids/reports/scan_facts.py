@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any, NotRequired, cast
 
 from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
-from hyps_bids.outputs.names import SEG_PREFIX, scan_paths, sidecar_path
+from hyps_bids.outputs.names import SEG_PREFIX, parse_output, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.quality import SCAN_MEASURES, quality_bounds
+from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.reports.flags import (
     Note,
@@ -39,8 +39,7 @@ __all__ = [
     "without_image",
 ]
 
-_QC_ENDING = f"_{SEG_PREFIX}_qc.tsv"
-_T1W = re.compile(r"(?P<stem>sub-.*)_T1w\.nii(\.gz)?")
+_T1W = re.compile(r"sub-.*_T1w\.nii(\.gz)?")
 _AGAIN = "run the participant level again"
 
 
@@ -154,8 +153,8 @@ def find_scans_of(output_dir: Path, subject: str) -> list[Scan]:
     They are sorted by name, and their paths are file names only.
     """
     folder = output_dir / f"sub-{subject}"
-    found = [*folder.glob("anat/*" + _QC_ENDING), *folder.glob("ses-*/anat/*" + _QC_ENDING)]
-    stems = {path.name.removesuffix(_QC_ENDING) for path in found if not path.name.startswith(".")}
+    found = [*folder.glob("anat/*_qc.tsv"), *folder.glob("ses-*/anat/*_qc.tsv")]
+    stems = {named[0] for path in found if (named := parse_output(path.name))}
     return [Scan.from_path(Path(f"{stem}_T1w.nii.gz")) for stem in sorted(stems)]
 
 
@@ -175,8 +174,7 @@ def without_image(bids_dir: Path, output_dir: Path, subject: str) -> list[str]:
 def _images_of(bids_dir: Path, subject: str) -> set[str]:
     folder = bids_dir / f"sub-{subject}"
     files = [*folder.glob("anat/*"), *folder.glob("ses-*/anat/*")]
-    found = [_T1W.fullmatch(path.name) for path in files]
-    return {match["stem"] for match in found if match}
+    return {Scan.from_path(path).stem for path in files if _T1W.fullmatch(path.name)}
 
 
 def facts_files(output_dir: Path, scan: Scan) -> dict[str, Path]:
@@ -240,7 +238,7 @@ def _rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict
 def _read_record(path: Path, problems: list[str]) -> ScanRecord | None:
     """Read the sidecar of a scan that is done, as far as a report needs it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except FileNotFoundError:
         problems.append(f"{path.name} is not there: the scan was interrupted; {_AGAIN}")
         return None

@@ -25,7 +25,13 @@ from hyps_bids.messages import format_count
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import fingerprint, is_complete, is_done, write_failure
+from hyps_bids.outputs.scan_files import (
+    fingerprint,
+    is_complete,
+    is_done,
+    is_readable,
+    write_failure,
+)
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workflows.crashes import crash_reasons
@@ -216,13 +222,17 @@ def _record_failures(
 ) -> dict[Scan, str]:
     """Replace the outputs of the scans that failed by a record of the reason.
 
-    Earlier outputs stay if the disk failed, or if the scan was not reached.
+    Earlier outputs stay if the disk failed, the image could not be read, or the scan was not
+    reached.
     """
     on_disk = _disk_failures(settings, reasons)
     failed = {}
     for scan in undone:
         if scan in reasons:
             reason, keep_outputs = reasons[scan], scan in on_disk
+            if not is_readable(scan) and is_complete(scan, settings.output_dir):
+                # The image may be fetched again, or readable to others: its results are still good.
+                reason, keep_outputs = f"{reason}; its earlier outputs are kept", True
         elif settings.stop_on_first_crash and reasons:
             failed[scan] = _NOT_REACHED
             continue

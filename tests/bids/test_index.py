@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hyps_bids.errors import (
     UsageError,
 )
 from hyps_bids.settings import Settings
+from tests.permissions import run_bound_by_permissions
 from tests.raising import raises
 
 NAMES = (
@@ -133,8 +135,113 @@ def test_participant_without_image_is_named(
     dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (dataset / "sub-03").mkdir()
-    find(dataset, participant_label=("01", "03"))
-    assert [record.args for record in caplog.records] == [("03",)]
+    for labels in ((), ("01", "03")):
+        caplog.clear()
+        find(dataset, participant_label=labels)
+        (record,) = (r for r in caplog.records if r.levelname == "WARNING")
+        assert "03 (" in record.message
+        assert "01 (" not in record.message
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("anat/sub-03_T1W.nii.gz", "_T1w.nii.gz"),
+        ("anat/sub-03_t1w.nii", "_T1w.nii"),
+        ("anat/sub-03_T1w.NII.GZ", "_T1w.nii.gz"),
+        ("anat/sub-03_T1w.nii.gz ", "white space"),
+        ("anat/sub-03_acq-0.8mm_T1w.nii.gz", "dots"),
+        ("anat/sub-03_acq-caf\udce9_T1w.nii.gz", "UTF-8"),
+        ("Anat/sub-03_T1w.nii.gz", "Anat, not anat"),
+        ("sub-03_T1w.nii.gz", "sub-03, not anat"),
+        ("ses-1/anat/nifti/sub-03_ses-1_T1w.nii.gz", "nifti, not anat"),
+        ("anat/sub-03_UNIT1.nii.gz", "UNIT1, not T1w"),
+        ("anat/sub-03_acq-mprage.nii.gz", "not T1w"),
+        ("anat/sub-03_T1w.mgz", "NIfTI"),
+        ("anat/sub-03_part-phase_T1w.nii.gz", "part-phase"),
+        ("anat/sub-03_space-MNI152NLin2009cAsym_T1w.nii.gz", "template"),
+        ("anat/sub-03_T2w.nii.gz", "sub-03_T2w.nii.gz"),
+    ],
+)
+def test_near_misses_are_named(
+    dataset: Path, caplog: pytest.LogCaptureFixture, name: str, fact: str
+) -> None:
+    path = dataset / "sub-03" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    shown = path.name.replace("\udce9", "\\udce9")
+    assert find(dataset) == list(NAMES)
+    assert any(shown in r.message and fact in r.message for r in caplog.records)
+    with raises(NothingMatches, "no-images-selected", shown, fact):
+        find(dataset, participant_label=("03",))
+
+
+def test_near_misses_beside_images_and_participants(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (dataset / "sub-101/anat/sub-101_run-2_T1W.nii.gz").touch()
+    # The resource fork of a file that was copied from a Mac.
+    (dataset / "sub-101/anat/._sub-101_T1w.nii.gz").touch()
+    (dataset / "Sub-04" / "anat").mkdir(parents=True)
+    assert find(dataset) == list(NAMES)
+    assert [r.message.rpartition(": ")[2] for r in caplog.records] == [
+        "sub-101/anat/sub-101_run-2_T1W.nii.gz",
+        "Sub-04",
+    ]
+    caplog.clear()
+    assert find(dataset, participant_label=("01",)) == list(NAMES[:3])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("label", "facts"),
+    [
+        ("01\r", [r"01\r", "Perhaps 01 is"]),
+        ("01,02", ["by spaces"]),
+        ("1", ["Perhaps 01 is"]),
+        ("Sub-04", ["The folder Sub-04 must"]),
+        ("01\u200b", [r"01\u200b", "Perhaps 01 is"]),
+    ],
+)
+def test_hints_about_labels(dataset: Path, label: str, facts: list[str]) -> None:
+    (dataset / "Sub-04").mkdir()
+    with raises(NothingMatches, "participant-unknown", *facts):
+        find(dataset, participant_label=(label,))
+
+
+def test_images_with_another_meaning(
+    dataset: Path, filter_file: Callable[[Any], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = [f"sub-03/anat/sub-03_{e}_T1w.nii.gz" for e in ("desc-preproc", "part-mag")]
+    taken += [f"sub-03/anat/sub-03_space-{s}_T1w.nii.gz" for s in ("T1w", "orig", "scanner")]
+    spaces = [f"sub-03/anat/sub-03_space-{s}_T1w.nii.gz" for s in ("MNI152NLin6Asym", "fsaverage")]
+    parts = [f"sub-03/anat/sub-03_part-{p}_T1w.nii.gz" for p in ("imag", "phase", "real")]
+    others = [f"sub-03/anat/sub-03_{e}_T1w.nii.gz" for e in ("hemi-L", "label-brain", "seg-x")]
+    add(dataset, *taken, *spaces, *parts, *others)
+    assert find(dataset, participant_label=("03",)) == taken
+    assert len([r for r in caplog.records if "left out" in r.message]) == 8
+    for query, expected in (
+        ({"space": "fsaverage"}, spaces[1:]),
+        ({"part": ["phase", "real"]}, parts[1:]),
+        ({"part": None, "space": None}, taken[:1]),
+        ({"desc": "preproc"}, taken[:1]),
+        ({"segmentation": "x"}, None),
+    ):
+        options: dict[str, Any] = {"bids_filter_file": filter_file(query)}
+        if expected is None:
+            with raises(NothingMatches, "no-images-selected"):
+                find(dataset, participant_label=("03",), **options)
+        else:
+            assert find(dataset, participant_label=("03",), **options) == expected
+
+
+def test_derivative_dataset_is_said(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = {"Name": "test", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
+    (dataset / "dataset_description.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(content).encode()
+    )
+    assert find(dataset) == list(NAMES)
+    assert "'derivative'" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -154,6 +261,10 @@ def test_participant_without_image_is_named(
         ({"session": ["M00", "M12"]}, NAMES[3:5]),
         ({"subject": "101"}, NAMES[5:]),
         ({}, NAMES),
+        # Other apps need the first two, so their users write them.
+        ({"datatype": "anat", "suffix": "T1w", "session": "M00"}, NAMES[3:4]),
+        ({"datatype": ["anat"], "suffix": ["T1w"], "extension": [".nii.gz", "nii"]}, NAMES),
+        ({"extension": ".nii"}, NAMES[4:5]),
     ],
 )
 def test_filter_file(
@@ -195,7 +306,8 @@ def test_filter_narrows_the_labels(
         ('{"t1w": []}', "filter-query", "t1w"),
         ('{"t1w": {"acq": "mprage"}}', "filter-not-accepted", "'acq'"),
         ('{"t1w": {"suffix": "T2w"}}', "filter-fixed", "suffix"),
-        ('{"t1w": {"datatype": "anat", "extension": ""}}', "filter-fixed", "datatype, extension"),
+        ('{"t1w": {"suffix": ["T1w", "T2w"]}}', "filter-fixed", "suffix: T1w"),
+        ('{"t1w": {"datatype": null, "extension": ""}}', "filter-fixed", "datatype, extension"),
         ('{"t1w": {"run": {"from": 1}}}', "filter-value", "run"),
         ('{"t1w": {"return_type": "file"}}', "filter-argument", "return_type"),
         ('{"t1w": {"invalid_filters": "allow"}}', "filter-argument", "invalid_filters"),
@@ -242,12 +354,122 @@ def test_database_serves_any_later_selection(dataset: Path, tmp_path: Path) -> N
     assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
 
 
-def test_database_older_than_the_dataset(dataset: Path, tmp_path: Path) -> None:
+def change(root: Path, what: str) -> None:
+    """Change a dataset after it has been indexed."""
+    if what == "image added":
+        add(root, "sub-101/anat/sub-101_run-2_T1w.nii.gz")
+    elif what == "session added":
+        add(root, "sub-02/ses-M24/anat/sub-02_ses-M24_T1w.nii.gz")
+    elif what == "participant added":
+        add(root, "sub-03/anat/sub-03_T1w.nii.gz")
+    elif what == "image removed":
+        (root / NAMES[5]).unlink()
+    elif what == "image renamed":
+        (root / NAMES[5]).rename(root / "sub-101/anat/sub-101_acq-x_T1w.nii.gz")
+    elif what == "participant removed":
+        shutil.rmtree(root / "sub-101")
+    else:
+        (root / "sub-101").rename(root / "sub-102")
+        (root / "sub-102/anat/sub-101_T1w.nii.gz").rename(root / "sub-102/anat/sub-102_T1w.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "image added",
+        "session added",
+        "participant added",
+        "image removed",
+        "image renamed",
+        "participant removed",
+        "participant renamed",
+    ],
+)
+def test_database_is_renewed(
+    dataset: Path,
+    tmp_path: Path,
+    filter_file: Callable[[Any], Path],
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+) -> None:
     database = tmp_path / "db"
     find(dataset, bids_database_dir=database)
-    (dataset / NAMES[5]).unlink()
-    with raises(MissingInput, "index-outdated", dataset / NAMES[5]):
-        find(dataset, bids_database_dir=database)
+    change(dataset, what)
+    expected = find(dataset)
+    assert expected != list(NAMES)
+    with caplog.at_level("INFO", "hyps_bids"):
+        filtered = filter_file({"extension": [".nii", ".nii.gz"]})
+        assert find(dataset, bids_database_dir=database, bids_filter_file=filtered) == expected
+        assert "was renewed" in caplog.text
+        caplog.clear()
+        assert find(dataset, bids_database_dir=database, bids_filter_file=filtered) == expected
+        assert "was renewed" not in caplog.text
+    assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
+
+
+def test_database_of_an_array_job(dataset: Path, tmp_path: Path) -> None:
+    database = tmp_path / "db"
+    find(dataset, bids_database_dir=database)
+    written = (database / "layout_index.sqlite").stat().st_mtime_ns
+    # A job looks into the folders of its own participants only.
+    change(dataset, "participant added")
+    assert find(dataset, bids_database_dir=database, participant_label=("01",)) == list(NAMES[:3])
+    assert (database / "layout_index.sqlite").stat().st_mtime_ns == written
+    assert find(dataset, bids_database_dir=database, participant_label=("03",))
+    assert (database / "layout_index.sqlite").stat().st_mtime_ns > written
+
+
+def test_database_that_cannot_be_renewed(
+    dataset: Path,
+    tmp_path: Path,
+    filter_file: Callable[[Any], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    database = tmp_path / "db"
+    find(dataset, bids_database_dir=database)
+    change(dataset, "participant added")
+    monkeypatch.setattr(
+        Path, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no"))
+    )
+    options: dict[str, Any] = {
+        "bids_database_dir": database,
+        "bids_filter_file": filter_file({"subject": ["03", "101"]}),
+    }
+    assert find(dataset, **options) == ["sub-03/anat/sub-03_T1w.nii.gz", NAMES[5]]
+    (record,) = caplog.records
+    for fact in ("lacks 1 image", "sub-03", "(no)", f"{datetime.now():%Y-%m-%d}"):
+        assert fact in record.message
+
+
+@pytest.mark.parametrize(
+    "name", ["a?b", "50%", "100%25", "a#b", "a b", "a;b&c=d", "caf\udce9", "é"]
+)
+def test_database_in_a_folder_with_any_name(
+    dataset: Path, tmp_path: Path, filter_file: Callable[[Any], Path], name: str
+) -> None:
+    database = tmp_path / name
+    for _ in range(2):
+        path = filter_file({"subject": "101"})
+        assert find(dataset, bids_database_dir=database, bids_filter_file=path) == [NAMES[5]]
+    assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "filter.json", name}
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%", "a#b", "a b", "é"])
+def test_dataset_in_a_folder_with_any_name(
+    dataset: Path, tmp_path: Path, filter_file: Callable[[Any], Path], name: str
+) -> None:
+    root = dataset.rename(tmp_path / name)
+    path = filter_file({"subject": "101"})
+    for _ in range(2):
+        assert find(root, bids_database_dir=tmp_path / "db", bids_filter_file=path) == [NAMES[5]]
+
+
+def test_path_that_is_no_text(dataset: Path, tmp_path: Path) -> None:
+    root = dataset.rename(tmp_path / "caf\udce9")
+    with raises(UsageError, "path-not-utf8", r"caf\udce9"):
+        find(root)
 
 
 def test_database_that_cannot_be_used(dataset: Path, tmp_path: Path) -> None:
@@ -269,17 +491,25 @@ def test_database_that_cannot_be_used(dataset: Path, tmp_path: Path) -> None:
         find(dataset, bids_database_dir=tmp_path / "db")
 
 
-def test_dangling_link_matters_only_if_asked_for(dataset: Path) -> None:
+def test_dangling_link_matters_only_if_asked_for(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = dataset / NAMES[0]
     broken.unlink()
     broken.symlink_to("../../.git/annex/objects/aa/bb/MD5E-s1--00.nii.gz")
     (dataset / "sub-101" / "anat" / "sub-101_T2w.nii.gz").symlink_to("nowhere")
     assert find(dataset, exclude_participant_label=("01",)) == list(NAMES[3:])
+    # The image flows on and fails as one scan, unless there is nothing else.
+    assert find(dataset, participant_label=("01",)) == list(NAMES[:3])
+    (record,) = (r for r in caplog.records if "datalad get" in r.message)
+    assert str(broken) in record.message
+    for name in NAMES[1:3]:
+        (dataset / name).unlink()
     with raises(MissingInput, "content-not-fetched", f"datalad get {broken}"):
         find(dataset, participant_label=("01",))
     # The group level needs the names only.
     scans = find_scans(make_settings(dataset), need_content=False)
-    assert len(scans) == len(NAMES)
+    assert len(scans) == len(NAMES) - 2
 
 
 def test_dangling_folder_of_another_participant_is_ignored(dataset: Path) -> None:
@@ -451,16 +681,25 @@ def test_thousands_of_participants(tmp_path: Path) -> None:
     assert len(find(root)) == count
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("folder", ["", "sub-02"])
+@pytest.mark.parametrize("folder", ["", "sub-02", "sub-02/ses-M00", "sub-101/anat"])
 def test_folder_that_may_not_be_read_is_named(dataset: Path, folder: str) -> None:
     locked = dataset / folder
-    locked.chmod(0o311)
+    locked.chmod(0o300)
+    command = (dataset, dataset.parent / "out", "participant", "--dry-run", "--participant-label")
+    label = (folder or NAMES[0]).split("/")[0]
     try:
-        with raises(MissingInput, "folder-locked", locked):
-            find_scans(make_settings(dataset))
+        done = run_bound_by_permissions(*command, "01", "02", "101")
+        alone = run_bound_by_permissions(*command, label)
     finally:
         locked.chmod(0o755)
+    for one in (done, alone):
+        assert str(locked) in one.stderr
+        assert "convert" not in one.stderr
+    others = [name for name in NAMES if folder and not name.startswith(folder)]
+    assert done.stdout.splitlines() == [str(dataset / name) for name in others]
+    # A participant may have other sessions that can be read.
+    assert done.returncode == (1 if folder else 66)
+    assert alone.returncode == (1 if folder == "sub-02/ses-M00" else 66)
 
 
 def test_settings_of_pybids_are_not_read(dataset: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -68,6 +70,40 @@ def test_missing_file_and_dangling_link(tmp_path: Path) -> None:
     path = tmp_path / "annexed.nii.gz"
     path.symlink_to(tmp_path / ".git/annex/objects/MD5E-s1--0.nii.gz")
     refused(path, "image-missing", "datalad get", kind=MissingInput)
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (b"/annex/objects/MD5E-s1--0.nii.gz\n", ("git-annex", "datalad get")),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            ("Git LFS", "git lfs pull"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_pointer_instead_of_content(
+    content: bytes, facts: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, "image-not-fetched", *facts, kind=MissingInput)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ESTALE])
+def test_file_that_may_not_be_read(
+    number: int, head: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.nii.gz", head)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with raises(MissingInput, "image-locked", path, os.strerror(number)) as caught:
+        conform(path)
+    # Who may not read a file cannot convert it either.
+    assert "convert" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no image " * 100])
