@@ -21,22 +21,17 @@ from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 LABELMAP = Path(__file__).parent / "data" / "labelmap_2mm.nii.gz"
 
 
+def save(path: Path, data: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+
+
 @pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["pretrain"],
-        ["adapt"],
-        ["synthesize"],
-        ["demo"],
-        ["import"],
-        ["import-base"],
-        ["evaluate"],
-    ],
+    "command", " pretrain adapt synthesize demo import import-base evaluate".split(" ")
 )
-def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        tools.main([*command, "--help"])
+        tools.main([*command.split(), "--help"])
     assert end.value.code == 0
     assert "usage: hyps-tools" in capsys.readouterr().out
 
@@ -44,19 +39,19 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
-        ["nonsense"],
-        ["pretrain", "atlas", "maps", "out"],
-        ["pretrain", "base", "maps", "out", "--steps", "0"],
-        ["adapt", "images", "labels", "out"],
-        ["adapt", "images", "labels", "out", "--classes", "anterior,,posterior"],
-        ["import", "msd-task04", "source"],
-        ["import", "msd-task04", "source", "out", "--first", "0"],
+        "",
+        "nonsense",
+        "pretrain atlas maps out",
+        "pretrain base maps out --steps 0",
+        "adapt images labels out",
+        "adapt images labels out --classes anterior,,posterior",
+        "import msd-task04 source",
+        "import msd-task04 source out --first 0",
     ],
 )
-def test_wrong_usage_ends_with_64(argv: list[str]) -> None:
+def test_wrong_usage_ends_with_64(argv: str) -> None:
     with pytest.raises(SystemExit) as end:
-        tools.main(argv)
+        tools.main(argv.split())
     assert end.value.code == 64
 
 
@@ -99,17 +94,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     crop = values[i - 9 : i + 9, j - 14 : j + 14, k - 9 : k + 9].astype(np.float32)
     labels = np.where(crop == 17, 1, 0).astype(np.uint8)
     labels[:, 14:][labels[:, 14:] == 1] = 2
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
     for n in range(1, 4):
-        name = f"crop_{n}.nii.gz"
-        nib.save(nib.Nifti1Image(crop * n, np.eye(4)), folder / "images" / name)
-        nib.save(nib.Nifti1Image(labels, np.eye(4)), folder / "labels" / name)
+        save(folder / "images" / f"crop_{n}.nii.gz", crop * n)
+        save(folder / "labels" / f"crop_{n}.nii.gz", labels)
     kwargs = {"in_channels": 1, "out_channels": 2, "feature_size": 12}
-    card = {
-        "architecture": {"name": "HippocampusSwinUNETR", "kwargs": kwargs},
-        "labels": ["background", "hippocampus"],
-    }
+    architecture = {"name": "HippocampusSwinUNETR", "kwargs": kwargs}
+    card = {"architecture": architecture, "labels": ["background", "hippocampus"]}
     torch.manual_seed(0)
     save_network(folder / "base.safetensors", HippocampusSwinUNETR(**kwargs), card)
     return folder
@@ -124,8 +114,8 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
     table = tmp_path / "subjects.tsv"
     table.write_text("crop\tsubject\ncrop_1\ta\ncrop_2\ta\ncrop_3\tb\n", encoding="utf-8")
     out = tmp_path / "out"
-    options = ["--steps", "1", "--batch-size", "1", "--rank", "2", "--bottleneck", "2", "--fp16"]
-    options += ["--subjects", str(table), "--validation", "2"]
+    options = "--steps 1 --batch-size 1 --rank 2 --bottleneck 2 --fp16 --validation 2".split()
+    options += ["--subjects", str(table)]
     assert tools.main(adapt_argv(dataset, out) + options) == 0
     path = out / "adapter.safetensors"
     _, card = load_adapted(path, dataset / "base.safetensors")
@@ -142,23 +132,24 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
     assert (out / "log.csv").read_text().count("dice_whole") == 1
     # from this adapter, in its settings
     start = ["--from", str(path), "--rank", "4"]
-    assert tools.main(adapt_argv(dataset, tmp_path / "more") + options + start) == 0
-    _, card = load_adapted(tmp_path / "more" / "adapter.safetensors", dataset / "base.safetensors")
+    more = tmp_path / "more"
+    assert tools.main(adapt_argv(dataset, more) + options + start) == 0
+    _, card = load_adapted(more / "adapter.safetensors", dataset / "base.safetensors")
     assert (card["adapter"]["rank"], card["training"]["started from"]) == (2, path.name)
 
 
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--start-from", "amygdala"], 64),
-        (["--method", "magic"], 64),
-        (["--classes", "whole"], 64),
-        (["--subjects", "nowhere.tsv"], 66),
-        (["--base", "nowhere.safetensors"], 66),
+        ("--start-from amygdala", 64),
+        ("--method magic", 64),
+        ("--classes whole", 64),
+        ("--subjects nowhere.tsv", 66),
+        ("--base nowhere.safetensors", 66),
     ],
 )
-def test_adapt_refuses(dataset: Path, tmp_path: Path, options: list[str], code: int) -> None:
-    assert tools.main(adapt_argv(dataset, tmp_path) + options) == code
+def test_adapt_refuses(dataset: Path, tmp_path: Path, options: str, code: int) -> None:
+    assert tools.main(adapt_argv(dataset, tmp_path) + options.split()) == code
 
 
 def test_import_base_prints_what_was_taken(
@@ -179,15 +170,12 @@ def test_import_base_prints_what_was_taken(
 def labeled(tmp_path: Path) -> Path:
     """Two made images of one hippocampus, named as MSD Task04; one more without labels."""
     folder = tmp_path / "source"
-    for kind in ("imagesTr", "labelsTr"):
-        (folder / kind).mkdir(parents=True)
     data = np.arange(512, dtype=np.int16).reshape(8, 8, 8)
     for n in (1, 2, 3):
         name = f"hippocampus_{n:03d}.nii.gz"
-        nib.save(nib.Nifti1Image(data, np.eye(4)), folder / "imagesTr" / name)
+        save(folder / "imagesTr" / name, data)
         if n < 3:
-            labels = (data % 3).astype(np.uint8)
-            nib.save(nib.Nifti1Image(labels, np.eye(4)), folder / "labelsTr" / name)
+            save(folder / "labelsTr" / name, (data % 3).astype(np.uint8))
     return folder
 
 

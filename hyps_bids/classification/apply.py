@@ -21,8 +21,6 @@ from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.writing import write_json, write_table
 
-__all__ = ["apply_classifier"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 

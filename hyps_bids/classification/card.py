@@ -7,17 +7,6 @@ from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
-__all__ = [
-    "Card",
-    "card_text",
-    "comparison_rows",
-    "headline",
-    "headlines",
-    "sizes",
-    "uncertainty",
-    "widest_intervals",
-]
-
 _FEW = 20
 _WIDE = 0.3
 _INTRODUCTION = """\

@@ -17,15 +17,6 @@ from hyps_bids.messages import suggest_names
 from hyps_bids.outputs.names import group_path
 from hyps_bids.outputs.reading import WIDE, load_json
 
-__all__ = [
-    "choose_columns",
-    "default_features",
-    "feature_sets",
-    "find_giveaways",
-    "read_units",
-    "require_columns",
-]
-
 _LOG = logging.getLogger("hyps_bids")
 
 _ICV = "icv_mm3"

@@ -15,8 +15,6 @@ from hyps_bids.classification.features import levels_of, text_levels
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import format_count
 
-__all__ = ["Contrast", "LabeledSubjects", "label_scans", "mean_by_subject", "site_association"]
-
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

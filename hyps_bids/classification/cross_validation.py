@@ -31,25 +31,6 @@ from hyps_bids.classification.estimators import ESTIMATORS, Estimator, Params, S
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
 
-__all__ = [
-    "ONE_PROCESS",
-    "SELECTED",
-    "Computing",
-    "Predictions",
-    "Search",
-    "Selection",
-    "choose",
-    "fit_and_predict",
-    "nested_cv",
-    "predict_scans",
-    "predict_subjects",
-    "run_tasks",
-    "search",
-    "search_all",
-    "site_folds",
-    "stratified_folds",
-]
-
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

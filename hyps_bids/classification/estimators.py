@@ -21,8 +21,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
 
-__all__ = ["ESTIMATORS", "Estimator", "SelectShare", "anova"]
-
 Params = dict[str, Any]
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 

@@ -17,8 +17,6 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from hyps_bids.classification.harmonize import IcvAdjuster, SiteHarmonizer
 
-__all__ = ["Schema", "circular", "levels_of", "text_levels"]
-
 #: Matches the names of tests, scales and codes by which diagnoses are made.
 _CIRCULAR = re.compile(
     r"(^|[^a-z])(mmse|mms|cdr|cdglobal|adas|moca|faq|ecog|npi|ravlt|avlt|ldel|lmem|gds|bdi|beck|madrs|hamd"

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["IcvAdjuster", "SiteHarmonizer"]
-
 Array = NDArray[np.float64]
 
 #: Number of scans below which a site has no usable variance.

@@ -28,17 +28,6 @@ from scipy.optimize import brentq
 from scipy.stats import norm, t
 from statsmodels.stats.proportion import proportion_confint
 
-__all__ = [
-    "METRICS",
-    "bootstrap_weights",
-    "compare",
-    "interval",
-    "metric_rows",
-    "metrics",
-    "repeats_interval",
-    "score_interval",
-]
-
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

@@ -25,8 +25,6 @@ from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
 
-__all__ = ["Importance", "PermutationTest", "importance", "permutation_test"]
-
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

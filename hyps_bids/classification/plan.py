@@ -31,8 +31,6 @@ from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.settings import Settings
 
-__all__ = ["Plan", "done_scans", "list_contrasts", "make_plan"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 #: A column with more levels than this is hardly a diagnosis.

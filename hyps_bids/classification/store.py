@@ -17,8 +17,6 @@ from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.writing import write_bytes, write_json
 
-__all__ = ["CARD", "MODEL", "TRUSTED", "load_classifier", "save_classifier"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 MODEL = "model.skops"

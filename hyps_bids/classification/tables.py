@@ -19,8 +19,6 @@ from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.writing import write_json, write_table
 
-__all__ = ["calibration_table", "confusion_table", "result_tables", "roc_table", "write_tables"]
-
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

@@ -32,8 +32,6 @@ from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import Settings
 
-__all__ = ["train_classifiers"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 

@@ -36,8 +36,6 @@ from hyps_bids.messages import format_count
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings
 
-__all__ = ["CROSS_VALIDATION", "HELD_OUT", "Results", "validate"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 CROSS_VALIDATION, LEAVE_ONE_SITE_OUT = "cross-validation", "leave-one-site-out"

@@ -31,8 +31,6 @@ from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
 
-__all__ = ["LabelImage", "LabeledScan", "find_labeled"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: entities that derivatives add to those of their source
 _ADDED = {"atlas", "cohort", "den", "desc", "hemi", "label", "res", "roi", "seg", "space"}

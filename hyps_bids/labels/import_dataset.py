@@ -35,8 +35,6 @@ from hyps_bids.outputs.names import SEG, bids_uri, output_path, sidecar_path
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_json, write_nifti, write_with
 
-__all__ = ["Outcome", "import_rows"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 

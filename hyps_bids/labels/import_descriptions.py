@@ -20,8 +20,6 @@ from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.reading import read_json_object, read_table
 from hyps_bids.outputs.writing import write_json, write_table, write_text
 
-__all__ = ["LABELS", "ImportedDataset", "read_earlier"]
-
 #: the derivatives dataset with the labels, below the raw dataset
 LABELS = Path("derivatives", "manual")
 _LABEL_TABLE = LABELS / f"{SEG_PREFIX}_dseg.tsv"

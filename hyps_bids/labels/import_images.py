@@ -14,17 +14,6 @@ from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
 
-__all__ = [
-    "SourceImage",
-    "assumed_affine",
-    "check_orientation",
-    "crop_affine",
-    "new_nifti",
-    "on_grid_of",
-    "read_image",
-    "to_nifti",
-]
-
 #: nominal center of a crop around a left hippocampus, mm: about its place in MNI space
 CROP_CENTER = (-26.0, -22.0, -14.0)
 #: orientation that is assumed for files that state none, as in nibabel and SPM

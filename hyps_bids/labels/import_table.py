@@ -13,8 +13,6 @@ from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.meanings import LabelMap, parse_label_map
 from hyps_bids.outputs.reading import read_text_table
 
-__all__ = ["COLUMNS", "Row", "read_rows", "rows_to_tsv"]
-
 #: columns that every line needs, and optional ones
 REQUIRED = ("participant", "image", "label", "label_map")
 OPTIONAL = ("session", "acquisition", "crop", "split")

@@ -17,17 +17,6 @@ from pathlib import Path
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.outputs.reading import read_text_table
 
-__all__ = [
-    "LABEL_MAPS",
-    "SIDES",
-    "WHOLE_HIPPOCAMPUS",
-    "LabelMap",
-    "Structure",
-    "parse_label_map",
-    "read_label_table",
-    "recognize",
-]
-
 #: preset name → whether a label image may have no other values than those of the preset
 LABEL_MAPS = {"aseg": False, "whole": True, "anteriorposterior": True}
 #: the part that is a whole hippocampus

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["msd_subject", "split_every_fifth"]
-
 
 def msd_subject(name: str) -> int:
     """Subject of an MSD Task04 crop: ids 2k-1 and 2k are the two sides of one.

@@ -18,8 +18,6 @@ from hyps_bids.labels.meanings import LabelMap, parse_label_map
 from hyps_bids.labels.msd import split_every_fifth
 from hyps_bids.outputs.labels import SIDE_NAMES
 
-__all__ = ["Found", "Layout", "Preset", "find_rows", "load_presets", "read_preset"]
-
 _PLACEHOLDERS = {
     "number": r"\d+",
     "participant": r"[A-Za-z0-9-]+",

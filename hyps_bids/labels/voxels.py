@@ -11,8 +11,6 @@ from nibabel.affines import apply_affine
 from hyps_bids.errors import BadData
 from hyps_bids.labels.meanings import LabelMap
 
-__all__ = ["find_structures"]
-
 
 def find_structures(
     label_map: LabelMap, data: np.ndarray, affine: np.ndarray

@@ -18,8 +18,6 @@ from hyps_bids.tools.options import (
     prepare,
 )
 
-__all__ = ["add_command"]
-
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from hyps_bids.tools.options import Parser, add_parser
 
-__all__ = ["add_command"]
-
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""

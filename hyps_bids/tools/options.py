@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
 
     from hyps_bids.training.loop import LoopSettings
 
-__all__ = [
-    "Parser",
-    "add_compute_options",
-    "add_parser",
-    "add_training_options",
-    "loop_settings",
-    "make_folder",
-    "names",
-    "positive",
-    "prepare",
-]
-
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and keeps the line breaks of long texts."""
@@ -37,31 +26,12 @@ def add_parser(
     name: str,
     run: Callable[[argparse.Namespace], int],
     text: str,
-    *,
-    details: str = "",
 ) -> Parser:
-    """Add a command.
-
-    Parameters
-    ----------
-    commands : argparse action
-        The result of ``add_subparsers``.
-    name : str
-        The name of the command.
-    run : callable
-        Takes the parsed arguments and returns the exit code.
-    text : str
-        What the command does, as one sentence.
-    details : str
-        Text that ``--help`` shows below the options, with its own line breaks.
-
-    Returns
-    -------
-    Parser
-        The parser of the command, without arguments yet.
-    """
+    """Add a command that calls `run`; ``--help`` ends with the content of ``NAME.txt``, if any."""
+    details = files("hyps_bids.tools") / f"{name}.txt"
+    epilog = details.read_text(encoding="utf-8") if details.is_file() else ""
     parser = commands.add_parser(
-        name, help=text, description=text, epilog=details, formatter_class=_Help
+        name, help=text, description=text, epilog=epilog, formatter_class=_Help
     )
     parser.set_defaults(run=run)
     return parser
