@@ -27,7 +27,7 @@ def save(path: Path, data: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", " pretrain adapt synthesize demo import import-base evaluate".split(" ")
+    "command", ["", "pretrain", "adapt", "synthesize", "demo", "import", "import-base", "evaluate"]
 )
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -114,8 +114,8 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
     table = tmp_path / "subjects.tsv"
     table.write_text("crop\tsubject\ncrop_1\ta\ncrop_2\ta\ncrop_3\tb\n", encoding="utf-8")
     out = tmp_path / "out"
-    options = "--steps 1 --batch-size 1 --rank 2 --bottleneck 2 --fp16 --validation 2".split()
-    options += ["--subjects", str(table)]
+    options = ["--steps", "1", "--batch-size", "1", "--rank", "2", "--bottleneck", "2", "--fp16"]
+    options += ["--subjects", str(table), "--validation", "2"]
     assert tools.main(adapt_argv(dataset, out) + options) == 0
     path = out / "adapter.safetensors"
     _, card = load_adapted(path, dataset / "base.safetensors")
@@ -158,11 +158,11 @@ def test_import_base_prints_what_was_taken(
     model = SwinUNETR(in_channels=4, out_channels=3, feature_size=12)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "fold.pt")
     out = tmp_path / "new" / "base.safetensors"
-    argv = ["import-base", str(tmp_path / "fold.pt"), str(out)]
-    assert tools.main([*argv, "--channels", "mean"]) == 0
+    argv = ["import-base", str(tmp_path / "fold.pt"), str(out), "--channels"]
+    assert tools.main([*argv, "mean"]) == 0
     assert "from 4 input channels to 1 (mean)" in capsys.readouterr().out
     assert read_card(out)["labels"] == ["background"]
-    assert tools.main([*argv, "--channels", "7"]) == 64
+    assert tools.main([*argv, "7"]) == 64
     assert tools.main(["import-base", str(tmp_path / "none.pt"), str(out)]) == 66
 
 
@@ -194,8 +194,7 @@ def test_import_of_a_preset_reports_what_is_missing(
 def test_import_of_an_edited_table(
     labeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "bids"
-    argv = [str(labeled), str(out)]
+    argv = [str(labeled), str(out := tmp_path / "bids")]
     (labeled / "imagesTr/hippocampus_003.nii.gz").unlink()
     assert tools.main(["import", "msd-task04", *argv, "--first", "1", "--dry-run"]) == 0
     assert not out.exists()

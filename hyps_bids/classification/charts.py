@@ -12,7 +12,6 @@ import pandas as pd
 
 from hyps_bids.outputs.writing import write_bytes
 
-
 _BLUE, _GRAY = "#2b6ca3", "#888888"
 
 

@@ -46,18 +46,10 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class LabelImage:
-    """An image of labels.
+    """An image of labels, and what its values mean as in :class:`LabelMap`.
 
-    Attributes
-    ----------
-    path : Path
-        The file, never resolved through links.
-    structures : tuple of Structure
-        What its values mean; several values may mean the same. In a mask all values above 0 are
-        one structure, whose index is 1.
-    listed : frozenset of int or None
-        All values that may occur, including those that are not hippocampus: another value shows
-        that the meaning is wrong. Any value may occur if None.
+    The path is never resolved through links. In a mask all values above 0 are one structure,
+    whose index is 1.
     """
 
     path: Path
@@ -72,17 +64,7 @@ class LabelImage:
 
 @dataclass(frozen=True)
 class LabeledScan:
-    """A T1w image and its labels.
-
-    Attributes
-    ----------
-    scan : Scan
-        The image.
-    labels : tuple of LabelImage
-        One dseg, or masks of different structures.
-    dataset : Path
-        The derivatives dataset that holds the labels.
-    """
+    """A T1w image and its labels: one dseg, or masks of different structures, in one dataset."""
 
     scan: Scan
     labels: tuple[LabelImage, ...]
@@ -97,15 +79,7 @@ class LabeledScan:
 def find_labeled(settings: Settings) -> list[LabeledScan]:
     """Find the selected T1w images that have labels.
 
-    Parameters
-    ----------
-    settings : Settings
-        Dataset and selection, ``labels`` and ``label_map``.
-
-    Returns
-    -------
-    list of LabeledScan
-        Sorted by path of the image.
+    They are sorted by the path of the image.
 
     Raises
     ------
@@ -167,15 +141,15 @@ def _labeled_in(
     for scan in scans:
         by_subject[scan.subject].append(scan)
     per_scan: dict[Scan, list[Path]] = defaultdict(list)
-    in_template, without_scan = [], []
+    left_out = defaultdict(list)
     for path in paths:
         entities = _entities(path)
         if entities.get("space", "T1w") not in OWN_SPACES:
-            in_template.append(path)
+            left_out["are in a template's space"].append(path)
         elif owner := _scan_of(path, entities, by_subject[entities["sub"]]):
             per_scan[owner].append(path)
         else:
-            without_scan.append(path)
+            left_out["belong to no selected T1w image"].append(path)
     maps = {table: read_label_table(table) for table in tables} if given is None else {}
     found = []
     for scan, candidates in sorted(per_scan.items()):
@@ -183,13 +157,9 @@ def _labeled_in(
         if labels:
             found.append(LabeledScan(scan, labels, root))
     _LOG.info("%d of %s have labels in %s", len(found), format_count(len(scans), "T1w image"), root)
-    for why, left_out in (
-        ("are in a template's space", in_template),
-        ("belong to no selected T1w image", without_scan),
-    ):
-        if left_out:
-            count = format_count(len(left_out), "label image")
-            _LOG.info("%s left out, such as %s: they %s", count, left_out[0].name, why)
+    for why, images in left_out.items():
+        count = format_count(len(images), "label image")
+        _LOG.info("%s left out, such as %s: they %s", count, images[0].name, why)
     for item in found:
         _LOG.debug("labels of %s: %s", item.scan.path, ", ".join(str(i.path) for i in item.labels))
     return found

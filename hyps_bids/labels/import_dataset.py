@@ -40,15 +40,7 @@ _LOG = logging.getLogger("hyps_bids")
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of an import.
-
-    Attributes
-    ----------
-    written, unchanged : int
-        Number of images written now, and of images that were already there.
-    problems : tuple of str
-        A message for each image that could not be imported.
-    """
+    """The result of an import: numbers of images, and a message for each that failed."""
 
     written: int
     unchanged: int
@@ -83,10 +75,8 @@ def import_rows(
 
     Parameters
     ----------
-    rows : sequence of Row
-        What to import; paths relative to `source`.
-    source : Path
-        Folder of the source.
+    rows, source : sequence of Row, Path
+        What to import, with paths relative to the folder `source`.
     output : Path
         BIDS dataset to write. If it exists it must be of the same description; images in it that
         were imported from the same files are left alone.
@@ -94,11 +84,6 @@ def import_rows(
         What the dataset is, for its descriptions.
     orientation : str
         Axes of images that do not state theirs, such as ``LAS``.
-
-    Returns
-    -------
-    Outcome
-        Counts and problems.
 
     Raises
     ------

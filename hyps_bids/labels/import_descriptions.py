@@ -18,24 +18,18 @@ from hyps_bids.outputs.dataset import BIDS_VERSION
 from hyps_bids.outputs.labels import LABEL_COLUMNS
 from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.reading import read_json_object, read_table
-from hyps_bids.outputs.writing import write_json, write_table, write_text
+from hyps_bids.outputs.writing import write_json, write_table, write_template
 
 #: the derivatives dataset with the labels, below the raw dataset
 LABELS = Path("derivatives", "manual")
 _LABEL_TABLE = LABELS / f"{SEG_PREFIX}_dseg.tsv"
+_README = "import_readme.md.jinja"
 #: differs between versions of this program, but not between datasets
 _NOT_COMPARED = "GeneratedBy"
 _PARTICIPANT_COLUMNS = {
     "source_id": "Name of the participant in the source.",
     "split": "Part of the dataset that the participant belongs to.",
 }
-_CROP_NOTE = """
-The images are crops around one hippocampus each (`CropAroundHippocampus` in their sidecars), not
-heads. The source stores right ones mirrored and gives no position. Here the voxels are as in the
-source; the first axis of right crops points to the left instead, so that left and right are as in
-the body, left at negative x. The position itself is nominal. No localizer can work on crops:
-train around the labels.
-"""
 
 
 @dataclass(frozen=True)
@@ -88,20 +82,15 @@ class ImportedDataset:
         table = self.output / _LABEL_TABLE
         write_table(table, self.label_table)
         write_json(sidecar_path(table), described(LABEL_COLUMNS))
-        name, links = self.about.name, " ".join(self.about.links)
-        lines = {"License": self.about.license, "Citation": self.about.citation, "Links": links}
-        end = "".join(f"\n{title}: {text}\n" for title, text in lines.items() if text)
-        end += _CROP_NOTE if self.crops else ""
-        write_text(
-            self.output / "README.md",
-            f"# {name}\n\nT1-weighted images, brought into BIDS by `hyps-tools import`. "
-            f"Sidecars name the source files. Labels: `{LABELS.as_posix()}`.\n{end}",
-        )
-        write_text(
-            self.output / LABELS / "README.md",
-            f"# Manual hippocampus labels of {name}\n\nOn the grids of the images. "
-            f"`{_LABEL_TABLE.name}` says what the values mean.\n{end}",
-        )
+        values = {
+            "about": self.about,
+            "labels": LABELS.as_posix(),
+            "label_table": _LABEL_TABLE.name,
+            "crops": self.crops,
+        }
+        for folder, of_labels in ((self.output, False), (self.output / LABELS, True)):
+            values["of_labels"] = of_labels
+            write_template(folder / "README.md", "hyps_bids.labels", _README, values)
 
     def write_participants(self, rows: Sequence[Row]) -> None:
         """Write participants.tsv, including participants of earlier imports."""

@@ -26,23 +26,13 @@ _TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One volume of a file.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    image : nibabel.analyze.AnalyzeImage
-        NIfTI or Analyze, data not yet read.
-    affine : numpy.ndarray
-        Voxel to world (RAS, mm), shape (4, 4).
-    assumed : bool
-        The file itself does not state its orientation.
-    """
+    """One volume of a NIfTI or Analyze file, whose data are not yet read."""
 
     path: Path
     image: nib.analyze.AnalyzeImage
+    #: voxel to world (RAS, mm), shape (4, 4)
     affine: np.ndarray
+    #: the file itself does not state its orientation
     assumed: bool
 
     @property
@@ -81,27 +71,10 @@ def check_orientation(codes: str) -> str:
 
 
 def read_image(path: Path, orientation: str = ANALYZE) -> SourceImage:
-    """Open a NIfTI or Analyze file that holds one volume.
+    """Open a file that holds one volume: ``.nii``, ``.nii.gz``, ``.hdr`` or ``.img``.
 
-    Parameters
-    ----------
-    path : Path
-        ``.nii``, ``.nii.gz``, or either file of a pair ``.hdr`` and ``.img``.
-    orientation : str
-        Where the voxel axes point to in files that do not state it: Analyze files, and NIfTI
-        files whose ``sform_code`` and ``qform_code`` are zero.
-
-    Returns
-    -------
-    SourceImage
-        Header read, data not.
-
-    Raises
-    ------
-    MissingInput
-        If there is no such file.
-    BadData
-        If it cannot be read, is of another format, or holds several volumes.
+    `orientation` says where the voxel axes point to in files that do not state it: Analyze files,
+    and NIfTI files whose ``sform_code`` and ``qform_code`` are zero.
     """
     if not path.is_file():
         raise MissingInput(f"{path}: there is no such file.", code="image-missing")
@@ -177,13 +150,7 @@ def crop_affine(shape: tuple[int, ...], zooms: tuple[float, ...], hemisphere: st
 
 
 def on_grid_of(label: SourceImage, image: SourceImage) -> np.ndarray:
-    """Read a label image, with its axes ordered and flipped like those of the image.
-
-    Raises
-    ------
-    BadData
-        If the grid of the label image is not the grid of the image.
-    """
+    """Read a label image, with its axes ordered and flipped like those of the image."""
     change = nib.orientations.ornt_transform(
         nib.io_orientation(label.affine), nib.io_orientation(image.affine)
     )

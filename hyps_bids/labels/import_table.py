@@ -14,40 +14,27 @@ from hyps_bids.labels.meanings import LabelMap, parse_label_map
 from hyps_bids.outputs.reading import read_text_table
 
 #: columns that every line needs, and optional ones
-REQUIRED = ("participant", "image", "label", "label_map")
-OPTIONAL = ("session", "acquisition", "crop", "split")
+_REQUIRED = ("participant", "image", "label", "label_map")
+_OPTIONAL = ("session", "acquisition", "crop", "split")
 COLUMNS = ("participant", "session", "acquisition", "image", "label", "label_map", "crop", "split")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image and all its label images.
+    """One image and all its label images, with paths relative to the source folder."""
 
-    Attributes
-    ----------
-    participant : str
-        Name in the source; its letters and digits make the BIDS label.
-    image : Path
-        Relative to the source folder.
-    labels : tuple of (Path, LabelMap)
-        Label images on the grid of the image, relative too, and what their values mean.
-    session, acquisition : str or None
-        More of the BIDS name.
-    crop : str or None
-        L or R: the image shows one hippocampus, in left orientation, and its affine has no meaning.
-    split : str or None
-        Part of the dataset, such as train or test.
-    check_sides : bool
-        Refuse labels with left and right swapped.
-    """
-
+    #: name in the source; its letters and digits make the BIDS label
     participant: str
     image: Path
+    #: label images on the grid of the image, and what their values mean
     labels: tuple[tuple[Path, LabelMap], ...]
     session: str | None = None
     acquisition: str | None = None
+    #: L or R: the image shows one hippocampus, in left orientation, and its affine has no meaning
     crop: str | None = None
+    #: part of the dataset, such as train or test
     split: str | None = None
+    #: refuse labels with left and right swapped
     check_sides: bool = True
 
     @property
@@ -80,23 +67,16 @@ def read_rows(table: Path) -> list[Row]:
 
     Lines of the same participant, session and acquisition are one image. Images are in order of
     first appearance.
-
-    Raises
-    ------
-    MissingInput
-        If there is no such file.
-    BadData
-        If it is not such a table.
     """
     if not table.is_file():
         raise MissingInput(f"{table}: there is no such table.", code="table-missing")
     frame = read_text_table(table)
-    missing = [name for name in REQUIRED if name not in frame]
+    missing = [name for name in _REQUIRED if name not in frame]
     unknown = [name for name in frame if name not in COLUMNS]
     if missing or unknown:
         raise BadData(
             f"{table}: the columns are {', '.join(frame)}. The table needs "
-            f"{', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}, separated by tabs.",
+            f"{', '.join(_REQUIRED)} and may have {', '.join(_OPTIONAL)}, separated by tabs.",
             code="import-table-columns",
         )
     if frame.empty:
@@ -113,7 +93,7 @@ def read_rows(table: Path) -> list[Row]:
 
 
 def _row(values: dict[str, str]) -> Row:
-    missing = [name for name in REQUIRED if name not in values]
+    missing = [name for name in _REQUIRED if name not in values]
     if missing:
         raise BadData(f"has no {' and no '.join(missing)}", code="import-line-incomplete")
     for key, name in (("sub", "participant"), ("ses", "session"), ("acq", "acquisition")):
@@ -126,7 +106,7 @@ def _row(values: dict[str, str]) -> Row:
             f"crop is {values['crop']!r}; write L or R, or leave it empty", code="import-crop-side"
         )
     labels = ((Path(values["label"]), parse_label_map(values["label_map"])),)
-    session, acquisition, crop, split = map(values.get, OPTIONAL)
+    session, acquisition, crop, split = map(values.get, _OPTIONAL)
     participant, image = values["participant"], Path(values["image"])
     return Row(participant, image, labels, session, acquisition, crop, split)
 

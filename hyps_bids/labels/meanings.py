@@ -23,15 +23,8 @@ LABEL_MAPS = {"aseg": False, "whole": True, "anteriorposterior": True}
 WHOLE_HIPPOCAMPUS = "hippocampus"
 #: ways to write a hemisphere, in lower case
 SIDES = {"l": "L", "lh": "L", "left": "L", "r": "R", "rh": "R", "right": "R"}
-_PARTS = {
-    "anterior": "anterior",
-    "ant": "anterior",
-    "posterior": "posterior",
-    "post": "posterior",
-    "head": "head",
-    "body": "body",
-    "tail": "tail",
-}
+_PARTS = {name: name for name in ("anterior", "posterior", "head", "body", "tail")}
+_PARTS |= {"ant": "anterior", "post": "posterior"}
 #: words of a name that change nothing
 _FILLERS = {"whole", "formation", "of", "the"}
 #: VALUE:HEMISPHERE[:PART]
@@ -45,43 +38,28 @@ _SYNTAX = (
 
 @dataclass(frozen=True, order=True)
 class Structure:
-    """What one value of a label image means.
+    """What one value of a label image means."""
 
-    Attributes
-    ----------
-    index : int
-        The value, above 0; 1 stands for the foreground of a mask.
-    hemi : {"L", "R", "LR"}
-        Side. LR means both, which are told apart by their position.
-    part : str
-        Part of the hippocampus; ``hippocampus`` if it is the whole.
-    """
-
+    #: the value, above 0; 1 stands for the foreground of a mask
     index: int
+    #: L, R, or LR for both, which are told apart by their position
     hemi: str
+    #: part of the hippocampus; ``hippocampus`` if it is the whole
     part: str
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Meaning of the values of a label image. Zero is always background.
+    """Meaning of the values of a label image. Zero is always background."""
 
-    Attributes
-    ----------
-    structures : tuple of Structure
-        The values that show a hippocampus; several values may mean the same.
-    listed : frozenset of int or None
-        All values that may occur, including those that are not hippocampus: another value shows
-        that the map does not fit the image. Any value may occur if None.
-    is_mask : bool
-        The image is a mask: the higher of its two values is the only structure.
-    line : str
-        The map in one line. It is made from the other attributes if it is not given.
-    """
-
+    #: values that show a hippocampus; several values may mean the same
     structures: tuple[Structure, ...]
+    #: All values that may occur, including those that are not hippocampus: another value shows
+    #: that the map does not fit the image. Any value may occur if None.
     listed: frozenset[int] | None = None
+    #: the image is a mask: the higher of its two values is the only structure
     is_mask: bool = False
+    #: the map in one line, made from the other attributes if it is not given
     line: str = ""
 
     def __post_init__(self) -> None:
@@ -98,11 +76,8 @@ class LabelMap:
 def parse_label_map(written: str) -> LabelMap:
     """Read what label values mean, in any of the forms in which it can be written.
 
-    Parameters
-    ----------
-    written : str
-        One of :data:`LABEL_MAPS`; the path of a TSV file (see :func:`read_label_table`), which
-        leaves the meaning of other values open; or a line such as ``165:L,166:R,*:-``.
+    They are one of :data:`LABEL_MAPS`; the path of a TSV file (see :func:`read_label_table`),
+    which leaves the meaning of other values open; and a line such as ``165:L,166:R,*:-``.
 
     Raises
     ------
@@ -183,11 +158,6 @@ def read_label_table(path: Path) -> LabelMap:
     It has the columns ``index`` and either ``hemi`` (and ``part``; the whole hippocampus if it is
     left out) or ``name``. The structures are the lines that speak of a hippocampus, if any; all
     values of the table are listed.
-
-    Raises
-    ------
-    BadData
-        If the table is not valid.
     """
     table = read_text_table(path)
     if "index" not in table or not {"name", "hemi"} & set(table):
@@ -235,19 +205,10 @@ def _row_meaning(row: dict[str, str]) -> tuple[str | None, str | None]:
 
 
 def recognize(name: str) -> tuple[bool, str | None, str | None]:
-    """Find side and part of the hippocampus in a name, as of tables of labels or BIDS entities.
+    """Tell whether a name speaks of a hippocampus, and find its side and part.
 
-    Words may be in any order, separated by anything or run together as ``LeftHippocampus``.
-
-    Returns
-    -------
-    mentioned : bool
-        Whether the name speaks of a hippocampus.
-    hemi : {"L", "R"} or None
-        Side, if the name has one.
-    part : str or None
-        ``hippocampus``, ``anterior``, ``posterior``, ``head``, ``body`` or ``tail``; None if the
-        name has other words too, as "left hippocampal fissure" has.
+    Words may be in any order, separated by anything or run together as ``LeftHippocampus``. The
+    part is None if the name has other words too, as "left hippocampal fissure" has.
 
     Examples
     --------

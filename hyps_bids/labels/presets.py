@@ -30,37 +30,17 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which copies of a dataset are laid out.
-
-    Attributes
-    ----------
-    image, participant : str
-        Templates of the images' paths and of the participants' names.
-    labels : tuple of (str, str)
-        Templates of the label images' paths, and their label maps.
-    """
+    """One way in which copies of a dataset are laid out: templates of paths and names."""
 
     image: str
+    #: templates of the label images' paths, and their label maps
     labels: tuple[tuple[str, str], ...]
     participant: str = "{participant}"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A dataset that can be imported by name.
-
-    Attributes
-    ----------
-    name, license, citation, authors, links
-        For the BIDS descriptions.
-    layouts : tuple of Layout
-        Tried in order.
-    pairs : bool
-        Numbers 2k-1 and 2k are the left and right hippocampus of subject k, each in a crop of its
-        own, right ones mirrored.
-    left_out, reason
-        Participants that are not imported unless asked for, and why.
-    """
+    """A dataset that can be imported by name; ``presets.toml`` describes the attributes."""
 
     name: str
     license: str
@@ -75,19 +55,13 @@ class Preset:
 
 @dataclass(frozen=True)
 class Found:
-    """What a preset found in a folder.
+    """What a preset found in a folder."""
 
-    Attributes
-    ----------
-    rows : list of Row
-        Complete images with labels, in order of their path, relative to the folder.
-    left_out, problems : list of str
-        A message for each participant that is left out on purpose, and for each image with
-        missing or ambiguous labels.
-    """
-
+    #: complete images with labels, in order of their path
     rows: list[Row] = field(default_factory=list)
+    #: a message for each participant that is left out on purpose
     left_out: list[str] = field(default_factory=list)
+    #: a message for each image with missing or ambiguous labels
     problems: list[str] = field(default_factory=list)
 
 
@@ -144,14 +118,12 @@ def _preset(table: Mapping[str, Any]) -> Preset:
 def find_rows(
     preset: Preset, source: Path, *, label_map: str | None = None, keep_left_out: bool = False
 ) -> Found:
-    """Find images and labels with the first layout that fits.
+    """Find images and labels, at any depth of a folder, with the first layout that fits.
 
     Parameters
     ----------
-    preset : Preset
-        What to look for.
-    source : Path
-        The folder that holds the dataset, at any depth.
+    preset, source : Preset, Path
+        What to look for, and in which folder.
     label_map : str, optional
         Replaces the map of every label image.
     keep_left_out : bool
@@ -221,7 +193,12 @@ def _collect(
             seen[row.stem] = path
             found.rows.append(replace(row, labels=tuple(labels)))
     if preset.pairs:
-        _split(found.rows)
+        # Every fifth subject is in the fixed test set.
+        _, test = split_every_fifth([int(row.participant) for row in found.rows])
+        found.rows[:] = [
+            replace(row, split="test" if int(row.participant) in test else "train")
+            for row in found.rows
+        ]
     return found
 
 
@@ -230,14 +207,6 @@ def _one_of_a_pair(row: Row, number: int) -> Row:
     side = "L" if number % 2 else "R"
     subject = f"{(number + 1) // 2:03d}"
     return replace(row, participant=subject, acquisition=SIDE_NAMES[side], crop=side)
-
-
-def _split(rows: list[Row]) -> None:
-    """Mark the fixed test set: every fifth subject, in place."""
-    _, test = split_every_fifth([int(row.participant) for row in rows])
-    rows[:] = [
-        replace(row, split="test" if int(row.participant) in test else "train") for row in rows
-    ]
 
 
 def _walk(source: Path) -> list[str]:
@@ -251,7 +220,7 @@ def _walk(source: Path) -> list[str]:
 
 
 def _regex(template: str, values: Mapping[str, str]) -> re.Pattern[str]:
-    """Make a pattern of a template; a value that is known stands for its placeholder."""
+    """Make a pattern of a template, in which known values replace their placeholders."""
     out = []
     named: set[str] = set()
     for piece in re.split(r"(\{\w+\})", template):

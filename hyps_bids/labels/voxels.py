@@ -15,27 +15,9 @@ from hyps_bids.labels.meanings import LabelMap
 def find_structures(
     label_map: LabelMap, data: np.ndarray, affine: np.ndarray
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Find the voxels of each structure.
+    """Find the voxels of each structure that has any, by hemisphere and part.
 
-    Parameters
-    ----------
-    label_map : LabelMap
-        What the values mean.
-    data : numpy.ndarray
-        Values, shape ``(x, y, z)``.
-    affine : numpy.ndarray
-        Voxel to world, shape (4, 4); tells left from right where the map says LR.
-
-    Returns
-    -------
-    dict of (str, str) to numpy.ndarray
-        Hemisphere and part → boolean voxels. Structures without a voxel are left out.
-
-    Raises
-    ------
-    BadData
-        If the values do not fit the map, or the sides cannot be told apart. The message does not
-        name the file.
+    The affine tells left from right where the map says LR. Messages of errors do not name the file.
 
     Examples
     --------

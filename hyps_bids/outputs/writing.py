@@ -11,6 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "write_json",
     "write_nifti",
     "write_table",
+    "write_template",
     "write_text",
     "write_with",
 ]
@@ -59,6 +61,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_template(path: Path, package: str, name: str, values: Mapping[str, Any]) -> None:
+    """Write a text file atomically from a Jinja template that lies in a package of ours."""
+    # Jinja takes long to import, and few commands need it.
+    import jinja2
+
+    template = jinja2.Template(
+        (files(package) / name).read_text(encoding="utf-8"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    write_text(path, template.render(values))
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

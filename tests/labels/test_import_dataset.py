@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +19,7 @@ from hyps_bids.imaging.conform import conform
 from hyps_bids.labels.import_dataset import Outcome, import_rows
 from hyps_bids.labels.import_descriptions import LABELS
 from hyps_bids.labels.import_table import Row
-from hyps_bids.labels.meanings import parse_label_map
+from hyps_bids.labels.meanings import LabelMap, parse_label_map
 from hyps_bids.labels.presets import Preset, find_rows, load_presets
 from hyps_bids.outputs.reading import read_table
 from tests.raising import raises
@@ -29,9 +29,13 @@ Values = Callable[..., np.ndarray]
 MADE = Preset("Made images", "CC0")
 
 
+def labels(*written: tuple[str, str]) -> tuple[tuple[Path, LabelMap], ...]:
+    return tuple((Path(path), parse_label_map(label_map)) for path, label_map in written)
+
+
 def row(label_map: str = "1:L,2:R", **changes: object) -> Row:
-    labels = ((Path("labels.nii.gz"), parse_label_map(label_map)),)
-    return replace(Row("01", Path("image.nii.gz"), labels), **changes)
+    made = Row("01", Path("image.nii.gz"), labels(("labels.nii.gz", label_map)))
+    return replace(made, **changes)
 
 
 @pytest.fixture
@@ -42,12 +46,21 @@ def source(tmp_path: Path, save: Save, values: Values) -> Path:
     return tmp_path / "source"
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
 def run(source: Path, *rows: Row, orientation: str = "LAS", output: str = "out") -> Outcome:
     return import_rows(rows, source, source.parent / output, MADE, orientation=orientation)
 
 
-def load_labels(output: Path, stem: str) -> nib.Nifti1Image:
+def load_labels(output: Path, stem: str = "sub-01") -> nib.Nifti1Image:
     return nib.load(next((output / LABELS).rglob(f"{stem}_seg-hippocampus_dseg.nii.gz")))
+
+
+def read_sidecar(dataset: Path, stem: str) -> dict[str, Any]:
+    return json.loads((dataset / f"sub-01/anat/{stem}.json").read_text())
 
 
 def errors(validator: str, dataset: Path) -> list[str]:
@@ -58,59 +71,44 @@ def errors(validator: str, dataset: Path) -> list[str]:
     return [f"{i['code']} {i.get('location')}" for i in issues if i["severity"] == "error"]
 
 
-def test_nifti_is_copied_and_labels_get_our_numbers(source: Path, values: Values) -> None:
-    outcome = run(source, row("1:L:anterior,2:R:anterior"))
-    assert outcome == Outcome(1, 0, ())
-    out = source.parent / "out"
+def test_nifti_is_copied_and_labels_get_our_numbers(
+    source: Path, out: Path, values: Values
+) -> None:
+    assert run(source, row("1:L:anterior,2:R:anterior")) == Outcome(1, 0, ())
     assert not list(out.rglob(".*"))
     image = out / "sub-01/anat/sub-01_T1w.nii.gz"
     assert image.read_bytes() == (source / "image.nii.gz").read_bytes()
-    labels = load_labels(out, "sub-01")
-    np.testing.assert_array_equal(labels.dataobj, values(1, 2))
-    np.testing.assert_array_equal(labels.affine, nib.load(image).affine)
-    assert labels.get_data_dtype() == np.uint8
-    table = read_table(out / LABELS / "seg-hippocampus_dseg.tsv")
-    assert table[["index", "hemi", "part"]].values.tolist() == [
-        [1, "L", "anterior"],
-        [2, "R", "anterior"],
-    ]
-    sidecar = json.loads(
-        (out / LABELS / "sub-01/anat/sub-01_seg-hippocampus_dseg.json").read_text()
-    )
+    found = load_labels(out)
+    np.testing.assert_array_equal(found.dataobj, values(1, 2))
+    np.testing.assert_array_equal(found.affine, nib.load(image).affine)
+    assert found.get_data_dtype() == np.uint8
+    table = read_table(out / LABELS / "seg-hippocampus_dseg.tsv")[["index", "hemi", "part"]]
+    assert table.values.tolist() == [[1, "L", "anterior"], [2, "R", "anterior"]]
+    sidecar = read_sidecar(out / LABELS, "sub-01_seg-hippocampus_dseg")
     assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
     assert sidecar["SourceFiles"][0]["LabelMap"] == "1:L:anterior,2:R:anterior"
 
 
-def test_one_label_image_for_each_side(source: Path, save: Save, values: Values) -> None:
+def test_label_images_of_each_side_are_merged_unless_they_overlap(
+    source: Path, out: Path, save: Save, values: Values
+) -> None:
     save(source / "l.nii", values(1, 0))
     save(source / "r.nii", values(0, 255))
-    labels = tuple((Path(f"{s.lower()}.nii"), parse_label_map(f"mask:{s}")) for s in "LR")
-    assert run(source, row(labels=labels)).written == 1
-    np.testing.assert_array_equal(
-        load_labels(source.parent / "out", "sub-01").dataobj, values(1, 2)
-    )
-
-
-def test_label_images_that_overlap_are_refused(source: Path, save: Save, values: Values) -> None:
-    both = values(1, 2)
-    both[2, 4, 3] = 2
-    save(source / "l.nii", (both > 0).astype(np.uint8) * values(1, 0).astype(np.uint8))
-    labels = (
-        (Path("labels.nii.gz"), parse_label_map("1:L,2:R")),
-        (Path("l.nii"), parse_label_map("mask:R")),
-    )
-    (problem,) = run(source, row(labels=labels)).problems
+    twice = row(labels=labels(("labels.nii.gz", "1:L,2:R"), ("l.nii", "mask:R")))
+    (problem,) = run(source, twice).problems
     assert "voxels twice" in problem
-    assert not (source.parent / "out").exists()
+    assert not out.exists()
+    assert run(source, row(labels=labels(("l.nii", "mask:L"), ("r.nii", "mask:R")))).written == 1
+    np.testing.assert_array_equal(load_labels(out).dataobj, values(1, 2))
 
 
 def test_analyze_orientation_is_assumed_said_and_checked(
-    tmp_path: Path, save: Save, values: Values, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, out: Path, save: Save, values: Values, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = tmp_path / "source"
     save(source / "image.img")
     save(source / "labels.img", values(1, 2))
-    one = row(image=Path("image.img"), labels=((Path("labels.img"), parse_label_map("1:L,2:R")),))
+    one = row(image=Path("image.img"), labels=labels(("labels.img", "1:L,2:R")))
     # Value 1 is at low indices, which are left only if the axis points to the right.
     (problem,) = run(source, one, orientation="LAS").problems
     assert "image.img: the labels called left lie 6 mm to the right" in problem
@@ -119,28 +117,27 @@ def test_analyze_orientation_is_assumed_said_and_checked(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.args == (1, 1, "RAS")
-    image = nib.load(tmp_path / "out/sub-01/anat/sub-01_T1w.nii.gz")
+    image = nib.load(out / "sub-01/anat/sub-01_T1w.nii.gz")
     assert image.shape == (12, 10, 8)
     assert image.get_data_dtype() == np.int16
     assert image.header.get_zooms() == (1.0, 1.5, 2.0)
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    sidecar = json.loads((tmp_path / "out/sub-01/anat/sub-01_T1w.json").read_text())
+    sidecar = read_sidecar(out, "sub-01_T1w")
     assert sidecar["AssumedOrientation"] == "RAS"
     assert [Path(f["File"]).suffix for f in sidecar["SourceFiles"]] == [".hdr", ".img"]
     # The same files with another orientation would be another dataset.
-    sidecar_path = tmp_path / "out/sub-01/anat/sub-01_T1w.json"
-    with raises(CannotCreateOutput, "imported-differently", sidecar_path):
+    with raises(CannotCreateOutput, "imported-differently", out / "sub-01/anat/sub-01_T1w.json"):
         run(source, one, orientation="RPS")
 
 
-def test_problems_do_not_stop_the_others(source: Path, save: Save) -> None:
+def test_problems_do_not_stop_the_others(source: Path, out: Path, save: Save) -> None:
     save(source / "small.nii.gz", np.ones((4, 4, 4), dtype=np.uint8))
     rows = [
         row("5:L,*:-", participant="empty"),
         row("1:L", participant="unknown"),
         row("1:R,2:L", participant="swapped"),
         row(participant="gone", image=Path("gone.nii.gz")),
-        row(participant="grid", labels=((Path("small.nii.gz"), parse_label_map("1:L,2:R")),)),
+        row(participant="grid", labels=labels(("small.nii.gz", "1:L,2:R"))),
         row(participant="a-1"),
         row(participant="A1"),
         row(participant="good"),
@@ -156,7 +153,7 @@ def test_problems_do_not_stop_the_others(source: Path, save: Save) -> None:
         "small.nii.gz: the grid differs from that of image.nii.gz",
     ):
         assert sum(expected in problem for problem in outcome.problems) == 1
-    assert [p.name for p in sorted((source.parent / "out").glob("sub-*"))] == ["sub-good"]
+    assert [path.name for path in out.glob("sub-*")] == ["sub-good"]
 
 
 @pytest.mark.parametrize(
@@ -170,10 +167,9 @@ def test_sides_in_doubt_are_reported(
     assert "image.nii.gz" in caplog.text
 
 
-def test_again_and_more(source: Path) -> None:
+def test_again_and_more(source: Path, out: Path) -> None:
     first, second = row(), row(participant="02", split="test")
     assert run(source, first) == Outcome(1, 0, ())
-    out = source.parent / "out"
     image = out / "sub-01/anat/sub-01_T1w.nii.gz"
     before = image.stat().st_mtime_ns
     assert run(source, first, second) == Outcome(1, 1, ())
@@ -190,9 +186,8 @@ def test_again_and_more(source: Path) -> None:
     assert image.is_file()
 
 
-def test_nothing_else_is_overwritten(source: Path, save: Save) -> None:
+def test_nothing_else_is_overwritten(source: Path, out: Path, save: Save) -> None:
     run(source, row())
-    out = source.parent / "out"
     with raises(CannotCreateOutput, "other-labels-in-output", out / LABELS):
         run(source, row("1:L:anterior,2:R:anterior"))
     with raises(CannotCreateOutput, "output-of-other-dataset", out / "dataset_description.json"):
@@ -207,27 +202,23 @@ def test_nothing_else_is_overwritten(source: Path, save: Save) -> None:
         run(source, row(), output="file")
 
 
-def test_a_crop_keeps_its_voxels_and_gets_its_side(source: Path) -> None:
-    shutil.copy(source / "image.nii.gz", source / "mirrored.nii.gz")
+def test_a_crop_keeps_its_voxels_and_gets_its_side(source: Path, out: Path) -> None:
     rows = [
         row("1:L,2:L", acquisition="left", crop="L"),
         row("1:R,2:R", acquisition="right", crop="R"),
         row("1:L,2:R", acquisition="both", crop="R"),
     ]
-    outcome = run(source, *rows)
-    assert len(outcome.problems) == 1
-    assert "L+R" in outcome.problems[0]
-    out = source.parent / "out"
+    (problem,) = run(source, *rows).problems
+    assert "L+R" in problem
     stored = nib.load(source / "image.nii.gz").get_fdata()
     for name, sign in (("left", -1), ("right", 1)):
         image = nib.load(out / f"sub-01/anat/sub-01_acq-{name}_T1w.nii.gz")
         np.testing.assert_array_equal(image.get_fdata(), stored)
-        labels = load_labels(out, f"sub-01_acq-{name}")
-        np.testing.assert_array_equal(labels.affine, image.affine)
-        where = nib.affines.apply_affine(image.affine, np.argwhere(labels.get_fdata()))
+        found = load_labels(out, f"sub-01_acq-{name}")
+        np.testing.assert_array_equal(found.affine, image.affine)
+        where = nib.affines.apply_affine(image.affine, np.argwhere(found.get_fdata()))
         assert (np.sign(where[:, 0]) == sign).all()
-        sidecar = json.loads((out / f"sub-01/anat/sub-01_acq-{name}_T1w.json").read_text())
-        assert sidecar["CropAroundHippocampus"] is True
+        assert read_sidecar(out, f"sub-01_acq-{name}_T1w")["CropAroundHippocampus"] is True
     assert "nominal" in (out / "README.md").read_text()
 
 
@@ -276,51 +267,43 @@ def test_presets_give_valid_bids(
     first: int,
     save: Save,
     values: Values,
-    tmp_path: Path,
+    out: Path,
     validator: str,
 ) -> None:
-    make(save, values, tmp_path / "source")
-    about = load_presets()[preset]
-    found = find_rows(about, tmp_path / "source")
-    out = tmp_path / "out"
-    outcome = import_rows(found.rows, tmp_path / "source", out, about, orientation="LAS")
-    assert outcome == Outcome(1, 0, ())
-    assert len(found.left_out) == (preset == "harp")
-    labels = np.asarray(load_labels(out, stem).dataobj)
-    assert (labels[2, 4, 3], labels[8, 4, 3]) == (first, 3 - first)
-    assert set(np.unique(labels)) == {0, 1, 2}
+    source, about = out.parent / "source", load_presets()[preset]
+    make(save, values, source)
+    found = find_rows(about, source)
+    assert import_rows(found.rows, source, out, about, orientation="LAS") == Outcome(1, 0, ())
+    assert (len(found.left_out), found.problems) == (preset == "harp", [])
+    data = np.asarray(load_labels(out, stem).dataobj)
+    assert (data[2, 4, 3], data[8, 4, 3]) == (first, 3 - first)
+    assert set(np.unique(data)) == {0, 1, 2}
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["License"] == about.license
-    assert errors(validator, out) == []
-    assert errors(validator, out / LABELS) == []
+    assert errors(validator, out) == errors(validator, out / LABELS) == []
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)])
-def test_msd_task04(shared_data: Path, tmp_path: Path, validator: str, count: int | None) -> None:
+def test_msd_task04(shared_data: Path, out: Path, validator: str, count: int | None) -> None:
     """The app reads real crops as they are stored, with right ones mirrored back."""
-    about = load_presets()["msd-task04"]
-    source = shared_data / "msd_task04"
+    source, about = shared_data / "msd_task04", load_presets()["msd-task04"]
     rows = find_rows(about, source).rows[:count]
-    out = tmp_path / "msd"
     outcome = import_rows(rows, source, out, about, orientation="LAS")
     assert outcome == Outcome(count or 199, 0, ())
     for one in rows[:4]:
-        stored = nib.load(source / one.image)
-        seen = conform(out / f"sub-{one.participant}/anat/{one.stem}_T1w.nii.gz")
-        expected = stored.get_fdata(dtype=np.float32)
-        right = one.crop == "R"
+        stored, right = nib.load(source / one.image), one.crop == "R"
+        path = out / f"sub-{one.participant}/anat/{one.stem}_T1w.nii.gz"
+        seen, expected = conform(path), stored.get_fdata(dtype=np.float32)
         np.testing.assert_array_equal(seen.data, expected[::-1] if right else expected)
         assert nib.aff2axcodes(seen.affine) == ("R", "A", "S")
         assert not seen.remarks
-        image = nib.load(out / f"sub-{one.participant}/anat/{one.stem}_T1w.nii.gz")
-        assert image.get_data_dtype() == stored.get_data_dtype()
-        values = np.asarray(nib.load(source / one.labels[0][0]).dataobj).astype(int)
-        labels = np.asarray(load_labels(out, one.stem).dataobj)
-        np.testing.assert_array_equal(labels, np.where(values > 0, values + 2 * right, 0))
+        assert nib.load(path).get_data_dtype() == stored.get_data_dtype()
+        known = np.asarray(nib.load(source / one.labels[0][0]).dataobj).astype(int)
+        found = np.asarray(load_labels(out, one.stem).dataobj)
+        np.testing.assert_array_equal(found, np.where(known > 0, known + 2 * right, 0))
     people = read_table(out / "participants.tsv")
     if count is None:
         assert len(people) == 130
         assert (people["split"] == "test").sum() == 26
-    assert errors(validator, out) == []
-    assert errors(validator, out / LABELS) == []
+    assert errors(validator, out) == errors(validator, out / LABELS) == []

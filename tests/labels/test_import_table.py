@@ -11,6 +11,8 @@ from hyps_bids.labels.import_table import read_rows, rows_to_tsv
 from tests.raising import raises
 
 HEAD = "participant\tsession\timage\tlabel\tlabel_map\n"
+CROP = HEAD.replace("session", "crop")
+ONE = HEAD + "01\t\ta\tl\t1:L\n"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -27,10 +29,8 @@ def test_lines_of_one_image_are_joined(tmp_path: Path) -> None:
     )
     rows = read_rows(write(tmp_path, HEAD + text))
     assert [row.stem for row in rows] == ["sub-01", "sub-02_ses-M12"]
-    assert [(str(path), label_map.line) for path, label_map in rows[0].labels] == [
-        ("l.nii", "mask:L"),
-        ("r.nii", "mask:R"),
-    ]
+    lines = [(str(path), label_map.line) for path, label_map in rows[0].labels]
+    assert lines == [("l.nii", "mask:L"), ("r.nii", "mask:R")]
     assert rows[1].session == "M12"
 
 
@@ -50,28 +50,12 @@ def test_a_table_survives_writing_and_reading(tmp_path: Path) -> None:
         ("participant,image\n1,a", "import-table-columns", ["participant,image"]),
         ("participant\timage\tlabel\tlabel_map\tage\n", "import-table-columns", ["age"]),
         (HEAD, "import-table-empty", []),
-        (HEAD + "01\t\ta.nii\t\t1:L\n", "import-line-incomplete", ["line 2", "label"]),
-        (
-            HEAD + "--\t\ta.nii\tb.nii\t1:L\n",
-            "import-label-invalid",
-            ["line 2", "participant '--'"],
-        ),
-        (HEAD + "01\t\ta.nii\tb.nii\tleft\n", "label-map-unknown", ["line 2", "'left'"]),
-        (
-            HEAD + "01\t\ta.nii\tl.nii\t1:L\n01\t\tb.nii\tr.nii\t1:R\n",
-            "import-lines-differ",
-            ["line 3", "sub-01", "image", "a.nii", "b.nii"],
-        ),
-        (
-            HEAD + "0-1\t\ta.nii\tl.nii\t1:L\n01\t\ta.nii\tr.nii\t1:R\n",
-            "import-lines-differ",
-            ["line 3", "sub-01", "participant", "0-1"],
-        ),
-        (
-            HEAD.replace("session", "crop") + "01\tleft\ta.nii\tb.nii\t1:L\n",
-            "import-crop-side",
-            ["line 2", "crop", "'left'"],
-        ),
+        (HEAD + "01\t\ta\t\t1:L", "import-line-incomplete", ["line 2", "label"]),
+        (HEAD + "--\t\ta\tb\t1:L", "import-label-invalid", ["line 2", "participant '--'"]),
+        (HEAD + "01\t\ta\tb\tleft", "label-map-unknown", ["line 2", "'left'"]),
+        (ONE + "01\t\tb\tr\t1:R", "import-lines-differ", ["line 3", "image", "a and b"]),
+        (ONE + "0-1\t\ta\tr\t1:R", "import-lines-differ", ["line 3", "sub-01", "0-1"]),
+        (CROP + "01\tleft\ta\tb\t1:L", "import-crop-side", ["line 2", "'left'"]),
     ],
 )
 def test_bad_tables_say_where(tmp_path: Path, text: str, code: str, facts: list[str]) -> None:
