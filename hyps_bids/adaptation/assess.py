@@ -17,8 +17,7 @@ from nibabel.affines import voxel_sizes
 
 from hyps_bids.adaptation.crops import plain_batch
 from hyps_bids.adaptation.fit import predict_classes
-from hyps_bids.adaptation.labeled_crops import LabeledCrops
-from hyps_bids.adaptation.scan_crops import is_head
+from hyps_bids.adaptation.labeled_crops import LabeledCrops, is_head
 from hyps_bids.imaging.agreement import agreement
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.resample import resample
@@ -26,15 +25,6 @@ from hyps_bids.labels.find import LabeledScan
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Grid, Pipeline
-
-__all__ = [
-    "SCAN_COLUMNS",
-    "PartSummary",
-    "assess_scans",
-    "bland_altman",
-    "reference_on_own_grid",
-    "summarize_assessment",
-]
 
 #: columns of the table of scans, and what they mean
 SCAN_COLUMNS = {
@@ -74,11 +64,8 @@ def reference_on_own_grid(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read the manual labels of each side as they are, on the grid of their file.
 
-    Returns
-    -------
-    dict of str to (numpy.ndarray, numpy.ndarray)
-        Hemisphere → labels (0 background, ``1 … len(parts)``, canonical orientation) and their
-        voxel-to-world transform. Where several files show one side, the first one's grid is taken.
+    Each hemisphere has labels (0 background, ``1 … len(parts)``, canonical orientation) and their
+    voxel-to-world transform. Where several files show one side, the first one's grid is taken.
     """
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for image in labeled.labels:
@@ -105,24 +92,9 @@ def assess_scans(
 ) -> pd.DataFrame:
     """Segment scans end to end and compare each side and part with the manual labels.
 
-    Parameters
-    ----------
-    pipeline : Pipeline
-        Networks, with the adapter to assess.
-    scans : sequence of LabeledScan
-        Scans that the adapter was not trained on.
-    crops : LabeledCrops
-        Crops of these scans, for images that are no whole heads.
-    parts : sequence of str
-        Names of the classes, background left out.
-    fold : int
-        Number for the column ``fold``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per scan, side and part, with the columns of :data:`SCAN_COLUMNS`. With several
-        parts the part "whole" comes last; a single part is called "whole".
+    The adapter of the pipeline was not trained on these scans; `crops` serve for images that are
+    no whole heads. There is a row per scan, side and part, with the columns of
+    :data:`SCAN_COLUMNS`; of several parts "whole" comes last, a single part is called "whole".
     """
     rows: list[dict[str, Any]] = []
     for labeled in scans:

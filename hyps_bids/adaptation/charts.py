@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from hyps_bids.adaptation.assess import bland_altman
 from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
 
-__all__ = ["bland_altman_chart", "dice_chart", "learning_curves", "save_chart"]
-
 # Okabe & Ito: distinct for color-blind readers too
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 

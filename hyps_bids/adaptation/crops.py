@@ -17,8 +17,6 @@ from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training import augment
 
-__all__ = ["FRAME", "Crops", "augmented_batch", "load_crops", "plain_batch"]
-
 #: shape of a crop: what the network sees and 4 mm around it, for augmentation
 FRAME = tuple(side + 8 for side in GRID)
 
@@ -27,16 +25,9 @@ FRAME = tuple(side + 8 for side in GRID)
 class Crops:
     """Crops around one hippocampus each, left-oriented, centered in a common frame.
 
-    Attributes
-    ----------
-    ids : tuple of str
-        File names without extension.
-    images : torch.Tensor
-        Raw intensities scaled to unit variance, zero outside, shape ``(n, 1, x, y, z)``.
-    inside : torch.Tensor
-        Boolean, True where the file had voxels, same shape.
-    labels : torch.Tensor
-        Integer classes, same shape; 0 is background.
+    Tensors have shape ``(n, 1, x, y, z)``. `ids` are file names without extension, `images` raw
+    intensities scaled to unit variance and zero outside, `inside` is True where the file had
+    voxels, and `labels` are integer classes, 0 the background.
     """
 
     ids: tuple[str, ...]
@@ -98,14 +89,7 @@ def augmented_batch(
     than its crops loses up to five Dice points on larger ones.
 
     `strength`, in [0, 1], is a factor of all ranges but those of the box; `classes` counts the
-    background.
-
-    Returns
-    -------
-    inputs : torch.Tensor
-        Standardized images, shape ``(size, 1, *GRID)``.
-    targets : torch.Tensor
-        Classes, shape ``(size, 1, *GRID)``.
+    background. Inputs (standardized images) and targets have shape ``(size, 1, *GRID)``.
     """
     device = generator.device
     index = torch.randint(len(crops), (size,), generator=generator, device=device)
@@ -132,13 +116,7 @@ def augmented_batch(
 
 
 def plain_batch(crops: Crops, index: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return crops as at inference: centered, standardized, not augmented.
-
-    Returns
-    -------
-    inputs, targets : torch.Tensor
-        Shapes ``(n, 1, *GRID)``.
-    """
+    """Return crops as at inference: centered in the grid, standardized, not augmented."""
     cut = tuple(
         slice((have - want) // 2, (have - want) // 2 + want)
         for have, want in zip(crops.images.shape[2:], GRID, strict=True)

@@ -31,16 +31,6 @@ from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.training.distributed import Processes
 from hyps_bids.training.loop import LoopSettings, Objective, run
 
-__all__ = [
-    "LOSSES",
-    "FittedAdapter",
-    "Recipe",
-    "crop_dice",
-    "fit_adapter",
-    "predict_classes",
-    "starting_points",
-]
-
 _LOG = logging.getLogger("hyps_bids")
 
 #: name → loss; each a mean over samples, so that several processes can share a batch
@@ -151,15 +141,7 @@ def fit_adapter(
     folder : Path
         Receives the log, the checkpoint and ``adapter.safetensors``.
     device, processes, title : torch.device, Processes, str
-        As in :func:`hyps_bids.training.loop.run`.
-
-    Raises
-    ------
-    UsageError
-        If the adapter to go on from has other classes or another base, or the folder holds a
-        checkpoint of other data or settings.
-    HypsError
-        If the loss is not finite.
+        As in :func:`hyps_bids.training.loop.run`, whose errors it also raises.
     """
     processes = processes or Processes()
     torch.manual_seed(recipe.loop.seed)
@@ -262,8 +244,7 @@ def crop_dice(
 def predict_classes(logits: torch.Tensor) -> np.ndarray:
     """Label voxels as :func:`hyps_bids.imaging.volumes.decide` does.
 
-    From the outputs of a network, shape ``(n, classes, x, y, z)`` with the background first, it
-    makes classes of shape ``(n, x, y, z)``.
+    Logits of shape ``(n, classes, x, y, z)``, background first, become classes ``(n, x, y, z)``.
     """
     return decide(logits.softmax(dim=1)[:, 1:].movedim(1, 0).cpu().numpy())
 

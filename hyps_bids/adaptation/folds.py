@@ -14,8 +14,6 @@ from hyps_bids.adaptation.crops import Crops
 from hyps_bids.errors import UsageError
 from hyps_bids.labels.msd import split_every_fifth
 
-__all__ = ["Fold", "levels", "split_by_subject", "split_crops", "splits_table"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 #: share and largest number of a fold's training subjects that only tell when to stop
@@ -124,11 +122,6 @@ def split_crops(
         Train on so many crops at most, the first ones; validation is then on other subjects.
     validation : float
         Fraction of the subjects to validate on if below 1; otherwise every n-th subject.
-
-    Returns
-    -------
-    training, validation : Crops
-        No subject is in both, and none of the test set in either; neither may be empty.
     """
     order = list(dict.fromkeys(sorted(subject_of(name) for name in crops.ids)))
     if fixed_test:

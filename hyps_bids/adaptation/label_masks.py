@@ -23,17 +23,6 @@ from hyps_bids.messages import join_names
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.segmentation.localize import Location
 
-__all__ = [
-    "LOST_ERROR",
-    "VOLUME_RANGE",
-    "StructureMask",
-    "check_positions",
-    "check_volumes",
-    "check_world",
-    "label_files",
-    "read_masks",
-]
-
 #: range of the labeled volume of one hippocampus, mm³
 VOLUME_RANGE = (200.0, 15_000.0)
 #: largest distance of a label's center from that of the localizer's hippocampus, mm
@@ -69,13 +58,7 @@ class StructureMask:
 
 
 def read_masks(item: LabeledScan) -> list[StructureMask]:
-    """Read the label images of a scan: a mask for each structure that has voxels.
-
-    Raises
-    ------
-    BadData
-        If values are not whole numbers, have no known meaning, or no hippocampus is labeled.
-    """
+    """Read the label images of a scan: a mask for each structure that has voxels."""
     masks = [mask for image in item.labels for mask in _read_label_image(image)]
     if not masks:
         raise BadData(

@@ -1,4 +1,4 @@
-"""Labeled whole heads as training crops.
+"""Labeled whole heads as training crops, made once and cached.
 
 A crop is what the network sees of the scan at the participant level, with some more around it for
 augmentation: 1 mm, around the localizer's hippocampus, right sides mirrored. Where the localizer
@@ -7,26 +7,53 @@ finds none, or the image is itself a crop, the box is placed around the labels.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from nibabel.affines import apply_affine, voxel_sizes
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from hyps_bids.adaptation.crops import FRAME, Crops
-from hyps_bids.adaptation.scan_crops import CropMaker, ScanCrop
+from hyps_bids.adaptation.label_masks import (
+    LOST_ERROR,
+    StructureMask,
+    check_positions,
+    check_volumes,
+    check_world,
+    label_files,
+    read_masks,
+)
 from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
-from hyps_bids.imaging.roi import inside_box
+from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.imaging.resample import coarsen, resample
+from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
+from hyps_bids.imaging.volumes import decide
 from hyps_bids.labels.find import LabeledScan
 from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
+from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.scan_files import BOX
-
-__all__ = ["LabeledCrops", "class_names", "labeled_crops"]
+from hyps_bids.outputs.writing import write_with
+from hyps_bids.segmentation.localize import Location
+from hyps_bids.segmentation.pipeline import correct_bias, localize
 
 _LOG = logging.getLogger("hyps_bids")
 #: order of known parts; others follow by the smallest of their values
 _ORDER = (WHOLE_HIPPOCAMPUS, "anterior", "head", "body", "posterior", "tail")
+#: smallest side of a whole head, mm; in smaller images nothing is localized
+SMALLEST_HEAD = 100.0
+#: share of a label outside the network's box that is worth a remark
+LOST_REMARK = 0.05
+#: raised when crops of the same files would become different
+_VERSION = 2
+_TENSORS = ("image", "inside", "label")
 
 
 @dataclass(frozen=True)
@@ -58,11 +85,7 @@ class LabeledCrops:
         return self.crops.select(lambda name: owner[name] in chosen)
 
     def as_at_inference(self, crops: Crops | None = None) -> Crops:
-        """Return crops (all if None) that show no more than the box the network sees.
-
-        :func:`hyps_bids.adaptation.crops.plain_batch` of them is the network's input at the
-        participant level.
-        """
+        """Return crops (all if None) that show no more than the box the network sees."""
         crops = self.crops if crops is None else crops
         box = torch.from_numpy(inside_box(FRAME, BOX)).to(crops.inside.device)
         return replace(crops, inside=crops.inside & box)
@@ -105,27 +128,9 @@ def labeled_crops(
 ) -> LabeledCrops:
     """Read labeled scans, check them, and cut out their hippocampi.
 
-    All scans are read before an error names those whose labels cannot be right.
-
-    Parameters
-    ----------
-    labeled : sequence of LabeledScan
-        From :func:`hyps_bids.labels.find.find_labeled`.
-    parts : sequence of str
-        Class names in order, from :func:`class_names`.
-    localizer : Path
-        Weights of the localizer.
-    device : torch.device
-        Where to localize; the crops stay on the CPU.
-    n4 : bool
-        Correct the bias field first, as the participant level would.
-    cache : Path, optional
-        Folder of crops made earlier, one safetensors file per scan.
-
-    Returns
-    -------
-    LabeledCrops
-        In order of scan, left before right.
+    `parts` are the class names in order, from :func:`class_names`. Crops come in order of scan,
+    left before right, on the CPU; those in the folder `cache` are not made again. All scans are
+    read before an error names those whose labels cannot be right.
     """
     _LOG.info("reading the labels of %d T1w images", len(labeled))
     maker = CropMaker(parts, localizer, device, n4, cache)
@@ -179,3 +184,182 @@ def _remarks(rows: Sequence[tuple[LabeledScan, ScanCrop]]) -> tuple[str, ...]:
         more = f", … ({len(names)} crops)" if len(names) > 3 else ""
         _LOG.warning("%s%s: %s", ", ".join(names[:3]), more, remark)
     return tuple(f"{name}: {remark}" for remark, names in crops_of.items() for name in names)
+
+
+@dataclass(frozen=True)
+class ScanCrop:
+    """The crop of one side of a scan, with facts as in :class:`LabeledCrops`.
+
+    Its tensors, in left orientation and of shape :data:`.crops.FRAME`, are ``image`` (float32),
+    ``inside`` and ``label`` (uint8).
+    """
+
+    hemi: str
+    center: tuple[float, float, float]
+    volume_mm3: float
+    remarks: tuple[str, ...]
+    tensors: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CropMaker:
+    """How to make the crops of a scan; see :func:`labeled_crops`."""
+
+    parts: Sequence[str]
+    localizer: Path
+    device: torch.device
+    n4: bool = False
+    cache: Path | None = None
+
+    def crops(self, item: LabeledScan) -> list[ScanCrop]:
+        """Read the crops of a scan from the cache, or make them."""
+        if self.cache is None:
+            return self._make(item)
+        path = self.cache / f"{item.scan.stem}_{self.digest(item)[:16]}.safetensors"
+        if path.is_file():
+            return load_scan_crops(path)
+        made = self._make(item)
+        _save(path, made)
+        return made
+
+    def digest(self, item: LabeledScan) -> str:
+        """Return a SHA-256 sum of everything that crops depend on, the same as in version 0.1."""
+        content = {
+            "version": _VERSION,
+            "image": sha256(item.scan.path),
+            "labels": [
+                [
+                    sha256(image.path),
+                    image.is_mask,
+                    sorted(image.listed or ()),
+                    *({"index": s.index, "hemi": s.hemi, "part": s.part} for s in image.structures),
+                ]
+                for image in item.labels
+            ],
+            "parts": list(self.parts),
+            "localizer": sha256(self.localizer),
+            "n4": self.n4,
+            "frame": [FRAME, BOX],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _make(self, item: LabeledScan) -> list[ScanCrop]:
+        """Read, check and cut one scan."""
+        masks = read_masks(item)
+        check_volumes(item, masks)
+        image = conform(item.scan.path)
+        check_world(item, masks, image.data.shape, image.affine)
+        if self.n4:
+            image = correct_bias(image)
+        found: Mapping[str, Location | None] = dict.fromkeys(HEMISPHERES)
+        remarks = []
+        if is_head(image):
+            found = localize(image, self.localizer, self.device).hippocampi
+            # The label map may name both sides while only one of them is labeled.
+            unlabeled = {s.hemi for s in item.structures} - {mask.hemi for mask in masks}
+            remarks = [f"no voxel is labeled on the {SIDE_NAMES[hemi]}" for hemi in unlabeled]
+        check_positions(item, masks, found)
+        made = []
+        for hemi in HEMISPHERES:
+            mine = [mask for mask in masks if mask.hemi == hemi]
+            if mine:
+                center, about = self._place(item, mine, image, found[hemi])
+                volume = sum(mask.volume_mm3 for mask in mine)
+                tensors = self._cut(image, center, mine)
+                made.append(ScanCrop(hemi, center, volume, (*about, *remarks), tensors))
+        return made
+
+    def _place(
+        self,
+        item: LabeledScan,
+        masks: Sequence[StructureMask],
+        image: ConformedImage,
+        location: Location | None,
+    ) -> tuple[tuple[float, float, float], list[str]]:
+        """Find the center of the box of one labeled hippocampus, and compare both."""
+        remarks = []
+        points = np.concatenate([mask.points for mask in masks])
+        if location is None:
+            center = _center_on_grid(points, image.affine)
+            why = "not found by the localizer" if is_head(image) else "a crop, not a head"
+            remarks.append(f"{why}: box placed around the label")
+        else:
+            center = np.array(location.center)
+        lost = 1 - (np.abs(points - center) <= np.array(BOX) / 2).all(axis=1).mean()
+        if lost > LOST_ERROR:
+            raise BadData(
+                f"{label_files(item)}: {lost:.0%} of the {SIDE_NAMES[masks[0].hemi]} label lie "
+                f"outside the box around the hippocampus of {item.scan.path}; look at both images",
+                code="label-outside-box",
+            )
+        if lost > LOST_REMARK:
+            remarks.append(f"{lost:.0%} of the label lie outside the network's box")
+        absent = [part for part in self.parts if part not in {mask.part for mask in masks}]
+        if absent:
+            remarks.append(f"no voxel labeled {', '.join(absent)}")
+        x, y, z = map(float, center)
+        return (x, y, z), remarks
+
+    def _cut(
+        self, image: ConformedImage, center: Sequence[float], masks: Sequence[StructureMask]
+    ) -> dict[str, torch.Tensor]:
+        """Sample image and labels in a box; mirror those of a right side."""
+        box = box_affine(center, FRAME)
+        values, inside = box_from_image(image.data, image.affine, FRAME, box)
+        seen = values[inside]
+        scaled = (values - seen.mean()) / max(float(seen.std()), 1e-6) * inside
+        # Labels are resampled as shares of a voxel, and decided as in a segmentation.
+        shares = np.zeros((len(self.parts), *FRAME), dtype=np.float32)
+        for mask in masks:
+            smooth, affine = coarsen(mask.data, mask.affine, 1.0, oversampling=1)
+            shares[self.parts.index(mask.part)] += resample(smooth, affine, FRAME, box)
+        arrays = (scaled.astype(np.float32), inside.astype(np.uint8), decide(shares))
+        sided = map(mirror, arrays) if masks[0].hemi == "R" else arrays
+        return dict(zip(_TENSORS, map(torch.from_numpy, sided), strict=True))
+
+
+def is_head(image: ConformedImage) -> bool:
+    """Tell whether an image is large enough to be a whole head, in which to localize."""
+    return bool((voxel_sizes(image.affine) * image.data.shape).min() >= SMALLEST_HEAD)
+
+
+def load_scan_crops(path: Path) -> list[ScanCrop]:
+    """Read the crops of a scan from a file of the cache; a damaged one is an error."""
+    try:
+        with safe_open(path, "pt") as stored:
+            return [
+                ScanCrop(
+                    row["hemi"],
+                    tuple(row["centre"]),
+                    row["volume_mm3"],
+                    tuple(row["remarks"]),
+                    {name: stored.get_tensor(f"{row['hemi']}_{name}") for name in _TENSORS},
+                )
+                for row in json.loads(stored.metadata()["crops"])
+            ]
+    except (SafetensorError, OSError) as error:
+        raise BadData(
+            f"{path}: the stored crops are damaged ({error}); remove this file", code="crop-damaged"
+        ) from error
+
+
+def _save(path: Path, crops: Sequence[ScanCrop]) -> None:
+    """Write the crops of a scan with the names of version 0.1, whose caches stay valid."""
+    tensors = {f"{c.hemi}_{name}": tensor for c in crops for name, tensor in c.tensors.items()}
+    facts = [
+        {"hemi": c.hemi, "centre": c.center, "volume_mm3": c.volume_mm3, "remarks": c.remarks}
+        for c in crops
+    ]
+    metadata = {"crops": json.dumps(facts)}
+    write_with(
+        path,
+        lambda partial: save_file(tensors, partial, metadata=metadata),
+        failures=(SafetensorError,),
+    )
+
+
+def _center_on_grid(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the middle of points, moved so that 1 mm voxels of an image are not interpolated."""
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    voxel = apply_affine(np.linalg.inv(affine), middle)
+    return apply_affine(affine, np.floor(np.round(voxel, 3)) + 0.5)

@@ -27,8 +27,6 @@ from hyps_bids.outputs.reading import read_json_object, read_table
 from hyps_bids.settings import Settings
 from hyps_bids.training.loop import LoopSettings
 
-__all__ = ["Plan", "describe_dataset", "make_plan", "model_folder"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 #: class of the base that every new class starts from

@@ -25,8 +25,6 @@ from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import atomic_path, remove_stale, write_json, write_table
 from hyps_bids.training.cards import write_model_card
 
-__all__ = ["Training", "publish"]
-
 _LOG = logging.getLogger("hyps_bids")
 _SPLIT_COLUMNS = {
     "participant_id": "Participant.",

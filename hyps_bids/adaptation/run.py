@@ -41,8 +41,6 @@ from hyps_bids.training.cards import hardware
 from hyps_bids.training.checkpoint import differences
 from hyps_bids.training.distributed import Processes, join_processes
 
-__all__ = ["train_adapter"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: key of the metrics in result.json; as in version 0.1, so that its unfinished runs continue
 _METRICS = "figures"
@@ -55,11 +53,6 @@ def train_adapter(settings: Settings) -> Path:
     (``adapter.md``), ``config.json``, ``splits.tsv``, ``scans.tsv`` and ``summary.json`` (metrics
     of cross-validation), ``logs/`` and ``figures/``. Under torchrun all processes call this
     function and share each batch.
-
-    Returns
-    -------
-    Path
-        The model's folder.
 
     Raises
     ------

@@ -30,25 +30,6 @@ from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import write_with
 
-__all__ = [
-    "ADAPTER",
-    "BASE",
-    "GRID",
-    "LOCALIZER",
-    "AdapterCard",
-    "Architecture",
-    "Card",
-    "NetworkCard",
-    "build_network",
-    "load_adapted",
-    "load_network",
-    "read_card",
-    "replace_head",
-    "save_adapter",
-    "save_network",
-    "shipped_weights",
-]
-
 #: Shape of the box around a hippocampus that segmentation networks see, 1 mm voxels.
 GRID = (40, 56, 40)
 
@@ -71,24 +52,16 @@ class Architecture(TypedDict):
 
 
 class Card(TypedDict):
-    """Entries of every card.
+    """Entries of every card."""
 
-    Attributes
-    ----------
-    labels : list of str
-        Names of the classes; a network's begin with the background, an adapter's leave it out.
-    grid : list of int
-        Shape of the boxes that the network sees, voxels.
-    name : str
-        Name of an adapter that ``--train-adapter`` made.
-    training : dict
-        Facts about the training, and the metrics of the ``validation``.
-    """
-
+    #: names of the classes; a network's begin with the background, an adapter's leave it out
     labels: list[str]
+    #: shape of the boxes that the network sees, voxels
     grid: NotRequired[list[int]]
     license: NotRequired[str]
+    #: name of an adapter that ``--train-adapter`` made
     name: NotRequired[str]
+    #: facts about the training, and the metrics of the ``validation``
     training: NotRequired[dict[str, Any]]
 
 
@@ -118,10 +91,8 @@ def read_card(path: Path) -> NetworkCard | AdapterCard:
 
     Raises
     ------
-    MissingInput
-        If there is no such file.
-    BadData
-        If it is not a safetensors file, or has no complete card.
+    MissingInput, BadData
+        If there is no such file, it is no safetensors file, or it has no complete card.
     """
     if not path.is_file():
         raise MissingInput(f"{path}: no such weights file", code="weights-missing")
@@ -198,8 +169,8 @@ def save_adapter(
 ) -> None:
     """Write the adapter of an adapted network: the trained tensors, not the base.
 
-    `config` holds the settings of the adapter, `base` is the file of its base, which is recorded by
-    name and sha256, and `card` has entries of a :class:`Card`, at least ``labels``.
+    The base is recorded by name and sha256; `card` has entries of a :class:`Card`, at least
+    ``labels``.
     """
     record = {"name": base.stem, "sha256": sha256(base)}
     complete = {**card, "kind": "adapter", "adapter": asdict(config), "base": record}
@@ -237,17 +208,11 @@ def load_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
 
 
 def replace_head(model: nn.Module, base_labels: list[str], labels: dict[str, list[str]]) -> None:
-    """Give a SwinUNETR a new output head.
+    """Give a SwinUNETR a new output head, in place.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        SwinUNETR with ``len(base_labels)`` outputs; changed in place.
-    base_labels : list of str
-        Names of the base's outputs, background first.
-    labels : dict of str to list of str
-        New output → base outputs from whose mean it starts; an output without any starts at zero.
-        The background is added as output 0 and starts from the mean of all remaining ones.
+    `base_labels` names its present outputs, background first. `labels` maps each new output to the
+    base outputs from whose mean it starts; an output without any starts at zero. The background is
+    added as output 0 and starts from the mean of all remaining ones.
     """
     block = model.get_submodule("out.conv")
     old = block.get_submodule("conv")

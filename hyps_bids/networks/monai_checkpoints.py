@@ -17,8 +17,6 @@ from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.networks.checkpoints import Architecture, build_network, save_network
 from hyps_bids.outputs.digests import sha256
 
-__all__ = ["ImportRecord", "describe_import", "import_swin_unetr", "reduce_channels"]
-
 State = dict[str, torch.Tensor]
 
 #: What became of the tensors of an imported checkpoint; entry ``imported`` of the new card.
@@ -70,18 +68,14 @@ def import_swin_unetr(source: Path, target: Path, channels: str = "sum") -> Impo
     Parameters
     ----------
     source : Path
-        A PyTorch file, which is read without executing code, or a safetensors file. The weights
-        may be stored under ``state_dict``, ``model``, ``net`` or ``weights``, and their names may
-        have a prefix such as ``module.``.
+        A PyTorch file, which is read without executing code, or a safetensors file. The weights may
+        be stored under a key such as ``state_dict``, and their names may begin with ``module.``.
     target : Path
         The safetensors file to write.
     channels : str
         How to combine the kernels of several input channels, see :func:`reduce_channels`.
 
-    Returns
-    -------
-    ImportRecord
-        The source, and what became of every tensor; also in the card of `target`.
+    The record says what became of every tensor; it is also in the card of `target`.
 
     Raises
     ------
@@ -147,12 +141,8 @@ def reduce_channels(weight: torch.Tensor, rule: str) -> torch.Tensor:
     too small in comparison with its bias and the attention's residuals. The number of a channel
     keeps the kernels that have seen that contrast, as if the other images were zero everywhere.
 
-    Parameters
-    ----------
-    weight : torch.Tensor
-        Kernels, shape ``(outputs, channels, x, y, z)``; the result has one channel.
-    rule : str
-        ``sum``, ``mean``, or the number of a channel, from 0.
+    `rule` is ``sum``, ``mean`` or the number of a channel, from 0. The kernels have shape
+    ``(outputs, channels, x, y, z)``; the result has one channel.
 
     Examples
     --------

@@ -11,8 +11,6 @@ from monai.networks.blocks import UnetrUpBlock
 from monai.networks.nets.swin_unetr import SwinUNETR, WindowAttention
 from torch import nn
 
-__all__ = ["FusedWindowAttention", "HippocampusSwinUNETR"]
-
 
 class FusedWindowAttention(nn.Module):
     """Window attention that never materializes the attention matrices.
@@ -20,15 +18,9 @@ class FusedWindowAttention(nn.Module):
     It equals :class:`monai.networks.nets.swin_unetr.WindowAttention` (without dropout) numerically
     and, unlike MONAI's own flash option, also serves in training. Windows that share a shift mask
     share one bias of shape ``(1, num_heads, n, n)``, so that memory does not grow with the volume.
+    The parameters of MONAI's module are taken over under the same names.
 
-    Parameters
-    ----------
-    attention : monai.networks.nets.swin_unetr.WindowAttention
-        The module to replace; its parameters are taken over under the same names.
-
-    References
-    ----------
-    Liu et al. 2021, Swin Transformer, https://arxiv.org/abs/2103.14030
+    See Liu et al. 2021, Swin Transformer, https://arxiv.org/abs/2103.14030.
     """
 
     relative_position_index: torch.Tensor
@@ -58,7 +50,6 @@ class FusedWindowAttention(nn.Module):
         if mask is None:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         else:
-            out = torch.empty_like(q)
             # The first row of a window's mask determines the others, so comparing it is enough.
             kinds, kind = torch.unique(mask[:, 0], dim=0, return_inverse=True)
             kind = kind.repeat(b // len(mask))
@@ -82,11 +73,6 @@ class HippocampusSwinUNETR(SwinUNETR):
     MONAI's network requires multiples of 32, but a hippocampus with its surroundings fits in
     40 × 56 × 40 mm, a third of the 64³ voxels that it would then cost. The patch merging already
     pads odd token grids, so it is enough to crop each up-sampled map to its skip connection.
-
-    Parameters
-    ----------
-    in_channels, out_channels, feature_size : int
-        As in :class:`monai.networks.nets.SwinUNETR`.
     """
 
     def __init__(self, in_channels: int = 1, out_channels: int = 2, feature_size: int = 24) -> None:
@@ -97,13 +83,7 @@ class HippocampusSwinUNETR(SwinUNETR):
                 module.attn = FusedWindowAttention(attention)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute class logits: ``(batch, in_channels, x, y, z)`` to ``(batch, out_channels, …)``.
-
-        Raises
-        ------
-        ValueError
-            If a side is not a multiple of 8.
-        """
+        """Compute class logits, shape ``(batch, out_channels, x, y, z)``."""
         if any(side % 8 for side in x.shape[2:]):
             raise ValueError(f"each side must be a multiple of 8 voxels, got {tuple(x.shape[2:])}")
         hidden = self.swinViT(x, self.normalize)

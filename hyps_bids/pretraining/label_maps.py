@@ -16,16 +16,6 @@ from scipy import ndimage
 
 from hyps_bids.errors import BadData, MissingInput
 
-__all__ = [
-    "BASE_CLASSES",
-    "HEAD_CLASSES",
-    "HIPPOCAMPI",
-    "LabelMaps",
-    "Tissues",
-    "load_labelmaps",
-    "tissues",
-]
-
 #: FreeSurfer labels of the left and the right hippocampus.
 HIPPOCAMPI = (17, 53)
 
@@ -61,29 +51,21 @@ class Tissues:
 
     Rows are in ascending order of the labels, and a last row stands for voxels outside the field of
     view. T1w priors of the brain are SynthSeg's; priors of the rest of the head are wide guesses.
-
-    Attributes
-    ----------
-    labels : tuple of int
-        FreeSurfer's ``k`` label numbers.
-    tissue, structure : torch.Tensor
-        Index of each row's tissue and structure, shape ``(k + 1,)``. Structures of one tissue,
-        such as cortex and hippocampus, look alike; both sides of the body share a structure.
-    priors : torch.Tensor
-        Per tissue: mean of means, SD of means, mean of SDs, SD of SDs on a 0–255 scale, shape
-        ``(tissues, 4)``.
-    base_class, head_class : torch.Tensor
-        Indices in :data:`BASE_CLASSES` and :data:`HEAD_CLASSES`, shape ``(k + 1,)``.
-    intracranial, brain : torch.Tensor
-        Boolean, shape ``(k + 1,)``; the brain excludes the outer fluid.
+    Tensors have shape ``(k + 1,)`` for k labels but for the priors.
     """
 
+    #: FreeSurfer's label numbers
     labels: tuple[int, ...]
+    #: index of each row's tissue and structure; structures of one tissue, such as cortex and
+    #: hippocampus, look alike, and both sides of the body share a structure
     tissue: torch.Tensor
     structure: torch.Tensor
+    #: mean of means, SD of means, mean of SDs, SD of SDs on a 0–255 scale, shape ``(tissues, 4)``
     priors: torch.Tensor
+    #: indices in :data:`BASE_CLASSES` and :data:`HEAD_CLASSES`
     base_class: torch.Tensor
     head_class: torch.Tensor
+    #: boolean; the brain excludes the outer fluid
     intracranial: torch.Tensor
     brain: torch.Tensor
 
@@ -129,25 +111,17 @@ def tissues(device: torch.device = torch.device("cpu")) -> Tissues:  # noqa: B00
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Label maps in memory, RAS axes.
+    """Label maps in memory, RAS axes."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        File names.
-    volumes : torch.Tensor
-        Rows of :class:`Tissues`, uint8, shape ``(n, x, y, z)``.
-    voxel : float
-        Side of a voxel, mm.
-    heads, hippocampi : torch.Tensor
-        Centers of the bounding boxes of the heads, and of the left and right hippocampi, voxels,
-        shapes ``(n, 3)`` and ``(n, 2, 3)``.
-    """
-
+    #: file names
     names: tuple[str, ...]
+    #: rows of :class:`Tissues`, uint8, shape ``(n, x, y, z)``
     volumes: torch.Tensor
+    #: side of a voxel, mm
     voxel: float
+    #: centers of the bounding boxes of the heads, voxels, shape ``(n, 3)``
     heads: torch.Tensor
+    #: the same of the left and right hippocampi, shape ``(n, 2, 3)``
     hippocampi: torch.Tensor
 
     def __len__(self) -> int:

@@ -31,15 +31,6 @@ from hyps_bids.pretraining.synthesis import BOX, HEAD, SynthesisSettings, box_ba
 from hyps_bids.training.cards import hardware, write_model_card
 from hyps_bids.training.loop import Batch, LoopSettings, Objective, run
 
-__all__ = [
-    "PretrainingTask",
-    "base_task",
-    "localizer_task",
-    "pretrain",
-    "segmentation_loss",
-    "synthetic_dice",
-]
-
 #: Number of label maps, the last in order of name, that are never trained on.
 HELD_OUT = 2
 
@@ -61,38 +52,24 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class PretrainingTask:
-    """A network to pre-train, and the synthetic images to train it on.
+    """A network to pre-train, and the synthetic images to train it on."""
 
-    Attributes
-    ----------
-    name : str
-        Stem of the weights file.
-    architecture : Architecture
-        The network.
-    labels : tuple of str
-        Classes in the order of the network's outputs, background first.
-    draw : callable
-        Draws a batch: :func:`head_batch` or :func:`box_batch`.
-    synthesis : SynthesisSettings
-        Ranges of the images. Sides must be divisible by 16 for the localizer, by 8 for the base.
-    batch_size : int
-        Images per step.
-    validation_batches : int
-        Number of batches of two held-out images for the metrics.
-    class_weights : dict of str to float
-        Weights of classes in the cross-entropy, where they are not 1.
-    memory_format : torch.memory_format
-        Layout of the weights; channels-last slows instance norm down.
-    """
-
+    #: stem of the weights file
     name: str
     architecture: Architecture
+    #: classes in the order of the network's outputs, background first
     labels: tuple[str, ...]
+    #: draws a batch: :func:`head_batch` or :func:`box_batch`
     draw: Callable[[LabelMaps, SynthesisSettings, int, torch.Generator], Batch]
+    #: ranges of the images, whose sides are divisible by 16 (localizer) or 8 (base)
     synthesis: SynthesisSettings
+    #: images per step
     batch_size: int
+    #: number of batches of two held-out images for the metrics
     validation_batches: int = 8
+    #: weights of classes in the cross-entropy, where they are not 1
     class_weights: dict[str, float] = field(default_factory=dict)
+    #: layout of the weights; channels-last slows instance norm down
     memory_format: torch.memory_format = torch.contiguous_format
 
 
@@ -156,11 +133,6 @@ def pretrain(
         Weights to start from; random ones if None.
     half : bool
         Write the weights in float16.
-
-    Returns
-    -------
-    Path
-        The weights.
 
     Raises
     ------
@@ -238,11 +210,8 @@ def synthetic_dice(
 ) -> dict[str, float]:
     """Compute the mean Dice per class, each time on the same random batches.
 
-    Returns
-    -------
-    dict of str to float
-        ``dice_<label>`` of all classes but the background, and their mean as ``dice_mean``.
-        Images without a class do not count for it; a class that no image has is left out.
+    The result has ``dice_<label>`` of all classes but the background, and their mean. Images
+    without a class do not count for it; a class that no image has is left out.
     """
     helper = DiceHelper(
         include_background=False,

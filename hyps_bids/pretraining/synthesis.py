@@ -18,69 +18,44 @@ from hyps_bids.pretraining.label_maps import LabelMaps, tissues
 from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training import augment
 
-__all__ = ["BOX", "HEAD", "SynthesisSettings", "box_batch", "head_batch"]
-
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """Ranges from which each synthetic image is drawn; lengths in mm.
+    """Ranges from which each synthetic image is drawn; lengths in mm."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Voxels of the image.
-    voxel : float
-        Side of a voxel.
-    deformation : Deformation
-        Ranges of the deformation of the label map, with lengths in mm instead of voxels.
-    t1w_probability : float
-        Fraction of images with a T1w contrast; the others have a random contrast.
-    structure_spread : float
-        Standard deviation of the means of structures about the mean of their tissue, on the 0–255
-        scale of intensities before normalization.
-    texture : tuple of float
-        Range of the factor on the standard deviations within tissues.
-    blur : tuple of float
-        Range of the partial volume blur's standard deviation, in voxels.
-    bias, bias_spacing : float
-        Largest standard deviation of the logarithm of the bias field, and the spacing of its grid.
-    gamma : float
-        Standard deviation of the logarithm of the exponent on intensities.
-    noise : float
-        Largest standard deviation of the noise, as a fraction of the brightest voxel.
-    thickest : float
-        Largest voxel or slice thickness from which an image is interpolated.
-    thick_probability : float
-        Fraction of images that are interpolated.
-    strip_probability : float
-        Fraction of images that are skull-stripped, half of them around the brain, half around
-        the intracranial space.
-    strip_threshold : tuple of float
-        Range of the threshold on the smoothed mask; a threshold below 0.5 leaves a rim.
-    deface_probability : float
-        Fraction of images whose face is blanked.
-    cut_probability, deep_cut_probability : float
-        Probabilities of a mild and of a deep cut at each of the six sides of the field of view.
-    mild_cut, deep_cut : tuple of float
-        Fraction of the half of the image that is left on a cut side.
-    """
-
+    #: voxels of the image, and the side of a voxel
     shape: tuple[int, int, int]
     voxel: float
+    #: ranges of the deformation of the label map, with lengths in mm instead of voxels
     deformation: augment.Deformation
+    #: fraction of images with a T1w contrast; the others have a random contrast
     t1w_probability: float = 0.5
+    #: standard deviation of the means of structures about the mean of their tissue, on the 0–255
+    #: scale of intensities before normalization
     structure_spread: float = 4.0
+    #: range of the factor on the standard deviations within tissues
     texture: tuple[float, float] = (0.2, 1.0)
+    #: range of the standard deviation of the partial volume blur, voxels
     blur: tuple[float, float] = (0.3, 0.8)
+    #: largest standard deviation of the logarithm of the bias field, and spacing of its grid
     bias: float = 0.4
     bias_spacing: float = 80.0
+    #: standard deviation of the logarithm of the exponent on intensities
     gamma: float = 0.3
+    #: largest standard deviation of the noise, as a fraction of the brightest voxel
     noise: float = 0.08
+    #: largest voxel or slice thickness from which an image is interpolated, and how many are
     thickest: float = 6.0
     thick_probability: float = 0.4
+    #: fraction of images that are skull-stripped, half of them around the brain, half around the
+    #: intracranial space
     strip_probability: float = 0.35
+    #: range of the threshold on the smoothed mask; a threshold below 0.5 leaves a rim
     strip_threshold: tuple[float, float] = (0.05, 0.6)
+    #: fraction of images whose face is blanked
     deface_probability: float = 0.2
+    #: probabilities of a mild and of a deep cut at each of the six sides of the field of view, and
+    #: the fraction of the half of the image that is left on a cut side
     cut_probability: float = 0.4
     mild_cut: tuple[float, float] = (0.6, 1.0)
     deep_cut_probability: float = 0.05
@@ -121,16 +96,7 @@ def head_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw whole heads with the classes of the localizer, half of them mirrored.
 
-    Parameters
-    ----------
-    maps : LabelMaps
-        The anatomy, on the generator's device.
-    settings : SynthesisSettings
-        Ranges of the random draws, for example :data:`HEAD`.
-    size : int
-        Number of images.
-    generator : torch.Generator
-        Source of randomness.
+    The maps are on the generator's device; the settings are for example :data:`HEAD`.
 
     Returns
     -------
@@ -160,14 +126,8 @@ def box_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw boxes around single hippocampi, all in left orientation, with the base's classes.
 
-    Parameters are those of :func:`head_batch`; the settings are for example :data:`BOX`.
-
-    Returns
-    -------
-    images : torch.Tensor
-        Standardized inside the field of view, zero outside, shape ``(size, 1, *settings.shape)``.
-    targets : torch.Tensor
-        Indices in ``BASE_CLASSES``, background outside the field of view, same shape.
+    As :func:`head_batch`, but the settings are for example :data:`BOX`, images are standardized
+    inside the field of view, and targets are indices in ``BASE_CLASSES``.
     """
     device = generator.device
     which = torch.randint(len(maps), (size,), generator=generator, device=device)

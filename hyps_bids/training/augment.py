@@ -12,21 +12,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-__all__ = [
-    "Deformation",
-    "gaussian_blur",
-    "random_bias_field",
-    "random_box",
-    "random_cuts",
-    "random_gamma",
-    "random_resolution",
-    "random_sampling_grid",
-    "sample",
-    "scale_percentiles",
-    "smooth_noise",
-    "uniform",
-]
-
 
 def uniform(
     size: Sequence[int], low: float, high: float, generator: torch.Generator
@@ -47,26 +32,16 @@ def smooth_noise(
 
 @dataclass(frozen=True)
 class Deformation:
-    """Ranges of a random deformation.
+    """Ranges of a random deformation."""
 
-    Attributes
-    ----------
-    rotation : float
-        Largest angle about each axis, degrees.
-    scaling, shearing : float
-        Largest deviation of the affine's diagonal from 1, and of the other elements from 0.
-    translation : float
-        Largest shift along each axis, voxels.
-    elastic : float
-        Largest standard deviation of the elastic displacement, voxels.
-    elastic_spacing : float
-        Spacing of the coarse grid of the elastic displacement, rounded to voxels.
-    """
-
+    #: largest angle about each axis, degrees
     rotation: float = 15.0
+    #: largest deviation of the affine's diagonal from 1, and of its other elements from 0
     scaling: float = 0.15
     shearing: float = 0.05
+    #: largest shift along each axis, voxels
     translation: float = 4.0
+    #: largest standard deviation of the elastic displacement, and spacing of its grid, voxels
     elastic: float = 1.5
     elastic_spacing: float = 12.0
 
@@ -79,10 +54,7 @@ def random_sampling_grid(
 ) -> torch.Tensor:
     """Draw where the voxels of `batch` volumes of this shape sample their source.
 
-    Returns
-    -------
-    torch.Tensor
-        Offsets from the source's center in voxels, shape ``(batch, x, y, z, 3)``.
+    The result has offsets from the source's center in voxels, shape ``(batch, x, y, z, 3)``.
     """
     device = generator.device
     affine = _random_affine(batch, generator, deformation)
@@ -118,16 +90,9 @@ def _random_affine(
 
 
 def sample(volumes: torch.Tensor, offsets: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Sample volumes at offsets from their centers; zero outside.
+    """Sample volumes at the offsets of :func:`random_sampling_grid`, which give the new shape.
 
-    Parameters
-    ----------
-    volumes : torch.Tensor
-        Shape ``(batch, channels, x, y, z)``.
-    offsets : torch.Tensor
-        From :func:`random_sampling_grid`; gives the shape of the result.
-    mode : {"bilinear", "nearest"}
-        Interpolation.
+    Places outside a volume are zero; the mode is ``bilinear`` or ``nearest``.
     """
     half = torch.tensor(
         [max((side - 1) / 2, 0.5) for side in volumes.shape[2:]], device=volumes.device
@@ -146,12 +111,8 @@ def random_box(
 ) -> torch.Tensor:
     """Draw a box in each volume, with sides from `smallest` to the whole volume.
 
-    Its center lies up to `offset` voxels from the volume's center along each axis.
-
-    Returns
-    -------
-    torch.Tensor
-        Boolean, True inside, shape ``(batch, 1, *shape)``.
+    Its center lies up to `offset` voxels from the volume's center along each axis. The result is
+    True inside, shape ``(batch, 1, *shape)``.
     """
     inside = torch.ones(batch, 1, *shape, dtype=torch.bool, device=generator.device)
     for axis, (side, least) in enumerate(zip(shape, smallest, strict=True)):
@@ -205,14 +166,8 @@ def random_resolution(
 def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torch.Tensor:
     """Blur each volume with its own Gaussian; edge voxels are repeated outwards.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        Volumes, shape ``(batch, channels, x, y, z)``.
-    sigma : torch.Tensor
-        Standard deviations in voxels, shape ``(batch,)``; 0 leaves a volume unchanged.
-    radius : int
-        Radius of the kernel, voxels.
+    `sigma` has a standard deviation in voxels for each volume; 0 leaves a volume unchanged. The
+    kernel has this radius in voxels.
     """
     steps = torch.arange(-radius, radius + 1, device=x.device)
     kernel = torch.exp(-0.5 * (steps / sigma.clamp(min=1e-3)[:, None]) ** 2)
@@ -240,23 +195,9 @@ def random_cuts(
 ) -> torch.Tensor:
     """Draw a field of view for each volume by cutting each of its six sides independently.
 
-    Parameters
-    ----------
-    batch : int
-        Number of volumes.
-    shape : sequence of int
-        Their spatial shape.
-    generator : torch.Generator
-        Source of randomness.
-    probability, deep_probability : float
-        Probabilities that a side is cut mildly, and deeply.
-    mild, deep : tuple of float
-        Range of the fraction that is left of the half on a cut side, 0 (nothing) to 1.
-
-    Returns
-    -------
-    torch.Tensor
-        Boolean, True inside, shape ``(batch, 1, *shape)``.
+    `probability` and `deep_probability` are those that a side is cut mildly, and deeply; `mild` and
+    `deep` are ranges of the fraction that is left of the half on a cut side, 0 (nothing) to 1. The
+    result is True inside, shape ``(batch, 1, *shape)``.
     """
     device = generator.device
     chance = uniform((batch, 3, 2), 0, 1, generator)
@@ -276,14 +217,7 @@ def scale_percentiles(
 ) -> torch.Tensor:
     """Scale two percentiles inside a mask to 0 and 1, and set voxels outside to zero.
 
-    Parameters
-    ----------
-    x, inside : torch.Tensor
-        Volumes and their boolean masks, shape ``(batch, 1, x, y, z)``.
-    low, high : float
-        Percentiles, 0–100.
-    clip : float
-        Largest value of the result; the smallest is 0.
+    Volumes and masks have shape ``(batch, 1, x, y, z)``; the result lies between 0 and `clip`.
     """
     # Every other voxel along each axis is enough, and eight times as fast to sort.
     seen = torch.where(inside, x, torch.nan)

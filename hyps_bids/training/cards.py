@@ -12,8 +12,6 @@ import torch
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import write_text
 
-__all__ = ["hardware", "write_model_card"]
-
 _LOW_RANK, _BOTTLENECK = ("rank",), ("bottleneck", "scale")
 #: method of an adapter → names of the settings that matter for it
 _SETTINGS = {
@@ -48,24 +46,10 @@ def write_model_card(
 ) -> Path:
     """Write a model card next to a weights file, with the extension ``.md``.
 
-    Parameters
-    ----------
-    path : Path
-        The weights file; its sha256 goes into the text.
-    title : str
-        Heading.
-    card : dict
-        The card in the header of the weights. Under ``training`` it has plain facts and the
-        metrics of the ``validation``, which those of a ``cross-validation`` replace if present.
-    data : str
-        Data of training and validation, with source and license.
-    license : str
-        License of the weights.
-    hardware : str
-        From :func:`hardware`.
-    notes : str
-        Intended use and limits.
-
+    `card` is the one in the header of the weights: under ``training`` it has plain facts and the
+    metrics of the ``validation``, which those of a ``cross-validation`` replace if present. `data`
+    describes the data of training and validation with source and license, `notes` the intended use
+    and limits; `hardware` comes from :func:`hardware`.
     """
     training = dict(card.get("training", {}))
     checked, metrics = "validation", training.pop("validation", {})

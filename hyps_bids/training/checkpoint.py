@@ -11,8 +11,6 @@ import torch
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.writing import write_with
 
-__all__ = ["Best", "Checkpoint", "Tensors", "differences", "read_checkpoint", "write_checkpoint"]
-
 Tensors = dict[str, torch.Tensor]
 
 
@@ -55,7 +53,7 @@ def write_checkpoint(path: Path, content: Checkpoint) -> None:
 def read_checkpoint(
     path: Path, identity: Mapping[str, Any], device: torch.device | None = None
 ) -> Checkpoint:
-    """Read a checkpoint; a :class:`UsageError` says so if it is of another run."""
+    """Read a checkpoint; one of another run is an error."""
     content = cast(Checkpoint, torch.load(path, map_location=device, weights_only=True))
     # The first checkpoints recorded their settings only.
     before = content.get("identity", {"settings": content.get("settings")})

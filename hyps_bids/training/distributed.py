@@ -20,24 +20,16 @@ from torch import nn
 
 from hyps_bids.errors import UsageError
 
-__all__ = ["Processes", "join_processes"]
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together; a single one by default.
+    """The processes that train together; a single one by default."""
 
-    Attributes
-    ----------
-    rank : int
-        Number of this process, from 0. Process 0 is the main process.
-    size : int
-        Number of processes.
-    """
-
+    #: number of this process, from 0; process 0 is the main process
     rank: int = 0
+    #: number of processes
     size: int = 1
 
     @property
@@ -47,11 +39,6 @@ class Processes:
 
     def share(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut this process's part out of inputs and targets that all processes made alike.
-
-        Raises
-        ------
-        UsageError
-            If there are more processes than samples.
 
         Examples
         --------

@@ -9,20 +9,13 @@ from pathlib import Path
 
 from hyps_bids.errors import cannot_write
 
-__all__ = ["TrainingLog"]
-
 _HEADER = ["step", "seconds", "loss", "learning_rate", "metric", "value"]
 
 
 class TrainingLog:
     """Collects losses and writes rows ``step, seconds, loss, learning_rate, metric, value``.
 
-    Parameters
-    ----------
-    path : Path or None
-        The CSV file; nothing is written if None.
-    start : int
-        Step from which the run continues; rows of later steps are dropped.
+    Nothing is written without a path. A run that continues drops the rows after step `start`.
     """
 
     def __init__(self, path: Path | None, start: int) -> None:

@@ -25,8 +25,6 @@ from hyps_bids.training.checkpoint import (
 from hyps_bids.training.distributed import Processes
 from hyps_bids.training.log import TrainingLog
 
-__all__ = ["HEAD", "Batch", "LoopSettings", "Objective", "Outcome", "run"]
-
 #: Prefix of the parameters of a SwinUNETR's output head.
 HEAD = "out."
 
@@ -40,51 +38,34 @@ _OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of a training run.
+    """Settings of a training run."""
 
-    Attributes
-    ----------
-    steps : int
-        Optimizer steps in total, including those before a run was resumed.
-    learning_rate : float
-        Learning rate at the start of the polynomial decay.
-    head_learning_rate : float or None
-        Learning rate of the output head, which is new while the rest is pre-trained: classes that
-        start as copies of one class then separate sooner. The same as for the rest if None.
-    warmup : int
-        Steps over which the learning rate rises from zero.
-    power : float
-        Exponent of the polynomial decay.
-    weight_decay : float
-        Weight decay of the optimizer.
-    ema : float
-        Decay of the exponential moving average of the weights.
-    evaluate_every, checkpoint_every : int
-        Steps between validations and between checkpoints.
-    seed : int
-        Seeds each batch together with the step number, so that a resumed run sees the same batches
-        as an uninterrupted one.
-    optimizer : {"adamw", "adam"}
-        Name of the optimizer.
-    patience : int or None
-        Number of validations without a better mean of the metrics after which the run ends early
-        and returns the best averaged weights. None trains to the end and returns the last ones.
-    stop_at : int or None
-        Step after which the run ends, with the learning rates of a run of `steps`.
-    """
-
+    #: optimizer steps in total, including those before a run was resumed
     steps: int
+    #: learning rate at the start of the polynomial decay
     learning_rate: float = 1e-3
+    #: learning rate of the output head, which is new while the rest is pre-trained: classes that
+    #: start as copies of one class then separate sooner. The same as for the rest if None.
     head_learning_rate: float | None = None
+    #: steps over which the learning rate rises from zero
     warmup: int = 50
+    #: exponent of the polynomial decay
     power: float = 0.9
     weight_decay: float = 1e-4
+    #: decay of the exponential moving average of the weights
     ema: float = 0.995
+    #: steps between validations and between checkpoints
     evaluate_every: int = 200
     checkpoint_every: int = 50
+    #: seeds each batch together with the step number, so that a resumed run sees the same batches
+    #: as an uninterrupted one
     seed: int = 0
+    #: ``adamw`` or ``adam``
     optimizer: str = "adamw"
+    #: number of validations without a better mean of the metrics after which the run ends early
+    #: and returns the best averaged weights; None trains to the end and returns the last ones
     patience: int | None = None
+    #: step after which the run ends, with the learning rates of a run of `steps`
     stop_at: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,20 +93,13 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a network learns.
+    """What a network learns."""
 
-    Attributes
-    ----------
-    batches : callable
-        Makes a batch ``(inputs, targets)`` from a seeded generator on the device.
-    loss : callable
-        ``loss(logits, targets)``; a mean over the samples of a batch if several processes share it.
-    validate : callable
-        Returns the metrics of a model by name; higher is better if the settings have patience.
-    """
-
+    #: makes a batch ``(inputs, targets)`` from a seeded generator on the device
     batches: Callable[[torch.Generator], Batch]
+    #: ``loss(logits, targets)``; a mean over the samples if several processes share a batch
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    #: returns the metrics of a model by name; higher is better if the settings have patience
     validate: Callable[[nn.Module], dict[str, float]]
 
 
@@ -166,8 +140,6 @@ def run(
         What to learn, and how.
     folder : Path
         Folder of checkpoint and log; made if missing, the same for all processes.
-    device : torch.device
-        Where to train.
     identity : mapping, optional
         What the result depends on besides the settings (data, network), as JSON; recorded in the
         checkpoint.
@@ -175,11 +147,6 @@ def run(
         The processes that share each batch; this one alone if None.
     title : str, optional
         Name on the progress bar.
-
-    Returns
-    -------
-    Outcome
-        Metrics and step of the weights that the model ends with.
 
     Raises
     ------

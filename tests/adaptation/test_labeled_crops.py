@@ -17,8 +17,13 @@ from safetensors.torch import save_file
 
 from hyps_bids.adaptation.crops import FRAME, plain_batch
 from hyps_bids.adaptation.label_masks import check_positions, read_masks
-from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names, labeled_crops
-from hyps_bids.adaptation.scan_crops import CropMaker, load_scan_crops
+from hyps_bids.adaptation.labeled_crops import (
+    CropMaker,
+    LabeledCrops,
+    class_names,
+    labeled_crops,
+    load_scan_crops,
+)
 from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.roi import box_affine, mirror

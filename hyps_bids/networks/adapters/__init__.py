@@ -1,9 +1,8 @@
-"""Parameter-efficient adapters: one interface, one class per method, chosen by name.
+"""Parameter-efficient adapters: settings, equations, and their place in a network.
 
 :mod:`~hyps_bids.networks.adapters.config` says what can be chosen,
 :mod:`~hyps_bids.networks.adapters.layers` holds the equations of each method, and
-:mod:`~hyps_bids.networks.adapters.network` puts them into a network and takes out what must be
-saved. METHODS lists every name.
+:mod:`~hyps_bids.networks.adapters.network` adds, saves and loads adapters of whole networks.
 """
 
 from hyps_bids.networks.adapters.config import METHODS, AdapterConfig

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["LAYERS", "METHODS", "PRESETS", "AdapterConfig"]
-
 #: What trains under each method, in addition to :attr:`AdapterConfig.trainable`.
 METHODS = {
     "full": "everything",
@@ -39,32 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Settings of an adapter.
-
-    Attributes
-    ----------
-    method : str
-        A name in :data:`METHODS`.
-    rank : int
-        Rank r of low-rank parts; a layer with fewer inputs or outputs uses its full rank.
-    bottleneck : int
-        Width d of bottleneck parts.
-    scale : float
-        Factor s of bottleneck parts.
-    alpha : float or None
-        α of LoRA and DoRA, whose low-rank part is multiplied by α/r; by 1 if None.
-    dropout : float
-        Probability that an input of the added parts is dropped in training, in [0, 1).
-    layers : tuple of str
-        Kinds of layers to adapt, from :data:`LAYERS`.
-    trainable : tuple of str
-        Prefixes of further modules that train, in addition to the adapters and the encoder's
-        norms. The head ``out`` must be among them, since its classes are new.
-
-    Raises
-    ------
-    ValueError
-        If a value is unknown or out of range.
+    """Settings of an adapter; a ValueError says which value is unknown or out of range.
 
     Examples
     --------
@@ -72,13 +45,22 @@ class AdapterConfig:
     2
     """
 
+    #: a name in :data:`METHODS`
     method: str = "hyps"
+    #: rank r of low-rank parts; a layer with fewer inputs or outputs uses its full rank
     rank: int = 8
+    #: width d of bottleneck parts
     bottleneck: int = 8
+    #: factor s of bottleneck parts
     scale: float = 1.0
+    #: α of LoRA and DoRA, whose low-rank part is multiplied by α/r; by 1 if None
     alpha: float | None = None
+    #: probability that an input of the added parts is dropped in training, in [0, 1)
     dropout: float = 0.0
+    #: kinds of layers to adapt, from :data:`LAYERS`
     layers: tuple[str, ...] = ("attention", "mlp", "merging")
+    #: prefixes of further modules that train, in addition to the adapters and the encoder's norms;
+    #: the head ``out`` must be among them, since its classes are new
     trainable: tuple[str, ...] = ("decoder", "out")
 
     def __post_init__(self) -> None:
@@ -99,26 +81,14 @@ class AdapterConfig:
 
     @classmethod
     def preset(cls, name: str, method: str = "hyps", **changes: Any) -> AdapterConfig:
-        """Make the settings of a preset from :data:`PRESETS`, with changes.
-
-        Raises
-        ------
-        ValueError
-            If there is no such preset.
-        """
+        """Make the settings of a preset from :data:`PRESETS`, with changes."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
         return cls(**{"method": method} | PRESETS[name] | changes)
 
     @classmethod
     def from_card(cls, adapter: Mapping[str, Any]) -> AdapterConfig:
-        """Read the settings from the ``adapter`` entry of a card.
-
-        Raises
-        ------
-        ValueError
-            If this version does not know one of the settings.
-        """
+        """Read the settings from the ``adapter`` entry of a card, strictly."""
         known = {field.name for field in fields(cls)}
         # The first adapters also recorded the encoder, which is the same for all of them.
         unknown = sorted(adapter.keys() - known - {"targets"})

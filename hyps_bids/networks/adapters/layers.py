@@ -10,18 +10,7 @@ convolution counts as inputs), ``b`` its bias, ``F`` the frozen weight, ``A`` (r
 (m × r) the low-rank factors, ``Down`` and ``Up`` linear maps to a width d and back, and ``s`` a
 scale. ``F = W``, except that the principal part of ``W`` is moved to ``B A`` in PiSSA and HyPS.
 
-======== ================================= ============ ==================================
-method   low-rank part                     bottlenecks  published in
-======== ================================= ============ ==================================
-lora     A random, B zero                               Hu et al. 2022, arXiv:2106.09685
-dora     as lora, magnitudes apart                      Liu et al. 2024, arXiv:2402.09353
-pissa    principal part of W                            Meng et al. 2024, arXiv:2404.02948
-parallel                                   parallel     He et al. 2022, arXiv:2110.04366
-serial                                     serial       Houlsby et al. 2019, arXiv:1902.00751
-cps                                        both         the two rows above, combined
-hyps     principal part of W               serial       arXiv:2409.00884, section 3.2
-======== ================================= ============ ==================================
-
+The classes below name the start of ``A`` and ``B`` and the bottlenecks of each method.
 Every adapter starts as exactly the pre-trained layer.
 """
 
@@ -36,31 +25,12 @@ from torch import nn
 
 from hyps_bids.networks.adapters.config import AdapterConfig
 
-__all__ = [
-    "ADAPTERS",
-    "AdapterLayer",
-    "CpsLayer",
-    "DoraLayer",
-    "HypsLayer",
-    "LoraLayer",
-    "ParallelLayer",
-    "PissaLayer",
-    "SerialLayer",
-]
-
 
 class AdapterLayer(nn.Module):
-    """A pre-trained layer with the parts that a method adds to it.
+    """A pre-trained linear layer or convolution with the parts that a method adds to it.
 
     Frozen tensors are buffers: `weight` is ``W``, `frozen` is the ``F`` of the forward pass.
     Trained tensors are parameters.
-
-    Parameters
-    ----------
-    layer : torch.nn.Linear or torch.nn.Conv3d
-        The pre-trained layer.
-    config : AdapterConfig
-        The settings.
     """
 
     #: How the low-rank factors start; None if the method has no low-rank part.

@@ -11,23 +11,10 @@ from torch import nn
 from hyps_bids.networks.adapters.config import LAYERS, AdapterConfig
 from hyps_bids.networks.adapters.layers import ADAPTERS, AdapterLayer
 
-__all__ = [
-    "ParameterCounts",
-    "adapter_state",
-    "add_adapters",
-    "load_adapter_state",
-    "merge_adapters",
-    "parameter_counts",
-]
-
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters.
-
-    `adapters` are those that the adapters add to the encoder, `trainable` includes norms, decoder
-    and head, and `total` also the frozen parameters of the pre-trained network.
-    """
+    """Numbers of parameters: in the adapters, of all that trains, and with the frozen ones."""
 
     adapters: int
     trainable: int
@@ -37,10 +24,7 @@ class ParameterCounts:
 def add_adapters(model: nn.Module, config: AdapterConfig) -> None:
     """Adapt a SwinUNETR with pre-trained weights in place and freeze all that does not train.
 
-    Raises
-    ------
-    ValueError
-        If the network has no layer of a kind that is to be adapted.
+    A ValueError says that the network has no layer of a kind that is to be adapted.
     """
     found = dict(_layers(model, config)) if config.method in ADAPTERS else {}
     bitfit = config.method == "bitfit"
@@ -58,10 +42,7 @@ def add_adapters(model: nn.Module, config: AdapterConfig) -> None:
 
 
 def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Collect what distinguishes an adapted network from its base, by state-dict name.
-
-    These are the trainable parameters and the adapters' own buffers, detached.
-    """
+    """Collect the trained parameters and the adapters' own buffers, by state-dict name."""
     state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for name, module in _adapters(model):
         state |= {f"{name}.{key}": getattr(module, key) for key in module.saved_buffers}
@@ -69,13 +50,7 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load what :func:`adapter_state` collected, strictly.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, unexpected or of another shape.
-    """
+    """Load what :func:`adapter_state` collected; a ValueError names what does not fit."""
     own = adapter_state(model)
     wrong = sorted(own.keys() ^ state.keys()) or sorted(
         name for name in own if own[name].shape != state[name].shape
@@ -112,17 +87,16 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 def _layers(model: nn.Module, config: AdapterConfig) -> Iterator[tuple[str, nn.Linear | nn.Conv3d]]:
     """Find the layers of the encoder that the settings name."""
     for kind in config.layers:
-        count = 0
-        for name, module in model.named_modules():
-            if kind == "convolutions":
-                fits = isinstance(module, nn.Conv3d) and name.startswith(LAYERS[kind])
-            else:
-                fits = isinstance(module, nn.Linear) and name.endswith(LAYERS[kind])
-            if fits:
-                count += 1
-                yield name, module
-        if not count:
+        found = [pair for pair in model.named_modules() if _is_of_kind(kind, *pair)]
+        if not found:
             raise ValueError(f"the network {type(model).__name__} has no {kind} layer to adapt")
+        yield from found
+
+
+def _is_of_kind(kind: str, name: str, module: nn.Module) -> bool:
+    if kind == "convolutions":
+        return isinstance(module, nn.Conv3d) and name.startswith(LAYERS[kind])
+    return isinstance(module, nn.Linear) and name.endswith(LAYERS[kind])
 
 
 def _adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
