@@ -12,8 +12,6 @@ from markupsafe import Markup, escape
 
 from hyps_bids.outputs.provenance import Provenance
 
-__all__ = ["bibtex", "methods_html", "methods_markdown", "references"]
-
 _KEY = r"@(\w+)"
 _GROUP = re.compile(rf"\[{_KEY}(?:; {_KEY})*\]")
 

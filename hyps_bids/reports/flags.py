@@ -9,16 +9,6 @@ from typing import Any, NamedTuple
 from hyps_bids.outputs.labels import SIDE_NAMES
 from hyps_bids.outputs.quality import quality_bounds
 
-__all__ = [
-    "Note",
-    "describe_bounds",
-    "describe_flag",
-    "finite",
-    "format_measure",
-    "short_name",
-    "split_measure",
-]
-
 #: measure → factor to its unit, unit, decimals; all other measures have three decimals and no unit
 _UNITS = {
     "icv_mm3": (1e-3, " ml", 0),
@@ -33,17 +23,7 @@ _SHORT = {
 
 
 class Note(NamedTuple):
-    """Why a scan should be looked at.
-
-    Attributes
-    ----------
-    short : str
-        A few words: ``low agreement, left``.
-    finding : str
-        What was found, in a sentence.
-    advice : str
-        What it may mean and what to do, in sentences.
-    """
+    """Why a scan should be looked at: in short (``low agreement, left``) and in sentences."""
 
     short: str
     finding: str = ""
@@ -81,21 +61,9 @@ def short_name(measure: str) -> str:
 
 
 def format_measure(measure: str, value: float, unlike: Iterable[float] = ()) -> str:
-    """Write a QC measure as people read it.
+    """Write a QC measure (name without side) with its unit.
 
-    Parameters
-    ----------
-    measure : str
-        Name, without side.
-    value : float
-        As in the QC table.
-    unlike : iterable of float
-        Other values that rounding must not make look the same.
-
-    Returns
-    -------
-    str
-        The value with its unit.
+    Enough decimals are shown to tell the value from those that it is `unlike`.
 
     Examples
     --------
@@ -137,14 +105,9 @@ def describe_bounds(measure: str) -> str:
 
 
 def describe_flag(flag: str, values: Mapping[str, float | None]) -> Note:
-    """Put a flag into words.
+    """Put a flag of the QC table into words: ``low_NAME``, ``high_NAME`` or ``missing_L``.
 
-    Parameters
-    ----------
-    flag : str
-        As in the QC table: ``low_NAME``, ``high_NAME`` or ``missing_L``.
-    values : mapping of str to float or None
-        The scan's QC measures by column; None or NaN where there is no value.
+    The values are the scan's QC measures by column; None or NaN where there is no value.
     """
     end, _, name = flag.partition("_")
     if end == "missing" and name in SIDE_NAMES:
@@ -152,8 +115,7 @@ def describe_flag(flag: str, values: Mapping[str, float | None]) -> Note:
     measure, side = split_measure(name)
     known: Mapping[str, Any] = quality_bounds().get(measure) or {}
     if end not in ("low", "high") or end not in known:
-        unknown = f"{flag} is a flag that this version of the report does not know."
-        return Note(flag, unknown)
+        return Note(flag, f"{flag} is a flag that this version of the report does not know.")
     title = known["title"]
     short = _SHORT.get(flag, f"{end} {short_name(measure)}")
     if side:

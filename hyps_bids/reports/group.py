@@ -15,7 +15,6 @@ from hyps_bids.errors import HypsError, MissingInput
 from hyps_bids.outputs.columns import CHANGE_COLUMNS, LINEAR_MODEL_COLUMNS
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.quality import quality_bounds
 from hyps_bids.outputs.reading import (
     CHANGE,
     LINEAR_MODELS,
@@ -25,13 +24,10 @@ from hyps_bids.outputs.reading import (
     read_wide,
 )
 from hyps_bids.outputs.writing import write_text
-from hyps_bids.reports import group_charts
+from hyps_bids.reports.charts import scan_charts
 from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
 from hyps_bids.reports.models import describe_linear_models, read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
-from hyps_bids.reports.vega import Spec
-
-__all__ = ["write_group_report"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: largest number of rows in tables that are there without JavaScript and in print
@@ -64,7 +60,7 @@ def write_group_report(output_dir: Path) -> Path:
     group = _read_group(output_dir)
     linear = describe_linear_models(_read_optional(output_dir, LINEAR_MODELS, LINEAR_MODEL_COLUMNS))
     classifiers, adapters = read_classifiers(output_dir), read_adapters(output_dir)
-    specs = _group_charts() if group else {}
+    specs = scan_charts() if group else {}
     # Charts have numbers as names, because folders and coefficients may have any name.
     for m, model in enumerate(linear):
         specs |= {f"forest-{m}-{c}": spec for c, spec in enumerate(model.forests.values())}
@@ -89,18 +85,6 @@ def write_group_report(output_dir: Path) -> Path:
     path = output_dir / "group_report.html"
     write_text(path, html)
     return path
-
-
-def _group_charts() -> dict[str, Spec]:
-    asymmetry = quality_bounds()["asymmetry"]
-    percent = [100 * asymmetry["low"], 100 * asymmetry["high"]]
-    return {
-        "distribution": group_charts.distribution_chart(),
-        "asymmetry": group_charts.distribution_chart(percent),
-        "relation": group_charts.relation_chart(),
-        "quality": group_charts.quality_chart(),
-        "change": group_charts.change_chart(),
-    }
 
 
 def _read_group(output_dir: Path) -> GroupFacts | None:

@@ -19,8 +19,6 @@ from hyps_bids.outputs.quality import quality_bounds
 from hyps_bids.reports.flags import Note, describe_bounds, describe_flag, short_name
 from hyps_bids.reports.page import anchor
 
-__all__ = ["OUTLIER_Z", "STATES", "GroupFacts", "PageData", "describe_group", "robust_z"]
-
 #: robust z beyond which a volume is an outlier (Iglewicz and Hoaglin 1993)
 OUTLIER_Z = 3.5
 #: number of scans below which none is called an outlier
@@ -94,17 +92,11 @@ class ConspicuousScan:
 class GroupFacts:
     """Everything about the scans that the page shows.
 
-    Attributes
-    ----------
-    counts : dict of str to int
-        State → number of scans.
-    versions : list of (str, str, int)
-        Software version, models and number of scans of everything that made volumes.
-    n_without_side, n_outlier_scans : int
-        Number of scans that lack one or both hippocampi, and number of scans among which outliers
-        were searched, 0 if there are too few.
-    not_offered : list of str
-        Columns of text whose levels are not compared, with the reason.
+    `counts` has the number of scans by state, and `versions` has software version, models and
+    number of scans of everything that made volumes. `n_without_side` counts the scans that lack one
+    or both hippocampi; `n_outlier_scans` counts those among which outliers were searched, and is 0
+    if there are too few. `not_offered` names columns of text whose levels are not compared, and
+    says why.
     """
 
     counts: dict[str, int]
@@ -123,18 +115,10 @@ def describe_group(
     sidecar: Mapping[str, ColumnDescription],
     reports: Collection[str],
 ) -> GroupFacts:
-    """Collect the facts about all scans.
+    """Collect the facts about all scans of the wide table.
 
-    Parameters
-    ----------
-    wide : pandas.DataFrame
-        From :func:`hyps_bids.outputs.reading.read_wide`.
-    qc : pandas.DataFrame
-        QC table of all scans; only the scans of the wide table count.
-    sidecar : mapping
-        Sidecar of the wide table.
-    reports : collection of str
-        Names of the subject reports that exist, such as ``sub-01.html``.
+    The sidecar is that of the wide table; `reports` are names of the subject reports that exist,
+    such as ``sub-01.html``.
     """
     wide = wide.reset_index(drop=True)
     qc = qc.drop_duplicates("scan").set_index("scan").reindex(wide["scan"]).reset_index(drop=True)
@@ -185,11 +169,7 @@ def describe_group(
 def robust_z(values: pd.Series) -> pd.Series:
     """Measure the distance from the median in units of the scaled median absolute deviation (MAD).
 
-    Returns
-    -------
-    pandas.Series
-        ``0.6745 (x - median) / MAD``; missing where `values` is missing, or everywhere if the MAD
-        is 0.
+    It is ``0.6745 (x - median) / MAD``, and missing everywhere if the MAD is 0.
 
     Examples
     --------

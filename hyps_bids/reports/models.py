@@ -22,10 +22,8 @@ from hyps_bids.classification.card import (
 )
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import load_json, read_table
-from hyps_bids.reports import model_charts
-from hyps_bids.reports.vega import Spec
-
-__all__ = ["describe_linear_models", "read_adapters", "read_classifiers"]
+from hyps_bids.reports import charts
+from hyps_bids.reports.charts import Spec
 
 _LOG = logging.getLogger("hyps_bids")
 _EFFECT_UNITS = {"d": "d", "d_per_sd": "d per SD", "partial_eta2": "partial η²"}
@@ -34,23 +32,23 @@ _CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] =
     "roc": (
         "ROC",
         "Out-of-fold predictions. Thin: each repeat; thick: their mean; dotted: chance.",
-        model_charts.roc_chart,
+        charts.roc_chart,
     ),
     "calibration": (
         "Calibration",
         "On the diagonal, the predicted probabilities equal the observed shares.",
-        model_charts.calibration_chart,
+        charts.calibration_chart,
     ),
     "confusion": (
         "Confusion matrix",
         "Subjects, mean over repeats, and their share of the true class.",
-        model_charts.confusion_chart,
+        charts.confusion_chart,
     ),
     "importance": (
         "Permutation importance",
         "This shows what the classifier uses, not what the disease does. Correlated columns each "
         "look unimportant.",
-        model_charts.importance_chart,
+        charts.importance_chart,
     ),
 }
 
@@ -87,14 +85,8 @@ class ModelChart:
 class TrainedModel:
     """A folder of ``models/``.
 
-    Attributes
-    ----------
-    href, card : str or None
-        Addresses of the folder and of its card, relative to the report.
-    headline : str
-        The main results in one line.
-    caveats, problems : list of str
-        What to know before relying on it, and what could not be read.
+    The addresses of the folder and of its card are relative to the report. Caveats are what to know
+    before relying on the model; problems are what could not be read.
     """
 
     name: str
@@ -134,7 +126,7 @@ def describe_linear_models(table: pd.DataFrame) -> list[LinearModel]:
             label=[_region(row) for row in records], title=[_coefficient(row) for row in records]
         )
         forests = {
-            str(title): model_charts.forest_chart(of_one)
+            str(title): charts.forest_chart(of_one)
             for title, of_one in sized.groupby("title", sort=False)
         }
         method = ", ".join(map(str, rows["method"].dropna().unique()))
@@ -204,7 +196,7 @@ def _add_metrics(model: TrainedModel, path: Path) -> None:
     model.headline = next((row[2] for row in rows if row[1] == "both"), rows[0][2] if rows else "")
     areas = table[(table["estimator"] == "selected") & (table["figure"] == "auc")]
     caption = "AUC with the wider of the bootstrap interval and the score interval. Line: chance."
-    chart = model_charts.comparison_chart(widest_intervals(areas))
+    chart = charts.comparison_chart(widest_intervals(areas))
     model.charts.append(ModelChart("Sets of features", caption, chart))
 
 
@@ -287,11 +279,11 @@ def _add_learning_curves(model: TrainedModel, folder: Path) -> None:
         model.read(path, lambda _, path: logs.update({path.stem: pd.read_csv(path)}))
     if not logs:
         raise FileNotFoundError(folder)
-    chart = model_charts.learning_chart(logs, "loss")
+    chart = charts.learning_chart(logs, "loss")
     model.charts.append(ModelChart("Learning curves, loss", "Mean since the last step.", chart))
     if any((table["metric"] == "dice_whole").any() for table in logs.values()):
         caption = "Whole hippocampus, crops of the inner validation."
-        chart = model_charts.learning_chart(logs, "dice_whole")
+        chart = charts.learning_chart(logs, "dice_whole")
         model.charts.append(ModelChart("Learning curves, Dice", caption, chart))
 
 
@@ -299,7 +291,7 @@ def _add_scans(model: TrainedModel, path: Path) -> None:
     table = read_table(path)
     parts = sorted(map(str, table["part"].unique()), key=lambda part: part != WHOLE)
     caption = "Each side of each scan, by the fold that was not trained on the participant."
-    chart = model_charts.dice_chart(table, parts[0])
+    chart = charts.dice_chart(table, parts[0])
     model.charts.append(ModelChart("Dice by scan", caption, chart))
     try:
         summary = _read_summary(path.with_name("summary.json"))
@@ -309,7 +301,7 @@ def _add_scans(model: TrainedModel, path: Path) -> None:
     for part in parts:
         limits = summary.get(part, {}).get("volume", {}).get("bland_altman_mm3", {})
         caption = "Thick: mean difference; dashed: 95 % limits of agreement."
-        chart = model_charts.agreement_chart(table, part, limits)
+        chart = charts.agreement_chart(table, part, limits)
         model.charts.append(ModelChart(f"Bland–Altman, {part}", caption, chart))
 
 

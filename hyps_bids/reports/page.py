@@ -16,19 +16,11 @@ from markupsafe import Markup
 from hyps_bids import __version__
 from hyps_bids.messages import format_count
 
-__all__ = ["anchor", "data_uri", "embedded_json", "packed", "render", "sentence"]
-
 _FOLDER = files("hyps_bids") / "reports"
 
 
 def render(template: str, /, **context: Any) -> str:
-    """Fill a file of ``templates`` and return the HTML document; all text is escaped.
-
-    Raises
-    ------
-    jinja2.UndefinedError
-        If a variable of the template is not given.
-    """
+    """Fill a file of ``templates`` and return the HTML document; all text is escaped."""
     return _environment().get_template(template).render(**context)
 
 

@@ -21,19 +21,6 @@ from scipy import ndimage
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.reports.scan_images import Voxels
 
-__all__ = [
-    "ENTROPY_RANGE",
-    "Layout",
-    "Picture",
-    "Tile",
-    "compress",
-    "middle_of_head",
-    "mosaic",
-    "overview",
-    "side_tiles",
-    "uncertainty",
-]
-
 #: probabilities between which the uncertainty is shown
 ENTROPY_RANGE = (0.05, 0.95)
 #: SVG units per mm
@@ -59,16 +46,9 @@ _ICV, _EDGE = "#F0E442", "#FFFFFF"
 
 @dataclass(frozen=True)
 class Tile:
-    """One slice in a picture.
+    """One slice in a picture: what it shows (world coordinates) and its place in the picture, mm.
 
-    Attributes
-    ----------
-    plane : int
-        World axis that is perpendicular to it: 0 sagittal, 1 coronal, 2 axial.
-    center, width, height : float
-        World coordinates of its center, and size of what it shows, mm.
-    left, top : float
-        Its place in the picture, mm.
+    The plane is the world axis that is perpendicular to it: 0 sagittal, 1 coronal, 2 axial.
     """
 
     plane: int
@@ -118,18 +98,10 @@ class Picture:
 
 
 def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
-    """Choose slices through a hippocampus: rows of coronal, sagittal and axial ones.
+    """Choose slices through a hippocampus, given the corners of its bounding box in the world.
 
-    Parameters
-    ----------
-    low, high : sequence of float
-        Corners of its bounding box, world coordinates, mm.
-
-    Returns
-    -------
-    list of list of Tile
-        By row, not yet placed: coronal from anterior to posterior, sagittal from right to left,
-        axial from superior to inferior.
+    The rows are coronal slices from anterior to posterior, sagittal ones from right to left, and
+    axial ones from superior to inferior.
 
     Examples
     --------
@@ -197,17 +169,9 @@ def overview(
 ) -> Picture:
     """Draw the whole head: intracranial contour, boxes, segmentation.
 
-    Parameters
-    ----------
-    t1w, intracranial, labels : Voxels
-        The image, the intracranial mask, and the segmentation or a part of it.
-    colors : mapping of int to str, optional
-        Label → color.
-    centers : sequence of points
-        World coordinates of the hippocampi, through which the slices go: a sagittal slice each, a
-        coronal and an axial one. Without any, the slices go through the middle of the head.
-    boxes : sequence of points
-        Centers of the network's boxes.
+    There is a sagittal slice through each of the centers of the hippocampi, a coronal and an axial
+    one; without centers, they go through the middle of the head. The labels may be of a part of the
+    image. The boxes are given by their centers.
     """
     low, high = t1w.extent()
     middle, wanted = middle_of_head(t1w, intracranial), _HEAD

@@ -29,26 +29,12 @@ from hyps_bids.reports.flags import (
     split_measure,
 )
 
-__all__ = [
-    "ScanFacts",
-    "Structure",
-    "facts_files",
-    "find_scans_of",
-    "read_facts",
-    "unprocessed",
-    "without_image",
-]
-
 _T1W = re.compile(r"sub-.*_T1w\.nii(\.gz)?")
 _AGAIN = "run the participant level again"
 
 
 class ScanRecord(Provenance):
-    """The part of a scan's QC sidecar that reports show.
-
-    These are the device of each step, and the centers of the network's boxes by hemisphere, in
-    world coordinates, mm.
-    """
+    """The part of a scan's QC sidecar that reports show; the centers are in world coordinates."""
 
     Devices: NotRequired[dict[str, str]]
     BoxCentres: NotRequired[dict[str, list[float]]]
@@ -97,14 +83,8 @@ class Measure:
 class ScanFacts:
     """Everything that is known about a scan without its images.
 
-    Attributes
-    ----------
-    status, reason : str
-        ``done``, ``failed`` or ``incomplete``, and why it failed.
-    remarks, problems : tuple of str
-        Remarks on the input; what is damaged or missing.
-    record : ScanRecord or None
-        Content of the QC sidecar.
+    Its status is ``done``, ``failed`` (for the reason given) or ``incomplete``. Remarks are about
+    the input; problems are outputs that are damaged or missing.
     """
 
     scan: Scan

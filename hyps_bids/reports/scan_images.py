@@ -21,8 +21,6 @@ from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.outputs.names import scan_paths
 from hyps_bids.outputs.scan import Scan
 
-__all__ = ["Region", "StoredImages", "Voxels", "read_images", "read_raw"]
-
 #: part of an image, one slice per axis
 Region = tuple[slice, slice, slice]
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
@@ -30,15 +28,7 @@ _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, V
 
 @dataclass(frozen=True)
 class Voxels:
-    """Voxels and their place in the world.
-
-    Attributes
-    ----------
-    data : numpy.ndarray
-        Shape ``(x, y, z)``.
-    affine : numpy.ndarray
-        Voxel to world (RAS, mm), shape ``(4, 4)``.
-    """
+    """Voxels, shape ``(x, y, z)``, and their place in the world (RAS, mm)."""
 
     data: np.ndarray
     affine: np.ndarray
@@ -61,10 +51,7 @@ class Voxels:
     def extent(self, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Find the lowest and highest world coordinates of the voxels' centers.
 
-        Parameters
-        ----------
-        margin : float
-            Voxels to add on each side; one half includes the whole of each voxel.
+        The margin is in voxels; one half includes the whole of each voxel.
 
         Examples
         --------
@@ -91,13 +78,7 @@ class StoredImages:
     probseg: nib.Nifti1Image
 
     def probabilities(self, region: Region) -> np.ndarray:
-        """Read the probabilities of all labels in a part of the image.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32 in [0, 1], shape ``(labels, *region)``.
-        """
+        """Read the probabilities in a part of the image, shape ``(labels, x, y, z)``."""
         stored = self.probseg.dataobj
         # Without the slope, slicing gives bytes. Whole planes lie together in the file.
         proxy = ArrayProxy(self.probseg.get_filename(), (stored.shape, stored.dtype, stored.offset))

@@ -23,8 +23,6 @@ from hyps_bids.reports.page import anchor, data_uri, packed, sentence
 from hyps_bids.reports.scan_facts import ScanFacts, Structure, read_facts
 from hyps_bids.reports.scan_images import Region, StoredImages, Voxels, read_images, read_raw
 
-__all__ = ["Section", "State", "build_section"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: bytes of a scan below which there is only an overview, and below which there is no picture
 _OVERVIEW_ONLY, _NO_PICTURE = 170_000, 40_000
@@ -69,14 +67,8 @@ class _Shown:
 class Section:
     """What the page shows of a scan.
 
-    Attributes
-    ----------
-    messages : list of str
-        What the report leaves out, and why.
-    unseen : bool
-        Whether a picture could not be drawn.
-    viewer, files : ViewerData or None, str
-        Data and packed files of the interactive viewer.
+    The messages say what the report leaves out, and why; `unseen` says that a picture could not be
+    drawn; `files` are the packed files of the interactive viewer.
     """
 
     facts: ScanFacts
@@ -128,10 +120,7 @@ class Section:
 
 @dataclass(frozen=True)
 class _Hippocampi:
-    """The part of a scan's images that holds the hippocampi.
-
-    `probabilities` has the shape ``(labels, x, y, z)``.
-    """
+    """The part of a scan's images that holds the hippocampi; probabilities by label."""
 
     region: Region
     labels: Voxels

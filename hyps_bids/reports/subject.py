@@ -16,8 +16,6 @@ from hyps_bids.reports.page import embedded_json, render
 from hyps_bids.reports.scan_facts import facts_files, find_scans_of, unprocessed, without_image
 from hyps_bids.reports.section import Section, State, build_section
 
-__all__ = ["LIMIT", "is_current", "write_subject_report"]
-
 #: largest size of a report, bytes
 LIMIT = 6_000_000
 #: size of the page itself, bytes: viewer library, style, scripts, methods

@@ -17,8 +17,6 @@ from scipy import ndimage
 
 from hyps_bids.reports.scan_images import Region, Voxels
 
-__all__ = ["LEVELS", "Level", "close_up", "head", "nifti", "region_around", "surface"]
-
 #: margin around the hippocampi in the close-up, mm
 _MARGIN = 15.0
 #: distance of the points from which a surface is made, mm
@@ -90,23 +88,12 @@ def nifti(voxels: Voxels, *, slope: float = 1.0) -> bytes:
 
 
 def surface(probabilities: np.ndarray, labels: Voxels, colors: Mapping[int, str]) -> bytes | None:
-    """Make the surface of a hippocampus where its probability passes one half.
+    """Make the surface of a hippocampus where its probability passes one half, as an mz3 file.
 
-    Parameters
-    ----------
-    probabilities : numpy.ndarray
-        Probabilities of the parts in the order of `colors`, shape ``(parts, x, y, z)``.
-    labels : Voxels
-        Segmentation of the same region. Probabilities more than two voxels away from these labels
-        belong to another component and are left out.
-    colors : mapping of int to str
-        Label of each part → ``#rrggbb``.
-
-    Returns
-    -------
-    bytes or None
-        An mz3 file in world coordinates, mm, in which each point has the color of its part; None
-        if nothing is segmented.
+    The probabilities are those of the parts in the order of `colors`, and the labels are the
+    segmentation of the same region. Probabilities more than two voxels away from these labels
+    belong to another component and are left out. Each point has the color of its part. The result
+    is None if nothing is segmented.
     """
     # Imported here, because skimage costs time that most runs do not need.
     from skimage.measure import marching_cubes

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.reports import group_charts, model_charts
-from hyps_bids.reports.vega import Spec
+from hyps_bids.reports import charts
+from hyps_bids.reports.charts import Spec
 
 
 def _marks(spec: Spec) -> list[str]:
@@ -31,7 +31,7 @@ def test_the_mean_roc_curve_is_that_of_the_repeats_and_long_curves_are_thinned()
             "sensitivity": [*chance, 0.0, 1.0, 1.0],
         }
     )
-    spec = model_charts.roc_chart(table)
+    spec = charts.roc_chart(table)
     mean = {point["x"]: point["y"] for point in _values(spec, 2)}
     assert mean[0.5] == pytest.approx((0.5 + 1) / 2)
     assert "specificity 0.80" in spec["description"]
@@ -41,8 +41,7 @@ def test_the_mean_roc_curve_is_that_of_the_repeats_and_long_curves_are_thinned()
 def test_confusion_gives_shares_of_the_true_class() -> None:
     table = pd.DataFrame({"true": ["a", "b"], "a": [3.0, 0.0], "b": [1.0, 0.0]})
     values = {
-        (v["true"], v["predicted"]): v
-        for v in model_charts.confusion_chart(table)["data"]["values"]
+        (v["true"], v["predicted"]): v for v in charts.confusion_chart(table)["data"]["values"]
     }
     assert values["a", "b"]["share"] == 0.25
     assert values["b", "b"]["share"] == 0, "a class without subjects is not divided by"
@@ -58,7 +57,7 @@ def test_bland_altman_draws_the_limits_that_are_known() -> None:
             "reference_mm3": [100.0, 90.0],
         }
     )
-    spec = model_charts.agreement_chart(
+    spec = charts.agreement_chart(
         table, "whole", {"mean_difference": 10.0, "lower_limit": None, "upper_limit": None}
     )
     assert _marks(spec).count("rule") == 2, "zero and the mean difference"
@@ -76,35 +75,26 @@ def test_dice_of_few_scans_is_by_name_of_many_by_rank(n: int) -> None:
             "status": "ok",
         }
     )
-    spec = model_charts.dice_chart(table, "whole")
+    spec = charts.dice_chart(table, "whole")
     assert spec["layer"][1]["encoding"]["y"]["field"] == ("scan" if n == 5 else "rank")
     assert _values(spec, 1)[0]["dice"] == 0.5, "the worst first"
 
 
-def test_templates_name_no_column_of_the_data() -> None:
-    for spec in (
-        group_charts.distribution_chart([-25, 25]),
-        group_charts.relation_chart(),
-        group_charts.quality_chart(),
-        group_charts.change_chart(),
-    ):
-        fields = {
-            channel["field"]
-            for layer in spec["layer"]
-            for channel in layer["encoding"].values()
-            if "field" in channel
-        }
-        assert fields <= {
-            *("x", "value", "color", "i", "state", "subject"),
-            *("bound", "at", "from", "to", "low", "middle", "high"),
-        }
-        json.dumps(spec, allow_nan=False)
+@pytest.mark.parametrize(("name", "spec"), charts.scan_charts().items())
+def test_templates_of_scans_name_no_column_of_the_data(name: str, spec: Spec) -> None:
+    json.dumps(spec, allow_nan=False)
+    channels = [spec.get("encoding", {}), *(layer.get("encoding", {}) for layer in spec["layer"])]
+    fields = {c["field"] for encoding in channels for c in encoding.values() if c and "field" in c}
+    assert fields <= {
+        *("x", "value", "color", "i", "state", "subject"),
+        *("bound", "at", "from", "to", "low", "middle", "high"),
+    }
 
 
 def test_missing_effects_are_null_not_nan() -> None:
     rows = pd.DataFrame(
         {"label": ["left"], "effect": [0.5], "effect_low": [np.nan], "effect_high": [np.nan]}
     ).assign(p_fdr=[np.nan])
-    spec = model_charts.forest_chart(rows)
+    spec = charts.forest_chart(rows)
     json.dumps(spec, allow_nan=False)
     assert spec["data"]["values"][0]["low"] is None
