@@ -63,10 +63,11 @@ def _run_participant_level(settings: Settings) -> int:
     """Segment the scans that are not done yet, and build the reports that are out of date."""
     check_output(settings)
     if settings.use_plugin is not None:
-        from hyps_bids.workflows.engines import read_plugin
+        from hyps_bids.workflows.engines import check_paths, read_plugin
 
         # Validate the plugin file first, so that a bad one fails before any output is written.
-        read_plugin(settings.use_plugin)
+        plugin = read_plugin(settings.use_plugin)["plugin"]
+        check_paths(plugin, settings.output_dir, settings.work_dir or settings.output_dir)
     selection = select_scans(settings, need_content=not settings.reports_only)
     scans = selection.scans
     if settings.dry_run:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +25,23 @@ from hyps_bids.errors import (
     UsageError,
     WriteFailed,
 )
-from hyps_bids.settings import GROUPS, Option, OptionGroup, Settings, read_toml
+from hyps_bids.settings import GROUPS, Option, OptionGroup, Settings, read_path, read_toml
 
-__all__ = ["Parser", "build_parser", "main", "parse_settings", "run_command", "start_logging"]
+__all__ = [
+    "Parser",
+    "build_parser",
+    "check_working_folder",
+    "main",
+    "parse_settings",
+    "run_command",
+    "start_logging",
+]
 
 _INTERRUPTED = 130
+#: As shells report a process that SIGPIPE has ended.
+_READER_GONE = 141
+#: Name of the error handler of standard output.
+_ANY_TEXT = "hyps_bids.any_text"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     settings = parse_settings(argv)
+    check_working_folder()
     start_logging(settings.verbose)
     with _terminable():
         # Import the app late, so that --help and usage errors answer at once.
@@ -65,21 +81,81 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     command : callable
         Returns the exit code if nothing goes wrong.
     """
+    _allow_any_text()
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            # Otherwise Python would report a closed pipe when it is too late to handle.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt as end:
-        print(
-            f"{program}: interrupted; finished results are kept, run the command again to continue",
-            file=sys.stderr,
+        _tell(
+            f"{program}: interrupted; finished results are kept, run the command again to continue"
         )
         return end.exit_code if isinstance(end, Terminated) else _INTERRUPTED
     except OSError as problem:
+        if isinstance(problem, BrokenPipeError) and _reader_is_gone():
+            return _READER_GONE
         logging.getLogger("hyps_bids").debug("The error was raised here:", exc_info=problem)
         error = _explain(problem)
     except HypsError as problem:
         error = problem
-    print(f"{program}: error: {error} [{error.code}]", file=sys.stderr)
+    _tell(f"{program}: error: {error} [{error.code}]")
     return error.exit_code
+
+
+def _tell(text: str) -> None:
+    """Print a message, unless nobody reads the standard error any more."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _allow_any_text() -> None:
+    """Let standard output show texts that the terminal's encoding or UTF-8 cannot."""
+    codecs.register_error(_ANY_TEXT, _replace_character)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_ANY_TEXT)
+
+
+def _replace_character(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write a byte of a file name as it is, so that other programs find the file, or escape it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character, end = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":
+        return character.encode("ascii", "surrogateescape"), end
+    return character.encode("ascii", "backslashreplace").decode("ascii"), end
+
+
+def _reader_is_gone() -> bool:
+    """Tell whether the pipe of standard output is closed; if so, write nothing more to it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return True
+    return False
+
+
+def check_working_folder() -> None:
+    """Check that the current folder exists, which the libraries that we use rely on.
+
+    Raises
+    ------
+    MissingInput
+        If it was deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MissingInput(
+            f"The current folder is gone ({error.strerror}). Change to a folder that exists and "
+            "run the command again.",
+            code="current-folder-gone",
+        ) from error
 
 
 def _explain(error: OSError) -> HypsError:
@@ -147,7 +223,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that ends with the exit code of BIDS Apps for wrong usage."""
+    """A parser with the exit code of BIDS Apps for wrong usage, and ``~`` in all its paths."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Arguments declared with the type Path are read so.
+        self.register("type", Path, _showing_errors(read_path))
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and end the process."""
@@ -228,11 +309,12 @@ def _add_options(parser: argparse.ArgumentParser, group: OptionGroup) -> None:
         text = _help(declared).replace("%", "%%")
         names = sorted(declared.flags, key=lambda name: name.startswith("--"))
         common: dict[str, Any] = {"dest": declared.name, "help": text}
-        valued = common | {"type": _reader(declared), "metavar": declared.metavar}
+        read = _showing_errors(declared.parse)
+        valued = common | {"type": read, "metavar": declared.metavar}
         if declared.default is MISSING:
             section.add_argument(
                 declared.name,
-                type=declared.kind,
+                type=read,
                 choices=declared.choices or None,
                 metavar=declared.metavar,
                 help=text,
@@ -256,12 +338,12 @@ def _help(declared: Option) -> str:
     return f"{declared.help.removesuffix('.')} (default: {declared.default})."
 
 
-def _reader(declared: Option) -> Callable[[str], Any]:
+def _showing_errors(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """Make argparse show what is wrong with a value."""
 
     def read(text: str) -> Any:
         try:
-            return declared.parse(text)
+            return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-__all__ = ["format_count", "join_names", "printable", "suggest_names"]
+__all__ = ["format_count", "is_unicode", "join_names", "printable", "suggest_names"]
 
 #: Most names that are shown of a list.
 _SHOWN = 20
@@ -33,6 +33,17 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() else repr(character)[1:-1] for character in text
     )
+
+
+def is_unicode(text: str) -> bool:
+    r"""Tell whether a text can be written in UTF-8; names of files need not be.
+
+    Examples
+    --------
+    >>> is_unicode("Köln"), is_unicode(b"K\xf6ln".decode(errors="surrogateescape"))
+    (True, False)
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def join_names(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Collection
 from contextlib import suppress
@@ -19,6 +20,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hyps_bids.errors import MissingInput, UsageError
+from hyps_bids.messages import is_unicode
 
 __all__ = [
     "GROUPS",
@@ -36,6 +38,8 @@ __all__ = [
     "ValidationSettings",
     "all_options",
     "check_combinations",
+    "expand_home",
+    "read_path",
     "read_toml",
     "settings_to_toml",
     "unused_options",
@@ -158,6 +162,7 @@ class ParticipantSettings:
         "anteriorposterior",
         "Segment by the protocol of this adapter: the name of a shipped one, or a file.",
         "NAME|FILE",
+        maybe_file=True,
     )
     use_plugin: Path | None = option(
         None,
@@ -229,6 +234,7 @@ class ClassifierSettings:
         "Only test on these participants: those with a level, or those listed in a file with one "
         "ID at the start of each line.",
         "COLUMN=LEVEL|FILE",
+        maybe_file=True,
     )
     estimators: tuple[str, ...] = option((), "Compare these classifiers instead of all.", "NAME")
     repeats: int = option(5, "Number of cross-validation repeats.", "N")
@@ -254,6 +260,7 @@ class AdapterSettings:
         "anteriorposterior, a line such as 17:L,53:R, or a TSV file with the columns index, hemi "
         "and part.",
         "MAP",
+        maybe_file=True,
     )
     peft: str = option(
         "hyps",
@@ -343,6 +350,8 @@ class Option:
         Further names on the command line.
     prefix : str
         BIDS prefix that is removed from values.
+    maybe_file : bool
+        Whether a text may also be the path of a file.
     negatable : bool
         Whether ``--no-NAME`` switches the setting off again.
     counted : bool
@@ -360,6 +369,7 @@ class Option:
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     prefix: str = ""
+    maybe_file: bool = False
     negatable: bool = False
     counted: bool = False
     least: float = 1
@@ -389,8 +399,10 @@ class Option:
         ValueError
             If it has another type or is out of bounds.
         """
-        if isinstance(value, str) and self.kind in (str, Path):
-            return self.kind(value.removeprefix(self.prefix))
+        if isinstance(value, str) and self.kind is Path:
+            return read_path(value)
+        if isinstance(value, str) and self.kind is str:
+            return expand_home(value) if self.maybe_file else value.removeprefix(self.prefix)
         if isinstance(value, bool):
             valid = self.kind is bool
         elif isinstance(value, int | float) and self.kind is float:
@@ -408,6 +420,37 @@ class Option:
             with suppress(ValueError):
                 value = self.kind(text)
         return self.check(value)
+
+
+def expand_home(text: str) -> str:
+    """Replace ``~`` or ``~user`` at the start of a path by the home folder.
+
+    Shells do this only where a word begins, not after ``=`` and not in configuration files.
+
+    Examples
+    --------
+    >>> expand_home("~/work") == str(Path.home() / "work"), expand_home("a~/b")
+    (True, 'a~/b')
+    """
+    return os.path.expanduser(text)
+
+
+def read_path(text: str) -> Path:
+    """Return the path that a user has typed, with the home folder in place of ``~``.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, as an unset variable of the shell is, or can be no path.
+    """
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    expanded = expand_home(text)
+    if expanded.startswith("~") and not Path(expanded).exists():
+        raise ValueError(
+            f"{text!r} names no home folder; write {'./' + text!r} if the name begins with '~'"
+        )
+    return Path(expanded)
 
 
 @dataclass(frozen=True)
@@ -518,7 +561,9 @@ def settings_to_toml(settings: Settings, names: Collection[str] | None = None) -
     for each in all_options():
         value = getattr(settings, each.name)
         if value != each.default and (names is None or each.name in names):
-            lines.append(f"{each.name} = {_toml(value)}")
+            line = f"{each.name} = {_toml(value)}"
+            # TOML is UTF-8, in which some file names cannot be written.
+            lines.append(line if is_unicode(line) else f"# not valid in TOML: {line}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -582,5 +627,7 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, Path) and str(value).startswith("~"):
+        value = f"./{value}"
     # TOML writes strings as JSON does.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -39,7 +39,8 @@ def name_run() -> str:
 def start_log_file(folder: Path, settings: Settings) -> None:
     """Record the settings and the log of a run in a folder."""
     write_text(folder / "settings.toml", settings_to_toml(settings))
-    handler = logging.FileHandler(folder / "hyps-bids.log")
+    path = folder / "hyps-bids.log"
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _LOG.addHandler(handler)
 
@@ -67,7 +68,7 @@ def work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
         except OSError as error:
             raise cannot_write(folder, error) from error
     try:
-        with _caches_in(folder):
+        with _caches_in(folder, run_name):
             yield folder
     finally:
         if not keep:
@@ -79,9 +80,10 @@ def work_folder(settings: Settings, run_name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _caches_in(work_dir: Path) -> Iterator[None]:
+def _caches_in(work_dir: Path, run_name: str) -> Iterator[None]:
     """Let libraries write their caches to the work folder: HOME may be missing or read-only."""
-    caches = work_dir / "caches"
+    # The folder is removed at the end, so it must belong to this run only.
+    caches = work_dir / f"caches_{run_name}"
     try:
         _make_folder(caches)
     except OSError as error:

@@ -104,7 +104,8 @@ def _description(settings: Settings) -> dict[str, Any]:
         generated["Container"] = container
     # The path is made absolute because "." has no name.
     name = raw.get("Name") or settings.bids_dir.absolute().name
-    link = os.path.relpath(settings.bids_dir.absolute(), settings.output_dir.absolute())
+    # Both ends are resolved, because ".." leads out of the folder behind a symbolic link.
+    link = os.path.relpath(settings.bids_dir.resolve(), settings.output_dir.resolve())
     url = Path(link).as_posix()
     source = {"URL": url}
     if raw.get("DatasetDOI"):

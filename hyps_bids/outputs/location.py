@@ -7,7 +7,9 @@ import secrets
 from pathlib import Path
 
 from hyps_bids.errors import UsageError, cannot_write
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.container import running_container
+from hyps_bids.outputs.ownership import find_foreign, unknown_entries
 from hyps_bids.resources import is_on_root
 from hyps_bids.settings import Settings
 
@@ -16,6 +18,10 @@ __all__ = ["check_output"]
 _LOG = logging.getLogger("hyps_bids")
 #: Folders inside a dataset that hold no raw data.
 _NOT_RAW = ("derivatives", "sourcedata", "code")
+#: Names in a work folder of ours: workflows, caches, adapters in training, and runs.
+_OF_WORK = ("participant_wf", "reports_wf", r"caches\w*", "adapter-.+", r"\d{8}T\d{6}_[0-9a-f]{12}")
+#: Names in the folder of an adapter in training.
+_OF_TRAINING = ("crops", "fits", r"run\.json")
 
 
 def check_output(settings: Settings) -> None:
@@ -27,8 +33,9 @@ def check_output(settings: Settings) -> None:
     ------
     UsageError
         If the output folder is the input, contains it, or lies inside it anywhere but below
-        ``derivatives``, ``sourcedata`` or ``code``; if the work folder is the input, or if
-        cleaning the work folder would remove the input or the output.
+        ``derivatives``, ``sourcedata`` or ``code``; if it holds files of another origin; if the
+        work folder is the input, or if cleaning the work folder would remove the input, the output
+        or files that are not ours.
     CannotCreateOutput
         If it cannot be made or written; :class:`~hyps_bids.errors.WriteFailed` on a full disk.
     """
@@ -47,13 +54,19 @@ def check_output(settings: Settings) -> None:
             f"{output}: inside BIDS_DIR, the outputs would be taken for raw data. {advice}",
             code="output-in-raw-data",
         )
+    if owner := _find_owner(output):
+        raise UsageError(
+            f"{output}: OUT_DIR holds {owner}, and outputs of HyPS-BIDS would be mixed with them. "
+            f"Choose another folder, such as {output.with_name('hyps-bids')}.",
+            code="output-not-ours",
+        )
     _check_work_folder(settings, real_source, real_output)
     try:
         existing = next(folder for folder in (output, *output.parents) if folder.exists())
         probe = existing / f".{secrets.token_hex(4)}.probe"
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise cannot_write(output, error) from error
     if running_container() and is_on_root(output):
         _LOG.warning(
@@ -78,8 +91,13 @@ def _check_work_folder(settings: Settings, source: Path, output: Path) -> None:
             "work folder.",
             code="work-in-raw-data",
         )
-    if not settings.clean_workdir:
-        return
+    if settings.clean_workdir:
+        _check_cleaning(settings, work, source, output)
+    _check_origin_of_work(settings, work)
+
+
+def _check_cleaning(settings: Settings, work: Path, source: Path, output: Path) -> None:
+    given = settings.work_dir
     for folder in (source, output):
         if work == folder or work in folder.parents:
             raise UsageError(
@@ -98,6 +116,34 @@ def _check_work_folder(settings: Settings, source: Path, output: Path) -> None:
             f"{given}: cleaning the work folder may remove results. Use "
             f"{settings.output_dir}/work instead.",
             code="cleaning-removes-results",
+        )
+
+
+def _find_owner(output: Path) -> str | None:
+    try:
+        return find_foreign(output)
+    except OSError as error:
+        raise cannot_write(output, error) from error
+
+
+def _check_origin_of_work(settings: Settings, work: Path) -> None:
+    """Refuse to remove files that are no intermediate files of ours."""
+    known: tuple[str, ...]
+    if settings.train_adapter is not None and settings.analysis_level == "group":
+        work, known = work / f"adapter-{settings.train_adapter}", _OF_TRAINING
+    elif settings.clean_workdir:
+        known = _OF_WORK
+    else:
+        return
+    try:
+        unknown = unknown_entries(work, known)
+    except OSError as error:
+        raise cannot_write(work, error) from error
+    if unknown:
+        raise UsageError(
+            f"{work}: the work folder holds files that are no intermediate files of HyPS-BIDS "
+            f"({join_names(unknown)}) and that might be removed. Choose another work folder.",
+            code="work-not-ours",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,13 @@ from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.writing import remove_stale, write_json, write_nifti, write_table
+from hyps_bids.outputs.writing import (
+    remove_file,
+    remove_stale,
+    write_json,
+    write_nifti,
+    write_table,
+)
 
 __all__ = [
     "BOX",
@@ -159,7 +166,7 @@ def write_result(
     if _recorded(paths) != digest:
         # If this process is killed half-way, old and new files are mixed and the scan must not
         # look done. The mark of another job that has just made the same outputs stays.
-        sidecar_path(paths["qc"]).unlink(missing_ok=True)
+        remove_file(sidecar_path(paths["qc"]))
     remove_stale(paths["qc"].parent)
     source = nib.load(scan.path)
     table = label_table(measures.parts)
@@ -208,20 +215,28 @@ def write_result(
 
 
 def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
-    """Record why a scan failed, and remove what an earlier content of the scan gave."""
+    """Record why a scan failed, and remove what an earlier content of the scan gave.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If a file cannot be written or removed.
+    """
     paths = scan_paths(scan, output_dir)
     # In this order, a scan that another job finishes meanwhile is either done or done again later.
-    sidecar_path(paths["qc"]).unlink(missing_ok=True)
+    remove_file(sidecar_path(paths["qc"]))
     write_table(paths["qc"], _qc_table({"status": "failed", "reason": " ".join(reason.split())}))
     for name, path in paths.items():
-        sidecar_path(path).unlink(missing_ok=True)
+        remove_file(sidecar_path(path))
         if name != "qc":
-            path.unlink(missing_ok=True)
+            remove_file(path)
     remove_stale(paths["qc"].parent)
 
 
 def _all_there(paths: Mapping[str, Path]) -> bool:
-    return all(path.is_file() and sidecar_path(path).is_file() for path in paths.values())
+    # Unlike Path.is_file, this is false for files in folders that must not be read.
+    isfile = os.path.isfile
+    return all(isfile(path) and isfile(sidecar_path(path)) for path in paths.values())
 
 
 def _recorded(paths: Mapping[str, Path]) -> str | None:

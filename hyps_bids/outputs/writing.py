@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from hyps_bids.errors import cannot_write
 __all__ = [
     "atomic_path",
     "discard_partials",
+    "is_partial",
+    "remove_file",
     "remove_stale",
     "write_bytes",
     "write_json",
@@ -44,9 +47,10 @@ _STALE_S = 24 * 3600
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, unless it has this text already.
 
-    Thousands of jobs that share a dataset thus write its common files only once.
+    Thousands of jobs that share a dataset thus write its common files only once. Bytes of file
+    names that are not valid UTF-8 are escaped, in a way that JSON can read.
     """
-    content = text.encode()
+    content = text.encode("utf-8", "backslashreplace")
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
             return
@@ -133,7 +137,8 @@ def atomic_path(
         If writing fails; :class:`~hyps_bids.errors.WriteFailed` if the disk is full or broken.
     """
     # The name is random because jobs in containers or on other nodes may share a process number.
-    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    # A name that is just short enough must not become too long.
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name[-200:]}")
     failed: tuple[type[Exception], ...] = (OSError, *failures)
     _UNDER_WAY.add(partial)
     try:
@@ -153,13 +158,34 @@ def discard_partials() -> None:
         _remove(partial)
 
 
+def is_partial(name: str) -> bool:
+    """Tell whether a file is one that is being written, or that a killed process has left."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if there is one.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # There can be no such file.
+        if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise cannot_write(path, error) from error
+
+
 def remove_stale(folder: Path) -> None:
     """Remove the hidden files, older than a day, that killed processes have left in a folder."""
     # A file may belong to another user, or another job may be removing it: neither matters here.
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = folder / name
-            if _PARTIAL.fullmatch(name) and time.time() - path.stat().st_mtime > _STALE_S:
+            if is_partial(name) and time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink(missing_ok=True)
 
 

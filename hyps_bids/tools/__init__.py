@@ -5,7 +5,7 @@ The modules import libraries late, so that ``--help`` and usage errors answer at
 
 from __future__ import annotations
 
-from hyps_bids.cli import Parser, run_command, start_logging
+from hyps_bids.cli import Parser, check_working_folder, run_command, start_logging
 from hyps_bids.tools import adapt, demo, evaluate, importing, pretrain, synthesize
 from hyps_bids.tools.synthesize import sample_figure
 
@@ -31,6 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in _COMMANDS:
         module.add_command(commands)
-    args = parser.parse_args(argv)
-    start_logging()
-    return run_command("hyps-tools", lambda: args.run(args))
+
+    def run() -> int:
+        args = parser.parse_args(argv)
+        check_working_folder()
+        start_logging()
+        code: int = args.run(args)
+        return code
+
+    return run_command("hyps-tools", run)

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.settings import expand_home
 from hyps_bids.tools.options import (
     Parser,
     add_parser,
     add_training_options,
     loop_settings,
-    make_folder,
     names,
     positive,
     prepare,
+    training_folder,
 )
 
 
@@ -55,6 +56,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     group = parser.add_argument_group("crops")
     group.add_argument(
         "--subjects",
+        type=expand_home,
         metavar="msd|TSV",
         help="msd: the two crops of each subject in MSD Task04, whose fixed test set is left out; "
         "or a table with the columns crop and subject; default: each crop is a subject",
@@ -70,7 +72,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> int:
-    make_folder(args.output)
+    training_folder(args.output, "adapter")
     device = prepare(args)
     from hyps_bids.adaptation.crops import load_crops
     from hyps_bids.adaptation.fit import Recipe, fit_adapter, starting_points

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from hyps_bids.tools.options import Parser, add_parser, positive, prepare
 
+#: First columns of the tables, by which those of earlier runs are recognized.
+_TABLE_MARKS = (b"id\tdice_", b"id\themi\tdice", b"id\tmove\t", b"id\trepeat\t", b"axes\tdice_")
+
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""
@@ -49,6 +52,10 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.output is not None:
+        from hyps_bids.outputs.ownership import refuse_foreign_file
+
+        refuse_foreign_file(args.output, *_TABLE_MARKS)
     device = prepare(args)
     import tempfile
 

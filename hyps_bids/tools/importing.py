@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyps_bids.errors import MissingInput, UsageError
-from hyps_bids.tools.options import Parser, add_parser, make_folder, positive
+from hyps_bids.settings import expand_home
+from hyps_bids.tools.options import WEIGHTS_MARK, Parser, add_parser, make_folder, positive
 
 if TYPE_CHECKING:
     from hyps_bids.labels.presets import Found, Preset
@@ -21,6 +22,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_parser(commands, "import", _import, text)
     parser.add_argument(
         "what",
+        type=expand_home,
         metavar="PRESET|TABLE",
         help="msd-task04, harp, lpba40, hfh, a table (.tsv) or a preset of your own (.toml)",
     )
@@ -34,6 +36,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument(
         "--label-map",
+        type=expand_home,
         metavar="MAP",
         help="replaces the label map of the preset or table: a line, aseg, whole, "
         "anteriorposterior or a TSV file",
@@ -128,8 +131,10 @@ def _find(args: argparse.Namespace) -> tuple[Preset, Found]:
 
 def _import_base(args: argparse.Namespace) -> int:
     from hyps_bids.networks.monai_checkpoints import describe_import, import_swin_unetr
+    from hyps_bids.outputs.ownership import refuse_foreign_file
 
     make_folder(args.output.parent)
+    refuse_foreign_file(args.output, WEIGHTS_MARK)
     record = import_swin_unetr(args.checkpoint, args.output, args.channels)
     print(describe_import(record))
     print(args.output)

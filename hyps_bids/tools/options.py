@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hyps_bids.training.loop import LoopSettings
 
 
+#: By this key in its header a file of weights is recognized as ours.
+WEIGHTS_MARK = b'"hyps"'
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and keeps the line breaks of long texts."""
 
@@ -77,6 +81,32 @@ def loop_settings(args: argparse.Namespace) -> LoopSettings:
     from hyps_bids.training.loop import LoopSettings
 
     return LoopSettings(steps=args.steps, learning_rate=args.learning_rate, seed=args.seed)
+
+
+def training_folder(path: Path, *weights: str) -> None:
+    """Make the folder of a training, or check that a training of ours has used it before.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    *weights : str
+        Names of the files of weights that the training writes, without extension.
+
+    Raises
+    ------
+    UsageError
+        If files of another origin would be overwritten.
+    CannotCreateOutput
+        If it cannot be made.
+    """
+    from hyps_bids.outputs.ownership import refuse_foreign_file
+
+    make_folder(path)
+    refuse_foreign_file(path / "log.csv", b"step,seconds,loss,learning_rate,metric,value")
+    for name in weights:
+        refuse_foreign_file(path / f"{name}.safetensors", WEIGHTS_MARK)
+        refuse_foreign_file(path / f"{name}.md", b"## Use and limits")
 
 
 def make_folder(path: Path) -> None:

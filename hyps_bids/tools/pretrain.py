@@ -11,8 +11,8 @@ from hyps_bids.tools.options import (
     add_parser,
     add_training_options,
     loop_settings,
-    make_folder,
     prepare,
+    training_folder,
 )
 
 
@@ -38,7 +38,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    make_folder(args.output)
+    training_folder(args.output, args.network)
     device = prepare(args)
     from hyps_bids.pretraining.pretrain import base_task, localizer_task, pretrain
 

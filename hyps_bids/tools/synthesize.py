@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+#: Text in each picture, by which a later run recognizes its own.
+_MADE_BY = "HyPS-BIDS"
+
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the command to the parser."""
@@ -35,9 +38,11 @@ def _synthesize(args: argparse.Namespace) -> int:
     device = prepare(args)
     import torch
 
+    from hyps_bids.outputs.ownership import refuse_foreign_file
     from hyps_bids.pretraining import synthesis
     from hyps_bids.pretraining.label_maps import BASE_CLASSES, load_labelmaps
 
+    refuse_foreign_file(args.output, _MADE_BY.encode())
     maps = load_labelmaps(args.labelmaps).to(device)
     generator = torch.Generator(device).manual_seed(args.seed)
     if args.kind == "head":
@@ -48,7 +53,7 @@ def _synthesize(args: argparse.Namespace) -> int:
         shown, limits = targets == BASE_CLASSES.index("hippocampus"), (-2.5, 2.5)
     figure = sample_figure(images.cpu(), shown.cpu(), limits)
     try:
-        figure.savefig(args.output, dpi=80)
+        figure.savefig(args.output, dpi=80, metadata={"Software": _MADE_BY})
     except (OSError, ValueError) as error:
         raise CannotCreateOutput(
             f"{args.output}: the picture cannot be written ({error}); give a path that ends with "

@@ -1,12 +1,15 @@
-"""Read from nipype's crash files which scans failed, and why."""
+"""Which scans and reports failed, and why, as nipype's crash files tell."""
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["crash_reasons"]
+__all__ = ["Failures", "crash_reasons"]
 
+_LOG = logging.getLogger("hyps_bids")
 _NODE = re.compile(r"^Node: \w+?\.(?P<scan>\w+)\.\w+$", re.MULTILINE)
 # The error follows the frames, which are indented more than the first line of the traceback.
 _ERROR = re.compile(
@@ -16,6 +19,52 @@ _ERROR = re.compile(
     re.MULTILINE,
 )
 _OURS = "hyps_bids.errors."
+
+
+class Failures:
+    """The failures of a workflow, each logged when it is noticed.
+
+    Parameters
+    ----------
+    folder : Path
+        nipype's ``crashdump_dir``, with crash files in text format.
+    titles : mapping of str to str
+        Workflow name of a scan or report → what the log says before the reason.
+
+    Attributes
+    ----------
+    reasons : dict of str to str
+        Workflow name → why it failed.
+    """
+
+    def __init__(self, folder: Path, titles: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.titles = titles
+        self.reasons: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def look(self) -> None:
+        """Note the failures in crash files that were not there at the last look."""
+        for path in sorted(self.folder.glob("crash-*.txt")):
+            if path.name not in self._seen:
+                self.note_file(path)
+
+    def note_file(self, path: Path) -> None:
+        """Note the failure in one crash file."""
+        self._seen.add(path.name)
+        for name, reason in _read(path).items():
+            self._note(name, reason)
+
+    def note(self, node: str, traceback: str) -> None:
+        """Note the failure of a node, by its full name, that has no crash file."""
+        text = f"Node: {node}\n{traceback}"
+        if found := _NODE.search(text):
+            self._note(found["scan"], _innermost(text))
+
+    def _note(self, name: str, reason: str) -> None:
+        if name in self.titles and name not in self.reasons:
+            self.reasons[name] = reason
+            _LOG.error("%s: %s", self.titles[name], reason)
 
 
 def crash_reasons(folder: Path) -> dict[str, str]:
@@ -31,16 +80,27 @@ def crash_reasons(folder: Path) -> dict[str, str]:
     dict of str to str
         Workflow name of the scan → message, and the file that holds the traceback.
     """
-    reasons = {}
+    reasons: dict[str, str] = {}
     for path in sorted(folder.glob("crash-*.txt")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        node = _NODE.search(text)
-        errors = list(_ERROR.finditer(text))
-        if node:
-            # nipype puts the node's own traceback into its message, so the last one is innermost.
-            reason = _reason(errors[-1]) if errors else "no error in the crash file"
-            reasons[node["scan"]] = f"{reason} (traceback in logs/{folder.name}/{path.name})"
+        reasons |= _read(path)
     return reasons
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Read the scan and the reason from a crash file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    node = _NODE.search(text)
+    where = f"traceback in logs/{path.parent.name}/{path.name}"
+    return {node["scan"]: f"{_innermost(text)} ({where})"} if node else {}
+
+
+def _innermost(text: str) -> str:
+    # nipype puts the node's own traceback into its message, so the last one is innermost.
+    errors = list(_ERROR.finditer(text))
+    return _reason(errors[-1]) if errors else "no error in the crash file"
 
 
 def _reason(error: re.Match[str]) -> str:

@@ -10,13 +10,14 @@ import gc
 import logging
 import multiprocessing
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -28,14 +29,17 @@ import yaml
 from nipype import config
 from nipype.pipeline import plugins
 from nipype.pipeline.plugins import multiproc, slurmgraph
+from nipype.pipeline.plugins.base import DistributedPluginBase
 
 from hyps_bids.errors import HypsError, MissingInput, UsageError
 from hyps_bids.outputs.writing import discard_partials
+from hyps_bids.workflows.crashes import Failures
 
 __all__ = [
     "MultiProcPlugin",
     "PluginSettings",
     "SLURMGraphPlugin",
+    "check_paths",
     "engine",
     "log_settings",
     "read_plugin",
@@ -47,6 +51,8 @@ _LOG = logging.getLogger("hyps_bids")
 _LEAVE_AT_ONCE = ("CondorDAGMan", "PBSGraph", "SGEGraph", "SomaFlow")
 #: Plugins that run nodes in this process and its children.
 _LOCAL = ("Linear", "Debug", "MultiProc", "LegacyMultiProc")
+#: Paths that shells and configuration files take as they are.
+_SAFE_PATH = re.compile(r"[\w./@:,+=-]*")
 #: Commands by which plugins submit jobs and ask about them.
 _COMMANDS = {
     "SLURM": ("sbatch", "squeue"),
@@ -142,7 +148,26 @@ def _check_plugin(name: str, path: Path) -> None:
             )
 
 
-def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
+def check_paths(plugin: str, *folders: Path) -> None:
+    """Check that a plugin can use folders: nipype writes paths into scripts without quoting them.
+
+    Raises
+    ------
+    UsageError
+        If a scheduler would misunderstand a path.
+    """
+    for folder in folders:
+        if plugin not in _LOCAL and not _SAFE_PATH.fullmatch(str(folder.absolute())):
+            raise UsageError(
+                f"{folder}: the plugin {plugin} cannot use this folder, because its path has a "
+                "space or a special character. Use another folder, or a link to it.",
+                code="path-unfit-for-scheduler",
+            )
+
+
+def engine(
+    plugin: str, plugin_args: Mapping[str, Any], failures: Failures | None = None
+) -> dict[str, Any]:
     """Choose the engine of a workflow.
 
     Call this after nipype is configured, because cluster engines change how often nipype polls.
@@ -153,6 +178,8 @@ def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
         nipype's name of the plugin.
     plugin_args : mapping
         Arguments from nipype's documentation of the plugin.
+    failures : Failures, optional
+        Is told of each failure as soon as the plugin knows of it.
 
     Returns
     -------
@@ -160,18 +187,55 @@ def engine(plugin: str, plugin_args: Mapping[str, Any]) -> dict[str, Any]:
         Arguments of ``Workflow.run``.
     """
     if plugin == "MultiProc":
-        return {"plugin": MultiProcPlugin(plugin_args)}
+        return {"plugin": _with_failures(MultiProcPlugin(plugin_args), failures)}
     if plugin not in _LOCAL:
         config.set("execution", "poll_sleep_duration", str(_POLL_S))
         config.set("execution", "job_finished_timeout", str(_UNSEEN_S))
         # nipype uses LOGNAME in the names of jobs, and batch jobs may lack it.
         os.environ.setdefault("LOGNAME", os.environ.get("USER", f"uid{os.getuid()}"))
     if plugin == "SLURMGraph":
-        return {"plugin": SLURMGraphPlugin(plugin_args)}
-    return {"plugin": plugin, "plugin_args": dict(plugin_args)}
+        return {"plugin": _with_failures(SLURMGraphPlugin(plugin_args), failures)}
+    known = getattr(plugins, f"{plugin}Plugin")
+    if failures is not None and issubclass(known, DistributedPluginBase):
+        reporting = type(known.__name__, (_ReportsFailures, known), {})
+        return {"plugin": _with_failures(reporting(plugin_args=dict(plugin_args)), failures)}
+    more = {} if failures is None else {"status_callback": _looking(failures)}
+    return {"plugin": plugin, "plugin_args": dict(plugin_args) | more}
 
 
-class MultiProcPlugin(multiproc.MultiProcPlugin):
+def _with_failures(plugin: Any, failures: Failures | None) -> Any:
+    plugin.failures = failures
+    return plugin
+
+
+def _looking(failures: Failures) -> Callable[[Any, str], None]:
+    def look(node: Any, status: str) -> None:
+        if status == "exception":
+            failures.look()
+
+    return look
+
+
+class _ReportsFailures:
+    """Tells of failures when they happen; a crash file that cannot be written does not matter."""
+
+    failures: Failures | None = None
+
+    def _report_crash(self, node: Any, result: Mapping[str, Any] | None = None) -> str:
+        try:
+            path: str = super()._report_crash(node, result=result)  # type: ignore[misc]
+        except Exception as error:
+            _LOG.debug("There is no crash file.", exc_info=error)
+            if self.failures is not None:
+                traceback = "".join((result or {}).get("traceback") or format_exception(error))
+                self.failures.note(node.fullname, traceback)
+            return ""
+        if self.failures is not None:
+            self.failures.note_file(Path(path))
+        return path
+
+
+class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
     """Run nodes in a pool of processes, even if some of these are killed.
 
     The kernel kills a process when memory runs out, and nipype's own plugin then hangs or ends
@@ -280,6 +344,8 @@ class MultiProcPlugin(multiproc.MultiProcPlugin):
 class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
     """Submit all jobs at once, as nipype's plugin does, and wait for them."""
 
+    failures: Failures | None = None
+
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))
         self._token = f"hyps-{secrets.token_hex(6)}"
@@ -289,6 +355,8 @@ class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
     def _submit_graph(self, pyfiles: Any, dependencies: Any, nodes: Any) -> None:
         super()._submit_graph(pyfiles, dependencies, nodes)
         while self._in_queue():
+            if self.failures is not None:
+                self.failures.look()
             time.sleep(_POLL_S)
 
     def _in_queue(self) -> bool:
@@ -355,7 +423,11 @@ def _set_up_log(log: Mapping[str, Any]) -> None:
     for name, level in log["levels"].items():
         logging.getLogger(name).setLevel(level)
     for path, level, formatter in log["handlers"]:
-        handler = logging.StreamHandler() if path is None else logging.FileHandler(path)
+        handler = (
+            logging.StreamHandler()
+            if path is None
+            else logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        )
         handler.setLevel(level)
         handler.setFormatter(formatter)
         _LOG.addHandler(handler)

@@ -34,7 +34,7 @@ from hyps_bids.outputs.scan_files import (
 )
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
-from hyps_bids.workflows.crashes import crash_reasons
+from hyps_bids.workflows.crashes import Failures
 from hyps_bids.workflows.engines import PluginSettings, engine, read_plugin
 from hyps_bids.workflows.reports import init_reports_wf, report_name
 
@@ -167,10 +167,7 @@ def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
     failed: dict[Scan, str] = {}
     for first in range(0, len(scans), _MAX_SCANS):
         batch = scans[first : first + _MAX_SCANS]
-        failures = _process_batch(run, setup, batch)
-        for scan, reason in failures.items():
-            _LOG.error("%s: %s", scan.stem, reason)
-        failed |= failures
+        failed |= _process_batch(run, setup, batch)
         if failed and run.settings.stop_on_first_crash:
             rest = scans[first + _MAX_SCANS :]
             failed |= dict.fromkeys(rest, _NOT_REACHED)
@@ -188,12 +185,14 @@ def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
 
 
 def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, str]:
-    """Run one workflow and return the scans that are not done, each with its reason."""
+    """Run one workflow; log and return the scans that are not done, each with its reason."""
     from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
 
     settings = run.settings
     device, stop = str(setup.pipeline.device), settings.stop_on_first_crash
-    engine_arguments = _configure_nipype(run, device, stop_on_first_crash=stop)
+    titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
+    failures = Failures(run.log_dir, titles)
+    engine_arguments = _configure_nipype(run, device, failures, stop_on_first_crash=stop)
     nprocs = settings.nprocs or available_cpus()
     plan = ParticipantPlan(
         pipeline=setup.pipeline,
@@ -210,7 +209,8 @@ def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, 
         # Failed scans leave intermediate files, and the next batch may need the space.
         shutil.rmtree(run.work_dir / workflow.name, ignore_errors=True)
     undone = [scan for scan in scans if not setup.is_done(scan, settings.output_dir)]
-    crashes = crash_reasons(run.log_dir)
+    failures.look()
+    crashes = failures.reasons
     reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
     if error is not None and not reasons:
         raise _explain_early_end(settings, error)
@@ -222,8 +222,8 @@ def _record_failures(
 ) -> dict[Scan, str]:
     """Replace the outputs of the scans that failed by a record of the reason.
 
-    Earlier outputs stay if the disk failed, the image could not be read, or the scan was not
-    reached.
+    Failures of nodes have been logged before; the others are logged here. Earlier outputs stay if
+    the disk failed, the image could not be read, or the scan was not reached.
     """
     on_disk = _disk_failures(settings, reasons)
     failed = {}
@@ -235,13 +235,19 @@ def _record_failures(
                 reason, keep_outputs = f"{reason}; its earlier outputs are kept", True
         elif settings.stop_on_first_crash and reasons:
             failed[scan] = _NOT_REACHED
+            _LOG.error("%s: %s", scan.stem, _NOT_REACHED)
             continue
         else:
             reason = f"not processed: {error}" if error else "not processed; see the log"
+            _LOG.error("%s: failed: %s", scan.stem, reason)
             keep_outputs = is_complete(scan, settings.output_dir)
         failed[scan] = f"failed: {reason}"
         if not keep_outputs:
-            write_failure(scan, settings.output_dir, reason)
+            try:
+                write_failure(scan, settings.output_dir, reason)
+            except HypsError as problem:
+                # Where outputs cannot be written, the record of the failure cannot be either.
+                _LOG.error("%s: the failure is not recorded: %s", scan.stem, problem)
     return failed
 
 
@@ -257,7 +263,9 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
     """
     settings = run.settings
     text = settings_to_toml(settings, _SHOWN_SETTINGS) or "# all are the defaults\n"
-    engine_arguments = _configure_nipype(run, "cpu", stop_on_first_crash=False)
+    titles = {report_name(subject): f"sub-{subject}: no report" for subject in subjects}
+    failures = Failures(run.log_dir, titles)
+    engine_arguments = _configure_nipype(run, "cpu", failures, stop_on_first_crash=False)
     workflow = init_reports_wf(
         subjects=subjects,
         bids_dir=settings.bids_dir.absolute(),
@@ -267,12 +275,11 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
         settings_text="" if settings.reports_only else text,
     )
     error = _run_workflow(workflow, engine_arguments)
-    crashes = crash_reasons(run.log_dir)
+    failures.look()
+    crashes = failures.reasons
     failed = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
     _disk_failures(settings, failed)
     _LOG.info("The reports are in %s", settings.output_dir / "sub-*.html")
-    for subject, reason in failed.items():
-        _LOG.error("sub-%s: no report: %s", subject, reason)
     if error is not None and not failed:
         raise _explain_early_end(settings, error)
     return list(failed)
@@ -312,7 +319,9 @@ def _disk_failure(settings: Settings, reason: str) -> WriteFailed | None:
     return None
 
 
-def _configure_nipype(run: Run, device: str, *, stop_on_first_crash: bool) -> dict[str, Any]:
+def _configure_nipype(
+    run: Run, device: str, failures: Failures, *, stop_on_first_crash: bool
+) -> dict[str, Any]:
     """Configure nipype and return the arguments of ``Workflow.run``.
 
     Do it before workflows are made, because they remember the configuration.
@@ -336,7 +345,7 @@ def _configure_nipype(run: Run, device: str, *, stop_on_first_crash: bool) -> di
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         level = logging.INFO if run.settings.verbose > 1 else logging.CRITICAL
         logging.getLogger(name).setLevel(level)
-    return engine(**_choose_plugin(run.settings, device))
+    return engine(**_choose_plugin(run.settings, device), failures=failures)
 
 
 def _choose_plugin(settings: Settings, device: str) -> PluginSettings:
