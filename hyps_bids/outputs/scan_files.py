@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from hyps_bids.errors import CannotCreateOutput
 from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
@@ -226,11 +227,16 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
     # In this order, a scan that another job finishes meanwhile is either done or done again later.
     remove_file(sidecar_path(paths["qc"]))
     write_table(paths["qc"], _qc_table({"status": "failed", "reason": " ".join(reason.split())}))
-    for name, path in paths.items():
-        remove_file(sidecar_path(path))
-        if name != "qc":
+    old = [path for name, path in paths.items() if name != "qc"]
+    problems = []
+    for path in (*old, *map(sidecar_path, old)):
+        try:
             remove_file(path)
+        except CannotCreateOutput as problem:
+            problems.append(problem)
     remove_stale(paths["qc"].parent)
+    if problems:
+        raise problems[0]
 
 
 def _all_there(paths: Mapping[str, Path]) -> bool:

@@ -247,7 +247,7 @@ def _record_failures(
                 write_failure(scan, settings.output_dir, reason)
             except HypsError as problem:
                 # Where outputs cannot be written, the record of the failure cannot be either.
-                _LOG.error("%s: the failure is not recorded: %s", scan.stem, problem)
+                _LOG.error("%s: the failure is not recorded in full: %s", scan.stem, problem)
     return failed
 
 

@@ -413,9 +413,10 @@ def test_failure_is_never_done_whatever_stays(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     # Removing the first output fails, and the record of the failure is written by then.
-    with pytest.raises(OSError, match="dseg"):
+    with raises(CannotCreateOutput, "not-writable", "dseg"):
         write_failure(scan, tmp_path / "out", "no memory")
     assert not mark.exists()
+    assert not output(tmp_path, "probseg").exists()
     assert read_table(mark.with_suffix(".tsv"))["status"].tolist() == ["failed"]
 
 
