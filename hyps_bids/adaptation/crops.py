@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.imaging.intensities import scale
 from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training import augment
@@ -142,6 +143,7 @@ def _load_pair(path: Path, partner: Path) -> list[np.ndarray]:
             f"{path}: the image has values that are not finite, or nothing is labeled",
             code="crop-unusable",
         )
+    image = scale(image)
     scaled = (image - image.mean()) / max(float(image.std()), 1e-6)
     inside = np.ones(image.shape, dtype=np.int64)
     return [_center(array, FRAME) for array in (scaled, inside, label)]

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.imaging.geometry import read_geometry
+from hyps_bids.imaging.intensities import mend
+from hyps_bids.outputs.quality import GEOMETRY
 
 __all__ = ["ConformedImage", "conform", "restore_orientation"]
 
@@ -25,10 +28,6 @@ VOXEL_RANGE = (0.2, 6.0)
 #: Fewest voxels and smallest extent (mm) along an axis.
 SMALLEST_SIDE = 8
 SMALLEST_EXTENT = 20.0
-#: Largest fraction of voxels that are not finite; a masked background has fewer.
-NONFINITE_LIMIT = 0.9
-#: Largest distance between the same voxel placed by qform and by sform without a remark, mm.
-TRANSFORM_TOLERANCE = 1.0
 #: What the libraries raise on files that are not what their names say.
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
 
@@ -56,6 +55,8 @@ class ConformedImage:
         From the file's axes to canonical ones, as in :mod:`nibabel.orientations`.
     remarks : tuple of str
         What is unusual about the file; shown in the QC table.
+    flags : tuple of str
+        What makes the results doubtful, among the results' flags: ``geometry``.
     """
 
     data: np.ndarray
@@ -63,6 +64,7 @@ class ConformedImage:
     native_shape: tuple[int, int, int]
     orientation: np.ndarray
     remarks: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 def conform(path: Path) -> ConformedImage:
@@ -94,18 +96,20 @@ def conform(path: Path) -> ConformedImage:
             code="not-one-volume",
         )
     shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
-    affine, remarks = _choose_affine(image, path)
-    _check_size(shape, affine, path)
-    data, nonfinite = _make_finite(_read(image, path).reshape(shape), path)
+    geometry = read_geometry(image, path)
+    _check_size(shape, geometry.affine, path)
+    data, repairs = mend(_read(image, path).reshape(shape), path, _integer_step(image))
     if data.min() == data.max():
         raise BadData(
             f"{path}: all voxels have the value {data.flat[0]:g}, so the image is empty",
             code="empty-image",
         )
-    orientation = nib.io_orientation(affine)
+    orientation = nib.io_orientation(geometry.affine)
     canonical = np.ascontiguousarray(nib.apply_orientation(data, orientation))
-    affine = affine @ nib.orientations.inv_ornt_aff(orientation, shape)
-    return ConformedImage(canonical, affine, shape, orientation, (*remarks, *nonfinite))
+    affine = geometry.affine @ nib.orientations.inv_ornt_aff(orientation, shape)
+    remarks = (*geometry.remarks, *repairs)
+    flags = (GEOMETRY,) if geometry.contradictory else ()
+    return ConformedImage(canonical, affine, shape, orientation, remarks, flags)
 
 
 def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray:
@@ -194,8 +198,8 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
             f"{path}: data of type {stored} are not gray values; convert them to numbers",
             code="not-gray-values",
         )
-    # Double precision costs time and memory, so it is used only where the file has it.
-    dtype = np.float64 if stored.itemsize >= 8 or stored == np.uint32 else np.float32
+    # Double precision costs time and memory, so it is used only where the values need it.
+    dtype = np.float64 if _needs_double(stored, image.dataobj.slope) else np.float32
     try:
         if not (path.suffix == ".gz" and isinstance(image, nib.Nifti1Image)):
             return np.asanyarray(image.dataobj, dtype=dtype)
@@ -212,76 +216,14 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         ) from error
 
 
-def _choose_affine(image: nib.Nifti1Image, path: Path) -> tuple[np.ndarray, list[str]]:
-    """Choose the sform, or else the qform, as is customary; add remarks about the other."""
-    header = image.header
-    if not isinstance(header, nib.Nifti1Header):
-        raise BadData(f"{path}: is not NIfTI; convert it to .nii.gz", code="not-nifti")
-    transforms = {name: _transform(header, name) for name in ("sform", "qform")}
-    usable = [transform for transform in transforms.values() if transform is not None]
-    if not usable:
-        codes = f"codes {int(header['sform_code'])} and {int(header['qform_code'])}"
-        raise BadData(
-            f"{path}: neither sform nor qform is valid ({codes}), so left and right are unknown; "
-            "set the transform when converting",
-            code="no-valid-transform",
-        )
-    remarks = [
-        f"{name} is not valid and was ignored"
-        for name, transform in transforms.items()
-        if transform is None and header[f"{name}_code"] > 0
-    ]
-    if len(usable) == 2:
-        sform, qform = usable
-        if np.sign(np.linalg.det(sform)) != np.sign(np.linalg.det(qform)):
-            raise BadData(
-                f"{path}: qform and sform contradict each other about left and right; make them "
-                "agree, for example with 'fslorient -copysform2qform'",
-                code="transforms-contradict",
-            )
-        ends = np.array([[0, 0, 0], [side - 1 for side in image.shape[:3]]])
-        gap = np.linalg.norm(apply_affine(sform, ends) - apply_affine(qform, ends), axis=1).max()
-        if gap > TRANSFORM_TOLERANCE:
-            remarks.append(f"qform and sform differ by {gap:.1f} mm; sform used")
-    return usable[0].astype(np.float64), remarks
+def _needs_double(stored: np.dtype, slope: float) -> bool:
+    """Tell whether single precision loses values, or the contrast on a large offset."""
+    integers = stored == np.uint32 or (stored == np.int32 and slope == 1)
+    return bool(stored.itemsize >= 8 or integers or not 1e-20 < abs(slope or 1) < 1e20)
 
 
-def _transform(header: nib.Nifti1Header, kind: str) -> np.ndarray | None:
-    """Read a transform; None if its code is 0 or it cannot be a transform."""
-    try:
-        affine, _ = getattr(header, f"get_{kind}")(coded=True)
-    except (ValueError, HeaderDataError):
+def _integer_step(image: nib.Nifti1Image) -> float | None:
+    """Return the value of the integer 1 where overflow of 16 bits turns values negative."""
+    if image.get_data_dtype() != np.int16 or image.dataobj.inter:
         return None
-    return affine if affine is not None and _is_regular(affine) else None
-
-
-def _is_regular(affine: np.ndarray) -> bool:
-    if not np.isfinite(affine).all():
-        return False
-    directions = affine[:3, :3]
-    lengths = np.linalg.norm(directions, axis=0)
-    # If the triple product of the unit vectors is near zero, two axes point the same way.
-    return bool(lengths.min() > 0 and abs(np.linalg.det(directions / lengths)) > 0.1)
-
-
-def _make_finite(data: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
-    """Replace values that are not finite, and scale values that float32 cannot hold."""
-    remarks = []
-    finite = np.isfinite(data)
-    if not finite.all():
-        fraction = 1 - finite.mean()
-        if fraction > NONFINITE_LIMIT:
-            raise BadData(
-                f"{path}: {fraction:.0%} of the voxels are NaN or infinite; convert it again",
-                code="mostly-nonfinite",
-            )
-        remarks.append(f"{fraction:.2%} of voxels not finite, taken as background")
-        background = np.clip(0, data[finite].min(), data[finite].max())
-        data = np.where(finite, data, background)
-    # float32 overflows above 3e38, underflows below 1e-38 and loses contrast on a large offset.
-    low, high = float(data.min()), float(data.max())
-    largest = max(abs(low), abs(high))
-    if low < high and (largest > 1e30 or largest < 1e-30 or high / largest - low / largest < 1e-3):
-        data = data.astype(np.float64) / largest
-        data = (data - data.min()) / np.ptp(data)
-    return data.astype(np.float32), remarks
+    return float(image.dataobj.slope) or None

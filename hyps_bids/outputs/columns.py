@@ -137,8 +137,9 @@ def qc_columns() -> dict[str, str]:
     columns = {
         "status": "done, or failed: then there are no other outputs of this scan.",
         "reason": "Why the scan failed.",
-        "flags": "Measures outside their bounds (low_NAME, high_NAME) and hippocampi that were "
-        "not found in the field of view (missing_L, missing_R), separated by spaces. "
+        "flags": "Measures outside their bounds (low_NAME, high_NAME), hippocampi that were "
+        "not found in the field of view (missing_L, missing_R), and a header that contradicts "
+        "itself about the size or the direction of voxels (geometry), separated by spaces. "
         "A flagged scan should be looked at.",
         "remarks": "What is unusual about the input file.",
     }

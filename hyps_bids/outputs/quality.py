@@ -10,7 +10,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
-__all__ = ["SCAN_MEASURES", "SIDE_MEASURES", "QualityBounds", "flags", "quality_bounds"]
+__all__ = ["GEOMETRY", "SCAN_MEASURES", "SIDE_MEASURES", "QualityBounds", "flags", "quality_bounds"]
 
 #: quality measures of each hippocampus, in the order of the table's columns
 SIDE_MEASURES = (
@@ -24,6 +24,8 @@ SIDE_MEASURES = (
 )
 #: quality measures of the scan as a whole
 SCAN_MEASURES = ("asymmetry", "icv_mm3")
+#: flag of scans whose header contradicts itself about the size or the direction of voxels
+GEOMETRY = "geometry"
 
 
 class QualityBounds(TypedDict):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from hyps_bids.outputs.labels import SIDE_NAMES
-from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.outputs.quality import GEOMETRY, quality_bounds
 
 #: measure → factor to its unit, unit, decimals; all other measures have three decimals and no unit
 _UNITS = {
@@ -33,6 +33,15 @@ class Note(NamedTuple):
     def text(self) -> str:
         """Finding and advice together."""
         return f"{self.finding} {self.advice}".strip()
+
+
+_CONTRADICTION = Note(
+    "contradictory geometry",
+    "The header of the image contradicts itself about the size or the direction of its voxels; "
+    "the remarks on the file say how.",
+    "All volumes, the intracranial volume included, may be wrong by the difference. Compare the "
+    "header with the protocol of the scanner, and convert the image again.",
+)
 
 
 def split_measure(name: str) -> tuple[str, str]:
@@ -105,10 +114,12 @@ def describe_bounds(measure: str) -> str:
 
 
 def describe_flag(flag: str, values: Mapping[str, float | None]) -> Note:
-    """Put a flag of the QC table into words: ``low_NAME``, ``high_NAME`` or ``missing_L``.
+    """Put a flag of the QC table into words: ``low_NAME``, ``missing_L`` or ``geometry``.
 
     The values are the scan's QC measures by column; None or NaN where there is no value.
     """
+    if flag == GEOMETRY:
+        return _CONTRADICTION
     end, _, name = flag.partition("_")
     if end == "missing" and name in SIDE_NAMES:
         return _describe_missing(name, values)

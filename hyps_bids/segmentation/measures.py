@@ -68,7 +68,7 @@ def measure_scan(
         parts=segmentation.parts,
         volumes=volumes,
         figures=measures,
-        flags=(*(f"missing_{hemi}" for hemi in missing), *flags(measures)),
+        flags=(*image.flags, *(f"missing_{hemi}" for hemi in missing), *flags(measures)),
         remarks=image.remarks,
         box_centers={
             hemi: place.center for hemi, place in localization.hippocampi.items() if place

@@ -8,6 +8,8 @@ __all__ = ["standardize"]
 
 #: Largest absolute value of the result.
 _LARGEST = 5.0
+#: Smallest standard deviation, as a share of the largest absolute value; less is rounding error.
+_SMALLEST = 1e-6
 
 
 def standardize(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
@@ -25,4 +27,6 @@ def standardize(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     mean = (x * weight).sum(dim=(1, 2, 3, 4), keepdim=True) / count
     centered = (x - mean) * weight
     sd = (centered.square().sum(dim=(1, 2, 3, 4), keepdim=True) / count).sqrt()
-    return (centered / sd.clamp(min=1e-6)).clamp(-_LARGEST, _LARGEST)
+    largest = (x * weight).abs().amax(dim=(1, 2, 3, 4), keepdim=True)
+    least = (_SMALLEST * largest).clamp(min=torch.finfo(x.dtype).tiny)
+    return (centered / torch.maximum(sd, least)).clamp(-_LARGEST, _LARGEST)

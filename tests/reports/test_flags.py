@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyps_bids.outputs.quality import quality_bounds
+from hyps_bids.outputs.quality import GEOMETRY, quality_bounds
 from hyps_bids.reports.flags import describe_flag
 
 
@@ -19,6 +19,13 @@ def test_missing_hippocampi_that_were_and_were_not_located() -> None:
     assert "was located" in located.finding
     for values in ({}, {"localiser_confidence_L": float("nan")}):
         assert "was found in the field of view" in describe_flag("missing_L", values).finding
+
+
+def test_contradictory_geometry_has_words_and_advice() -> None:
+    note = describe_flag(GEOMETRY, {})
+    assert note.short
+    assert note.advice
+    assert "header" in note.finding
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine, inside_box
 from hyps_bids.imaging.volumes import restore
-from hyps_bids.outputs.quality import flags, quality_bounds
+from hyps_bids.outputs.quality import GEOMETRY, flags, quality_bounds
 from hyps_bids.segmentation.localize import Localization, Location
 from hyps_bids.segmentation.measures import asymmetry, measure_scan, side_quality
 from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
@@ -118,7 +118,8 @@ def test_asymmetry_needs_both_sides() -> None:
 
 def test_measures_of_a_scan() -> None:
     """A right hippocampus, and a left one that was localized but not segmented."""
-    image = ConformedImage(np.zeros(SHAPE, np.float32), IMAGE, SHAPE, np.eye(3), ("odd",))
+    data = np.zeros(SHAPE, np.float32)
+    image = ConformedImage(data, IMAGE, SHAPE, np.eye(3), ("odd",), (GEOMETRY,))
     center = (-25.0, -20.0, -15.0)
     localization = Localization(
         hippocampi={"L": Location(center, 3000.0, 0.89), "R": Location(center, 3000.0, 0.9)},
@@ -146,10 +147,10 @@ def test_measures_of_a_scan() -> None:
     assert measures.figures["localiser_confidence_L"] == 0.89
     assert measures.figures["icv_mm3"] == 1.4e6
     assert np.isnan(measures.figures["asymmetry"])
-    assert measures.flags == ("missing_L", "low_agreement_L")
+    assert measures.flags == (GEOMETRY, "missing_L", "low_agreement_L")
     nowhere = replace(localization, hippocampi={"L": None, "R": None})
     nothing = measure_scan(image, nowhere, Segmentation({}, ("hippocampus",), "none"), {})
-    assert nothing.flags == ("missing_L", "missing_R")
+    assert nothing.flags == (GEOMETRY, "missing_L", "missing_R")
     assert nothing.box_centers == nothing.volumes == {}
 
 

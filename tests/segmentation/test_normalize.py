@@ -31,6 +31,12 @@ def test_each_volume_has_its_own_scale(volumes: torch.Tensor) -> None:
     )
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e-6, 1e15])
+def test_units_change_nothing(unit: float, volumes: torch.Tensor) -> None:
+    inside = volumes > 0.1
+    torch.testing.assert_close(standardize(unit * volumes, inside), standardize(volumes, inside))
+
+
 def test_clipped_and_constant_volumes_are_finite() -> None:
     volume = torch.zeros(1, 1, 10, 10, 10)
     inside = torch.ones_like(volume, dtype=torch.bool)

@@ -1,0 +1,223 @@
+"""Make gray values fit for statistics: finite, of ordinary size, and all of them signal.
+
+A few voxels of 100,000, or a background of -1024, change minimum, mean and variance of a whole
+image. They are recognized by a gap in the distribution of values, which anatomy does not have, and
+replaced. Images without such values are returned as they are, bit by bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from hyps_bids.errors import BadData
+
+__all__ = ["mend", "scale"]
+
+#: Largest fraction of voxels that are not finite; a masked background has fewer.
+NONFINITE_LIMIT = 0.9
+#: Sizes of the largest value that are left alone, and the exponent of two that others get.
+_ORDINARY = (0.5, 2.0**24)
+_EXPONENT = 10
+#: Values above this are divided by it, so that differences do not overflow.
+_HUGE = 2.0**1000
+#: Smallest range of values, as a share of the largest, that single precision represents well.
+_CONTRAST = 1e-3
+#: Relative gaps above and below which values are not signal. In 230 real images, the largest gap
+#: among bright values is 0.7, in a small crop; 0.2 in whole heads.
+_BRIGHT_GAP, _DARK_GAP = 1.0, 0.5
+#: Values above this multiple of the 99th percentile are no signal either; 4.4 in real images.
+_BRIGHTEST = 12.0
+#: Largest whole number that is taken for padding where it is not far below the signal.
+_PADDING = -100
+#: Largest share of bright (of voxels above the background) and of dark voxels that are replaced.
+_BRIGHT_SHARE, _DARK_SHARE = 0.2, 0.02
+#: Number of voxels on which percentiles are computed, about.
+_SAMPLE = 2_000_000
+#: Integers of 16 bits.
+_WRAP = 2.0**16
+
+
+def mend(data: np.ndarray, path: Path, step: float | None = None) -> tuple[np.ndarray, list[str]]:
+    """Replace values that are not signal, and scale values that are extremely large or small.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        Gray values, float32 or float64, shape ``(x, y, z)``.
+    path : Path
+        Name of the file in messages.
+    step : float, optional
+        The value of the integer 1, if the file holds signed integers of 16 bits.
+
+    Returns
+    -------
+    data : numpy.ndarray
+        float32.
+    remarks : list of str
+        What was replaced.
+
+    Raises
+    ------
+    BadData
+        If hardly any voxel is finite.
+    """
+    remarks: list[str] = []
+    finite = np.isfinite(data)
+    if not finite.all():
+        fraction = 1 - finite.mean()
+        if fraction > NONFINITE_LIMIT:
+            raise BadData(
+                f"{path}: {fraction:.0%} of the voxels are NaN or infinite; convert it again",
+                code="mostly-nonfinite",
+            )
+        remarks.append(f"{fraction:.2%} of voxels not finite, taken as background")
+        background = np.clip(0, data[finite].min(), data[finite].max())
+        data = np.where(finite, data, background)
+    low, high = float(data.min()), float(data.max())
+    if max(-low, high) > _HUGE:
+        data = data / _HUGE
+    if low < high:
+        for repair in (_unwrap, _raise_padding, _replace_outliers):
+            data, about = repair(data, step)
+            remarks += about
+    return scale(data), remarks
+
+
+def scale(data: np.ndarray) -> np.ndarray:
+    """Bring values to a size that statistics in single precision can handle.
+
+    Values of ordinary size are kept. Others are multiplied by a power of two, which is exact, or
+    freed from an offset that is far larger than their range.
+
+    Examples
+    --------
+    >>> scale(np.array([0.0, 3e-20, 6e-20])).round(3).tolist()
+    [0.0, 276.701, 553.402]
+    >>> scale(np.array([0.0, 100.0])).tolist()
+    [0.0, 100.0]
+    """
+    low, high = float(data.min()), float(data.max())
+    largest = max(abs(low), abs(high))
+    if low == high:
+        return data.astype(np.float32)
+    if high / largest - low / largest < _CONTRAST:
+        data = data.astype(np.float64) / largest
+        data = (data - data.min()) / np.ptp(data)
+    elif not _ORDINARY[0] <= largest <= _ORDINARY[1]:
+        exponent = int(np.frexp(largest)[1])
+        data = np.ldexp(data.astype(np.float64), _EXPONENT - exponent)
+    return data.astype(np.float32)
+
+
+def _unwrap(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:
+    """Undo the overflow of 16-bit integers, by which the brightest voxels became negative."""
+    low, high = float(data.min()), float(data.max())
+    whole = step is None and low >= -_WRAP / 2 and high < _WRAP / 2
+    period = _WRAP * (step or 1.0)
+    if not low < 0 or high < period / 4 or not (step or whole):
+        return data, []
+    negative = data < 0
+    if step is None and (data[negative] % 1).any():
+        return data, []
+    # If these voxels were bright, they lie among bright ones.
+    before = after = 0.0
+    for axis in range(3):
+        edge = np.diff(negative, axis=axis)
+        jumps = np.abs(np.diff(data, axis=axis)[edge]).astype(np.float64)
+        before += jumps.sum()
+        after += np.abs(period - jumps).sum()
+    if after > before / 2:
+        return data, []
+    words = f"{negative.mean():.2%} of voxels exceeded 16 bits and had become negative; restored"
+    return np.where(negative, data + data.dtype.type(period), data), [words]
+
+
+def _raise_padding(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:
+    """Set a background far below zero to zero.
+
+    Real negative values spread from zero downwards, as in noise and in standardized images; those
+    of padding leave the values just below zero empty.
+    """
+    if not data.min() < 0:
+        return data, []
+    negative = data[data < 0]
+    level = float(np.median(negative))
+    deep = data < level / 2
+    count = int(deep.sum())
+    shallow = len(negative) - count
+    positive = data[data > 0]
+    if count < _DARK_SHARE * data.size or shallow > min(0.1 * count, 0.05 * positive.size):
+        return data, []
+    if -level <= _DARK_GAP * float(np.percentile(positive, 99)):
+        # A small distance may be that of standardized values; those are no round numbers.
+        whole = level / (step or 1.0)
+        constant = np.mean(negative == level) > 0.99
+        if not constant or abs(whole - round(whole)) > 1e-3 or whole > _PADDING:
+            return data, []
+    return np.maximum(data, 0), [f"background of {level:.6g} ({count / data.size:.0%}) taken as 0"]
+
+
+def _replace_outliers(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:
+    """Replace voxels that are far brighter or far darker than all others by their neighbors."""
+    remarks = []
+    flat = data.ravel()
+    sample = flat[:: max(1, data.size // _SAMPLE)]
+    low, high = float(np.percentile(sample, 1)), float(np.percentile(sample, 99))
+    bad = np.zeros(data.shape, dtype=bool)
+    for name, found in (("brighter", _bright(flat, sample, low)), ("darker", _dark(flat, high))):
+        if found is not None:
+            mask = (data > found) if name == "brighter" else (data < found)
+            extreme = data.max() if name == "brighter" else data.min()
+            words = f"{int(mask.sum())} voxels far {name} than all others (up to {extreme:.4g})"
+            remarks.append(f"{words} replaced by their neighbors")
+            bad |= mask
+    return (_fill(data, bad) if remarks else data), remarks
+
+
+def _bright(flat: np.ndarray, sample: np.ndarray, low: float) -> float | None:
+    """Find the largest value that is signal; None if all values are."""
+    foreground = sample[sample > low]
+    if foreground.size < 100:
+        return None
+    start, high = np.percentile(foreground, (100 * (1 - _BRIGHT_SHARE), 99))
+    top = np.sort(np.concatenate((foreground[foreground >= start], flat[flat > high])))
+    steps = np.flatnonzero(np.diff(top) > _BRIGHT_GAP * (top[:-1] - low))
+    limits = [float(top[steps[0]])] if steps.size else []
+    # Without frames that raise the percentile, values may also trail off without a gap.
+    usual = np.percentile(foreground[foreground <= (limits[0] if limits else np.inf)], 99)
+    cutoff = low + _BRIGHTEST * (float(usual) - low)
+    if top[-1] > cutoff and not limits:
+        limits.append(cutoff)
+    return min(limits, default=None)
+
+
+def _dark(flat: np.ndarray, high: float) -> float | None:
+    """Find the smallest value that is signal; None if all values are."""
+    count = int(_DARK_SHARE * flat.size)
+    if not flat.min() < 0 or count < 1:
+        return None
+    bottom = np.sort(np.partition(flat, count)[: count + 1])
+    steps = np.flatnonzero(np.diff(bottom) > _DARK_GAP * (high - bottom[1:]))
+    return float(bottom[steps[-1] + 1]) if steps.size else None
+
+
+def _fill(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Replace voxels by the median of their neighbors that are not replaced, inwards."""
+    padded = np.pad(data, 1, mode="edge")
+    holes = np.pad(bad, 1, constant_values=True)
+    padded[holes] = np.nan
+    inner = np.pad(bad, 1)
+    around = np.array(np.meshgrid(*[(-1, 0, 1)] * 3)).reshape(3, -1)
+    while (index := np.argwhere(inner)).size:
+        places = tuple((index[:, axis, None] + around[axis]) for axis in range(3))
+        values = padded[places]
+        known = np.isfinite(values).any(axis=1)
+        if not known.any():
+            break
+        new = np.nanmedian(values[known], axis=1)
+        filled = tuple(index[known].T)
+        padded[filled] = new
+        inner[filled] = False
+    return padded[1:-1, 1:-1, 1:-1]
