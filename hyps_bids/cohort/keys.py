@@ -159,12 +159,14 @@ class KeyMatcher:
         self, table: pd.DataFrame, taken: dict[str, str], where: object
     ) -> pd.DataFrame:
         sessions: list[str | None] = []
-        odd = defaultdict(list)
+        written, odd = defaultdict(list), defaultdict(list)
         whole = set()
         keys = zip(table[_PARTICIPANT], table[_SESSION], table[_SESSION].notna(), strict=True)
         for row, (participant, session, given) in enumerate(keys):
             there = self._sessions.get(participant)
             sessions.append(session if given else None)
+            if given:
+                written[participant].append(session)
             if not given or there is None or session in there:
                 continue
             if there == {None} and not self._sessions_of(participant):
@@ -181,8 +183,7 @@ class KeyMatcher:
                 join_names(sorted(whole)),
             )
         for participant, rows in odd.items():
-            written = table.loc[table[_PARTICIPANT] == participant, _SESSION].dropna()
-            matched = match_labels(written, self._sessions_of(participant))
+            matched = match_labels(written[participant], self._sessions_of(participant))
             for row in rows:
                 if (label := matched.get(str(sessions[row]))) and label != sessions[row]:
                     taken[f"{participant} {sessions[row]}"] = label

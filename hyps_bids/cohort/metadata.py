@@ -136,7 +136,7 @@ def _scan_times(
         paths |= {path: path.name.split("_")[0] for path in found}
     table = reader.read(paths, ())
     if "filename" not in table and len(table):
-        reader.note(next(iter(paths)), "it is not used, as it has no column filename")
+        reader.note(root / "sub-*_scans.tsv", "they are not used without a column filename")
     if not {"filename", "acq_time"} <= set(table):
         return pd.DataFrame(columns=["scan", "acq_time"], dtype="str")
     table = table.dropna(subset="acq_time")

@@ -52,13 +52,12 @@ class TableReader:
         A path may come with the participant_id of all its rows. Keys are given the prefix that
         BIDS wants, and rows without values of `keys` are left out.
         """
+        present = [path for path in paths if _is_there(path)]
         with ThreadPoolExecutor(_READERS) as pool:
-            tables = list(pool.map(_rows, paths))
+            tables = list(pool.map(_rows, present))
         rows: list[Row] = []
-        for path, table in zip(paths, tables, strict=True):
-            if table is None:
-                continue
-            lines, problems = table
+        used: list[Path] = []
+        for path, (lines, problems) in zip(present, tables, strict=True):
             participant = paths[path]
             common: Row = {"participant_id": participant} if participant else {}
             lines = [common | line for line in lines]
@@ -68,7 +67,9 @@ class TableReader:
                 problems = [*problems, f"rows without {' or '.join(keys)} are left out ({count})"]
             for problem in problems:
                 self.note(path, problem)
-            rows += [] if lacking else lines
+            if not lacking and lines:
+                rows += lines
+                used.append(path)
         if not rows:
             return pd.DataFrame(columns=list(keys), dtype="str")
         frame = pd.DataFrame(rows, dtype="str").dropna(subset=list(keys)).reset_index(drop=True)
@@ -77,7 +78,7 @@ class TableReader:
                 continue
             bare = frame[key].notna() & ~frame[key].str.startswith(prefix, na=False)
             if bare.any():
-                self.note(next(iter(paths)), f"{prefix} was added to values of {key} without it")
+                self.note(used[0], f"{prefix} was added to values of {key} without it")
                 frame[key] = frame[key].mask(bare, prefix + frame[key])
         return frame
 
@@ -111,12 +112,21 @@ class TableReader:
             return {}
 
 
-def _rows(path: Path) -> tuple[list[Row], list[str]] | None:
-    """Read a table as text, and say what is wrong with it; None if there is no such file."""
+def _is_there(path: Path) -> bool:
+    """Tell whether there is a file, or may be one in a folder that cannot be read."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _rows(path: Path) -> tuple[list[Row], list[str]]:
+    """Read a table as text, and say what is wrong with it."""
     try:
         text, problems = _decode(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
         return [], [f"the file cannot be read and is not used ({error.strerror})"]
     lines = _cells(text, problems)

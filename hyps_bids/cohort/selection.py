@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from hyps_bids.bids.index import find_scans
-from hyps_bids.cohort.gather import scan_keys
+from hyps_bids.cohort.gather import scan_keys, scan_named
 from hyps_bids.cohort.keys import with_nearest
 from hyps_bids.cohort.metadata import Metadata
 from hyps_bids.errors import HypsError, NothingMatches
@@ -44,14 +44,14 @@ class Selection:
     is_wanted : callable
         Tells whether a scan is selected, whether its image is there or not.
     is_gone : callable
-        Tells whether the dataset no longer has the image of a scan.
+        Tells whether the dataset no longer has the image of the scan with this name.
     failure : HypsError or None
         Why no image is selected.
     """
 
     scans: tuple[Scan, ...]
     is_wanted: Callable[[Scan], bool]
-    is_gone: Callable[[Scan], bool]
+    is_gone: Callable[[str], bool]
     failure: HypsError | None = None
 
 
@@ -81,13 +81,13 @@ def select_scans(settings: Settings) -> Selection:
                 "%s has no T1w image, so the tables are made from the outputs in %s alone.",
                 *(settings.bids_dir, settings.output_dir),
             )
-            return Selection((), is_wanted, lambda scan: False, failure)
+            return Selection((), is_wanted, lambda stem: False, failure)
         scans = [scan for scan in everything if is_wanted(scan)]
     stems = {scan.stem for scan in scans}
     return Selection(
         tuple(scans),
         scan_filter(settings, scans),
-        lambda scan: scan.stem not in stems and _is_gone(settings, scan),
+        lambda stem: stem not in stems and _is_gone(settings, scan_named(stem)),
         failure,
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
-from hyps_bids.cohort.gather import find_outputs, gather, scan_named
+from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import add_missing_scans, report_gone, select_scans
@@ -72,7 +72,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
     output = settings.output_dir
     selection = select_scans(settings)
     found = find_outputs(output, selection.is_wanted)
-    gone = [stem for stem in found.stems if selection.is_gone(scan_named(stem))]
+    gone = [stem for stem in found.stems if selection.is_gone(stem)]
     report_gone(gone, settings)
     gathered = gather(found if settings.keep_missing_images else found.without(gone))
     for path, reason in gathered.unreadable.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -20,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hyps_bids.adaptation import fit, publish
+from hyps_bids.adaptation import fit, plan, publish
 from hyps_bids.adaptation.labeled_crops import labeled_crops
 from hyps_bids.adaptation.plan import make_plan, model_folder
 from hyps_bids.adaptation.run import train_adapter
@@ -288,6 +289,33 @@ def test_tables_to_stratify_by(
     table.unlink()
     with raises(MissingInput, "no-participants-table", table):
         train_adapter(settings)
+
+
+def test_strata_are_found_by_labels_as_people_write_them(
+    settings: Settings,
+    study: tuple[Path, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(study[0], raw)
+    settings = replace(settings, bids_dir=raw, stratify="group")
+    (raw / "participants.tsv").write_text("participant_id\tgroup\n1\ta\nsub-O2\tb\n")
+    given: dict[str, str] = {}
+    split = plan.split_by_subject
+
+    def record(*args: Any, **options: Any) -> Any:
+        given.update(options["strata"])
+        return split(*args, **options)
+
+    monkeypatch.setattr(plan, "split_by_subject", record)
+    make_plan(settings, settings.output_dir / "models/adapter-made")
+    assert given["01"] == "a"
+    assert given["02"] == "n/a"
+    messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    for facts in (("sub-1 for sub-01",), ("sub-O2", "nearest: sub-02"), ("n/a", "sub-02")):
+        assert any(all(fact in text for fact in facts) for text in messages)
 
 
 def test_something_else_has_the_name(settings: Settings) -> None:

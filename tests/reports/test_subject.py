@@ -107,6 +107,17 @@ def test_images_without_outputs_are_named(study: Study, pages: dict[str, Path]) 
     assert is_current(study.raw, study.output, "02")
 
 
+def test_outputs_without_image_are_named(study: Study, pages: dict[str, Path]) -> None:
+    assert is_current(study.raw, study.output, "001A")
+    for image in study.raw.glob(f"sub-001A/**/{HALF}_T1w.nii*"):
+        image.unlink()
+    assert not is_current(study.raw, study.output, "001A")
+    text = check(report(study, "001A"))
+    (warning,) = re.findall(r"no longer in the dataset[^.]*\.", text)
+    assert HALF in warning
+    assert GOOD not in warning
+
+
 def test_a_report_without_pictures_is_made_again(study: Study) -> None:
     raw = study.raw / "sub-02/anat/sub-02_T1w.nii.gz"
     content = raw.read_bytes()
