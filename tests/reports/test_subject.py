@@ -108,10 +108,9 @@ def test_images_without_outputs_are_named(study: Study, pages: dict[str, Path]) 
 
 
 def test_outputs_without_image_are_named(study: Study, pages: dict[str, Path]) -> None:
-    assert is_current(study.raw, study.output, "001A")
+    assert "no longer in the dataset" not in check(pages["001A"].read_text())
     for image in study.raw.glob(f"sub-001A/**/{HALF}_T1w.nii*"):
         image.unlink()
-    assert not is_current(study.raw, study.output, "001A")
     text = check(report(study, "001A"))
     (warning,) = re.findall(r"no longer in the dataset[^.]*\.", text)
     assert HALF in warning
