@@ -27,19 +27,8 @@ _LOG = logging.getLogger("hyps_bids")
 def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> Path:
     """Predict new subjects with a stored classifier.
 
-    Parameters
-    ----------
-    classifier : Path
-        Folder of the classifier.
-    wide : DataFrame
-        The wide table of the new subjects.
-    output_dir : Path
-        The derivatives dataset of the new subjects.
-
-    Returns
-    -------
-    Path
-        ``group_classifier-NAME_predictions.tsv`` in `output_dir`: one row per subject.
+    `wide` is the wide table of the new subjects, whose derivatives are in `output_dir`. Returns
+    the path of ``group_classifier-NAME_predictions.tsv`` there, with one row per subject.
 
     Raises
     ------

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
+from hyps_bids.outputs.writing import write_template
+
 _FEW = 20
 _WIDE = 0.3
-_INTRODUCTION = """\
-Cross-validation is nested and grouped by subject: estimator and settings are chosen, and everything
-is fitted, within the training folds. Held-out subjects, if any, are predicted by the final models.
-Intervals are 95 % intervals: the wider of a bootstrap over subjects and, where there is one, a
-score interval. They do not hold for another population. The metrics of all estimators are in
-`figures.tsv`."""
-_LIMITS = """\
-This classifier is for research only; it is not a medical device. The unit is the subject: the
-probabilities of a subject's scans are averaged. The probabilities hold where the classes are as
-frequent as among the subjects of training. Apply the classifier with
-`hyps-bids BIDS_DIR OUT_DIR group --apply-classifier THIS_FOLDER` to volumes made with the same
-weights; other volumes are refused. Importance shows which columns the classifier uses, not what the
-disease does. Each of several correlated columns looks unimportant."""
 
 
 class Card(TypedDict):
@@ -128,54 +118,12 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
     return texts
 
 
-def card_text(card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+def write_card(path: Path, card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> None:
     """Write the card in Markdown, with the content of ``figures.tsv`` and ``comparisons.tsv``."""
-    sections = [f"# Classifier {card['Contrast']}", _table(("", ""), [*_facts(card).items()])]
-    if card["Warnings"]:
-        sections.append("## Warnings\n\n" + "\n".join(f"- {text}" for text in card["Warnings"]))
-    sections += [
-        f"## Metrics\n\n{_one_line(_INTRODUCTION)}",
-        _table(("validation", "features", "metrics"), headlines(metrics)),
-    ]
-    sections += [
-        f"Permutation test ({features}): the AUC of {test['Estimator']} is {test['AUC']:.2f}, "
-        f"p = {test['P']:.3g} from {test['Permutations']} shuffles of the labels through the whole "
-        "pipeline."
-        for features, test in card["PermutationTest"].items()
-    ]
-    if len(comparisons):
-        head = ("validation", "AUC of", "minus that of", "difference [95 %]", "p")
-        sections.append(
-            "## What each set of features adds\n\n" + _table(head, comparison_rows(comparisons))
-        )
-    sections.append(f"## Use and limits\n\n{_one_line(_LIMITS)}")
-    return "\n\n".join(sections) + "\n"
-
-
-def _facts(card: Card) -> dict[str, str]:
-    classes = list(card["Classes"])
-    settings = ", ".join(f"{key} {value}" for key, value in card["Settings"].items())
-    return {
-        "Classes": ", ".join(classes) + (f"; positive: {classes[0]}" if len(classes) == 2 else ""),
-        "Target": card["Target"],
-        "Estimator": f"{card['Estimator']} ({settings or 'no settings'}), "
-        "chosen by inner cross-validation",
-        "Subjects": sizes(card["Cohort"]["Subjects"]),
-        "Scans": card["Cohort"]["Scans"],
-        "Features": ", ".join(f"{n} ({f['Units']})" for n, f in card["Features"].items()),
-        "Covariates": ", ".join(card["Covariates"]) or "none",
-        "ICV adjustment": card["IcvAdjustment"],
-        "Harmonization": card["Harmonization"],
-        "Volumes made by": f"{card['Adapter']}, HyPS-BIDS {card['SoftwareVersion']}",
-        "Weights": f"`{card['Models']}`",
+    values = {
+        "card": card,
+        "subjects": sizes(card["Cohort"]["Subjects"]),
+        "headlines": headlines(metrics),
+        "comparisons": comparison_rows(comparisons) if len(comparisons) else [],
     }
-
-
-def _one_line(paragraph: str) -> str:
-    return paragraph.replace("\n", " ")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
+    write_template(path, "hyps_bids.classification", "card.md.jinja", values)

@@ -64,28 +64,10 @@ def choose_columns(
     harmonize: bool = False,
     target: str | None = None,
 ) -> Schema:
-    """Decide what each column is used for.
+    """Decide what each column of the scans of a contrast is used for.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        The scans of a contrast.
-    features : sequence of str
-        Columns or patterns such as ``volume_mm3_*``; :func:`default_features` if empty.
-    covariates, site, harmonize, target
-        As in :class:`~hyps_bids.settings.Settings`.
-
-    Returns
-    -------
-    Schema
-        Columns that are empty or constant are left out, with a warning.
-
-    Raises
-    ------
-    UsageError
-        If a column does not exist, or may not be used.
-    BadData
-        If no feature is left.
+    Features are columns or patterns such as ``volume_mm3_*``; without any, they are
+    :func:`default_features`. Columns that are empty or constant are left out, with a warning.
     """
     names = _matching(frame, features) if features else default_features(list(frame.columns))
     require_columns(frame, "--covariates", covariates)

@@ -23,28 +23,18 @@ Ints = NDArray[np.int64]
 class Contrast:
     """Classes to tell apart; the first of two is the positive class.
 
-    Attributes
-    ----------
-    classes : dict of str to tuple of str
-        Name of each class → levels of the target that belong to it.
-
     Examples
     --------
     >>> Contrast.parse("AD+LMCI:CN")
     Contrast(classes={'AD+LMCI': ('AD', 'LMCI'), 'CN': ('CN',)})
     """
 
+    #: name of each class → levels of the target that belong to it
     classes: dict[str, tuple[str, ...]]
 
     @classmethod
     def parse(cls, text: str) -> Contrast:
-        """Read ``A:B``, ``A+B:C`` or ``A:B:C``.
-
-        Raises
-        ------
-        UsageError
-            If there are fewer than two classes, or a class is empty, or a level stands twice.
-        """
+        """Read ``A:B``, ``A+B:C`` or ``A:B:C``."""
         groups = [[level.strip() for level in part.split("+")] for part in text.split(":")]
         levels = [level for group in groups for level in group]
         if len(groups) < 2 or not all(levels):
@@ -79,26 +69,16 @@ class Contrast:
 
 @dataclass(frozen=True)
 class LabeledSubjects:
-    """The subjects of a contrast with their classes and their scans, as arrays.
+    """The subjects of a contrast with their classes and their scans, as arrays."""
 
-    Attributes
-    ----------
-    matrix : ndarray of shape (scans, columns)
-        From :meth:`hyps_bids.classification.features.Schema.matrix`.
-    subject : ndarray of shape (scans,)
-        The subject of each scan, as a position in `ids`.
-    label : ndarray of shape (subjects,)
-        The class of each subject, as a position in `classes`.
-    ids : tuple of str
-        Subjects.
-    classes : tuple of str
-        Classes; the first of two is the positive one.
-    """
-
+    #: (scans, columns), from :meth:`hyps_bids.classification.features.Schema.matrix`
     matrix: Array
+    #: (scans,): the subject of each scan, as a position in `ids`
     subject: Ints
+    #: (subjects,): the class of each subject, as a position in `classes`
     label: Ints
     ids: tuple[str, ...]
+    #: the first of two classes is the positive one
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -143,17 +123,8 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
     """Give each scan the class of its subject.
 
     The class at the first scan is what is predicted: a subject whose class changes between
-    sessions keeps the scans with the first class and loses the others.
-
-    Returns
-    -------
-    Series
-        Numbers of classes (Int64) with the index of `frame`; NA for scans of no class.
-
-    Raises
-    ------
-    BadData
-        If a level does not occur, or a class has fewer than two subjects.
+    sessions keeps the scans with the first class and loses the others. The result has numbers of
+    classes (Int64), and NA for scans of no class.
     """
     text = text_levels(frame[target])
     absent = [level for level in contrast.levels if level not in set(text.dropna())]
@@ -184,10 +155,7 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
 def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:
     """Measure how much the site of subjects says about their class.
 
-    Returns
-    -------
-    tuple of (float, bool)
-        Cramér's V without bias correction, 0–1; whether every site has one class only.
+    Returns Cramér's V without bias correction, and whether every site has one class only.
     """
     table = pd.crosstab(np.asarray(site), label).to_numpy()
     if min(table.shape) < 2:

@@ -26,13 +26,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
-from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
+from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects, mean_by_subject
 from hyps_bids.classification.estimators import ESTIMATORS, Estimator, Params, Split
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Name of the estimator that the inner cross-validation chooses.
 SELECTED = "selected"
@@ -71,45 +68,22 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The estimator that was selected in one fold, and its settings."""
-
-    repeat: int
-    fold: int
-    estimator: str
-    inner_auc: float
-    params: Params
-
-
-@dataclass(frozen=True)
 class Predictions:
-    """Out-of-fold predictions of one set of features.
+    """Out-of-fold predictions of one set of features."""
 
-    Attributes
-    ----------
-    probability : dict of str to ndarray of shape (repeats, subjects, classes)
-        By estimator, :data:`SELECTED` included. NaN: the subject could not be predicted.
-    folds : ndarray of shape (repeats, subjects)
-        Fold in which each subject was predicted; -1 if in none.
-    selections : list of Selection
-        One per repeat and fold.
-    """
-
+    #: (repeats, subjects, classes) by estimator, :data:`SELECTED` included; NaN: not predicted
     probability: dict[str, Array]
+    #: (repeats, subjects): fold in which each subject was predicted; -1 if in none
     folds: Ints
-    selections: list[Selection]
+    #: the search that was selected, by repeat and fold
+    selections: dict[tuple[int, int], Search]
 
 
 def stratified_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
-    """Assign subjects to folds with the same share of each class.
+    """Assign subjects to folds with the same share of each class: (repeats, subjects).
 
     There are at most as many folds as the smallest class has subjects. The seed grows by 1 from
     repeat to repeat.
-
-    Returns
-    -------
-    ndarray of shape (repeats, subjects)
-        Folds.
     """
     count = min(folds, int(np.bincount(label).min()))
     out = np.empty((repeats, len(label)), dtype=np.int64)
@@ -121,14 +95,9 @@ def stratified_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
 
 
 def site_folds(label: Ints, site: Sequence[str]) -> Ints:
-    """Make one fold per site, for leave-one-site-out.
+    """Make one fold per site, for leave-one-site-out: (1, subjects).
 
     A site is never tested (-1) if a class would have fewer than 2 subjects without it.
-
-    Returns
-    -------
-    ndarray of shape (1, subjects)
-        Folds.
     """
     _, which = np.unique(np.asarray(site), return_inverse=True)
     classes = label.max() + 1
@@ -227,23 +196,7 @@ def nested_cv(
 ) -> dict[str, Predictions]:
     """Cross-validate all estimators on all sets of features, in the same folds.
 
-    Parameters
-    ----------
-    data : LabeledSubjects
-        Subjects and scans.
-    sets : dict of str to Schema
-        Sets of features by name; they share the columns of the matrix.
-    folds : ndarray of shape (repeats, subjects)
-        Folds; subjects with -1 are never tested.
-    estimators : sequence of str
-        Names of estimators.
-    computing : Computing
-        Seed, processes and progress.
-
-    Returns
-    -------
-    dict of str to Predictions
-        By set of features.
+    The sets share the columns of the matrix. Subjects with fold -1 are never tested.
     """
     places = [(r, int(k)) for r in range(len(folds)) for k in np.unique(folds[r]) if k >= 0]
     keys = [(*place, name, e) for place in places for name in sets for e in estimators]
@@ -257,14 +210,14 @@ def nested_cv(
     out = {}
     for name in sets:
         probability = {e: np.full(shape, np.nan) for e in (SELECTED, *estimators)}
-        selections = []
+        selections = {}
         for r, k in places:
             test = folds[r] == k
             for e in estimators:
                 _, probability[e][r, test] = results[r, k, name, e]
             best = choose(results[r, k, name, e][0] for e in estimators)
             probability[SELECTED][r, test] = probability[best.estimator][r, test]
-            selections.append(Selection(r, k, best.estimator, best.score, best.params))
+            selections[r, k] = best
         out[name] = Predictions(probability, folds, selections)
     return out
 

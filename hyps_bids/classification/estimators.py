@@ -27,22 +27,13 @@ Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Estimator:
-    """A kind of classifier.
-
-    Attributes
-    ----------
-    name : str
-        As in ``--estimators``.
-    grid : tuple of dict
-        The settings that the inner search tries, strongest regularization first. The first of
-        equally good settings wins.
-    calibrated : bool
-        Whether probabilities come from a logistic curve that is fitted to out-of-fold scores
-        (Platt), because the classifier itself gives distances only.
-    """
+    """A kind of classifier."""
 
     name: str
+    #: settings to try, strongest regularization first; the first of equally good ones wins
     grid: tuple[Params, ...]
+    #: the classifier gives distances only: probabilities come from a logistic curve that is
+    #: fitted to out-of-fold scores (Platt)
     calibrated: bool = False
 
     def scorer(self, params: Params, seed: int) -> Pipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,27 +30,6 @@ _CIRCULAR = re.compile(
 class Schema:
     """The columns of a classifier by their use.
 
-    Attributes
-    ----------
-    volumes : tuple of str
-        Features in mm³, which are harmonized and adjusted for ICV.
-    ratios : tuple of str
-        Features without a unit, or adjusted already, which are only harmonized.
-    icv : str or None
-        Column of the intracranial volume in mm³; no adjustment if None.
-    numeric : tuple of str
-        Covariates that are numbers.
-    categories : dict of str to tuple of str
-        Covariates that are levels, with their levels.
-    preserve : tuple of str
-        Covariates whose effect on the volumes is kept by harmonization.
-    site : str or None
-        Column of the site; no harmonization if None.
-    sites : tuple of str
-        The known sites.
-    use : tuple of str
-        Features and covariates that the classifier sees; all if empty.
-
     Examples
     --------
     >>> schema = Schema(volumes=("volume",), numeric=("age",), categories={"sex": ("F", "M")})
@@ -60,14 +39,23 @@ class Schema:
     [[3000.0, nan, 0.0, nan, nan, 1.0]]
     """
 
+    #: features in mm³, which are harmonized and adjusted for ICV
     volumes: tuple[str, ...] = ()
+    #: features without a unit, or adjusted already, which are only harmonized
     ratios: tuple[str, ...] = ()
+    #: column of the intracranial volume in mm³; no adjustment if None
     icv: str | None = None
+    #: covariates that are numbers
     numeric: tuple[str, ...] = ()
+    #: covariates that are levels, with their levels
     categories: dict[str, tuple[str, ...]] | None = None
+    #: covariates whose effect on the volumes is kept by harmonization
     preserve: tuple[str, ...] = ()
+    #: column of the site; no harmonization if None
     site: str | None = None
+    #: the known sites
     sites: tuple[str, ...] = ()
+    #: features and covariates that the classifier sees; all if empty
     use: tuple[str, ...] = ()
 
     @property
@@ -95,13 +83,9 @@ class Schema:
         """Let the classifier see only some features and covariates."""
         return replace(self, use=tuple(names))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the schema as plain values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Schema:
-        """Make a schema from the result of :meth:`to_json`."""
+        """Make a schema from the plain values that :func:`dataclasses.asdict` makes of one."""
         values: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
         }
@@ -113,19 +97,9 @@ class Schema:
     ) -> NDArray[np.float64]:
         """Make the matrix that a pipeline takes: numbers as they are, levels as their positions.
 
-        Nothing is learned here. Missing values and unknown levels become NaN.
-
-        Parameters
-        ----------
-        frame : DataFrame
-            One row per scan.
-        control : ndarray of shape (scans,) or None
-            Scans on which the adjustment for ICV is fitted, if the training set has enough.
-
-        Returns
-        -------
-        ndarray of shape (scans, columns)
-            The columns are :attr:`columns`.
+        The rows are scans, the columns are :attr:`columns`. Nothing is learned here. Missing
+        values and unknown levels become NaN. `control` marks the scans on which the adjustment
+        for ICV is fitted, if the training set has enough.
         """
         numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in self.features}
         missing = pd.Series(np.nan, index=frame.index)

@@ -30,21 +30,9 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
     Rows without a site, and rows of a site that had fewer than 3 rows in fitting, stay as they
     are. With fewer than 2 usable sites nothing is changed at all.
 
-    Parameters
-    ----------
-    columns : tuple of int
-        Columns to harmonize.
-    site : int
-        Column with the number of the site; NaN or a negative number means no site.
-    design : tuple of int
-        Columns whose effect is kept.
-
-    Attributes
-    ----------
-    sites_ : ndarray of shape (sites,)
-        The usable sites.
-    shift_, scale_ : ndarray of shape (sites, columns)
-        Effects of the sites, in units of the residual SD.
+    `columns` and `design` are positions of columns; `site` is that of the column with the number
+    of the site, where NaN or a negative number means no site. Fitted ``shift_`` and ``scale_`` of
+    shape (sites, columns) are in units of the residual SD.
     """
 
     def __init__(
@@ -112,16 +100,8 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
     """Adjust volumes for intracranial volume (ICV) by linear regression.
 
     ``adjusted = volume - slope · (ICV - mean ICV)``. Slope and mean are those of the controls
-    among the training rows if there are at least 3, and of all training rows otherwise.
-
-    Parameters
-    ----------
-    columns : tuple of int
-        Columns with volumes.
-    icv : int
-        Column with the ICV.
-    control : int
-        Column that is 1 for controls.
+    among the training rows if there are at least 3, and of all training rows otherwise. The
+    column `control` is 1 for controls.
     """
 
     def __init__(self, columns: tuple[int, ...] = (), icv: int = 0, control: int = 0) -> None:

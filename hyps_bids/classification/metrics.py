@@ -33,16 +33,8 @@ Ints = NDArray[np.int64]
 
 _LEVEL = 0.95
 _NOTHING = (float("nan"), float("nan"))
-#: Name of each metric → its meaning, in the order of the tables.
-METRICS = {
-    "accuracy": "Share of subjects whose most probable class is their own.",
-    "balanced_accuracy": "Mean over classes of the share of subjects recognized.",
-    "auc": "Area under the ROC curve: share of pairs from one fold that are ranked right.",
-    "sensitivity": "Share of the positive class that is recognized; mean over classes if > 2.",
-    "specificity": "Share of the others that are not called positive; mean over classes if > 2.",
-    "f1": "Harmonic mean of precision and sensitivity; mean over classes if > 2.",
-    "brier": "Mean squared error of the probabilities; 0 is best.",
-}
+#: Names of the metrics in the order of the tables; ``columns.json`` says what they mean.
+METRICS = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity", "f1", "brier")
 
 
 def metrics(
@@ -50,10 +42,7 @@ def metrics(
 ) -> dict[str, Array]:
     """Compute all metrics of one repeat; every subject counts once without weights.
 
-    Returns
-    -------
-    dict of str to ndarray of shape (samples,)
-        Keys are those of :data:`METRICS`; NaN where a metric is not defined.
+    The arrays, one for each of :data:`METRICS`, have shape (samples,); NaN: not defined.
     """
     known = np.isfinite(probability).all(axis=1)
     label, probability, fold = label[known], probability[known], fold[known]
@@ -86,15 +75,7 @@ def metrics(
 def metric_rows(
     label: Ints, probability: Array, folds: Ints, weights: Array
 ) -> list[dict[str, float | str]]:
-    """Compute the rows of ``figures.tsv`` for one estimator.
-
-    Returns
-    -------
-    list of dict
-        For each metric (``figure``) its mean over repeats (``value``), the intervals by bootstrap
-        (``low``, ``high``), score (``score_low`` …) and repeats (``repeats_low`` …), and the
-        number of subjects.
-    """
+    """Compute the rows of ``figures.tsv`` for one estimator, one for each metric."""
     known = np.isfinite(probability).all(axis=(0, 2))
     counts = np.bincount(label[known], minlength=probability.shape[2]).tolist()
     pairs = list(zip(probability, folds, strict=True))
@@ -156,9 +137,8 @@ def repeats_interval(values: Array) -> tuple[float, float]:
 def score_interval(name: str, value: float, counts: Sequence[int]) -> tuple[float, float]:
     """Compute the 95 % interval of a proportion (Wilson) or an AUC (Newcombe 2006).
 
-    It does not shrink to nothing when all subjects are right, as a bootstrap does. `counts` are
-    the numbers of subjects of each class. The result is NaN for metrics that are no proportion,
-    and for more than two classes.
+    It does not shrink to nothing when all subjects are right, as a bootstrap does. It is NaN for
+    metrics that are no proportion, and for more than two classes.
 
     Examples
     --------
@@ -188,12 +168,6 @@ def compare(
     over subjects with the predictions held fixed. The p-value is the corrected resampled t test
     (Nadeau and Bengio 2003) on the differences per fold: the variance is multiplied by
     ``1/J + n_test/n_train`` instead of ``1/J``, because training sets overlap.
-
-    Returns
-    -------
-    list of dict
-        For AUC, balanced accuracy and Brier score: ``figure``, ``difference`` (first minus
-        second), ``low``, ``high``, ``p``, ``folds``.
     """
     repeats = list(zip(first, second, folds, strict=True))
     once, drawn = (

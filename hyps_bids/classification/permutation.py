@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from joblib import delayed
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     ONE_PROCESS,
     Computing,
-    Selection,
+    Predictions,
+    Search,
     fit_and_predict,
     predict_subjects,
     run_tasks,
@@ -24,9 +26,6 @@ from hyps_bids.classification.cross_validation import (
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 #: Number of shuffles of each column in each fold.
 _SHUFFLES = 5
@@ -40,15 +39,6 @@ class PermutationTest:
     p: float
     auc: float
     null: Array
-
-
-@dataclass(frozen=True)
-class Importance:
-    """Fall of the AUC when a column is shuffled: mean and SD over folds."""
-
-    column: str
-    auc_fall: float
-    sd: float
 
 
 def permutation_test(
@@ -65,20 +55,8 @@ def permutation_test(
 
     The statistic is the nested cross-validated AUC of one estimator, not repeated. Labels are
     shuffled between subjects, and everything is done again: folds, inner search, imputation,
-    harmonization, selection. So the test is exact.
-
-    Parameters
-    ----------
-    data, schema : LabeledSubjects, Schema
-        Subjects, scans and their columns.
-    estimator : str
-        Name of the classifier.
-    permutations, folds : int
-        Number of shuffles and of outer folds.
-    control : ndarray of shape (subjects,), optional
-        Controls, if the predicted column defines them: they are shuffled along with the labels.
-    computing : Computing
-        Seed, processes and progress.
+    harmonization, selection. So the test is exact. Controls are given (one flag per subject) if
+    the predicted column defines them: they are shuffled along with the labels.
     """
     rng = np.random.default_rng(computing.seed)
     orders = [data.everybody, *(rng.permutation(data.everybody) for _ in range(permutations))]
@@ -95,32 +73,32 @@ def permutation_test(
 def importance(
     data: LabeledSubjects,
     schema: Schema,
-    folds: Ints,
-    selections: Sequence[Selection],
+    predictions: Predictions,
     computing: Computing = ONE_PROCESS,
-) -> list[Importance]:
+) -> pd.DataFrame:
     """Measure by how much the AUC falls when a column is shuffled in the test folds.
 
-    Folds and selections are those of one repeat. The result has one entry per column that is
-    used, and one for the ICV if volumes are adjusted for it. Values are NaN if no fold has an AUC.
+    Folds and selections are those of the first repeat. The table has the mean fall and its SD
+    over folds for each column that is used, and for the ICV if volumes are adjusted for it.
+    Values are NaN if no fold has an AUC.
     """
+    folds = predictions.folds[0]
     names = [*schema.used]
     if schema.icv and set(schema.used) & set(schema.volumes):
         names.append(schema.icv)
     columns = [schema.columns.index(name) for name in names]
     preprocessing = schema.preprocessing()
     tasks = [
-        delayed(_falls)(data, preprocessing, one, folds == one.fold, columns, computing.seed)
-        for one in selections
+        delayed(_falls)(data, preprocessing, one, folds == fold, columns, computing.seed)
+        for (repeat, fold), one in predictions.selections.items()
+        if repeat == 0
     ]
     falls = np.array(run_tasks(tasks, "folds for importance", computing))
     falls = falls[np.isfinite(falls).all(axis=1)]
     nothing = np.full(len(names), np.nan)
     mean = falls.mean(axis=0) if len(falls) else nothing
     spread = falls.std(axis=0, ddof=1) if len(falls) > 1 else nothing
-    return [
-        Importance(name, float(m), float(s)) for name, m, s in zip(names, mean, spread, strict=True)
-    ]
+    return pd.DataFrame({"column": names, "auc_fall": mean, "sd": spread})
 
 
 def _shuffled(
@@ -146,7 +124,7 @@ def _cv_auc(
 def _falls(
     data: LabeledSubjects,
     preprocessing: Pipeline,
-    selection: Selection,
+    selection: Search,
     test: NDArray[np.bool_],
     columns: Sequence[int],
     seed: int,

@@ -43,32 +43,23 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about one contrast that is known before anything is fitted.
-
-    Attributes
-    ----------
-    rows, subjects : DataFrame, LabeledSubjects
-        The scans to develop with, as table and as arrays; held-out subjects are excluded.
-    schema, sets : Schema, dict of str to Schema
-        All columns, and the sets of features to compare.
-    sites : tuple of str or None
-        Site of each subject; None without --site.
-    control : ndarray of shape (subjects,) or None
-        Controls, if the target defines them.
-    warnings : list of str
-        Warnings for the card, which have been logged.
-    """
+    """Everything about one contrast that is known before anything is fitted."""
 
     contrast: Contrast
     target: str
+    #: the scans to develop with, as table and as arrays; held-out subjects are excluded
     rows: pd.DataFrame
     subjects: LabeledSubjects
     held_out: LabeledSubjects | None
+    #: all columns, and the sets of features to compare
     schema: Schema
     sets: dict[str, Schema]
     estimators: tuple[str, ...]
+    #: site of each subject; None without --site
     sites: tuple[str, ...] | None
+    #: marks the subjects that are controls, if the target defines them
     control: Bools | None
+    #: warnings for the card, which have been logged
     warnings: list[str]
 
     @property
@@ -130,15 +121,7 @@ def list_contrasts(settings: Settings, frame: pd.DataFrame) -> list[Contrast]:
 
 
 def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Plan:
-    """Choose scans, columns, controls, held-out subjects and estimators of one contrast.
-
-    Raises
-    ------
-    UsageError
-        If an option names something that does not exist.
-    BadData
-        If the contrast cannot be done with these scans.
-    """
+    """Choose scans, columns, controls, held-out subjects and estimators of one contrast."""
     assert settings.target is not None
     warnings = _Warnings(contrast.text)
     rows, label = _labeled_scans(settings, frame, settings.target, contrast, warnings)

@@ -37,18 +37,9 @@ TRUSTED = (
 
 
 def save_classifier(folder: Path, model: Pipeline, card: Card) -> None:
-    """Write ``model.skops``, and ``classifier.json`` with the facts about it as ``Model``.
-
-    Raises
-    ------
-    CannotCreateOutput
-        If the folder cannot be written.
-    TypeError
-        If the model holds types that could not be loaded again.
-    """
+    """Write ``model.skops``, and ``classifier.json`` with the facts about it as ``Model``."""
     content = skops.io.dumps(model, compression=zipfile.ZIP_DEFLATED)
-    unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED))
-    if unknown:
+    if unknown := _untrusted_types(content):
         raise TypeError(f"types that could not be loaded again: {unknown}")
     write_bytes(folder / MODEL, content)
     facts = {
@@ -64,13 +55,6 @@ def load_classifier(path: Path) -> tuple[Pipeline, Card]:
     """Read a pipeline and its card; objects of other than the trusted types are never made.
 
     `path` is the folder, or the ``model.skops`` in it.
-
-    Raises
-    ------
-    MissingInput
-        If a file is not there.
-    BadData
-        If model and card do not belong together, or the model holds other types.
     """
     folder = path.parent if path.is_file() else path
     for name in (MODEL, CARD):
@@ -94,8 +78,7 @@ def load_classifier(path: Path) -> tuple[Pipeline, Card]:
             f"{folder / MODEL}: this is not the model that {CARD} describes (sha256 differs)",
             code="classifier-digest-differs",
         )
-    unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED))
-    if unknown:
+    if unknown := _untrusted_types(content):
         raise BadData(
             f"{folder / MODEL}: the file holds types that are not trusted: {', '.join(unknown)}",
             code="classifier-type-untrusted",
@@ -106,3 +89,7 @@ def load_classifier(path: Path) -> tuple[Pipeline, Card]:
             *(folder, version, sklearn.__version__),
         )
     return skops.io.loads(content, trusted=list(TRUSTED)), card
+
+
+def _untrusted_types(content: bytes) -> list[str]:
+    return sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED))

@@ -2,71 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import SELECTED, Predictions
-from hyps_bids.classification.metrics import METRICS
 from hyps_bids.classification.plan import Plan
 from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.writing import write_json, write_table
 
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-#: Descriptions of the columns, for the sidecars.
-_COLUMNS = {
-    "validation": "cross-validation (nested, repeated), leave-one-site-out, or held-out.",
-    "features": "Set of features: volumes, metadata, both; noncircular: without tests by which "
-    "diagnoses are made.",
-    "estimator": "Classifier; 'selected' is chosen by inner cross-validation in each fold.",
-    "figure": "; ".join(f"{name}: {text}" for name, text in METRICS.items()),
-    "value": "Mean over repeats.",
-    "low": "Lower end of the 95 % interval, bootstrap over subjects.",
-    "high": "Upper end of the 95 % interval, bootstrap over subjects.",
-    "score_low": "Lower end of the 95 % score interval (Wilson; AUC: Newcombe); in small groups "
-    "read the wider of the two intervals.",
-    "score_high": "Upper end of the 95 % score interval.",
-    "repeats_low": "Lower end of the 95 % t interval over repeats: it shows how much the folds "
-    "matter, not the subjects.",
-    "repeats_high": "Upper end of the 95 % t interval over repeats.",
-    "subjects": "Number of subjects predicted.",
-    "participant_id": "Subject.",
-    "first": "Set of features.",
-    "second": "Set of features that it is compared with.",
-    "difference": "Metric of the first set minus that of the second, mean over repeats.",
-    "p": "Corrected resampled t test on the differences per fold (Nadeau and Bengio 2003).",
-    "folds": "Number of folds in which the metric is defined for both sets.",
-    "repeat": "Number of the repeat of the cross-validation.",
-    "fold": "Fold in which the subject was tested; 0: never.",
-    "true": "Class of the subject.",
-    "predicted": "Most probable class.",
-    "inner_auc": "AUC of the inner cross-validation, by which the classifier was selected.",
-    "settings": "Settings that the inner cross-validation chose.",
-    "class": "Class that counts as positive.",
-    "threshold": "Subjects with at least this probability are called positive.",
-    "false_positive_rate": "Share of the other subjects that are called positive.",
-    "sensitivity": "Share of the subjects of the class that are called positive.",
-    "observed": "Share of the subjects in the bin that belong to the class.",
-    "n": "Number of subjects in the bin.",
-    "column": "Feature or covariate.",
-    "auc_fall": "Fall of the AUC when the column is shuffled among the tested scans.",
-    "sd": "Standard deviation of the fall over folds.",
-}
-#: Descriptions of columns that differ in one table.
-_OWN_COLUMNS = {
-    "comparisons": {"figure": "auc, balanced_accuracy or brier, as in figures.tsv."},
-    "calibration": {"predicted": "Mean probability of the subjects in the bin."},
-    "chosen": {"estimator": "Classifier that was selected in the fold."},
-}
+#: Descriptions of columns, for the sidecars: those of all tables, and some of one table.
+_COLUMNS = json.loads((files("hyps_bids.classification") / "columns.json").read_text("utf-8"))
 
 
 def result_tables(plan: Plan, results: Results) -> dict[str, pd.DataFrame]:
@@ -90,7 +44,7 @@ def result_tables(plan: Plan, results: Results) -> dict[str, pd.DataFrame]:
         "confusion": confusion_table(data.label, probability, data.classes),
         "roc": roc_table(data.label, probability, data.classes),
         "calibration": calibration_table(data.label, probability, data.classes),
-        "importance": pd.DataFrame(results.importance),
+        "importance": results.importance,
     }
 
 
@@ -101,7 +55,7 @@ def write_tables(
     of_class = {name: f"Subjects called {name}, mean over repeats." for name in classes}
     of_class |= {f"p_{name}": f"Probability of {name}." for name in classes}
     for name, table in tables.items():
-        texts = of_class | _COLUMNS | _OWN_COLUMNS.get(name, {})
+        texts = of_class | _COLUMNS["all"] | _COLUMNS.get(name, {})
         path = folder / f"{name}.tsv"
         write_table(path, table)
         write_json(sidecar_path(path), described({column: texts[column] for column in table}))
@@ -110,8 +64,7 @@ def write_tables(
 def roc_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
     """List the points of the ROC curve of each repeat; of two classes only the first has a curve.
 
-    Unlike the AUC of the metrics, a curve compares subjects of different folds. `label` has shape
-    (subjects,) and `probability` (repeats, subjects, classes).
+    Unlike the AUC of the metrics, a curve compares subjects of different folds.
     """
     tables = []
     for k in _positive(classes):
@@ -183,15 +136,15 @@ def _chosen_table(results: Results) -> pd.DataFrame:
             {
                 "validation": validation,
                 "features": features,
-                "repeat": one.repeat + 1,
-                "fold": one.fold + 1,
+                "repeat": repeat + 1,
+                "fold": fold + 1,
                 "estimator": one.estimator,
-                "inner_auc": one.inner_auc,
+                "inner_auc": one.score,
                 "settings": ", ".join(f"{k} {v}" for k, v in one.params.items()) or None,
             }
             for validation, sets in results.predictions.items()
             for features, predictions in sets.items()
-            for one in predictions.selections
+            for (repeat, fold), one in predictions.selections.items()
         ]
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pandas as pd
 
 from hyps_bids.classification.card import (
     Card,
-    card_text,
     headline,
     sizes,
     uncertainty,
     widest_intervals,
+    write_card,
 )
 from hyps_bids.classification.charts import draw_charts
 from hyps_bids.classification.columns import read_units, require_columns
@@ -29,7 +30,6 @@ from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.validate import CROSS_VALIDATION, Results, validate
 from hyps_bids.errors import BadData, HypsError, UsageError
-from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -38,12 +38,7 @@ _LOG = logging.getLogger("hyps_bids")
 def train_classifiers(settings: Settings, wide: pd.DataFrame) -> list[str]:
     """Train, validate and store one classifier per contrast.
 
-    Parameters
-    ----------
-    settings : Settings
-        ``target``, ``contrast`` and the other options of classifiers.
-    wide : DataFrame
-        The wide table of the group level.
+    `wide` is the wide table of the group level.
 
     Returns
     -------
@@ -128,7 +123,7 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {subjects}"
     draw_charts(folder, title, tables)
     save_classifier(folder, results.final.model, card)
-    write_text(folder / "README.md", card_text(card, metrics, results.comparisons))
+    write_card(folder / "README.md", card, metrics, results.comparisons)
     name = plan.contrast.text
     for text in doubts:
         _LOG.warning("%s: %s", name, text)
@@ -173,7 +168,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
         },
         "IcvAdjustment": adjustment if schema.icv else "none",
         "Harmonization": harmonization if schema.site else "none",
-        "Schema": schema.to_json(),
+        "Schema": asdict(schema),
         "Adapter": str(plan.rows["adapter"].iloc[0]),
         "SoftwareVersion": str(plan.rows["software_version"].iloc[0]),
         "Models": str(plan.rows["models"].iloc[0]),

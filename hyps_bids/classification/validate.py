@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hyps_bids.classification.card import sizes
-from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
     Computing,
@@ -25,12 +24,7 @@ from hyps_bids.classification.cross_validation import (
     stratified_folds,
 )
 from hyps_bids.classification.metrics import bootstrap_weights, compare, metric_rows
-from hyps_bids.classification.permutation import (
-    Importance,
-    PermutationTest,
-    importance,
-    permutation_test,
-)
+from hyps_bids.classification.permutation import PermutationTest, importance, permutation_test
 from hyps_bids.classification.plan import Plan
 from hyps_bids.messages import format_count
 from hyps_bids.resources import available_cpus
@@ -50,36 +44,24 @@ _PAIRS = (
     ("both", "both_noncircular"),
 )
 
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Row = dict[str, float | str]
 
 
 @dataclass(frozen=True)
 class Results:
-    """The validated classifiers of a plan.
+    """The validated classifiers of a plan, with tables as they are written."""
 
-    Attributes
-    ----------
-    predictions : dict of str to dict of str to Predictions
-        By validation and set of features, held-out subjects excluded.
-    held_out : Predictions or None
-        Predictions of the held-out subjects from the full set of features.
-    metrics, comparisons : DataFrame
-        As in ``figures.tsv`` and ``comparisons.tsv``.
-    final : Search
-        The final model, fitted on all subjects with the full set of features.
-    warnings : list of str
-        Validations that could not be done.
-    """
-
+    #: by validation and set of features, held-out subjects excluded
     predictions: dict[str, dict[str, Predictions]]
+    #: predictions of the held-out subjects from the full set of features
     held_out: Predictions | None
     metrics: pd.DataFrame
     comparisons: pd.DataFrame
     permutation_tests: dict[str, PermutationTest]
-    importance: list[Importance]
+    importance: pd.DataFrame
+    #: the final model, fitted on all subjects with the full set of features
     final: Search
+    #: validations that could not be done
     warnings: list[str]
 
 
@@ -108,15 +90,15 @@ def validate(settings: Settings, plan: Plan) -> Results:
     if plan.held_out is not None:
         held_out_weights = _bootstrap(plan.held_out, settings.seed)
         rows += _metric_rows(plan.held_out, held_out, held_out_weights, HELD_OUT)
-    main = predictions[CROSS_VALIDATION][full]
-    first_repeat = [one for one in main.selections if one.repeat == 0]
     return Results(
         predictions=predictions,
         held_out=held_out.get(full),
         metrics=pd.DataFrame(rows),
         comparisons=pd.DataFrame(_comparison_rows(data, predictions, weights)),
         permutation_tests=_permutation_tests(settings, plan, computing),
-        importance=importance(data, plan.sets[full], main.folds[0], first_repeat, computing),
+        importance=importance(
+            data, plan.sets[full], predictions[CROSS_VALIDATION][full], computing
+        ),
         final=choose(finals[full].values()),
         warnings=warnings,
     )
@@ -153,7 +135,7 @@ def _predict_held_out(
             for name, one in searches.items()
         }
         probability = {SELECTED: probability[choose(searches.values()).estimator], **probability}
-        out[features] = Predictions(probability, np.zeros((1, len(data.ids)), dtype=np.int64), [])
+        out[features] = Predictions(probability, np.zeros((1, len(data.ids)), dtype=np.int64), {})
     return out
 
 

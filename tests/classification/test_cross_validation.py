@@ -81,7 +81,7 @@ def test_predictions_do_not_depend_on_processes_or_other_sets() -> None:
         assert np.array_equal(probability, two["both"].probability[name])
     # The dummy is never selected.
     assert np.array_equal(one["both"].probability[SELECTED], one["both"].probability["logistic"])
-    assert {c.estimator for c in one["both"].selections} == {"logistic"}
+    assert {c.estimator for c in one["both"].selections.values()} == {"logistic"}
 
 
 def test_predictions_of_a_fold_do_not_see_its_labels_or_values() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,7 +83,7 @@ def test_empty_columns_in_a_fold_do_not_shift_the_others(frame: pd.DataFrame) ->
 
 
 def test_schema_survives_json() -> None:
-    assert Schema.from_json(SCHEMA.to_json()) == SCHEMA
+    assert Schema.from_json(asdict(SCHEMA)) == SCHEMA
 
 
 def test_levels_keep_their_declared_order() -> None:

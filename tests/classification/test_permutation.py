@@ -40,9 +40,7 @@ def test_importance_finds_the_column_that_matters() -> None:
     data, schema = make_subjects(frame, features=("noise_0", "noise_1"), covariates=("age",))
     folds = stratified_folds(data.label, 3, 1, 0)
     found = nested_cv(data, {"both": schema}, folds, ["logistic"])["both"]
-    falls = {
-        one.column: one.auc_fall for one in importance(data, schema, folds[0], found.selections)
-    }
-    assert list(falls) == ["noise_0", "noise_1", "age"]
+    falls = importance(data, schema, found).set_index("column")["auc_fall"]
+    assert list(falls.index) == ["noise_0", "noise_1", "age"]
     assert falls["noise_1"] > 0.2
     assert abs(falls["noise_0"]) < 0.1
