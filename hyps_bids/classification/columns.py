@@ -16,6 +16,7 @@ from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import suggest_names
 from hyps_bids.outputs.names import group_path
 from hyps_bids.outputs.reading import WIDE, load_json
+from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
 
@@ -55,25 +56,16 @@ def default_features(columns: Sequence[str]) -> list[str]:
     return [c for c in sided if not c.endswith("_whole")] or sided
 
 
-def choose_columns(
-    frame: pd.DataFrame,
-    *,
-    features: Sequence[str] = (),
-    covariates: Sequence[str] = (),
-    site: str | None = None,
-    harmonize: bool = False,
-    target: str | None = None,
-) -> Schema:
+def choose_columns(settings: Settings, frame: pd.DataFrame) -> Schema:
     """Decide what each column of the scans of a contrast is used for.
 
     Features are columns or patterns such as ``volume_mm3_*``; without any, they are
     :func:`default_features`. Columns that are empty or constant are left out, with a warning.
     """
-    names = _matching(frame, features) if features else default_features(list(frame.columns))
-    require_columns(frame, "--covariates", covariates)
-    require_columns(frame, "--site", [site] if site is not None else [])
-    _refuse_overlap(names, covariates, target)
-    _refuse_features(frame, names, requested=features)
+    requested, covariates, site = settings.features, settings.covariates, settings.site
+    names = _matching(frame, requested) if requested else default_features(list(frame.columns))
+    _refuse_overlap(names, covariates, settings.target)
+    _refuse_features(frame, names, requested)
     names = _informative(frame, (n for n in names if n != _ICV), "feature")
     if not names:
         raise BadData(
@@ -96,8 +88,8 @@ def choose_columns(
         numeric=tuple(n for n in kept if n not in categories),
         categories={n: levels_of(frame[n]) for n in categories},
         preserve=tuple(n for n in kept if n not in tests),
-        site=site if harmonize else None,
-        sites=levels_of(frame[site]) if harmonize and site else (),
+        site=site if settings.harmonize else None,
+        sites=levels_of(frame[site]) if settings.harmonize and site else (),
     )
 
 

@@ -17,6 +17,7 @@ from hyps_bids.messages import format_count
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

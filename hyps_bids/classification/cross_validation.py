@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
-from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -26,7 +25,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
-from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects, mean_by_subject
+from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects, mean_by_subject
 from hyps_bids.classification.estimators import ESTIMATORS, Estimator, Params, Split
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
@@ -172,11 +171,7 @@ def predict_subjects(data: LabeledSubjects, model: Pipeline, subjects: Ints) -> 
 
 
 def fit_and_predict(
-    data: LabeledSubjects,
-    preprocessing: Pipeline,
-    estimator: str,
-    test: NDArray[np.bool_],
-    seed: int,
+    data: LabeledSubjects, preprocessing: Pipeline, estimator: str, test: Bools, seed: int
 ) -> tuple[Search, Array]:
     """Search and fit on all subjects except those of `test`, and predict these.
 

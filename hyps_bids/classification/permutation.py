@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from joblib import delayed
-from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
+from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     ONE_PROCESS,
     Computing,
@@ -48,7 +47,7 @@ def permutation_test(
     *,
     permutations: int,
     folds: int = 5,
-    control: NDArray[np.bool_] | None = None,
+    control: Bools | None = None,
     computing: Computing = ONE_PROCESS,
 ) -> PermutationTest:
     """Test how often shuffled labels give as high an AUC, through the whole pipeline.
@@ -102,7 +101,7 @@ def importance(
 
 
 def _shuffled(
-    data: LabeledSubjects, schema: Schema, order: Ints, control: NDArray[np.bool_] | None
+    data: LabeledSubjects, schema: Schema, order: Ints, control: Bools | None
 ) -> LabeledSubjects:
     matrix = data.matrix
     if control is not None:
@@ -125,7 +124,7 @@ def _falls(
     data: LabeledSubjects,
     preprocessing: Pipeline,
     selection: Search,
-    test: NDArray[np.bool_],
+    test: Bools,
     columns: Sequence[int],
     seed: int,
 ) -> list[float]:

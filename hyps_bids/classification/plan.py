@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from hyps_bids.classification.columns import (
     choose_columns,
@@ -19,6 +18,8 @@ from hyps_bids.classification.columns import (
     require_columns,
 )
 from hyps_bids.classification.contrast import (
+    Array,
+    Bools,
     Contrast,
     LabeledSubjects,
     label_scans,
@@ -37,8 +38,6 @@ _LOG = logging.getLogger("hyps_bids")
 _MANY_LEVELS = 10
 #: Names of columns that are checked for confounding even without --site.
 _SITE_LIKE = ("site", "center", "centre", "scanner", "manufacturer", "institution")
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,8 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     """Choose scans, columns, controls, held-out subjects and estimators of one contrast."""
     assert settings.target is not None
     warnings = _Warnings(contrast.text)
-    rows, label = _labeled_scans(settings, frame, settings.target, contrast, warnings)
-    schema = choose_columns(
-        rows,
-        features=settings.features,
-        covariates=settings.covariates,
-        site=settings.site,
-        harmonize=settings.harmonize,
-        target=settings.target,
-    )
+    rows, label = _labeled_scans(settings, frame, contrast, warnings)
+    schema = choose_columns(settings, rows)
     for text in find_giveaways(rows, schema, label):
         warnings.add(text)
     controls = _controls(settings, rows)
@@ -166,21 +158,17 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
 
 
 def _labeled_scans(
-    settings: Settings,
-    frame: pd.DataFrame,
-    target: str,
-    contrast: Contrast,
-    warnings: _Warnings,
+    settings: Settings, frame: pd.DataFrame, contrast: Contrast, warnings: _Warnings
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Take the scans of the contrast and their classes."""
     used = [settings.site] if settings.harmonize or settings.leave_one_site_out else []
     no_site = frame[used].isna().any(axis=1)
-    label = label_scans(frame[~no_site], target, contrast).dropna()
+    label = label_scans(frame[~no_site], str(settings.target), contrast).dropna()
     if no_site.any():
         warnings.add(f"{format_count(int(no_site.sum()), 'scan')} without {settings.site} left out")
     rows = frame.loc[label.index].reset_index(drop=True)
     _check_comparable(rows)
-    in_contrast = text_levels(frame[target]).isin(contrast.levels)
+    in_contrast = text_levels(frame[settings.target]).isin(contrast.levels)
     if dropped := int(in_contrast.sum()) - len(rows):
         warnings.add(
             f"{format_count(dropped, 'scan')} left out: without a site, or with another class than "
@@ -205,11 +193,7 @@ def _check_comparable(rows: pd.DataFrame) -> None:
 
 
 def _subjects(
-    matrix: NDArray[np.float64],
-    rows: pd.DataFrame,
-    label: pd.Series,
-    contrast: Contrast,
-    take: Bools,
+    matrix: Array, rows: pd.DataFrame, label: pd.Series, contrast: Contrast, take: Bools
 ) -> LabeledSubjects:
     ids, subject = np.unique(rows.loc[take, "participant_id"].astype(str), return_inverse=True)
     of_subject = np.zeros(len(ids), dtype=np.int64)

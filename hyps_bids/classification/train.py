@@ -38,12 +38,7 @@ _LOG = logging.getLogger("hyps_bids")
 def train_classifiers(settings: Settings, wide: pd.DataFrame) -> list[str]:
     """Train, validate and store one classifier per contrast.
 
-    `wide` is the wide table of the group level.
-
-    Returns
-    -------
-    list of str
-        One line per contrast that failed; the others are done.
+    `wide` is the wide table of the group level. Returns one line per contrast that failed.
 
     Raises
     ------

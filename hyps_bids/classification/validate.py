@@ -90,15 +90,14 @@ def validate(settings: Settings, plan: Plan) -> Results:
     if plan.held_out is not None:
         held_out_weights = _bootstrap(plan.held_out, settings.seed)
         rows += _metric_rows(plan.held_out, held_out, held_out_weights, HELD_OUT)
+    main = predictions[CROSS_VALIDATION][full]
     return Results(
         predictions=predictions,
         held_out=held_out.get(full),
         metrics=pd.DataFrame(rows),
         comparisons=pd.DataFrame(_comparison_rows(data, predictions, weights)),
         permutation_tests=_permutation_tests(settings, plan, computing),
-        importance=importance(
-            data, plan.sets[full], predictions[CROSS_VALIDATION][full], computing
-        ),
+        importance=importance(data, plan.sets[full], main, computing),
         final=choose(finals[full].values()),
         warnings=warnings,
     )

@@ -26,25 +26,25 @@ def test_contrasts_of_groups_and_many_classes() -> None:
     assert Contrast.parse("a/b:../c").name == "a_b-vs-.._c"
 
 
-@pytest.mark.parametrize("text", ["AD", "AD:", ":CN", "AD++CN:X", ""])
-def test_incomplete_contrasts_are_refused(text: str) -> None:
-    with raises(UsageError, "contrast-syntax", text):
+@pytest.mark.parametrize("text", ["AD", "AD:", ":CN", "AD++CN:X", "", "AD:AD+CN"])
+def test_contrasts_that_are_none_are_refused(text: str) -> None:
+    code = "contrast-level-repeated" if "AD+CN" in text else "contrast-syntax"
+    with raises(UsageError, code, text):
         Contrast.parse(text)
 
 
-def test_a_level_in_two_classes_is_refused() -> None:
-    with raises(UsageError, "contrast-level-repeated", "'AD'"):
-        Contrast.parse("AD:AD+CN")
-
-
-def test_missing_level_names_the_existing_ones() -> None:
-    with raises(BadData, "contrast-level-absent", "EMCI", "AD, CN"):
-        label_scans(simulate({"AD": 3, "CN": 3}), "diagnosis", Contrast.parse("EMCI:CN"))
-
-
-def test_one_subject_is_too_few_however_often_scanned() -> None:
-    with raises(BadData, "class-too-small", "class AD", "1 subject"):
-        label_scans(simulate({"AD": 1, "CN": 5}, scans=4), "diagnosis", Contrast.parse("AD:CN"))
+@pytest.mark.parametrize(
+    ("contrast", "code", "facts"),
+    [
+        ("EMCI:CN", "contrast-level-absent", ("EMCI", "AD, CN")),
+        # One subject is too few, however often scanned.
+        ("AD:CN", "class-too-small", ("class AD", "1 subject")),
+    ],
+)
+def test_contrasts_without_subjects(contrast: str, code: str, facts: tuple[str, ...]) -> None:
+    frame = simulate({"AD": 1, "CN": 5}, scans=4)
+    with raises(BadData, code, *facts):
+        label_scans(frame, "diagnosis", Contrast.parse(contrast))
 
 
 def test_the_class_of_the_first_scan_is_kept() -> None:

@@ -1,4 +1,4 @@
-"""Folds, nested search and predictions."""
+"""Folds, nested search and predictions; shuffled labels and shuffled columns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from joblib import delayed
 
-from hyps_bids.classification import cross_validation
-from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification import cross_validation, permutation
+from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
 from hyps_bids.classification.cross_validation import (
     SELECTED,
     Computing,
@@ -26,6 +26,7 @@ from hyps_bids.classification.cross_validation import (
     stratified_folds,
 )
 from hyps_bids.classification.estimators import ESTIMATORS, anova
+from hyps_bids.classification.permutation import importance, permutation_test
 from tests.classification.conftest import make_subjects
 from tests.cohorts import simulate
 
@@ -44,8 +45,7 @@ def test_scans_of_a_subject_never_straddle_folds(
     # Each subject has the drawn number of scans, in any order.
     subject = np.repeat(np.arange(len(label)), scans[: len(label)])
     subject = np.random.default_rng(seed).permutation(subject)
-    ids = tuple(map(str, range(len(label))))
-    classes = tuple("abc"[: len(sizes)])
+    ids, classes = tuple(map(str, range(len(label)))), tuple("abc"[: len(sizes)])
     data = LabeledSubjects(np.zeros((len(subject), 1)), subject, label, ids, classes)
     for fold in stratified_folds(label, count, 2, seed):
         assert fold.max() + 1 == min(count, *sizes)
@@ -113,16 +113,11 @@ def test_subjects_are_the_mean_of_their_scans() -> None:
 
 
 def test_the_best_inner_score_wins_and_the_first_of_equals() -> None:
-    scores = {"dummy": 1.0, "logistic": 0.7, "rbf_svm": 0.8, "random_forest": 0.8}
-    assert (
-        choose(Search(name, {}, score, None) for name, score in scores.items()).estimator
-        == "rbf_svm"
-    )
-    scores = {"logistic": float("nan"), "random_forest": float("nan")}
-    assert (
-        choose(Search(name, {}, score, None) for name, score in scores.items()).estimator
-        == "logistic"
-    )
+    def best(**scores: float) -> str:
+        return choose(Search(name, {}, score, None) for name, score in scores.items()).estimator
+
+    assert best(dummy=1.0, logistic=0.7, rbf_svm=0.8, random_forest=0.8) == "rbf_svm"
+    assert best(logistic=np.nan, random_forest=np.nan) == "logistic"
 
 
 def test_selection_survives_constant_columns() -> None:
@@ -139,3 +134,36 @@ def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_tasks(tasks, "fits", Computing(progress=told.append)) == [0, 1, 2, 3]
     assert "2 of 4 fits" in told[0]
     assert "20 s" in told[0]
+
+
+def test_shuffled_controls_move_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, schema = make_subjects(simulate({"AD": 8, "CN": 8}, scans=2), covariates=())
+    control = (data.label == 1) & (np.arange(16) % 2 == 1)
+    seen = []
+
+    def remember(one: LabeledSubjects, *_: object) -> float:
+        flags = one.matrix[:, schema.columns.index("(control)")]
+        seen.append((one.label, mean_by_subject(flags, one.subject, 16)))
+        return 0.5
+
+    monkeypatch.setattr(permutation, "_cv_auc", remember)
+    permutation_test(data, schema, "dummy", permutations=3, folds=2, control=control)
+    assert len(seen) == 4
+    assert np.array_equal(seen[0][1], control)
+    for label, flags in seen:
+        assert flags.sum() == control.sum()
+        assert (label[flags == 1] == 1).all()
+    assert any(not np.array_equal(label, data.label) for label, _ in seen)
+
+
+def test_importance_finds_the_column_that_matters() -> None:
+    frame = simulate({"AD": 30, "CN": 30}, seed=2, noise_features=2)
+    rng = np.random.default_rng(0)
+    frame["noise_1"] += 2.5 * (frame["diagnosis"] == "AD") + rng.normal(0, 0.1, 60)
+    data, schema = make_subjects(frame, features=("noise_0", "noise_1"), covariates=("age",))
+    folds = stratified_folds(data.label, 3, 1, 0)
+    found = nested_cv(data, {"both": schema}, folds, ["logistic"])["both"]
+    falls = importance(data, schema, found).set_index("column")["auc_fall"]
+    assert list(falls.index) == ["noise_0", "noise_1", "age"]
+    assert falls["noise_1"] > 0.2
+    assert abs(falls["noise_0"]) < 0.1

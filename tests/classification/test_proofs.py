@@ -73,9 +73,8 @@ def test_a_site_that_differs_is_no_diagnosis_after_harmonization() -> None:
     # the classifier recognizes the scanner.
     frame = simulate({"AD": 100, "CN": 100}, seed=3)
     rng = np.random.default_rng(0)
-    frame["site"] = np.where(
-        rng.random(200) < np.where(frame["diagnosis"] == "AD", 0.7, 0.3), "B", "A"
-    )
+    share = np.where(frame["diagnosis"] == "AD", 0.7, 0.3)
+    frame["site"] = np.where(rng.random(200) < share, "B", "A")
     volumes = [c for c in frame if c.startswith("volume_mm3_") and "whole" not in c]
     frame.loc[frame["site"] == "B", volumes] -= 400
     aucs = []
@@ -98,12 +97,7 @@ def test_intervals_cover_the_truth() -> None:
         frame = simulate({"AD": 60, "CN": 60}, {"AD": -1.5}, seed=seed)
         data, schema = make_subjects(frame, site=None, harmonize=False)
         found = auc_with_intervals(data, schema, folds=4)
-        covered.append(
-            [
-                found["low"] <= truth <= found["high"],
-                found["score_low"] <= truth <= found["score_high"],
-            ]
-        )
+        covered.append([found[f"{k}low"] <= truth <= found[f"{k}high"] for k in ("", "score_")])
     assert (np.mean(covered, axis=0) >= 0.8).all()
 
 
@@ -112,15 +106,8 @@ def test_intervals_cover_the_truth() -> None:
 def test_permuted_labels_are_chance_through_the_whole_pipeline() -> None:
     values = []
     for seed in range(20):
-        frame = simulate(
-            {"AD": 20, "CN": 20},
-            {"AD": -2},
-            seed=seed,
-            scans=2,
-            sites=("A", "B", "C"),
-            site_shift=200,
-            missing=0.05,
-        )
+        sites = {"sites": ("A", "B", "C"), "site_shift": 200, "missing": 0.05}
+        frame = simulate({"AD": 20, "CN": 20}, {"AD": -2}, seed=seed, scans=2, **sites)
         data, schema = make_subjects(frame, covariates=("age", "sex", "education"))
         label = np.random.default_rng(seed).permutation(data.label)
         values.append(auc(replace(data, label=label), schema, folds=3))
@@ -137,9 +124,8 @@ def test_p_values_without_effect_are_uniform() -> None:
     for seed in range(30):
         frame = simulate({"AD": 12, "CN": 9}, seed=seed, sites=("A", "B"), site_shift=200)
         data, schema = make_subjects(frame, covariates=("age",))
-        test = permutation_test(
-            data, schema, "logistic", permutations=4, folds=2, computing=Computing(seed)
-        )
+        options = {"permutations": 4, "folds": 2, "computing": Computing(seed)}
+        test = permutation_test(data, schema, "logistic", **options)
         # Spread over the steps of 1/5, so that the values of an exact test are uniform.
         values.append(test.p - rng.random() / 5)
     assert kstest(values, "uniform").pvalue > 0.01
