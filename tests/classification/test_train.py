@@ -53,18 +53,9 @@ def test_everything_on_a_simulated_cohort(
     held_out = options.output_dir / "held_out.txt"
     held_out.parent.mkdir()
     held_out.write_text("sub-0003\n0005\nsub-0040\n0041\nsub-9999\n")
-    chosen = replace(
-        options,
-        repeats=2,
-        covariates=("age", "sex", "MMSE"),
-        site="site",
-        harmonize=True,
-        leave_one_site_out=True,
-        held_out=str(held_out),
-        folds=2,
-        permutations=2,
-        controls="diagnosis=CN",
-    )
+    by_site = replace(options, site="site", harmonize=True, leave_one_site_out=True)
+    columns = {"covariates": ("age", "sex", "MMSE"), "controls": "diagnosis=CN"}
+    chosen = replace(by_site, **columns, repeats=2, folds=2, permutations=2, held_out=str(held_out))
     assert train_classifiers(chosen, frame) == []
     out = folder(options)
     assert sorted(p.name for p in out.iterdir()) == sorted(FILES)
