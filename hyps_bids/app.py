@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hyps_bids.bids.index import find_scans, select_scans
+from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
@@ -68,10 +68,10 @@ def _run_participant_level(settings: Settings) -> int:
         # Validate the plugin file first, so that a bad one fails before any output is written.
         plugin = read_plugin(settings.use_plugin)["plugin"]
         check_paths(plugin, settings.output_dir, settings.work_dir or settings.output_dir)
-    selection = select_scans(settings, need_content=not settings.reports_only)
-    scans = selection.scans
+    found = find_images(settings, need_content=not settings.reports_only)
+    scans = found.scans
     if settings.dry_run:
-        return _print_paths(scans) or int(bool(selection.unreadable))
+        return _print_paths(scans) or int(bool(found.unreadable))
     if settings.reports_only:
         scans = _scans_with_results(settings, scans)
     else:
@@ -90,7 +90,7 @@ def _run_participant_level(settings: Settings) -> int:
             failed = _segment(this_run, scans)
         subjects = _subjects_to_report(settings, scans)
         unreported = build_reports(this_run, subjects) if subjects else []
-    return 1 if failed or unreported or selection.unreadable else 0
+    return 1 if failed or unreported or found.unreadable else 0
 
 
 def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:

@@ -317,7 +317,7 @@ def test_errors_of_the_system_name_their_file(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("hyps_bids.app.select_scans", fail)
+    monkeypatch.setattr("hyps_bids.app.find_images", fail)
     assert main([str(raw), str(tmp_path / "out"), "participant", "--dry-run"]) == exit_code
     assert capsys.readouterr().err.endswith(f"x: {error.strerror} [{code}]\n")
 

@@ -21,7 +21,7 @@ from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
 
-__all__ = ["Selection", "check_dataset", "find_scans", "refuse_dangling", "select_scans"]
+__all__ = ["FoundImages", "check_dataset", "find_images", "find_scans", "refuse_dangling"]
 
 _LOG = logging.getLogger("hyps_bids")
 #: Entities by which derivatives name what is no T1w image of a whole head.
@@ -29,7 +29,7 @@ _NO_HEAD = ("atlas", "cohort", "den", "hemi", "label", "roi", "scale", "seg", "t
 
 
 @dataclass(frozen=True)
-class Selection:
+class FoundImages:
     """The images that were asked for.
 
     Attributes
@@ -45,11 +45,11 @@ class Selection:
 
 
 def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
-    """Find the T1w images that were asked for; see :func:`select_scans`."""
-    return select_scans(settings, need_content=need_content).scans
+    """Find the T1w images that were asked for; see :func:`find_images`."""
+    return find_images(settings, need_content=need_content).scans
 
 
-def select_scans(settings: Settings, *, need_content: bool = True) -> Selection:
+def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages:
     """Find the T1w images that were asked for; only their folders are listed.
 
     Participants without such an image are named, with what is in their folders instead.
@@ -109,7 +109,7 @@ def select_scans(settings: Settings, *, need_content: bool = True) -> Selection:
     if need_content:
         _name_dangling(passed)
     _log_selection(settings, passed, f"{len(passed)} of {len(scans)}" if filters else "")
-    return Selection(passed, unreadable)
+    return FoundImages(passed, unreadable)
 
 
 def _log_selection(settings: Settings, scans: Sequence[Scan], passed: str) -> None:

@@ -171,8 +171,10 @@ def write_result(
     remove_stale(paths["qc"].parent)
     source = nib.load(scan.path)
     table = label_table(measures.parts)
+    uri = bids_uri("raw", Path(scan.folder) / scan.path.name)
     common: dict[str, Any] = {
-        "Sources": [bids_uri("raw", Path(scan.folder) / scan.path.name)],
+        "Sources": [uri],
+        **_grid_metadata(scan, uri),
         **provenance,
         "Devices": measures.devices,
     }
@@ -213,6 +215,13 @@ def write_result(
         mark, common | described(qc_columns()) | {"BoxCentres": boxes, "Fingerprint": digest}
     )
     return mark
+
+
+def _grid_metadata(scan: Scan, uri: str) -> dict[str, str]:
+    """Return the keys that BIDS requires where a name has ``space`` or ``res``."""
+    entities = dict(scan.entities)
+    metadata = {"SpatialReference": uri} if "space" in entities else {}
+    return metadata | ({"Resolution": f"The grid of {uri}"} if "res" in entities else {})
 
 
 def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:

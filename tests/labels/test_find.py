@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,38 @@ def test_labels_find_their_image(derivatives: Path, find: Find, label: str, stem
     assert (item.scan.stem, item.dataset) == (stem, derivatives)
     assert [image.path for image in item.labels] == [derivatives / label]
     assert item.structures == WHOLE
+
+
+def test_label_images_with_misspelled_names_are_named(
+    derivatives: Path, find: Find, caplog: pytest.LogCaptureFixture
+) -> None:
+    nearly = [
+        "sub-01/anat/sub-01_DSEG.nii.gz",
+        "sub-01/anat/sub-01_acq-0.8mm_dseg.nii.gz",
+        "sub-01/anat/sub-01_label-Lhippocampus_mask.NII",
+    ]
+    add(derivatives, *nearly)
+    with raises(NothingMatches, "no-labels-found"):
+        find(label_map="whole")
+    assert all(name in caplog.text for name in nearly)
+
+
+def test_labels_that_may_not_be_read(
+    derivatives: Path, find: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(derivatives, "sub-01/anat/sub-01_dseg.nii.gz", "sub-02/ses-1/anat/sub-02_ses-1_dseg.nii.gz")
+    locked = derivatives / "sub-01" / "anat"
+    listdir = os.listdir
+
+    def fail(folder: str) -> list[str]:
+        if Path(folder) == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", fail)
+    # What a training set holds must not depend on who starts the run.
+    with raises(MissingInput, "folder-locked", locked):
+        find(label_map="whole")
 
 
 @pytest.mark.parametrize(

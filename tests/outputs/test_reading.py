@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hyps_bids.errors import BadData, InvalidBids, MissingInput
-from hyps_bids.outputs.reading import read_json_object, read_text_table
+from hyps_bids.outputs.reading import load_json, read_json_object, read_text_table
 from tests.raising import raises
 
 
@@ -17,6 +17,12 @@ def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path: Path, encodin
     assert read_json_object(tmp_path / "a.json") == {"Name": "Müller"}
     (tmp_path / "a.tsv").write_text("id\tname\n01\tn/a\n", encoding=encoding)
     assert read_text_table(tmp_path / "a.tsv").to_dict("records") == [{"id": "01", "name": "n/a"}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_of_other_encodings(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_text('{"Name": "Müller"}', encoding=encoding)
+    assert load_json(tmp_path / "a.json") == {"Name": "Müller"}
 
 
 @pytest.mark.parametrize(

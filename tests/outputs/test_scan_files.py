@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from hyps_bids.errors import CannotCreateOutput
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
+from hyps_bids.outputs.dataset import write_dataset_files
+from hyps_bids.outputs.labels import label_table
+from hyps_bids.outputs.names import parse_output
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import (
@@ -28,6 +32,7 @@ from hyps_bids.outputs.scan_files import (
     write_result,
 )
 from hyps_bids.segmentation.pipeline import native_images
+from hyps_bids.settings import Settings
 from tests.raising import raises
 
 PROVENANCE = {"SoftwareVersion": "1", "Models": {"Base": {"SHA256": "ab"}}}
@@ -365,6 +370,36 @@ def test_unreadable_image_does_not_end_the_run(tmp_path: Path) -> None:
     assert not done(scan, tmp_path)
     scan.path.mkdir()
     assert not done(scan, tmp_path)
+
+
+NAMES = {
+    "sub-01": "sub-01_seg-hippocampus",
+    "sub-01_acq-x_run-2_part-mag": "sub-01_acq-x_run-2_part-mag_seg-hippocampus",
+    "sub-01_desc-preproc": "sub-01_seg-hippocampus_desc-preproc",
+    "sub-01_res-2_desc-preproc": "sub-01_seg-hippocampus_res-2_desc-preproc",
+    "sub-01_desc-preproc_res-2_run-1": "sub-01_run-1_seg-hippocampus_res-2_desc-preproc",
+    "sub-01_space-T1w_desc-brain": "sub-01_space-T1w_seg-hippocampus_desc-brain",
+}
+
+
+def test_names_of_processed_images_are_valid(tmp_path: Path, validator: str) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    image = native_image("RAS")
+    made = save(image, tmp_path)
+    made.path.unlink()
+    for source, expected in NAMES.items():
+        scan = Scan.from_path(raw / f"sub-01/anat/{source}_T1w.nii.gz")
+        nib.save(image, scan.path)
+        mark = write(scan, tmp_path)
+        assert mark.name == f"{expected}_qc.json"
+        # The name of the scan can be read back from the name of any of its files.
+        assert parse_output(mark.name) == (scan.stem, "qc.json")
+    settings = Settings(bids_dir=raw, output_dir=out, analysis_level="participant")
+    write_dataset_files(settings, labels=label_table(["anterior", "posterior"]))
+    checked = subprocess.run([validator, str(out), "--format", "json"], capture_output=True)
+    issues = json.loads(checked.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+    assert len(list(out.rglob("*_dseg.nii.gz"))) == len(NAMES)
 
 
 def test_failure_removes_what_an_earlier_content_gave(tmp_path: Path) -> None:

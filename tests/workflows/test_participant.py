@@ -142,6 +142,30 @@ def test_derivatives_are_valid_bids(derivatives: Path, validator: str) -> None:
     assert [issue for issue in issues if issue["severity"] == "error"] == []
 
 
+def test_image_without_content_fails_alone_and_keeps_its_outputs(
+    dataset: Path, derivatives: Path, tmp_path: Path
+) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(dataset, raw)
+    shutil.copytree(derivatives, out)
+    dropped = raw / "sub-good/ses-A/anat/sub-good_ses-A_T1w.nii.gz"
+    new = raw / "sub-new/anat/sub-new_T1w.nii.gz"
+    dropped.unlink()
+    new.parent.mkdir(parents=True)
+    for path in (dropped, new):
+        path.symlink_to("../.git/annex/objects/MD5E-s1--0.nii.gz")
+    before = {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")}
+    labels = ["--participant-label", "good", "new"]
+    assert main([str(raw), str(out), "participant", *labels]) == 1
+    assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
+    row = read_table(out / "sub-new/anat/sub-new_seg-hippocampus_qc.tsv").iloc[0]
+    assert row["status"] == "failed"
+    assert f"datalad get {new}" in row["reason"]
+    assert (out / "sub-new.html").is_file()
+    # There is nothing to do at all.
+    assert main([str(raw), str(out), "participant", "--participant-label", "new"]) == 66
+
+
 def test_nothing_is_left_behind(derivatives: Path) -> None:
     names = {path.name for path in derivatives.iterdir()}
     assert "work" not in names
