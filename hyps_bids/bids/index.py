@@ -390,7 +390,7 @@ def _name_absent(
         people = join_names(each.label for each in absent)
         raise NothingMatches(
             f"{settings.bids_dir}: there is no T1w image of participant {people}{sessions}. What "
-            f"there is instead: {names}.",
+            f"there is instead: {join_names([names, *nearly])}.",
             code="no-images-selected",
         )
     if absent:
