@@ -22,6 +22,17 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def is_unicode(text: str) -> bool:
+    r"""Tell whether a text can be written in UTF-8; names of files need not be.
+
+    Examples
+    --------
+    >>> is_unicode("Köln"), is_unicode(b"K\xf6ln".decode(errors="surrogateescape"))
+    (True, False)
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def printable(text: str) -> str:
     r"""Write control characters, and bytes that are not UTF-8, as escapes.
 

@@ -12,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Participant", "find_participants", "is_text", "list_images", "near_misses"]
+from hyps_bids.messages import is_unicode
+
+__all__ = ["Participant", "find_participants", "list_images", "near_misses"]
 
 _T1W = re.compile(r"[^./][^.]*_T1w\.nii(?:\.gz)?")
 #: A T1w image but for upper and lower case, a dot within the name, or white space at its end.
 _MISSPELLED = re.compile(r"[^.].*T1w\.nii(?:\.gz)?\s*", re.IGNORECASE | re.DOTALL)
+#: Labels may have any letters.
+_LABELS = re.compile(r"(?:sub|ses)-[^_]*")
 _T1_LIKE = re.compile(r"t1|unit1|mp2?rage|spgr", re.IGNORECASE)
 _NO_IMAGE = (".json", ".tsv", ".txt", ".html", ".svg", ".gii", ".h5", ".mat", ".xfm")
 _SUBJECT_LIKE = re.compile(r"sub[-_ ]?\w.*", re.IGNORECASE)
@@ -96,7 +100,7 @@ def _list(root: str, label: str) -> Participant:
             parents[f"{subject}/{name}"] = names(f"{subject}/{name}")
     for parent, inside in parents.items():
         for name in names(f"{parent}/anat") if "anat" in inside else ():
-            is_image = _T1W.fullmatch(name) and is_text(parent + name)
+            is_image = _T1W.fullmatch(name) and is_unicode(parent + name)
             (found.images if is_image else found.others).append(f"{parent}/anat/{name}")
     return found
 
@@ -124,7 +128,7 @@ def near_misses(root: Path | None, participant: Participant) -> list[tuple[str, 
             continue
         if _MISSPELLED.fullmatch(name):
             found.append((0, path, _why_misspelled(folder, name)))
-        elif _T1_LIKE.search(name.removeprefix(f"sub-{participant.label}")):
+        elif _T1_LIKE.search(_LABELS.sub("", name)):
             is_nifti = name.casefold().endswith((".nii", ".nii.gz"))
             end = name.split(".")[0].rpartition("_")[2] or name
             why = f"it is {end}, not T1w" if is_nifti else "it is not a NIfTI file (.nii, .nii.gz)"
@@ -133,12 +137,12 @@ def near_misses(root: Path | None, participant: Participant) -> list[tuple[str, 
 
 
 def _why_misspelled(folder: str, name: str) -> str:
-    if not is_text(name):
+    if not is_unicode(name):
         return "its name is not UTF-8 text"
     if name != name.strip():
         return "its name ends with white space"
     if not re.search(r"_T1w\.nii(\.gz)?$", name):
-        return "names must end with _T1w.nii or _T1w.nii.gz, in upper and lower case as here"
+        return "its name must end with _T1w.nii.gz or _T1w.nii; upper and lower case matter"
     if "." in re.sub(r"\.nii(\.gz)?$", "", name):
         return "the parts of a name may not have dots"
     parent = os.path.basename(folder)
@@ -151,8 +155,3 @@ def _files_below(root: Path, folder: str) -> Iterator[str]:
         if inside.count("/") >= _DEPTH:
             folders.clear()
         yield from (f"{inside}/{name}" for name in files)
-
-
-def is_text(name: str) -> bool:
-    """Tell whether a name is UTF-8: other bytes are surrogates in Python."""
-    return not any("\udc80" <= character <= "\udcff" for character in name)

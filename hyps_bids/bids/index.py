@@ -13,10 +13,10 @@ from bids.layout import BIDSLayout
 
 from hyps_bids.bids.absence import LeftOut, describe_absent, explain_labels
 from hyps_bids.bids.filters import filtered_paths, read_filters
-from hyps_bids.bids.folders import Participant, find_participants, is_text, list_images
+from hyps_bids.bids.folders import Participant, find_participants, list_images
 from hyps_bids.bids.layouts import StoredIndex, index_images
 from hyps_bids.errors import HypsError, InvalidBids, MissingInput, NothingMatches, UsageError
-from hyps_bids.messages import format_count, join_names, printable
+from hyps_bids.messages import format_count, is_unicode, join_names, printable
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
@@ -146,7 +146,7 @@ def check_dataset(root: Path, name: str, *, skip: bool) -> None:
     UsageError
         If its path is not UTF-8.
     """
-    if not is_text(str(root.absolute())):
+    if not is_unicode(str(root.absolute())):
         raise UsageError(
             f"{printable(str(root))}: the path of {name} has bytes that are not UTF-8, which BIDS "
             "does not allow. Rename the folder, or reach it by a link with another name.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bids.config import get_option
 from bids.layout import BIDSLayout, BIDSLayoutIndexer
@@ -106,16 +108,14 @@ class StoredIndex:
                 f"{path}: cannot be read ({error.strerror}).", code="index-locked"
             ) from error
         try:
-            with closing(sqlite3.connect(path)) as connection:
+            with closing(_open(path)) as connection:
                 made_for, config = connection.execute(
                     "SELECT root, _config FROM layout_info"
                 ).fetchone()
                 found = connection.execute("SELECT path FROM files").fetchall()
             entities = json.loads(config)
         except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
-            raise BadData(
-                f"{path}: this is not an index of pybids. Remove it.", code="index-unreadable"
-            ) from error
+            raise _unreadable(path) from error
         if Path(made_for) != root.absolute():
             raise UsageError(
                 f"{folder}: this is an index of {made_for}. Choose another folder.",
@@ -178,14 +178,33 @@ class StoredIndex:
         return layout
 
     def load(self) -> BIDSLayout:
-        """Load the index into memory."""
+        """Load the index into memory.
+
+        Raises
+        ------
+        BadData
+            If it is damaged.
+        """
 
         def copy(layout: BIDSLayout) -> None:
             layout.session.close()
-            with closing(sqlite3.connect(self.path)) as stored:
+            with closing(_open(self.path)) as stored:
                 stored.backup(_connection(layout))
 
-        return _layout(self.root, copy)
+        try:
+            return _layout(self.root, copy)
+        except sqlite3.Error as error:
+            raise _unreadable(self.path) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open an index without locks, which not all network disks have: it is never changed."""
+    name = quote(os.fsencode(path.absolute()))
+    return sqlite3.connect(f"file:{name}?immutable=1", uri=True)
+
+
+def _unreadable(path: Path) -> BadData:
+    return BadData(f"{path}: this is not an index of pybids. Remove it.", code="index-unreadable")
 
 
 def _save(layout: BIDSLayout, path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from bids.layout import BIDSLayout
 
+from hyps_bids.bids import layouts
 from hyps_bids.bids.index import find_scans
 from hyps_bids.errors import (
     BadData,
@@ -160,7 +161,9 @@ def test_participant_without_image_is_named(
         ("anat/sub-03_T1w.mgz", "NIfTI"),
         ("anat/sub-03_part-phase_T1w.nii.gz", "part-phase"),
         ("anat/sub-03_space-MNI152NLin2009cAsym_T1w.nii.gz", "template"),
-        ("anat/sub-03_T2w.nii.gz", "sub-03_T2w.nii.gz"),
+        ("anat/sub-03_T2w.nii.gz", "beside"),
+        # A session may be called like the contrast.
+        ("ses-t1/anat/sub-03_ses-t1_T2w.nii.gz", "beside"),
     ],
 )
 def test_near_misses_are_named(
@@ -407,6 +410,17 @@ def test_database_is_renewed(
     assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
 
 
+def test_database_of_another_version_is_renewed(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(layouts, "_ENTITIES", ("bids",))
+        find(dataset, bids_database_dir=tmp_path / "db")
+    with caplog.at_level("INFO", "hyps_bids"):
+        assert find(dataset, bids_database_dir=tmp_path / "db") == list(NAMES)
+    assert "another version" in caplog.text
+
+
 def test_database_of_an_array_job(dataset: Path, tmp_path: Path) -> None:
     database = tmp_path / "db"
     find(dataset, bids_database_dir=database)
@@ -438,7 +452,7 @@ def test_database_that_cannot_be_renewed(
     }
     assert find(dataset, **options) == ["sub-03/anat/sub-03_T1w.nii.gz", NAMES[5]]
     (record,) = caplog.records
-    for fact in ("lacks 1 image", "sub-03", "(no)", f"{datetime.now():%Y-%m-%d}"):
+    for fact in ("lacks 1 image", "sub-03", "(no)", str(database), f"{datetime.now():%Y-%m-%d}"):
         assert fact in record.message
 
 
