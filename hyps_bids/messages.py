@@ -46,17 +46,6 @@ def printable(text: str) -> str:
     )
 
 
-def is_unicode(text: str) -> bool:
-    r"""Tell whether a text can be written in UTF-8; names of files need not be.
-
-    Examples
-    --------
-    >>> is_unicode("Köln"), is_unicode(b"K\xf6ln".decode(errors="surrogateescape"))
-    (True, False)
-    """
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def join_names(names: Iterable[str]) -> str:
     """Join names by commas; of many names, show the first 20 and count the others.
 
