@@ -77,18 +77,11 @@ def import_rows(
     ----------
     rows, source : sequence of Row, Path
         What to import, with paths relative to the folder `source`.
-    output : Path
-        BIDS dataset to write. If it exists it must be of the same description; images in it that
-        were imported from the same files are left alone.
-    about : Preset
-        What the dataset is, for its descriptions.
+    output, about : Path, Preset
+        BIDS dataset to write, and what it is. If it exists it must be of the same description;
+        images in it that were imported from the same files are left alone.
     orientation : str
         Axes of images that do not state theirs, such as ``LAS``.
-
-    Raises
-    ------
-    CannotCreateOutput
-        If `output` cannot be written, or holds something else.
     """
     maps = [label_map for row in rows for _, label_map in row.labels]
     parts = list(dict.fromkeys(s.part for label_map in maps for s in label_map.structures))
@@ -97,8 +90,7 @@ def import_rows(
     dataset.check()
     problems = _colliding(rows)
     done: list[Row] = []
-    written = 0
-    assumed: list[str] = []
+    written = assumed = 0
     for row in tqdm(rows, desc="import", unit="image", disable=None):
         if row.stem in problems:
             continue
@@ -114,14 +106,13 @@ def import_rows(
             problems[row.stem] = str(error)
             continue
         done.append(row)
-        if found.image.assumed and not row.crop:
-            assumed.append(row.stem)
+        assumed += found.image.assumed and not row.crop
     if done:
         dataset.write_participants(done)
     if assumed:
         _LOG.warning(
             "%d of %d images do not state their orientation; their axes were taken as %s. Look "
-            "at some of them: --orientation sets it.", len(assumed), len(done), orientation,
+            "at some of them: --orientation sets it.", assumed, len(done), orientation,
         )  # fmt: skip
     return Outcome(written, len(done) - written, tuple(problems.values()))
 

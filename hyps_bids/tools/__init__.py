@@ -15,17 +15,9 @@ _COMMANDS = (demo, pretrain, adapt, synthesize, importing, evaluate)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command.
+    """Run one command with the arguments of the process, unless others are given.
 
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments without the program's name; those of the process if None.
-
-    Returns
-    -------
-    int
-        Exit code: 0, that of a :class:`~hyps_bids.errors.HypsError`, or the command's own.
+    Returns the exit code: 0, that of a :class:`~hyps_bids.errors.HypsError`, or the command's own.
     """
     parser = Parser(prog="hyps-tools", description="Tools around the BIDS App hyps-bids.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

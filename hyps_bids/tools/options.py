@@ -86,19 +86,7 @@ def loop_settings(args: argparse.Namespace) -> LoopSettings:
 def training_folder(path: Path, *weights: str) -> None:
     """Make the folder of a training, or check that a training of ours has used it before.
 
-    Parameters
-    ----------
-    path : Path
-        The folder.
-    *weights : str
-        Names of the files of weights that the training writes, without extension.
-
-    Raises
-    ------
-    UsageError
-        If files of another origin would be overwritten.
-    CannotCreateOutput
-        If it cannot be made.
+    `weights` are the names of the files of weights that the training writes, without extension.
     """
     from hyps_bids.outputs.ownership import refuse_foreign_file
 
