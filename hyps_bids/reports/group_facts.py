@@ -175,6 +175,8 @@ def robust_z(values: pd.Series) -> pd.Series:
     --------
     >>> robust_z(pd.Series([1.0, 2.0, 3.0, 4.0, 100.0])).round(2).tolist()
     [-1.35, -0.67, 0.0, 0.67, 65.43]
+    >>> bool(robust_z(pd.Series([1.0, 1.0, 1.0, 5.0])).isna().all())
+    True
     """
     centered = values - values.median()
     mad = centered.abs().median()

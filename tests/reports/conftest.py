@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,7 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
 from hyps_bids.reports.group import write_group_report
 from hyps_bids.reports.subject import write_subject_report
-from tests.reports.simulated import (
-    write_adapter,
-    write_change,
-    write_classifier,
-    write_derivatives,
-    write_models,
-)
+from tests.reports import simulated
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -33,11 +28,8 @@ OpenReport = Callable[..., "Page"]
 
 #: WebGL2 without a graphics card
 _ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--enable-unsafe-swiftshader",
-    "--use-angle=swiftshader",
-    "--ignore-gpu-blocklist",
+    *("--no-sandbox", "--disable-dev-shm-usage", "--ignore-gpu-blocklist"),
+    *("--enable-unsafe-swiftshader", "--use-angle=swiftshader"),
 ]
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _LOCAL = ("file:", "data:", "blob:")
@@ -70,22 +62,16 @@ def open_report(chromium: Browser) -> Iterator[OpenReport]:
     complaints: list[str] = []
 
     def open_(path: Path, **options: Any) -> Page:
-        def complain(kind: str, text: object) -> None:
-            complaints.append(f"{path.name}: {kind}: {str(text)[:200]}")
+        def complain(text: object, really: bool = True) -> None:
+            complaints.extend([f"{path.name}: {str(text)[:200]}"] if really else [])
 
         context = chromium.new_context(offline=True, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on(
-            "console",
-            lambda m: complain(m.type, m.text) if m.type in ("error", "warning") else None,
-        )
-        page.on("pageerror", lambda error: complain("page error", error))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(_LOCAL) else complain("request", r.url),
-        )
-        page.on("requestfailed", lambda r: complain("failed request", r.url))
+        page.on("console", lambda m: complain(m.text, m.type in ("error", "warning")))
+        page.on("pageerror", complain)
+        page.on("request", lambda r: complain(r.url, not r.url.startswith(_LOCAL)))
+        page.on("requestfailed", lambda r: complain(r.url))
         page.goto(path.resolve().as_uri(), wait_until="load")
         return page
 
@@ -101,6 +87,17 @@ def grave_violations(page: Page) -> list[Any]:
     found = axe.Axe().run(page).response["violations"]
     grave = [v for v in found if v["impact"] in ("serious", "critical")]
     return [(v["id"], [node["html"][:150] for node in v["nodes"]]) for v in grave]
+
+
+def named(stem: str) -> Scan:
+    """Return the scan of a subject report, whose path is a file name only."""
+    return Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
+
+
+def change_sidecar(path: Path, **entries: object) -> None:
+    """Set entries of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def _write(path: Path, image: nib.Nifti1Image) -> None:
@@ -189,9 +186,19 @@ def pages(processed: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A group report of a dataset with everything that there can be; tests must not change it."""
     output = tmp_path_factory.mktemp("everything")
-    write_derivatives(output, 40, sessions=2)
-    write_models(output)
-    write_classifier(output)
-    write_adapter(output)
-    write_change(output)
+    simulated.write_derivatives(output, 40, sessions=2)
+    simulated.write_models(output)
+    simulated.write_classifier(output)
+    simulated.write_adapter(output)
+    simulated.write_change(output)
+    return write_group_report(output)
+
+
+@pytest.fixture(scope="session")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A group report of 1000 scans, two of which have a subject report."""
+    output = tmp_path_factory.mktemp("thousand")
+    simulated.write_derivatives(output, 1000)
+    for number in (5, 6):
+        (output / f"sub-{number:04d}.html").write_text("<!doctype html><title>Subject</title>")
     return write_group_report(output)

@@ -27,19 +27,14 @@ def wide_table(n: int, *, sessions: int = 1, seed: int = 0) -> tuple[pd.DataFram
         {"CN": n - n // 2, "AD": n // 2}, {"AD": -2}, scans=sessions, sites=("A", "B"), seed=seed
     )
     for part in ("anterior", "posterior", "whole"):
-        frame[f"volume_mm3_bilateral_{part}"] = (
-            frame[f"volume_mm3_L_{part}"] + frame[f"volume_mm3_R_{part}"]
-        )
+        both = frame[f"volume_mm3_L_{part}"] + frame[f"volume_mm3_R_{part}"]
+        frame[f"volume_mm3_bilateral_{part}"] = both
     rng = np.random.default_rng(seed)
-    frame["flags"] = frame["flags"].astype(object)
-    frame["reason"] = frame["reason"].astype(object)
+    frame = frame.astype({"flags": object, "reason": object})
     qc = frame[["participant_id", "session_id", "scan"]].copy()
-    for measure, middle, spread in (
-        ("confidence", 0.94, 0.02),
-        ("entropy", 0.13, 0.03),
-        ("agreement", 0.8, 0.04),
-        ("component_fraction", 0.995, 0.002),
-    ):
+    normal = {"confidence": (0.94, 0.02), "entropy": (0.13, 0.03), "agreement": (0.8, 0.04)}
+    normal["component_fraction"] = (0.995, 0.002)
+    for measure, (middle, spread) in normal.items():
         for side in "LR":
             qc[f"{measure}_{side}"] = rng.normal(middle, spread, len(frame))
     for side in "LR":
@@ -56,14 +51,11 @@ def wide_table(n: int, *, sessions: int = 1, seed: int = 0) -> tuple[pd.DataFram
     residuals, _ = icv_residuals(frame, frame["status"] == "done", "all")
     frame = pd.concat([frame, residuals], axis=1)
     measures = frame.filter(regex="^(volume|icv|asymmetry|anterior)").columns
-    for row, status, reason in (
-        (0, "failed", f"not an image: {NASTY}"),
-        (1, "missing", "no outputs yet"),
-    ):
-        frame.loc[row, "status"], frame.loc[row, "reason"] = status, reason
-        frame.loc[row, measures] = np.nan
-        qc.loc[row, qc.columns[3:]] = np.nan
-        frame.loc[row, ["software_version", "models", "adapter"]] = None
+    frame.loc[0, ["status", "reason"]] = "failed", f"not an image: {NASTY}"
+    frame.loc[1, ["status", "reason"]] = "missing", "no outputs yet"
+    frame.loc[:1, measures] = np.nan
+    qc.loc[:1, qc.columns[3:]] = np.nan
+    frame.loc[:1, ["software_version", "models", "adapter"]] = None
     qc.insert(3, "status", frame["status"])
     return frame, qc
 

@@ -1,16 +1,22 @@
-"""The group report in a real browser, opened from its file and without a network."""
+"""The group report and the demo in a real browser, opened from files and without a network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+import html5lib
 import pytest
 
+from hyps_bids.demo import run_demo
+from hyps_bids.outputs.names import group_path
+from hyps_bids.outputs.reading import read_table
 from hyps_bids.reports.group import write_group_report
 from tests.reports.conftest import OpenReport, grave_violations
 from tests.reports.simulated import NASTY, ODD_COLUMN, write_adapter, write_derivatives
+from tests.reports.test_browser_subject import open_viewer, pixels
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -28,27 +34,12 @@ _INK = """Object.fromEntries([...document.querySelectorAll('.plot canvas')].map(
 }))"""
 
 
-@pytest.fixture(scope="module")
-def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of 1000 scans, two of which have a subject report."""
-    output = tmp_path_factory.mktemp("thousand")
-    write_derivatives(output, 1000)
-    for number in (5, 6):
-        (output / f"sub-{number:04d}.html").write_text("<!doctype html><title>Subject</title>")
-    return write_group_report(output)
-
-
-@pytest.fixture(scope="module")
-def _large(open_report: OpenReport, thousand: Path) -> Page:
-    return open_report(thousand)
-
-
 @pytest.fixture
-def large_page(_large: Page, thousand: Path) -> Page:
-    """The report of 1000 scans with a full table, as it was when it was opened."""
-    _large.goto(thousand.as_uri())
-    _large.wait_for_selector("#table tbody tr")
-    return _large
+def large_page(open_report: OpenReport, thousand: Path) -> Page:
+    """The report of 1000 scans with a full table."""
+    page = open_report(thousand)
+    page.wait_for_selector("#table tbody tr")
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +52,9 @@ def _drawn(open_report: OpenReport, everything: Path) -> Page:
 @pytest.fixture
 def page(_drawn: Page) -> Iterator[Page]:
     """The report of everything with all charts, in a normal window, light and on the screen."""
-    size = _drawn.viewport_size
     yield _drawn
     _drawn.emulate_media(color_scheme="light", media="screen")
-    assert size is not None
-    _drawn.set_viewport_size(size)
+    _drawn.set_viewport_size({"width": 1280, "height": 720})
     wait_until_drawn(_drawn)
 
 
@@ -82,10 +71,6 @@ def wait_until_drawn(page: Page) -> None:
 
 def first_column(page: Page) -> list[str]:
     return page.locator("#table tbody th").all_inner_texts()
-
-
-def found(page: Page) -> str:
-    return page.locator("#found").inner_text()
 
 
 def test_all_charts_are_drawn_and_links_of_models_resolve(page: Page) -> None:
@@ -116,14 +101,14 @@ def test_the_table_sorts_by_mouse_and_keyboard(large_page: Page) -> None:
 
 
 def test_the_table_filters(large_page: Page) -> None:
-    page = large_page
-    assert found(page) == "1,000 of 1,000 scans"
+    page, found = large_page, large_page.locator("#found")
+    assert found.inner_text() == "1,000 of 1,000 scans"
     page.get_by_label("State").first.select_option("flagged")
-    assert found(page) == "40 of 1,000 scans"
+    assert found.inner_text() == "40 of 1,000 scans"
     page.get_by_label("Find").fill("low CONFIDENCE sub-0030")
     assert first_column(page) == ["sub-0030"]
     page.get_by_label("Find").fill("nobody")
-    assert found(page) == "0 of 1,000 scans"
+    assert found.inner_text() == "0 of 1,000 scans"
     page.locator("a.count.failed").click()
     assert first_column(page) == ["sub-0001"]
     assert NASTY in page.locator("#table tbody").inner_text()
@@ -156,20 +141,6 @@ def test_choices_change_charts_and_numbers(large_page: Page) -> None:
     assert "adjusted" in numbers.inner_text()
     assert page.locator("[data-chart=distribution-L] canvas").screenshot() != before
     assert page.evaluate(_INK)["distribution-L"] > 0.005
-
-
-@pytest.mark.slow
-def test_links_resolve(large_page: Page, thousand: Path) -> None:
-    page = large_page
-    hrefs = page.evaluate("[...document.querySelectorAll('main a, nav a')].map(a => a.href)")
-    files = {href for href in hrefs if not href.startswith(page.url.split("#")[0])}
-    assert files == {
-        f"{(thousand.parent / f'sub-{k:04d}.html').as_uri()}#scan-sub-{k:04d}" for k in (5, 6)
-    }
-    targets = {href.split("#")[1] for href in hrefs if href not in files}
-    assert all(page.locator(f"#{target}").count() == 1 for target in targets)
-    page.locator("#first").get_by_role("link", name="sub-0005").click()
-    assert page.title() == "Subject"
 
 
 @pytest.mark.slow
@@ -242,4 +213,35 @@ def test_adapters_alone(open_report: OpenReport, tmp_path: Path) -> None:
     write_adapter(tmp_path)
     page = open_report(write_group_report(tmp_path))
     wait_until_drawn(page)
+    assert page.locator("#scans").count() == 0
     assert len(page.evaluate(_INK)) == 5
+
+
+@pytest.mark.slow
+def test_the_demo_does_all_scans_and_every_report_shows_what_it_has(
+    tmp_path: Path, open_report: OpenReport
+) -> None:
+    assert run_demo(tmp_path) == 0
+    derivatives = tmp_path / "derivatives"
+    qc = read_table(group_path(derivatives, "qc"))
+    assert qc["status"].tolist() == ["done"] * 3
+    reports = sorted(derivatives.glob("*.html"))
+    assert len(reports) == 4
+    for path in reports:
+        html5lib.HTMLParser(strict=True).parse(path.read_text())
+        page = open_report(path)
+        if path.name.startswith("sub-"):
+            open_viewer(page, path.stem)
+            assert pixels(page.locator("#viewer-slices")).std() > 20
+            assert pixels(page.locator("#viewer-surface")).std() > 5
+        else:
+            wait_until_drawn(page)
+            assert page.locator("#table tbody tr").count() == 3
+        for href in page.locator("a").evaluate_all("all => all.map(a => a.href)"):
+            link = urlsplit(href)
+            # Cited works lead to the web, all other links into this folder.
+            if link.scheme != "https":
+                target = Path(unquote(link.path))
+                assert target.exists(), href
+                assert not link.fragment or f'id="{link.fragment}"' in target.read_text(), href
+        page.close()

@@ -25,8 +25,7 @@ _LOADED_MS = 60_000
 
 @pytest.fixture(scope="module")
 def three_sessions(pages: dict[str, Path], open_report: OpenReport) -> Page:
-    # Without motion, scrolling takes no time.
-    return open_report(pages["001A"], reduced_motion="reduce")
+    return open_report(pages["001A"])
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +70,8 @@ def left_is_on_the_right(page: Page) -> None:
         assert np.median(left[:, 1]) > np.median(right[:, 1]) + 50
 
 
-def test_report_opens_and_its_links_lead_somewhere(three_sessions: Page) -> None:
-    page = three_sessions
-    expect(page).to_have_title("Hippocampus of sub-001A")
-    links = page.locator("nav a, td a, th a").all()
-    assert len(links) >= 9
-    for link in links:
-        link.click()
-        target = page.evaluate("decodeURIComponent(location.hash).slice(1)")
-        expect(page.locator(f'[id="{target}"]')).to_be_in_viewport()
-    # Every picture can be decoded.
-    for image in page.locator(".picture svg image").all():
+def test_every_picture_can_be_decoded(three_sessions: Page) -> None:
+    for image in three_sessions.locator(".picture svg image").all():
         assert image.evaluate(
             "async e => { const i = new Image(); i.src = e.href.baseVal; await i.decode();"
             " return i.naturalWidth; }"

@@ -49,14 +49,11 @@ def test_every_key_is_in_the_bibliography(provenance: Provenance) -> None:
     assert bibtex().count("{") == bibtex().count("}")
 
 
-def test_html_links_to_its_list(provenance: Provenance) -> None:
+def test_html_links_to_its_list_and_escapes_odd_names(provenance: Provenance) -> None:
     html = str(methods_html(provenance))
     targets = set(re.findall(r'href="#([\w-]+)"', html))
     assert targets == set(re.findall(r'id="([\w-]+)"', html))
     assert "@" not in html
-
-
-def test_odd_names_are_escaped_and_no_citations(provenance: Provenance) -> None:
     provenance["Models"]["Adapter"]["Name"] = "<b>[@nobody]</b>"
     html = str(methods_html(provenance))
     assert "&lt;b&gt;[@nobody]&lt;/b&gt;" in html

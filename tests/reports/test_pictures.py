@@ -9,15 +9,7 @@ import pytest
 from PIL import Image
 
 from hyps_bids.reports import pictures
-from hyps_bids.reports.pictures import (
-    Layout,
-    Tile,
-    compress,
-    mosaic,
-    overview,
-    side_tiles,
-    uncertainty,
-)
+from hyps_bids.reports.pictures import Layout, Tile, mosaic, overview, side_tiles, uncertainty
 from hyps_bids.reports.scan_images import Voxels
 
 COLORS = {1: "#D55E00"}
@@ -72,10 +64,8 @@ def test_points_and_place_are_inverse(plane: int) -> None:
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA"])
 def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
     t1w, labels = head(axes)
-    row = [[Tile(plane, (-25.0, 0.0, -5.0), 60, 60) for plane in (0, 1, 2)]]
-    off = [[Tile(plane, (-21.0, 4.0, -1.0), 60, 60) for plane in (0, 1, 2)]]
-    found = 0
-    for rows in (row, off):
+    for off in (0, 4):
+        rows = [[Tile(plane, (off - 25, off, off - 5), 60, 60) for plane in (0, 1, 2)]]
         picture = mosaic(t1w, labels, COLORS, rows)
         contour = points(picture.outline)
         pixels = picture.pixels / picture.pixels.max()
@@ -86,11 +76,9 @@ def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
             # Contours close at the cut, so their middle is the middle of the ball.
             low, high = contour[inside].min(axis=0), contour[inside].max(axis=0)
             assert (low + high) / 2 == pytest.approx((x, y), abs=0.6)
-            if rows is row:
+            if not off:
                 assert pixels[int(y * scale), int(x * scale)] > 0.9
                 assert pixels[int(y * scale), int((x + 15) * scale)] < 0.1
-            found += 1
-    assert found == 6
 
 
 def test_an_outline_on_a_part_of_the_grid() -> None:
@@ -154,8 +142,8 @@ def test_overview_with_and_without_masks() -> None:
 
 def test_compression_keeps_to_its_limit() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (300, 400), dtype=np.uint8)
-    best = compress(noise, 10**9)
+    best = pictures.compress(noise, 10**9)
     assert Image.open(io.BytesIO(best)).size == (400, 300)
-    small = compress(noise, len(best) // 4)
+    small = pictures.compress(noise, len(best) // 4)
     assert len(small) <= len(best) // 4
     assert Image.open(io.BytesIO(small)).format == "WEBP"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import nibabel as nib
@@ -9,16 +8,13 @@ import pytest
 from nibabel.affines import apply_affine
 
 from hyps_bids.errors import BadData, MissingInput
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.quality import GEOMETRY, quality_bounds
+from hyps_bids.reports.flags import describe_flag
 from hyps_bids.reports.scan_facts import facts_files, find_scans_of, read_facts
 from hyps_bids.reports.scan_images import StoredImages, read_images, read_raw
 from hyps_bids.reports.viewer import region_around
 from tests.raising import raises
-from tests.reports.conftest import FAILED, GOOD, HALF, REASON, TURNED, Study
-
-
-def named(stem: str) -> Scan:
-    return Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
+from tests.reports.conftest import FAILED, GOOD, HALF, REASON, TURNED, Study, change_sidecar, named
 
 
 def stored(study: Study, stem: str) -> StoredImages:
@@ -108,16 +104,11 @@ def test_damaged_files_are_problems_not_errors(
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"Models": None},
-        {"Models": {"Adapter": "x"}},
-        {"Devices": "cpu"},
-        {"BoxCentres": {"L": [1, 2]}},
-    ],
+    [{"Models": None}, {"Models": {"A": "x"}}, {"Devices": "cpu"}, {"BoxCentres": {"L": [1, 2]}}],
 )
 def test_a_sidecar_that_does_not_say_what_was_run(study: Study, wrong: dict[str, object]) -> None:
     path = facts_files(study.output, named(GOOD))["sidecar"]
-    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    change_sidecar(path, **wrong)
     facts = read_facts(study.output, named(GOOD))
     assert facts.record is None
     assert path.name in facts.problems[0]
@@ -169,3 +160,48 @@ def test_a_raw_image_without_compression(study: Study) -> None:
     nib.save(nib.load(path), path.with_suffix(""))
     path.unlink()
     assert read_raw(study.raw, named(TURNED)).data.max() > 0
+
+
+def test_every_bound_has_advice() -> None:
+    for known in quality_bounds().values():
+        assert known["title"]
+        for end in ("low", "high"):
+            assert (end in known) == (f"{end}_advice" in known)
+
+
+def test_missing_hippocampi_that_were_and_were_not_located() -> None:
+    located = describe_flag("missing_L", {"localiser_confidence_L": 0.91})
+    assert located.short == "no left hippocampus"
+    assert "was located" in located.finding
+    for values in ({}, {"localiser_confidence_L": float("nan")}):
+        assert "was found in the field of view" in describe_flag("missing_L", values).finding
+
+
+def test_contradictory_geometry_has_words_and_advice() -> None:
+    note = describe_flag(GEOMETRY, {})
+    assert note.short
+    assert note.advice
+    assert "header" in note.finding
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "short", "fact"),
+    [
+        ("low_agreement_R", 0.52, "low agreement, right", "0.52, below the bound of 0.65."),
+        ("low_asymmetry", -0.3, "left much smaller than right", "−30.0 %, below the bound of −25"),
+        # The value was rounded to its bound in the table.
+        ("low_agreement_R", 0.65, "low agreement, right", "0.65, just below the bound."),
+        # A version with other bounds flagged it.
+        ("high_entropy_R", 0.4, "high entropy, right", "0.4, above the bound of the version"),
+        ("high_entropy_R", None, "high entropy, right", "does not have its value"),
+        # This version has no such bound, or no such measure.
+        ("low_entropy_R", 0.4, "low_entropy_R", "does not know"),
+        ("low_news", 0.4, "low_news", "does not know"),
+    ],
+)
+def test_a_flag_in_words(flag: str, value: float | None, short: str, fact: str) -> None:
+    words = describe_flag(flag, {flag.partition("_")[2]: value})
+    assert words.short == short
+    assert fact in words.finding
+    assert words.text.startswith(words.finding)
+    assert words.text.endswith(".")

@@ -22,7 +22,7 @@ from hyps_bids.reports import pictures
 from hyps_bids.reports import subject as module
 from hyps_bids.reports.scan_facts import facts_files
 from hyps_bids.reports.subject import LIMIT, is_current, write_subject_report
-from tests.reports.conftest import FAILED, GOOD, HALF, SETTINGS, Study
+from tests.reports.conftest import FAILED, GOOD, HALF, SETTINGS, Study, change_sidecar, named
 
 SIDECAR = "sub-02/anat/sub-02_seg-hippocampus_qc.json"
 
@@ -50,12 +50,6 @@ def check(html: str) -> str:
     for script in [*main.iter("script"), *main.iter("style")]:
         script.text = ""
     return " ".join(" ".join(main.itertext()).split())
-
-
-def change_sidecar(path: Path, **entries: object) -> None:
-    """Set entries of a JSON file; None removes one."""
-    content = json.loads(path.read_text()) | entries
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def test_a_subject_with_three_sessions(pages: dict[str, Path]) -> None:
@@ -137,16 +131,12 @@ def test_a_report_without_settings_is_made_again(study: Study) -> None:
     assert is_current(study.raw, study.output, "02")
 
 
-def test_boxes_are_promised_only_if_they_are_drawn(study: Study, pages: dict[str, Path]) -> None:
+def test_outputs_of_version_0_1_are_read(study: Study, pages: dict[str, Path]) -> None:
     assert "the boxes around them" in pages["02"].read_text()
-    change_sidecar(study.output / SIDECAR, BoxCentres=None)
-    assert "boxes" not in check(report(study))
-
-
-def test_outputs_of_version_0_1_are_read(study: Study) -> None:
-    devices = {"localise": "cuda:1", "segment": "cpu"}
-    change_sidecar(study.output / SIDECAR, SoftwareVersion="0.1.0", Devices=devices)
+    made = {"SoftwareVersion": "0.1.0", "Devices": {"localise": "cuda:1", "segment": "cpu"}}
+    change_sidecar(study.output / SIDECAR, BoxCentres=None, **made)
     text = check(report(study))
+    assert "boxes" not in text, "boxes are promised only if they are drawn"
     assert "localise: cuda:1" in text
     assert "HyPS-BIDS 0.1.0" in text
     assert "on cpu, cuda:1" in text
@@ -268,7 +258,7 @@ def test_adapters_with_other_parts(study: Study, parts: list[str]) -> None:
 
 
 def test_scans_of_several_adapters_have_their_own_methods(study: Study) -> None:
-    sidecar = facts_files(study.output, Scan.from_path(Path(f"{HALF}_T1w.nii.gz")))["sidecar"]
+    sidecar = facts_files(study.output, named(HALF))["sidecar"]
     models = json.loads(sidecar.read_text())["Models"]
     models["Adapter"]["Name"] = "adapter-<b>mine"
     change_sidecar(sidecar, Models=models)
@@ -281,7 +271,9 @@ def test_a_report_needs_no_network_library_and_little_memory(study: Study) -> No
         "import re, sys; from pathlib import Path\n"
         "from hyps_bids.reports.subject import write_subject_report\n"
         "write_subject_report(Path(sys.argv[1]), Path(sys.argv[2]), '02')\n"
-        "heavy = {'torch', 'monai', 'nipype', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "import hyps_bids.reports.group\n"
+        "libraries = {'torch', 'monai', 'nipype', 'sklearn', 'statsmodels', 'matplotlib'}\n"
+        "heavy = libraries & set(sys.modules)\n"
         "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]\n"
         "print(sorted(heavy), int(peak) // 1024)\n"
     )

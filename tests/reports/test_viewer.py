@@ -64,15 +64,6 @@ def test_left_is_left_in_close_ups_which_get_ever_smaller(
     assert sizes[-1] < sizes[0] / 2
 
 
-def test_the_labels_of_the_close_up_are_in_place(images: StoredImages, region: Region) -> None:
-    part = images.labels.part(region)
-    assert (part.data > 0).sum() == (images.labels.data > 0).sum()
-    labels = nib.Nifti1Image.from_bytes(viewer.nifti(part))
-    for label, sign in ((1, -1), (4, 1)):
-        where = apply_affine(labels.affine, np.argwhere(np.asarray(labels.dataobj) == label))
-        assert (np.sign(where[:, 0]) == sign).all()
-
-
 def test_whole_head_is_smaller_and_in_place(images: StoredImages) -> None:
     head = viewer.head(images.t1w, viewer.Level(0, 64, 4.0))
     assert head.data.shape == tuple(side // 2 for side in images.t1w.data.shape)
