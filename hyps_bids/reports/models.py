@@ -13,13 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import (
-    Card,
-    comparison_rows,
-    headlines,
-    sizes,
-    widest_intervals,
-)
+from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes, widest_intervals
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import load_json, read_table
 from hyps_bids.reports import charts
@@ -232,13 +226,8 @@ def _add_adapter_card(model: TrainedModel, path: Path) -> None:
             model.caveats += filter(None, section[1].strip().split("\n\n"))
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = load_json(path)
-    return summary
-
-
 def _add_summary(model: TrainedModel, path: Path) -> None:
-    summary = _read_summary(path)
+    summary: dict[str, Any] = load_json(path)
     head = ["part", "hippocampi", "not found", "Dice", "HD95, mm", "surface distance, mm"]
     head += ["volume: correlation", "volume: difference, mm³ (limits of agreement)"]
     caption = (
@@ -294,7 +283,7 @@ def _add_scans(model: TrainedModel, path: Path) -> None:
     chart = charts.dice_chart(table, parts[0])
     model.charts.append(ModelChart("Dice by scan", caption, chart))
     try:
-        summary = _read_summary(path.with_name("summary.json"))
+        summary = load_json(path.with_name("summary.json"))
     except (OSError, ValueError):
         # The missing summary is a problem already. The charts come without limits.
         summary = {}

@@ -13,7 +13,6 @@ from markupsafe import Markup
 from nibabel.affines import apply_affine
 
 from hyps_bids.errors import BadData, MissingInput
-from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.scan import Scan
@@ -173,16 +172,13 @@ def _draw(section: Section, bids_dir: Path, output_dir: Path, limit: int) -> Non
             section.facts = replace(facts, status="incomplete", problems=problems)
             section.unseen = True
             _warn(facts.scan, error)
-    _show(section, limit // 2, [_raw_picture(raw)])
-
-
-def _raw_picture(raw: ConformedImage) -> _Shown:
-    return _Shown(
+    alone = _Shown(
         "T1w image",
         f"Slices through the middle of the head. {_CONVENTION}",
         "One sagittal, one coronal and one axial slice through the middle of the T1w image.",
         pictures.overview(Voxels(raw.data, raw.affine)),
     )
+    _show(section, limit // 2, [alone])
 
 
 def _illustrate(section: Section, images: StoredImages, limit: int) -> None:

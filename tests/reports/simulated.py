@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -134,21 +135,13 @@ def write_adapter(output: Path, scans: int = 6) -> str:
     name = "adapter-my protocol"
     folder = output / "models" / name
     rng = np.random.default_rng(0)
-    rows = pd.MultiIndex.from_product(
-        [[f"sub-{i:02d}" for i in range(scans)], ["L", "R"], ["head", "whole"]],
-        names=["scan", "hemi", "part"],
-    ).to_frame(index=False)
-    rows = rows.assign(
-        participant_id=rows["scan"],
-        fold=1,
-        space="native",
-        status="ok",
-        dice=rng.uniform(0.8, 0.9, len(rows)),
-        hd95_mm=1.5,
-        asd_mm=0.5,
-        volume_mm3=rng.normal(3000, 200, len(rows)),
-        reference_mm3=rng.normal(2900, 200, len(rows)),
-    )
+    each = product([f"sub-{i:02d}" for i in range(scans)], "LR", ["head", "whole"])
+    rows = pd.DataFrame(each, columns=["scan", "hemi", "part"])
+    same = {"fold": 1, "space": "native", "status": "ok", "hd95_mm": 1.5, "asd_mm": 0.5}
+    rows = rows.assign(participant_id=rows["scan"], **same)
+    rows["dice"] = rng.uniform(0.8, 0.9, len(rows))
+    rows["volume_mm3"] = rng.normal(3000, 200, len(rows))
+    rows["reference_mm3"] = rng.normal(2900, 200, len(rows))
     write_table(folder / "scans.tsv", rows)
     write_json(folder / "summary.json", summarize_assessment(rows))
     log = "step,seconds,loss,learning_rate,metric,value\n"
@@ -156,7 +149,6 @@ def write_adapter(output: Path, scans: int = 6) -> str:
     for fit in ("fold-1", "final"):
         lines = [f"{k},1,{1 / k},1e-3,dice_whole,{0.9 - 0.1 / k}\n" for k in range(1, 20)]
         (folder / "logs" / f"{fit}.csv").write_text(log + "".join(lines))
-    (folder / "adapter.md").write_text(
-        "# Adapter\n\n## Data\n\nSimulated.\n\n## Use and limits\n\nNone.\n"
-    )
+    card = "# Adapter\n\n## Data\n\nSimulated.\n\n## Use and limits\n\nNone.\n"
+    (folder / "adapter.md").write_text(card)
     return name

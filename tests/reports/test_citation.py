@@ -14,11 +14,8 @@ from hyps_bids.reports.citation import bibtex, methods_html, methods_markdown, r
 
 @pytest.fixture
 def provenance() -> Provenance:
-    names = {
-        "Localizer": "localizer-synthetic",
-        "Base": "base-synthetic",
-        "Adapter": "adapter-anteriorposterior",
-    }
+    names = {"Localizer": "localizer-synthetic", "Base": "base-synthetic"}
+    names["Adapter"] = "adapter-anteriorposterior"
     return {
         "SoftwareVersion": "1.2.3",
         "Models": {role: {"Name": name, "SHA256": "ab" * 32} for role, name in names.items()},

@@ -21,13 +21,7 @@ from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports.group import write_group_report
 from hyps_bids.reports.group_facts import GroupFacts, describe_group
 from tests.raising import raises
-from tests.reports.simulated import (
-    NASTY,
-    ODD_COLUMN,
-    wide_table,
-    write_derivatives,
-    write_models,
-)
+from tests.reports.simulated import NASTY, ODD_COLUMN, wide_table, write_derivatives, write_models
 
 
 def unpacked(html: str, identifier: str) -> Any:

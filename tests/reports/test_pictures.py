@@ -115,9 +115,7 @@ def test_uncertainty_is_in_color_where_the_network_hesitates() -> None:
     assert np.ptp(certain.pixels[tuple(middle)]) == 0
     red, green, blue = doubtful.pixels[tuple(middle)].astype(int)
     assert red > green > blue
-
-
-def test_uncertainty_is_ordered_by_lightness() -> None:
+    # The color map is ordered by lightness.
     weights = np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(pictures._heat(np.linspace(0, 1, 20)) @ weights) > 0).all()
 
