@@ -7,6 +7,7 @@ replaced. Images without such values are returned as they are, bit by bit.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -114,13 +115,9 @@ def scale(data: np.ndarray) -> np.ndarray:
 def _unwrap(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:
     """Undo the overflow of 16-bit integers, by which the brightest voxels became negative."""
     low, high = float(data.min()), float(data.max())
-    whole = step is None and low >= -_WRAP / 2 and high < _WRAP / 2
-    period = _WRAP * (step or 1.0)
-    if not low < 0 or high < period / 4 or not (step or whole):
+    if low >= 0 or high < (period := _period(data, low, high, step)) / 4:
         return data, []
     negative = data < 0
-    if step is None and (data[negative] % 1).any():
-        return data, []
     # If these voxels were bright, they lie among bright ones.
     before = after = 0.0
     for axis in range(3):
@@ -132,6 +129,16 @@ def _unwrap(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]
         return data, []
     words = f"{negative.mean():.2%} of voxels exceeded 16 bits and had become negative; restored"
     return np.where(negative, data + data.dtype.type(period), data), [words]
+
+
+def _period(data: np.ndarray, low: float, high: float, step: float | None) -> float:
+    """Find by how much an overflow of 16 bits changes values."""
+    if step is not None:
+        return _WRAP * step
+    if low >= -_WRAP / 2 and high < _WRAP / 2 and not (data[data < 0] % 1).any():
+        return _WRAP
+    # Scaled afterwards, the values still fill the range of 16 bits.
+    return high - low if 0.9 < high / max(-low, 1e-6 * high) < 1.1 else math.inf
 
 
 def _raise_padding(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:

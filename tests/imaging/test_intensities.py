@@ -141,6 +141,15 @@ def test_overflow_of_16_bits_is_undone(share: float, stored: bool, head: np.ndar
     assert "16 bits" in remarks[0]
 
 
+def test_overflow_is_undone_after_scaling(head: np.ndarray) -> None:
+    full = np.round(head * (32767 / np.quantile(head, 0.97)))
+    wrapped = full.astype(np.int64).astype(np.int16) * np.float32(1e-3)
+    result, remarks = mend(wrapped.astype(np.float32), FILE)
+    inside = full < 2**16
+    np.testing.assert_allclose(result[inside], full[inside] * 1e-3, atol=0.5)
+    assert "16 bits" in remarks[0]
+
+
 def test_negative_values_of_16_bits_that_are_no_overflow(head: np.ndarray) -> None:
     # as nibabel stores standardized values in integers
     data = np.round((head - head.min()) / np.ptp(head) * 65535 - 32768).astype(np.float32)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from hyps_bids.imaging.agreement import dice
-from hyps_bids.imaging.conform import ConformedImage
+from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.volumes import measure
 from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.outputs.labels import HEMISPHERES
@@ -75,6 +76,33 @@ def test_mirrored_image_swaps_the_volumes(
     # the network sees the very same boxes
     expected = volumes(head, result.segmentation)[::-1]
     assert volumes(image, run(pipeline, image, swapped)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "1e-20",
+        "hot voxels",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("padding", "overflow")),
+    ],
+)
+def test_volumes_depend_on_the_signal_only(
+    kind: str, result: Result, head: ConformedImage, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    data = head.data.astype(np.float64)
+    spoiled = {
+        "1e-20": lambda: data * 1e-20,
+        "hot voxels": lambda: np.where(np.indices(data.shape).sum(axis=0) % 97 == 0, 1e5, data),
+        "padding": lambda: np.where(data < 3, -1024, data),
+        "overflow": lambda: np.round(data * 140).astype(np.int32).astype(np.int16),
+    }[kind]()
+    nib.save(nib.Nifti1Image(spoiled, head.affine), tmp_path / "a.nii")
+    image = conform(tmp_path / "a.nii")
+    assert len(image.remarks) == (kind != "1e-20")
+    found = pipeline.run(image)
+    expected = volumes(head, result.segmentation)
+    assert volumes(image, found.segmentation) == pytest.approx(expected, rel=0.01)
+    assert found.localization.icv_mm3 == pytest.approx(result.localization.icv_mm3, rel=0.01)
 
 
 def test_one_side_alone_at_another_scale_of_intensities(
