@@ -26,25 +26,6 @@ from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Grid, Pipeline
 
-#: columns of the table of scans, and what they mean
-SCAN_COLUMNS = {
-    "participant_id": "Participant.",
-    "session_id": "Session.",
-    "scan": "Name of the T1w image without suffix.",
-    "hemi": "Hemisphere: L left, R right.",
-    "part": "Part of the hippocampus; whole is all parts together.",
-    "fold": "Fold whose adapter, not trained on this participant, segmented the scan.",
-    "space": "native: end to end, on the grid of the manual labels. crop: the image is no whole "
-    "head (under 100 mm along some axis); it was segmented at 1 mm in a box around the labels, so "
-    "that the network was told where to look.",
-    "status": "ok, or not found: the localizer found no hippocampus of this side in a whole head.",
-    "dice": "Dice coefficient with the manual labels; 0 if not found.",
-    "hd95_mm": "95th percentile of the Hausdorff distance, mm.",
-    "asd_mm": "Average symmetric surface distance, mm.",
-    "volume_mm3": "Volume of the segmentation, mm³.",
-    "reference_mm3": "Volume of the manual labels, mm³.",
-}
-
 #: pooled metrics of one part, ready for JSON; a value that cannot be computed is None
 PartSummary = dict[str, Any]
 
@@ -93,29 +74,31 @@ def assess_scans(
     """Segment scans end to end and compare each side and part with the manual labels.
 
     The adapter of the pipeline was not trained on these scans; `crops` serve for images that are
-    no whole heads. There is a row per scan, side and part, with the columns of
-    :data:`SCAN_COLUMNS`; of several parts "whole" comes last, a single part is called "whole".
+    no whole heads. There is a row per scan, side and part, with the columns that
+    ``templates/scans.json`` describes; of several parts "whole" comes last, a single part is called
+    "whole".
     """
     rows: list[dict[str, Any]] = []
     for labeled in scans:
         scan = labeled.scan
         for hemi, compared in _compare(pipeline, labeled, crops, parts):
-            facts = {
-                "participant_id": f"sub-{scan.subject}",
-                "session_id": f"ses-{scan.session}" if scan.session else None,
-                "scan": scan.stem,
-                "hemi": hemi,
-                "fold": fold,
-                "space": compared.space,
-                "status": compared.status,
-            }
             for part, ours, theirs in _by_part(compared, parts):
                 metrics = agreement(ours, theirs, compared.spacing)
                 if compared.status != "ok":
                     # The volume of a hippocampus that was not found is missing, not 0 mm³.
                     metrics["volume_mm3"] = math.nan
-                rows.append(facts | {"part": part} | metrics)
-    return pd.DataFrame(rows, columns=list(SCAN_COLUMNS))
+                facts = {
+                    "participant_id": f"sub-{scan.subject}",
+                    "session_id": f"ses-{scan.session}" if scan.session else None,
+                    "scan": scan.stem,
+                    "hemi": hemi,
+                    "part": part,
+                    "fold": fold,
+                    "space": compared.space,
+                    "status": compared.status,
+                }
+                rows.append(facts | metrics)
+    return pd.DataFrame(rows)
 
 
 def bland_altman(volumes: pd.Series, references: pd.Series) -> dict[str, float]:

@@ -12,27 +12,21 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids import __version__
-from hyps_bids.adaptation.assess import SCAN_COLUMNS, PartSummary, summarize_assessment
+from hyps_bids.adaptation.assess import PartSummary, summarize_assessment
 from hyps_bids.adaptation.charts import bland_altman_chart, dice_chart, learning_curves, save_chart
 from hyps_bids.adaptation.fit import FittedAdapter
 from hyps_bids.adaptation.folds import splits_table
 from hyps_bids.adaptation.labeled_crops import LabeledCrops
 from hyps_bids.adaptation.plan import Plan, describe_dataset
 from hyps_bids.networks.checkpoints import read_card
-from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import atomic_path, remove_stale, write_json, write_table
-from hyps_bids.training.cards import write_model_card
+from hyps_bids.training.cards import fill_template, write_model_card
 
 _LOG = logging.getLogger("hyps_bids")
-_SPLIT_COLUMNS = {
-    "participant_id": "Participant.",
-    "fold": "Fold, from 1.",
-    "part": "training, validation (tells when to stop) or test (the metrics are computed on it).",
-}
-#: number of participants below which the card warns
-_FEW = 10
+#: texts of the model card, and descriptions of the columns of the tables
+_TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -66,8 +60,9 @@ def publish(training: Training) -> None:
         save_chart(learning_curves(logs), folder / "figures" / "learning_curves.png")
         save_chart(dice_chart(table), folder / "figures" / "dice.png")
         save_chart(bland_altman_chart(table), folder / "figures" / "bland_altman.png")
-        _write_described(folder / "splits.tsv", splits_table(plan.folds), _SPLIT_COLUMNS)
-        _write_described(folder / "scans.tsv", table, SCAN_COLUMNS)
+        for name, content in (("splits", splits_table(plan.folds)), ("scans", table)):
+            write_table(folder / f"{name}.tsv", content)
+            shutil.copyfile(_TEMPLATES / f"{name}.json", folder / f"{name}.json")
         write_json(folder / "summary.json", summary)
         write_json(folder / "config.json", _config(training))
         _write_card(training, summary, folder / training.final.path.name)
@@ -104,76 +99,46 @@ def _config(training: Training) -> dict[str, Any]:
 
 
 def _write_card(training: Training, summary: Mapping[str, PartSummary], path: Path) -> None:
-    plan = training.plan
-    card = read_card(path)
+    plan, crops, card, whole = training.plan, training.crops, read_card(path), summary[WHOLE]
+    best = ", ".join(map(str, training.steps))
     facts = {
-        "best steps of the folds, whose median the last fit took": ", ".join(
-            map(str, training.steps)
-        ),
+        "best steps of the folds, whose median the last fit took": best,
         "minutes of the last run": training.minutes,
     }
-    notes = (
-        "Research use. Works with the base named above only. Segmentations follow the protocol of "
-        "the labels; expect less on other scanners, sequences, ages and diseases than those of "
-        "these participants."
-    )
-    participants = len(set(training.crops.subjects))
-    if participants < _FEW:
-        notes += (
-            f" {participants} participants are few: the metrics are uncertain, and the adapter is "
-            "fitted to these participants."
-        )
+    data = {
+        "crops": len(crops),
+        "scans": len(set(crops.scans)),
+        "participants": len(set(crops.subjects)),
+        "images": _title(plan.settings.bids_dir),
+        "labels": [_title(root) for root in sorted({item.dataset for item in plan.labeled})],
+        "folds": len(plan.folds),
+        "on_crops": whole["on_crops"],
+        "hippocampi": whole["hippocampi"],
+    }
     write_model_card(
         path,
         title=f"Adapter {plan.settings.train_adapter}: {', '.join(plan.classes)}",
         card=card
         | {"training": card["training"] | facts, "cross-validation": _card_metrics(summary)},
-        data=_data_section(training, summary[WHOLE]),
+        data=fill_template("hyps_bids.adaptation", "data.md", data),
         license=card["license"],
         hardware=training.hardware,
-        notes=notes,
+        notes=fill_template("hyps_bids.adaptation", "notes.md", data),
     )
-
-
-def _data_section(training: Training, whole: PartSummary) -> str:
-    """Say what the adapter was trained and tested on."""
-    plan, crops = training.plan, training.crops
-    labels = [_title(root) for root in sorted({item.dataset for item in plan.labeled})]
-    end_to_end = ", end to end" if whole["on_crops"] < whole["hippocampi"] else ""
-    paragraphs = [
-        f"{len(crops)} manually labeled hippocampi in {len(set(crops.scans))} T1w images of "
-        f"{len(set(crops.subjects))} participants of {_title(plan.settings.bids_dir)}.",
-        f"Labels: {'; '.join(labels)}.",
-        f"The metrics come from {len(plan.folds)}-fold cross-validation by participant"
-        f"{end_to_end}, on scans that the fold's adapter was not trained on. The weights here come "
-        "from a last fit on all participants, after which no scan is left to test them on: they "
-        "should do about as well, on images like these.",
-    ]
-    if whole["on_crops"]:
-        paragraphs.append(
-            f"{whole['on_crops']} of {whole['hippocampi']} hippocampi are in images that are no "
-            "whole heads; they were segmented in a box around their labels, which is easier than "
-            "to find them."
-        )
-    return "\n\n".join(paragraphs)
 
 
 def _card_metrics(summary: Mapping[str, PartSummary]) -> dict[str, str]:
     metrics: dict[str, str] = {}
     for part, values in summary.items():
-        volume = values["volume"]
+        volume, surface = values["volume"], _spread(values["asd_mm"], "max")
+        ratio = f"{volume['correlation']}; {volume['mean_ratio']}"
+        limits = _limits(volume["bland_altman_mm3"])
         metrics |= {
             f"Dice, {part}: mean ± SD (min)": _spread(values["dice"], "min"),
             f"HD95, {part}, mm: mean ± SD (max)": _spread(values["hd95_mm"], "max"),
-            f"average surface distance, {part}, mm: mean ± SD (max)": _spread(
-                values["asd_mm"], "max"
-            ),
-            f"volume, {part}: correlation with labels; mean ratio": (
-                f"{volume['correlation']}; {volume['mean_ratio']}"
-            ),
-            f"volume, {part}, mm³: mean difference (limits of agreement)": _limits(
-                volume["bland_altman_mm3"]
-            ),
+            f"average surface distance, {part}, mm: mean ± SD (max)": surface,
+            f"volume, {part}: correlation with labels; mean ratio": ratio,
+            f"volume, {part}, mm³: mean difference (limits of agreement)": limits,
         }
     whole = summary[WHOLE]
     return metrics | {"hippocampi not found": f"{whole['not_found']} of {whole['hippocampi']}"}
@@ -204,8 +169,3 @@ def _limits(volumes: Mapping[str, float | None]) -> str:
 
 def _title(root: Path) -> str:
     return f"'{describe_dataset(root, 'Name') or root.absolute().name}'"
-
-
-def _write_described(path: Path, table: pd.DataFrame, columns: Mapping[str, str]) -> None:
-    write_table(path, table)
-    write_json(path.with_suffix(".json"), described(columns))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 
 from hyps_bids.outputs.digests import sha256
@@ -34,6 +35,17 @@ def hardware(device: torch.device) -> str:
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
+def fill_template(package: str, name: str, facts: Mapping[str, Any]) -> str:
+    """Fill in a Markdown text of the folder ``templates`` of a package."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(facts)
+
+
 def write_model_card(
     path: Path,
     *,
@@ -55,43 +67,26 @@ def write_model_card(
     checked, metrics = "validation", training.pop("validation", {})
     if "cross-validation" in card:
         checked, metrics = "cross-validation", card["cross-validation"]
-    facts = _network_facts(card) | {
-        "Classes": ", ".join(card["labels"]),
-        "Hardware": hardware,
-        "License": license,
-        "File": f"`{path.name}`, {path.stat().st_size / 1e6:.3g} MB",
-        "sha256": f"`{sha256(path)}`",
-    }
-    sections = [
-        f"# {title}",
-        _table(("", ""), facts),
-        f"## Data\n\n{data}",
-        "## Training\n\n" + _table(("setting", "value"), training),
-        f"## {checked.capitalize()}\n\n" + _table(("metric", "value"), metrics),
-        f"## Use and limits\n\n{notes}",
-    ]
-    out = path.with_suffix(".md")
-    write_text(out, "\n\n".join(sections) + "\n")
-    return out
-
-
-def _network_facts(card: Mapping[str, Any]) -> dict[str, str]:
     if "adapter" in card:
-        adapter, base = card["adapter"], card["base"]
-        names = _SETTINGS.get(adapter["method"], ())
-        settings = ", ".join(f"{name} {adapter[name]}" for name in names)
-        return {
-            "Adapter": adapter["method"] + (f" ({settings})" if settings else ""),
-            "Base": f"{base['name']}, sha256 `{base['sha256']}`",
-        }
-    architecture = card["architecture"]
-    settings = ", ".join(f"{k} {v}" for k, v in architecture["kwargs"].items())
-    return {"Network": f"{architecture['name']} ({settings})"}
-
-
-def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    for name, value in rows.items():
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        lines.append(f"| {name} | {text} |".replace("\n", " "))
-    return "\n".join(lines)
+        names = _SETTINGS.get(card["adapter"]["method"], ())
+        settings = {name: card["adapter"][name] for name in names}
+    else:
+        settings = card["architecture"]["kwargs"]
+    facts = {
+        "title": title,
+        "card": card,
+        "settings": [f"{name} {value}" for name, value in settings.items()],
+        "hardware": hardware,
+        "license": license,
+        "file": path.name,
+        "megabytes": path.stat().st_size / 1e6,
+        "sha256": sha256(path),
+        "data": data,
+        "training": training,
+        "checked": checked,
+        "metrics": metrics,
+        "notes": notes,
+    }
+    out = path.with_suffix(".md")
+    write_text(out, fill_template("hyps_bids.training", "model_card.md", facts) + "\n")
+    return out

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from hyps_bids.adaptation.assess import (
-    SCAN_COLUMNS,
     assess_scans,
     bland_altman,
     reference_on_own_grid,
@@ -24,6 +23,7 @@ from hyps_bids.imaging.conform import conform
 from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import Structure, parse_label_map
 from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline
 
@@ -69,10 +69,11 @@ def crops(segmented: LabeledScan) -> LabeledCrops:
 
 
 def test_own_labels_agree_entirely(
-    pipeline: Pipeline, segmented: LabeledScan, crops: LabeledCrops
+    pipeline: Pipeline, segmented: LabeledScan, crops: LabeledCrops, root: Path
 ) -> None:
     table = assess_scans(pipeline, [segmented], crops, PARTS, fold=3)
-    assert list(table) == list(SCAN_COLUMNS)
+    described = read_json_object(root / "hyps_bids/adaptation/templates/scans.json")
+    assert list(table) == list(described)
     assert list(zip(table["hemi"], table["part"], strict=True)) == [
         (hemi, part) for hemi in "LR" for part in (*PARTS, "whole")
     ]
