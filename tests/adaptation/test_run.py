@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +26,9 @@ from hyps_bids.networks.checkpoints import LOCALIZER, load_adapted, shipped_weig
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import write_json
 from hyps_bids.settings import Settings
+from tests.adaptation.regions import around
 from tests.raising import raises
+from tests.torchrun import launch
 
 #: scans of three participants
 SCANS = ["sub-01_ses-A", "sub-01_ses-B", "sub-02_ses-A", "sub-03_ses-A"]
@@ -41,22 +39,17 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="session")
-def study(
-    demo_bids: Path, root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
+def study(head: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Made participants: the left hippocampus of a real head, with other noise in each scan.
 
     The images are too small for the localizer, which makes all this quick. The labels are
     FreeSurfer's, called manual here.
     """
     folder = tmp_path_factory.mktemp("study")
-    head = nib.load(demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz")
-    aseg = nib.load(root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz")
-    left = nib.Nifti1Image((np.asarray(aseg.dataobj) == 1).astype(np.uint8), aseg.affine)
-    index = np.argwhere(np.asarray(left.dataobj))
-    low, high = index.min(axis=0) - 8, index.max(axis=0) + 9
-    region = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    image, label = head.slicer[region], left.slicer[region]
+    whole, aseg = (nib.load(path) for path in head)
+    left = (np.asarray(aseg.dataobj) == 1).astype(np.uint8)
+    region = around(left, 8)
+    image, label = whole.slicer[region], nib.Nifti1Image(left, aseg.affine).slicer[region]
     voxels = np.asarray(image.dataobj, dtype=np.float32)
     raw, manual = folder / "raw", folder / "manual"
     rng = np.random.default_rng(0)
@@ -149,8 +142,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     assert list(described) == list(table.columns)
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["whole"]["participants"] == 3
-    assert summary["whole"]["scans"] == 4
+    assert (summary["whole"]["participants"], summary["whole"]["scans"]) == (3, 4)
     assert summary["whole"]["dice"]["mean"] == pytest.approx(table["dice"].mean(), abs=1e-4)
     assert list(summary["whole"]["dice_by_fold"]) == ["1", "2", "3"]
 
@@ -239,24 +231,16 @@ def test_paper_preset_and_stratification(settings: Settings, small_base: Path) -
     )
     folder = train_adapter(settings)
     training = json.loads((folder / "config.json").read_text())["identity"]["training"]
-    assert (training["loss"], training["preset"], training["learning_rate"]) == (
-        "dice",
-        "paper",
-        1e-3,
-    )
+    values = tuple(training[name] for name in ("loss", "preset", "learning_rate"))
+    assert values == ("dice", "paper", 1e-3)
     _, card = load_adapted(folder / "adapter.safetensors", small_base)
     assert (card["adapter"]["rank"], card["training"]["optimizer"]) == (2, "adam")
 
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [
-        ("", "adapter-name-invalid"),
-        ("../x", "adapter-name-invalid"),
-        ("a b", "adapter-name-invalid"),
-        (".hidden", "adapter-name-invalid"),
-        ("anteriorposterior", "adapter-name-taken"),
-    ],
+    [(name, "adapter-name-invalid") for name in ("", "../x", "a b", ".hidden")]
+    + [("anteriorposterior", "adapter-name-taken")],
 )
 def test_names_that_cannot_be(settings: Settings, name: str, code: str) -> None:
     with raises(UsageError, code, name):
@@ -389,22 +373,9 @@ train_adapter(pickle.loads(Path(sys.argv[1]).read_bytes()))
 def test_two_processes_train_what_one_does(settings: Settings, tmp_path: Path) -> None:
     settings = replace(settings, folds=2, batch_size=2)
     one = train_adapter(replace(settings, output_dir=tmp_path / "one"))
-    script, given = tmp_path / "train.py", tmp_path / "settings.pickle"
-    script.write_text(TORCHRUN)
+    given = tmp_path / "settings.pickle"
     given.write_bytes(pickle.dumps(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    torchrun += [f"--master-port={port}", str(script), str(given)]
-    result = subprocess.run(
-        [sys.executable, *torchrun],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    launch(TORCHRUN, given, folder=tmp_path, count=2)
     two = settings.output_dir / "models/adapter-made"
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
     assert sorted(p.name for p in settings.output_dir.iterdir()) == ["models"]

@@ -29,6 +29,8 @@ from hyps_bids.networks.checkpoints import (
     shipped_weights,
 )
 from hyps_bids.outputs.digests import sha256
+from tests.full_disk import full_disk
+from tests.networks.perturbing import perturb
 from tests.raising import raises
 
 CONFIG = AdapterConfig(rank=2, bottleneck=2)
@@ -53,16 +55,6 @@ def save_base(path: Path, seed: int) -> Path:
     card = {"architecture": ARCHITECTURE, "labels": LABELS, "grid": list(GRID)}
     save_network(path, build_network(ARCHITECTURE), card)
     return path
-
-
-def perturb(model: nn.Module) -> nn.Module:
-    """Move everything that trains, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn(p.shape, generator=generator) * 0.02)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +91,7 @@ def rewritten(source: Path, target: Path, change: dict[str, torch.Tensor | None]
 def test_network_round_trip(base: Path, tmp_path: Path, x: torch.Tensor) -> None:
     model, card = load_network(base)
     assert not model.training
-    assert card["labels"] == LABELS
-    assert card["kind"] == "network"
+    assert (card["labels"], card["kind"]) == (LABELS, "network")
     with torch.no_grad():
         save_network(tmp_path / "again.safetensors", model, card)
         again, _ = load_network(tmp_path / "again.safetensors")
@@ -288,18 +279,11 @@ def test_shipped_adapter_fits_the_shipped_base() -> None:
 
 
 def test_full_disk_keeps_the_weights_that_were_there(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
     path = tmp_path / "weights.safetensors"
     model, card = nn.Linear(100, 100), {"labels": []}
     save_network(path, model, card)
     before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        # The kernel refuses to write more than this, as if the disk were full.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with raises(CannotCreateOutput, "not-writable", path, "kept"):
-            save_network(path, nn.Linear(100, 100), card)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(), raises(CannotCreateOutput, "not-writable", path, "kept"):
+        save_network(path, nn.Linear(100, 100), card)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -12,18 +12,8 @@ from safetensors.torch import save_file
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.networks.adapters import AdapterConfig, add_adapters, parameter_counts
-from hyps_bids.networks.checkpoints import (
-    load_adapted,
-    load_network,
-    replace_head,
-    save_adapter,
-)
-from hyps_bids.networks.monai_checkpoints import (
-    describe_import,
-    import_swin_unetr,
-    reduce_channels,
-)
-from hyps_bids.segmentation.inference import predict
+from hyps_bids.networks.checkpoints import load_network, replace_head
+from hyps_bids.networks.monai_checkpoints import describe_import, import_swin_unetr, reduce_channels
 from tests.raising import raises
 
 State = dict[str, torch.Tensor]
@@ -168,39 +158,23 @@ def test_other_shapes_are_refused_by_name(original: SwinUNETR, out: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_size_of_the_paper_works_all_the_way(out: Path, tmp_path: Path) -> None:
-    """feature_size 48: import, adapt for two steps, save, load, infer, on a small box."""
-    torch.manual_seed(0)
+def test_network_of_the_papers_size(out: Path, tmp_path: Path) -> None:
+    """The paper counts 20.07 M of 63.13 M parameters, with r = d = 2 and 48 features."""
     model = SwinUNETR(in_channels=4, out_channels=3, feature_size=48)
     import_swin_unetr(write({"state_dict": model.state_dict()}, tmp_path / "f48.pt"), out)
-    del model
-
     network, card = load_network(out)
     assert card["architecture"]["kwargs"]["feature_size"] == 48
     replace_head(network, card["labels"], {"hippocampus": []})
-    config = AdapterConfig.preset("paper")
-    add_adapters(network, config)
+    add_adapters(network, AdapterConfig.preset("paper"))
     counts = parameter_counts(network)
-    # The paper counts 20.07 M of 63.13 M, with r = d = 2.
     assert counts.trainable / counts.total == pytest.approx(0.318, abs=0.02)
     assert counts.total == pytest.approx(63.13e6, rel=0.03)
+    # The head starts at zero, and learns.
     box, targets = torch.randn(1, 1, 24, 40, 24), torch.randint(2, (1, 24, 40, 24))
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    network.train()
     for _ in range(2):
-        loss = torch.nn.functional.cross_entropy(network(box), targets)
-        optimizer.zero_grad()
-        loss.backward()
+        losses.append(torch.nn.functional.cross_entropy(network.train()(box), targets))
+        losses[-1].backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[1] < losses[0] == pytest.approx(np.log(2), abs=1e-4)
-
-    adapter = tmp_path / "adapter.safetensors"
-    save_adapter(adapter, network, config, out, {"labels": ["hippocampus"], "grid": [24, 40, 24]})
-    loaded, _ = load_adapted(adapter, out)
-    probabilities, _ = predict(loaded, box, torch.device("cpu"))
-    expected, _ = predict(network.eval(), box, torch.device("cpu"))
-    torch.testing.assert_close(probabilities, expected, atol=1e-4, rtol=1e-4)
-    assert probabilities.shape == (1, 2, 24, 40, 24)
-    assert probabilities[:, 1].std() > 0
+    assert float(losses[1]) < float(losses[0]) == pytest.approx(np.log(2), abs=1e-4)

@@ -24,18 +24,11 @@ def twins() -> tuple[HippocampusSwinUNETR, SwinUNETR]:
         for p in ours.parameters():
             # MONAI starts biases at zero and bias tables near it, where an error would not show.
             p.add_(torch.randn_like(p) * 0.05)
+    # Parameters have the names and shapes of MONAI's, whose index tables we compute.
     missing, unexpected = monai.load_state_dict(ours.state_dict(), strict=False)
     assert not unexpected
     assert all(name.endswith("relative_position_index") for name in missing)
     return ours.eval(), monai.eval()
-
-
-def test_state_dict_keys_are_those_of_monai() -> None:
-    ours = HippocampusSwinUNETR(1, 3, FEATURES).state_dict()
-    monai = SwinUNETR(1, 3, feature_size=FEATURES, spatial_dims=3).state_dict()
-    derived = {name for name in monai if name.endswith("relative_position_index")}
-    assert ours.keys() == monai.keys() - derived
-    assert all(ours[name].shape == monai[name].shape for name in ours)
 
 
 def test_logits_of_a_batch_equal_those_of_monai() -> None:
@@ -91,26 +84,8 @@ def test_attention_equals_that_of_monai_with_shift_masks(sides: Sequence[int], b
             torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(40, 56, 40), (24, 40, 16)])
-def test_multiples_of_eight_work(shape: tuple[int, ...]) -> None:
-    network = HippocampusSwinUNETR(1, 3, FEATURES).eval()
-    with torch.no_grad():
-        out = network(torch.randn(1, 1, *shape))
-    assert out.shape == (1, 3, *shape)
-    assert torch.isfinite(out).all()
-
-
 @pytest.mark.parametrize("shape", [(36, 56, 40), (40, 52, 40), (40, 56, 41)])
 def test_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
     network = HippocampusSwinUNETR(1, 3, FEATURES)
     with pytest.raises(ValueError, match="multiple of 8"):
         network(torch.zeros(1, 1, *shape))
-
-
-def test_volumes_of_a_batch_do_not_mix() -> None:
-    network = HippocampusSwinUNETR(1, 3, FEATURES).eval()
-    x = torch.randn(2, 1, 40, 32, 24)
-    with torch.no_grad():
-        together = network(x)
-        for i in range(2):
-            torch.testing.assert_close(network(x[i : i + 1])[0], together[i], **TOLERANCE)

@@ -14,16 +14,9 @@ from hyps_bids.training.augment import Deformation
 CLASS = {name: i for i, name in enumerate(BASE_CLASSES)}
 STILL = Deformation(rotation=0, scaling=0, shearing=0, translation=0, elastic=0)
 UNCUT = {"cut_probability": 0.0, "deep_cut_probability": 0.0}
-CLEAN = UNCUT | {
-    "texture": (0.0, 0.0),
-    "blur": (0.0, 0.0),
-    "bias": 0.0,
-    "gamma": 0.0,
-    "noise": 0.0,
-    "thick_probability": 0.0,
-    "strip_probability": 0.0,
-    "deface_probability": 0.0,
-}
+_NEVER = ("thick_probability", "strip_probability", "deface_probability")
+CLEAN = UNCUT | dict.fromkeys(("texture", "blur"), (0.0, 0.0))
+CLEAN |= dict.fromkeys(("bias", "gamma", "noise", *_NEVER), 0.0)
 SMALL_HEAD = replace(HEAD, shape=(48, 48, 48), voxel=5.0)
 SMALL_BOX = replace(BOX, shape=(20, 28, 20), voxel=2.0)
 BOTH = pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def volumes() -> torch.Tensor:
     return torch.rand(3, 1, 14, 12, 10, generator=seeded(1))
 
 
+DEPTHS = {"mild": (0.5, 0.8), "deep_probability": 0.1, "deep": (0.1, 0.2)}
 STILL = augment.Deformation(rotation=0, scaling=0, shearing=0, translation=0, elastic=0)
 RANDOM: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "grid": lambda x, g: augment.random_sampling_grid(
@@ -30,15 +31,7 @@ RANDOM: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "gamma": lambda x, g: augment.random_gamma(x, 0.5, g),
     "bias": lambda x, g: augment.random_bias_field(x, 0.5, 5, g),
     "resolution": lambda x, g: augment.random_resolution(x, 3.0, 0.9, g),
-    "cuts": lambda x, g: augment.random_cuts(
-        len(x),
-        x.shape[2:],
-        g,
-        probability=0.8,
-        mild=(0.5, 1.0),
-        deep_probability=0.1,
-        deep=(0.1, 0.5),
-    ),
+    "cuts": lambda x, g: augment.random_cuts(len(x), x.shape[2:], g, probability=0.8, **DEPTHS),
 }
 
 
@@ -49,14 +42,10 @@ def test_same_seed_same_result(name: str, volumes: torch.Tensor) -> None:
     assert not torch.equal(first, other)
 
 
-def test_grid_without_deformation_is_the_identity(volumes: torch.Tensor) -> None:
+def test_grid_without_deformation_and_with_a_shift(volumes: torch.Tensor) -> None:
     grid = augment.random_sampling_grid(len(volumes), volumes.shape[2:], seeded(), STILL)
     for mode in ("bilinear", "nearest"):
         torch.testing.assert_close(augment.sample(volumes, grid, mode), volumes)
-
-
-def test_grid_shifts_along_the_right_axis(volumes: torch.Tensor) -> None:
-    grid = augment.random_sampling_grid(len(volumes), volumes.shape[2:], seeded(), STILL)
     grid[..., 1] += 1
     moved = augment.sample(volumes, grid)
     torch.testing.assert_close(moved[..., :-1, :], volumes[..., 1:, :])
@@ -85,15 +74,8 @@ def test_boxes_hold_their_smallest_size() -> None:
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 6)])
 def test_cuts_take_sides_at_their_probability(probability: float, expected: int) -> None:
-    inside = augment.random_cuts(
-        20,
-        (16, 16, 16),
-        seeded(),
-        probability=probability,
-        mild=(0.5, 0.8),
-        deep_probability=0.0,
-        deep=(0.1, 0.2),
-    )
+    depths = DEPTHS | {"deep_probability": 0.0}
+    inside = augment.random_cuts(20, (16, 16, 16), seeded(), probability=probability, **depths)
     for one in inside[:, 0]:
         faces = [one.select(axis, at) for axis in range(3) for at in (0, -1)]
         assert sum(not face.any() for face in faces) == expected
@@ -112,9 +94,6 @@ def test_percentiles_are_numpys_and_outside_is_zero(volumes: torch.Tensor) -> No
         np.testing.assert_allclose(
             got[seen].numpy(), np.clip((values - low) / (high - low), 0, 1.5), atol=1e-4
         )
-
-
-def test_percentiles_of_nothing_are_finite() -> None:
     x = torch.ones(2, 1, 4, 4, 4)
     nothing = torch.zeros_like(x, dtype=torch.bool)
     assert not augment.scale_percentiles(x, nothing).any()

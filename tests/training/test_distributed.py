@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ import torch
 from hyps_bids.errors import UsageError
 from hyps_bids.training.distributed import Processes
 from tests.raising import raises
+from tests.torchrun import launch
 
 #: trains a small network on shared batches of three; every process saves its final weights
 SCRIPT = """
@@ -57,29 +54,12 @@ with join_processes(torch.device("cpu")) as (processes, device):
 """
 
 
-def launch(folder: Path, *, count: int) -> None:
-    folder.mkdir()
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={count}"]
-    torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-    result = subprocess.run(
-        [sys.executable, *(torchrun if count > 1 else []), str(script), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
-    launch(tmp_path / "one", count=1)
-    launch(tmp_path / "two", count=2)
+    for name, count in (("one", 1), ("two", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        launch(SCRIPT, folder, folder=folder, count=count)
     one = torch.load(tmp_path / "one/end-0.pt", weights_only=True)
     for rank in (0, 1):
         two = torch.load(tmp_path / f"two/end-{rank}.pt", weights_only=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from hyps_bids.errors import CannotCreateOutput, HypsError, UsageError
 from hyps_bids.training.loop import Batch, LoopSettings, Objective, Outcome, run
+from tests.full_disk import full_disk
 from tests.raising import raises
 
 SETTINGS = LoopSettings(steps=8, warmup=2, checkpoint_every=3, evaluate_every=4, seed=7)
@@ -86,10 +87,8 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, call: 
     with pytest.raises(Killed):
         train(tmp_path / "resumed", batches=dies_at(call))
     assert same(whole, train(tmp_path / "resumed")[0])
-
-
-def test_finished_run_is_not_repeated(tmp_path: Path) -> None:
-    assert same(train(tmp_path)[0], train(tmp_path, batches=dies_at(1))[0])
+    # A finished run is not repeated.
+    assert same(whole, train(tmp_path / "resumed", batches=dies_at(1))[0])
 
 
 def test_other_seed_gives_other_weights(tmp_path: Path) -> None:
@@ -217,23 +216,13 @@ def test_checkpoint_of_another_run_is_refused(
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
     whole, _ = train(tmp_path / "whole")
     folder = tmp_path / "full"
     checkpoint = folder / "checkpoint.pt"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def filling(generator: torch.Generator) -> Batch:
-        if checkpoint.is_file():
-            # The kernel refuses to write more than this, as if the disk were full.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        return make_batch(generator)
-
-    try:
-        with raises(CannotCreateOutput, "not-writable", checkpoint, "previous checkpoint"):
-            train(folder, batches=filling)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(Killed):
+        train(folder, batches=dies_at(5))
+    with full_disk(), raises(CannotCreateOutput, "not-writable", checkpoint, "previous checkpoint"):
+        train(folder)
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
     assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "log.csv"}
     # With room again, the run continues.
