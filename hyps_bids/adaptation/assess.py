@@ -190,7 +190,7 @@ def _by_part(
 @torch.inference_mode()
 def _on_crop(pipeline: Pipeline, crops: LabeledCrops, scan: str, hemi: str) -> _Comparison:
     """Segment the crop around the labels; both results on its frame, as the network sees it."""
-    index = list(zip(crops.scans, crops.hemis, strict=True)).index((scan, hemi))
+    index = crops.crops.ids.index(f"{scan}_hemi-{hemi}")
     network, _ = cached_adapted(pipeline.adapter, pipeline.base)
     inputs, _ = plain_batch(crops.as_at_inference(), slice(index, index + 1))
     device = pipeline.device

@@ -62,8 +62,6 @@ class LabeledCrops:
 
     #: crops with the ids ``STEM_hemi-L`` or ``STEM_hemi-R``, right sides mirrored
     crops: Crops
-    #: names of the classes 1, 2, …
-    parts: tuple[str, ...]
     #: participant label, stem of the scan's name, and L or R of each crop
     subjects: tuple[str, ...]
     scans: tuple[str, ...]
@@ -155,7 +153,6 @@ def labeled_crops(
         ) from errors[0]
     return LabeledCrops(
         _stack(rows),
-        tuple(parts),
         tuple(item.scan.subject for item, _ in rows),
         tuple(item.scan.stem for item, _ in rows),
         tuple(crop.hemi for _, crop in rows),

@@ -39,8 +39,7 @@ BASE = "base-synthetic"
 ADAPTER = "adapter-anteriorposterior"
 
 _ARCHITECTURES: dict[str, type[nn.Module]] = {
-    "BasicUNet": BasicUNet,
-    "HippocampusSwinUNETR": HippocampusSwinUNETR,
+    architecture.__name__: architecture for architecture in (BasicUNet, HippocampusSwinUNETR)
 }
 
 

@@ -84,7 +84,6 @@ def changed(source: Path, target: Path, change: Change) -> Path:
 
 
 def test_parts_and_sides(head: tuple[Path, Path], crops: LabeledCrops) -> None:
-    assert crops.parts == ("hippocampus",)
     assert crops.crops.ids == ("sub-0001_hemi-L", "sub-0001_hemi-R")
     assert (crops.subjects, crops.scans) == (("0001",) * 2, ("sub-0001",) * 2)
     assert crops.hemis == ("L", "R")

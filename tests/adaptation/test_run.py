@@ -224,17 +224,11 @@ def test_diverged_run_leaves_no_model(settings: Settings, monkeypatch: pytest.Mo
     assert not (settings.output_dir / "models").exists()
 
 
-@pytest.mark.slow
-def test_paper_preset_and_stratification(settings: Settings, small_base: Path) -> None:
-    settings = replace(
-        settings, preset="paper", rank=None, bottleneck=None, steps=1, folds=2, stratify="group"
-    )
-    folder = train_adapter(settings)
-    training = json.loads((folder / "config.json").read_text())["identity"]["training"]
-    values = tuple(training[name] for name in ("loss", "preset", "learning_rate"))
-    assert values == ("dice", "paper", 1e-3)
-    _, card = load_adapted(folder / "adapter.safetensors", small_base)
-    assert (card["adapter"]["rank"], card["training"]["optimizer"]) == (2, "adam")
+def test_paper_preset_and_stratification(settings: Settings) -> None:
+    paper = replace(settings, preset="paper", rank=None, bottleneck=None, folds=2, stratify="group")
+    recipe = make_plan(paper, model_folder(paper)).recipe
+    assert (recipe.loss, recipe.config.rank, recipe.config.bottleneck) == ("dice", 2, 2)
+    assert (recipe.loop.optimizer, recipe.loop.learning_rate) == ("adam", 1e-3)
 
 
 @pytest.mark.parametrize(
