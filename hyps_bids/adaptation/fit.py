@@ -148,13 +148,9 @@ def fit_adapter(
     model, config = recipe.build()
     counts = parameter_counts(model)
     if processes.is_main_process:
-        _LOG.info(
-            "%s: %s of %s parameters are trained (%.1f %%)",
-            config.method,
-            f"{counts.trainable:,}",
-            f"{counts.total:,}",
-            100 * counts.trainable / counts.total,
-        )
+        trained = f"{counts.trainable:,} of {counts.total:,}"
+        percent = 100 * counts.trainable / counts.total
+        _LOG.info("%s: %s parameters are trained (%.1f %%)", config.method, trained, percent)
     identity = recipe.identity(config, training, validation)
     # The type stubs of Module.to do not know memory_format.
     model = model.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -61,14 +61,9 @@ def split_by_subject(
             "needs at least two participants",
             code="one-subject",
         )
-    if len(ordered) < count:
-        _LOG.warning(
-            "with %d participants there are %d folds instead of %d",
-            len(ordered),
-            len(ordered),
-            count,
-        )
-        count = len(ordered)
+    if (most := len(ordered)) < count:
+        _LOG.warning("with %d participants there are %d folds instead of %d", most, most, count)
+        count = most
     groups = _large_enough([strata[s] for s in ordered], count) if strata else None
     splitter = StratifiedKFold if groups else KFold
     with warnings.catch_warnings():

@@ -58,17 +58,15 @@ class StructureMask:
 
 
 def read_masks(item: LabeledScan) -> list[StructureMask]:
-    """Read the label images of a scan: a mask for each structure that has voxels."""
+    """Read the label images of a scan: a mask for each structure that has voxels.
+
+    A side that is too small or too large for a hippocampus is an error.
+    """
     masks = [mask for image in item.labels for mask in _read_label_image(image)]
     if not masks:
         raise BadData(
             f"{item.labels[0].path}: no voxel of a hippocampus is labeled", code="nothing-labeled"
         )
-    return masks
-
-
-def check_volumes(item: LabeledScan, masks: Sequence[StructureMask]) -> None:
-    """Refuse a side that is too small or too large for a hippocampus."""
     low, high = VOLUME_RANGE
     for hemi in HEMISPHERES:
         mine = [mask.volume_mm3 for mask in masks if mask.hemi == hemi]
@@ -78,6 +76,7 @@ def check_volumes(item: LabeledScan, masks: Sequence[StructureMask]) -> None:
                 f"{SIDE_NAMES[hemi]}, but a hippocampus has {low:,.0f} to {high:,.0f} mm³",
                 code="label-volume",
             )
+    return masks
 
 
 def check_world(

@@ -25,7 +25,6 @@ from hyps_bids.adaptation.label_masks import (
     LOST_ERROR,
     StructureMask,
     check_positions,
-    check_volumes,
     check_world,
     label_files,
     read_masks,
@@ -243,7 +242,6 @@ class CropMaker:
     def _make(self, item: LabeledScan) -> list[ScanCrop]:
         """Read, check and cut one scan."""
         masks = read_masks(item)
-        check_volumes(item, masks)
         image = conform(item.scan.path)
         check_world(item, masks, image.data.shape, image.affine)
         if self.n4:

@@ -103,19 +103,14 @@ class _Trainer:
         fitted = self._fit_once(recipe, training, validation, folder, title)
         if self.processes.is_main_process:
             rows = self._assess_once(folder / "scans.tsv", fitted, number, fold)
+            dice = rows.loc[rows["part"] == WHOLE, "dice"].mean()
+            scans, step = rows["scan"].nunique(), f"best step {fitted.step} of {fitted.steps}"
             seconds = time.monotonic() - began
+            left = f"{seconds:.0f} s"
             # The final fit takes about as long as a fold. A fold that was read back tells nothing.
-            left = f", about {seconds * (count - number + 1) / 60:.0f} min left"
-            _LOG.info(
-                "%s: Dice %.3f on %d scans (best step %d of %d); %.0f s%s",
-                title,
-                rows.loc[rows["part"] == WHOLE, "dice"].mean(),
-                rows["scan"].nunique(),
-                fitted.step,
-                fitted.steps,
-                seconds,
-                left if seconds > 5 else "",
-            )
+            if seconds > 5:
+                left += f", about {seconds * (count - number + 1) / 60:.0f} min left"
+            _LOG.info("%s: Dice %.3f on %d scans (%s); %s", title, dice, scans, step, left)
         return fitted.step
 
     def fit_all(self, steps: int) -> FittedAdapter:
@@ -186,16 +181,12 @@ def _train(plan: Plan, processes: Processes, device: torch.device) -> None:
         return
     if processes.is_main_process:
         _claim(work, identity)
-    _LOG.info(
-        "training %s: %d crops of %d scans of %d participants, classes %s, %d folds, on %s",
-        plan.target.name,
-        len(crops),
-        len(plan.labeled),
-        len(set(crops.subjects)),
-        ", ".join(plan.classes),
-        len(plan.folds),
-        hardware(device) + (f" × {processes.size} processes" if processes.size > 1 else ""),
+    data = (
+        f"{len(crops)} crops of {len(plan.labeled)} scans of {len(set(crops.subjects))} "
+        f"participants, classes {', '.join(plan.classes)}, {len(plan.folds)} folds"
     )
+    where = hardware(device) + (f" × {processes.size} processes" if processes.size > 1 else "")
+    _LOG.info("training %s: %s, on %s", plan.target.name, data, where)
     began = time.monotonic()
     trainer = _Trainer(plan, crops, processes, device)
     steps = [trainer.cross_validate(i, fold) for i, fold in enumerate(plan.folds, start=1)]

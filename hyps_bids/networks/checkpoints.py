@@ -168,8 +168,7 @@ def save_adapter(
 ) -> None:
     """Write the adapter of an adapted network: the trained tensors, not the base.
 
-    The base is recorded by name and sha256; `card` has entries of a :class:`Card`, at least
-    ``labels``.
+    The base is recorded by name and sha256; `card` has at least ``labels``, see :class:`Card`.
     """
     record = {"name": base.stem, "sha256": sha256(base)}
     complete = {**card, "kind": "adapter", "adapter": asdict(config), "base": record}

@@ -29,8 +29,7 @@ from hyps_bids.networks.adapters.config import AdapterConfig
 class AdapterLayer(nn.Module):
     """A pre-trained linear layer or convolution with the parts that a method adds to it.
 
-    Frozen tensors are buffers: `weight` is ``W``, `frozen` is the ``F`` of the forward pass.
-    Trained tensors are parameters.
+    Frozen tensors are buffers (`weight` is ``W``, `frozen` is ``F``), trained ones parameters.
     """
 
     #: How the low-rank factors start; None if the method has no low-rank part.
