@@ -22,8 +22,9 @@ from hyps_bids.labels.find import LabeledScan, find_labeled
 from hyps_bids.messages import join_names
 from hyps_bids.networks.adapters import AdapterConfig
 from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_weights
+from hyps_bids.outputs.dataset import read_description
 from hyps_bids.outputs.digests import sha256
-from hyps_bids.outputs.reading import read_json_object, read_table
+from hyps_bids.outputs.reading import read_table
 from hyps_bids.settings import Settings
 from hyps_bids.training.loop import LoopSettings
 
@@ -162,17 +163,6 @@ def _loop_settings(settings: Settings) -> LoopSettings:
     )
 
 
-def describe_dataset(root: Path, key: str) -> str | None:
-    """Return a value of a dataset's description, if there is one."""
-    try:
-        value = read_json_object(root / "dataset_description.json").get(key)
-    except BadData as error:
-        # --skip-bids-validation allows a missing or bad description.
-        _LOG.debug("%s", error)
-        return None
-    return str(value) if value else None
-
-
 def _adapter_config(settings: Settings) -> AdapterConfig:
     names = ("rank", "bottleneck", "scale", "dropout", "layers", "trainable")
     changes = {name: getattr(settings, name) for name in names}
@@ -221,9 +211,10 @@ def _strata(settings: Settings, labeled: Sequence[LabeledScan]) -> dict[str, str
 def _license_of(labeled: Sequence[LabeledScan], images: Path, base: Path) -> str:
     """Word the license of an adapter that is trained on these labels and images, on this base."""
     unknown = "not stated"
-    labels = {describe_dataset(item.dataset, "License") or unknown for item in labeled}
+    roots = [images, *(item.dataset for item in labeled)]
+    license, *labels = (str(read_description(root).get("License") or unknown) for root in roots)
     return (
         "follows from the labels, the images and the base, whichever is strictest: labels "
-        f"{', '.join(sorted(labels))}; images {describe_dataset(images, 'License') or unknown}; "
+        f"{', '.join(sorted(set(labels)))}; images {license}; "
         f"base {read_card(base).get('license', unknown)}"
     )

@@ -17,8 +17,9 @@ from hyps_bids.adaptation.charts import bland_altman_chart, dice_chart, learning
 from hyps_bids.adaptation.fit import FittedAdapter
 from hyps_bids.adaptation.folds import splits_table
 from hyps_bids.adaptation.labeled_crops import LabeledCrops
-from hyps_bids.adaptation.plan import Plan, describe_dataset
+from hyps_bids.adaptation.plan import Plan
 from hyps_bids.networks.checkpoints import read_card
+from hyps_bids.outputs.dataset import read_description
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import atomic_path, remove_stale, write_json, write_table
@@ -168,4 +169,4 @@ def _limits(volumes: Mapping[str, float | None]) -> str:
 
 
 def _title(root: Path) -> str:
-    return f"'{describe_dataset(root, 'Name') or root.absolute().name}'"
+    return f"'{read_description(root).get('Name') or root.absolute().name}'"

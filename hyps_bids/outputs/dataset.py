@@ -19,7 +19,7 @@ from hyps_bids.outputs.reading import read_json_object, read_table
 from hyps_bids.outputs.writing import remove_stale, write_json, write_table, write_text
 from hyps_bids.settings import Settings
 
-__all__ = ["BIDS_VERSION", "write_dataset_files"]
+__all__ = ["BIDS_VERSION", "read_description", "write_dataset_files"]
 
 #: version of BIDS that the datasets we write follow
 BIDS_VERSION = "1.10.0"
@@ -98,7 +98,7 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
 
 
 def _description(settings: Settings) -> dict[str, Any]:
-    raw = _raw_description(settings.bids_dir)
+    raw = read_description(settings.bids_dir)
     generated: dict[str, Any] = {"Name": "hyps-bids", "Version": __version__, "CodeURL": _URL}
     if container := running_container():
         generated["Container"] = container
@@ -122,8 +122,8 @@ def _description(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _raw_description(dataset: Path) -> dict[str, Any]:
-    """Read the description of the input; --skip-bids-validation allows a missing or bad one."""
+def read_description(dataset: Path) -> dict[str, Any]:
+    """Read the description of a dataset; --skip-bids-validation allows a missing or bad one."""
     try:
         return read_json_object(dataset / "dataset_description.json")
     except BadData:
