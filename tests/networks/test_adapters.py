@@ -247,7 +247,6 @@ def test_what_each_method_trains(method: str) -> None:
     add_adapters(model, AdapterConfig(method, rank=2, bottleneck=2))
     trains = trained_names(model)
     counts = parameter_counts(model)
-    assert counts.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counts.total == total + counts.adapters
     assert bool(counts.adapters) == (method in ADAPTERS)
     outside = {n for n in trains if not n.startswith("swinViT")}

@@ -37,8 +37,7 @@ def along_x(mask: torch.Tensor) -> float:
 def test_same_seed_same_batch(maps: LabelMaps, make, settings) -> None:
     (x, y), (x2, y2), (x3, _) = (make(maps, settings, 2, seeded(s)) for s in (5, 5, 6))
     assert x.shape == y.shape == (2, 1, *settings.shape)
-    assert x.dtype == torch.float32
-    assert y.dtype == torch.int64
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
     assert torch.equal(x, x2)
     assert torch.equal(y, y2)
     assert not torch.equal(x, x3)
