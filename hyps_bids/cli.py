@@ -7,6 +7,7 @@ import codecs
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -131,13 +132,17 @@ def _replace_character(error: UnicodeError) -> tuple[str | bytes, int]:
 def _reader_is_gone() -> bool:
     """Tell whether the pipe of standard output is closed; if so, write nothing more to it."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        number = sys.stdout.fileno()
+    except (AttributeError, OSError):
+        return False
+    output = select.poll()
+    output.register(number, 0)
+    closed = any(events & select.POLLERR for _, events in output.poll(0))
+    if closed:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, number)
         os.close(null)
-        return True
-    return False
+    return closed
 
 
 def check_working_folder() -> None:

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hyps_bids import __version__
 from hyps_bids.cli import main, parse_settings
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.networks.adapters.config import METHODS, PRESETS, AdapterConfig
+from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import GROUPS, Option, Settings, all_options, settings_to_toml
 from tests.raising import raises
 
@@ -251,6 +253,94 @@ def test_odd_file_names_come_back(tmp_path: Path, name: str) -> None:
         adapter=name,
     )
     assert parse(*config(tmp_path, settings_to_toml(settings))) == settings
+
+
+PATHS = [each.name for each in all_options() if each.kind is Path or each.maybe_file]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_home_is_expanded_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    option = OPTIONS[name]
+    expected = option.kind(tmp_path / "a b")
+    value = (expected,) if option.several else expected
+    flag = option.flags[0]
+    assert getattr(parse(f"{flag}=~/a b"), name) == value
+    assert getattr(parse(*config(tmp_path, f'{name} = "~/a b"')), name) == value
+
+
+def test_home_is_expanded_in_arguments_and_for_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.toml").write_text("nprocs = 3\n")
+    settings = parse_settings(["~/in", "~", "participant", "--config=~/x.toml"])
+    assert (settings.bids_dir, settings.output_dir) == (tmp_path / "in", tmp_path)
+    assert settings.nprocs == 3
+    assert parse("-w", "~root/w").work_dir == Path(os.path.expanduser("~root")) / "w"
+    # Only the beginning of a path means a home folder, and ./ protects it.
+    assert parse("-w", "a/~").work_dir == Path("a/~")
+    work = parse("-w", "./~").work_dir
+    assert work == Path("~")
+    assert parse(*config(tmp_path, settings_to_toml(parse("-w", "./~")))).work_dir == work
+
+
+@pytest.mark.parametrize("text", ["", " ", "~nosuchuser/x"])
+def test_what_is_no_path_is_wrong_usage(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*BASIC, f"--work-dir={text}"])
+    assert end.value.code == 64
+    assert repr(text) in capsys.readouterr().err
+    with raises(UsageError, "config-value-invalid", "work_dir"):
+        parse(*config(tmp_path, f"work_dir = {text!r}"))
+
+
+def test_settings_with_a_name_that_is_not_unicode_are_valid_toml(tmp_path: Path) -> None:
+    settings = with_values("nprocs", "work_dir")
+    odd = replace(settings, work_dir=Path(os.fsdecode(b"K\xf6ln")))
+    path = tmp_path / "settings.toml"
+    write_text(path, settings_to_toml(odd))
+    assert parse("--config", str(path)) == replace(settings, work_dir=None)
+
+
+@pytest.mark.parametrize("program", ["hyps_bids", "hyps_bids.tools"])
+def test_help_on_any_terminal(program: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", program, *(["import"] if "tools" in program else []), "--help"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
+def test_names_are_printed_as_they_are_and_the_end_is_quiet_without_a_reader() -> None:
+    code = (
+        "import sys; from hyps_bids import cli; "
+        "names = ['K\\udcf6ln', 'Köln', '海'] * int(sys.argv[1]); "
+        "run = lambda: [print(name) for name in names] and 0; "
+        "sys.exit(cli.run_command('hyps-bids', run))"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run([*command, "1"], env=environment, capture_output=True, check=True)
+    assert done.stdout.splitlines() == [b"K\xf6ln", b"K\xf6ln", rb"\u6d77"]
+    closed = subprocess.run(
+        ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "-", *command, "100000"],
+        env=environment,
+        capture_output=True,
+    )
+    assert (closed.returncode, closed.stderr) == (141, b"")
+
+
+def test_deleted_working_folder_is_one_clear_error(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main([str(raw), str(tmp_path / "out"), "participant"]) == 66
+    assert capsys.readouterr().err.endswith("[current-folder-gone]\n")
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def _foreign_files(output: Path) -> str | None:
     """Name a file that we would write over, or raw data, in a folder without description."""
     for pattern, marks in _MARKS.items():
         for path in sorted(output.glob(pattern)):
-            if not _has_mark(path, marks):
+            if not path.is_dir() and not _has_mark(path, marks):
                 return f"files of another origin (such as {path.relative_to(output)})"
     for folder in sorted(output.glob("sub-*")):
         if folder.is_dir() and (data := _foreign_scan_file(folder)) is not None:
@@ -126,11 +126,11 @@ def _foreign_scan_file(folder: Path) -> Path | None:
     """Return a file of a participant's folder if there are files, but none of ours."""
     first: Path | None = None
     for path in folder.rglob("*"):
-        if path.is_dir() or is_partial(path.name):
-            continue
         if any(part in path.name for part in _OF_SCANS):
             return None
-        first = first or path
+        # A file without extension is no data; it may stand where a folder should be.
+        if first is None and path.suffix and not path.is_dir() and not is_partial(path.name):
+            first = path
     return first
 
 

@@ -12,6 +12,7 @@ _interpolating = configparser.ConfigParser
 configparser.ConfigParser = configparser.RawConfigParser  # type: ignore[assignment,misc]
 try:
     import nipype.pipeline.engine.nodes
+    import nipype.pipeline.engine.utils
     import nipype.pipeline.plugins.base
 finally:
     configparser.ConfigParser = _interpolating  # type: ignore[misc]
@@ -22,12 +23,13 @@ nipype.config._config._interpolation = configparser.Interpolation()
 def _glob_in_folder(pattern: str) -> list[str]:
     """Find files by a pattern of their names, in a folder that is taken literally.
 
-    nipype looks so for the results of nodes; brackets in the path of the work folder would hide
-    them, and results of earlier inputs would be taken for current ones.
+    nipype looks so for the results of nodes. Brackets in the path of the work folder would hide
+    them, and nodes would fail, or run again although they are done.
     """
     folder, name = os.path.split(pattern)
     return glob.glob(os.path.join(glob.escape(folder), name))
 
 
-nipype.pipeline.engine.nodes.glob = _glob_in_folder
+for _module in (nipype.pipeline.engine.nodes, nipype.pipeline.engine.utils):
+    _module.glob = _glob_in_folder
 nipype.pipeline.plugins.base.glob = _glob_in_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ def test_dataset_files(raw: Path, tmp_path: Path) -> None:
     assert "figures" in ignored
     assert "*_morph.tsv" in ignored
     assert __version__ in (output / "README.md").read_text()
+
+
+def test_links_lead_to_the_input_from_behind_a_symbolic_link(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk/deep/results").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk/deep/results")
+    (tmp_path / "input").symlink_to(raw)
+    content = description(tmp_path / "input", tmp_path / "out")
+    for link in (content["DatasetLinks"]["raw"], content["SourceDatasets"][0]["URL"]):
+        assert os.path.samefile(os.path.join(tmp_path / "out", link), raw)
+
+
+def test_any_name_of_the_input_can_be_written(tmp_path: Path) -> None:
+    raw = tmp_path / os.fsdecode(b"K\xf6ln 50% [a]{b}")
+    raw.mkdir()
+    content = description(raw, tmp_path / "out")
+    assert content["DatasetLinks"] == {"raw": f"../{raw.name}"}
 
 
 def test_second_time_gives_the_same(raw: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -16,12 +17,23 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from nipype import config
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
+from nipype.pipeline.engine import nodes, utils
+from nipype.pipeline.plugins import base
 
+from hyps_bids.errors import UsageError
 from hyps_bids.outputs.writing import write_nifti
-from hyps_bids.workflows.crashes import crash_reasons
-from hyps_bids.workflows.engines import MultiProcPlugin, log_settings, start_worker
+from hyps_bids.workflows.crashes import Failures, crash_reasons
+from hyps_bids.workflows.engines import (
+    MultiProcPlugin,
+    check_paths,
+    engine,
+    log_settings,
+    start_worker,
+)
+from tests.raising import raises
 
 
 def killed_once(folder: str, name: str) -> None:
@@ -79,7 +91,11 @@ def writes(folder: str, name: str, after: str = "") -> str:
 
 
 def run(
-    tmp_path: Path, functions: dict[str, Any], n_procs: int = 2, mp_context: str = "fork"
+    tmp_path: Path,
+    functions: dict[str, Any],
+    n_procs: int = 2,
+    mp_context: str = "fork",
+    failures: Failures | None = None,
 ) -> dict[str, str]:
     """Run one node per function; return the reasons of those that failed."""
     crashes = tmp_path / "crashes"
@@ -102,6 +118,7 @@ def run(
         plugin = MultiProcPlugin(
             {"n_procs": n_procs, "memory_gb": 4, "n_gpu_procs": 0, "mp_context": mp_context}
         )
+        plugin.failures = failures
         # nipype raises at the end what failed
         with suppress(RuntimeError):
             workflow.run(plugin=plugin)
@@ -225,3 +242,85 @@ def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
     worker.join(30)
     assert worker.exitcode == 143
     assert not list(tmp_path.glob(".*"))
+
+
+def logs_what_was_said(folder: str, name: str) -> None:
+    """End only when the failure of another node has been logged."""
+    import time
+    from pathlib import Path
+
+    for _ in range(400):
+        if (Path(folder) / "said").exists():
+            (Path(folder) / f"{name}.done").touch()
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("crash_file", [True, False])
+def test_failures_are_logged_while_others_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, crash_file: bool
+) -> None:
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.ERROR:
+                (tmp_path / "said").write_text(record.getMessage())
+
+    if not crash_file:
+        # Recording the failure fails too.
+        (tmp_path / "crashes").touch()
+    note = Note()
+    logging.getLogger("hyps_bids").addHandler(note)
+    failures = Failures(tmp_path / "crashes", {"sub_01": "sub-01: failed"})
+    run(tmp_path, {"sub_01": fails, "sub_02": logs_what_was_said}, failures=failures)
+    logging.getLogger("hyps_bids").removeHandler(note)
+    assert (tmp_path / "sub_02.done").exists()
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("sub-01: failed: ValueError: an ordinary failure")
+    assert ("traceback in logs/" in said) == crash_file
+    assert list(failures.reasons) == ["sub_01"]
+
+
+def test_nipypes_own_plugin_tells_of_failures(tmp_path: Path) -> None:
+    failures = Failures(tmp_path / "50% [crashes]*?", {"sub_01": "sub-01: failed"})
+    config.update_config({"execution": {"crashdump_dir": str(failures.folder)}})
+    workflow = pe.Workflow(name="participant_wf", base_dir=str(tmp_path / "work"))
+    interface = Function(function=fails, input_names=["folder", "name"])
+    interface.inputs.trait_set(folder=str(tmp_path), name="x")
+    inner = pe.Workflow(name="sub_01")
+    inner.add_nodes([pe.Node(interface, name="segment")])
+    workflow.add_nodes([inner])
+    workflow.config["execution"] = {
+        "crashdump_dir": str(failures.folder),
+        "crashfile_format": "txt",
+        "stop_on_first_crash": "false",
+    }
+    with pytest.raises(Exception, match="an ordinary failure"):
+        workflow.run(**engine("Linear", {}, failures))
+    assert "an ordinary failure" in failures.reasons["sub_01"]
+
+
+@pytest.mark.parametrize("module", [nodes, utils, base])
+def test_nipype_finds_results_in_a_folder_of_any_name(tmp_path: Path, module: Any) -> None:
+    folder = tmp_path / "50% [a]*?{b}$HOME#"
+    folder.mkdir()
+    (folder / "_0x1.json").touch()
+    assert module.glob(f"{folder}/_0x*.json") == [f"{folder}/_0x1.json"]
+
+
+def test_nipype_starts_in_a_home_of_any_name(tmp_path: Path) -> None:
+    home = tmp_path / "50% home"
+    home.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", "import hyps_bids.workflows.engines"],
+        env=os.environ | {"HOME": str(home)},
+        cwd=home,
+        check=True,
+    )
+
+
+def test_paths_that_a_scheduler_would_misread_are_refused() -> None:
+    check_paths("MultiProc", Path("/data/my study 50%"))
+    check_paths("SLURM", Path("/data/Köln_1.0/ds-1"))
+    for name in ("my study", "50%", "it's", "a$b", "[x]"):
+        with raises(UsageError, "path-unfit-for-scheduler", name, "SLURM"):
+            check_paths("SLURM", Path("/data"), Path("/data") / name)

@@ -251,6 +251,30 @@ def test_a_run_that_stops_leaves_what_it_did_not_reach(
     assert "0 of 3 scans done now" in log
 
 
+def test_scan_whose_failure_cannot_be_recorded_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Also in folders with names that configuration files, patterns and terminals misread."""
+    raw, out = tmp_path / "50% [a]*?", tmp_path / os.fsdecode(b"K\xf6ln {b}$HOME#") / "out"
+    image = nib.Nifti1Image(np.ones((40, 40, 40)), np.diag([4, 4, 4, 1]))
+    for subject in ("01", "02", "03"):
+        path = raw / f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(image, path)
+    out.mkdir(parents=True)
+    (out / "sub-01").touch()
+    (out / "sub-02.html").mkdir()
+    options = ["--skip-bids-validation", "--nprocs", "1"]
+    assert main([str(raw), str(out), "participant", *options]) == 1
+    assert [path.name for path in sorted(out.glob("sub-*/anat/*_qc.tsv"))] == [
+        "sub-02_seg-hippocampus_qc.tsv",
+        "sub-03_seg-hippocampus_qc.tsv",
+    ]
+    assert (out / "sub-03.html").is_file()
+    log = next(out.glob("logs/*/hyps-bids.log")).read_text()
+    for fact in ("sub-01: failed: ", "sub-03: failed: ", "sub-02: no report: "):
+        assert log.count(fact) == 1
+    assert f"{out / 'sub-01'}" in os.fsdecode(log.encode()).replace("\\udcf6", "\udcf6")
+
+
 @pytest.fixture
 def changed(derivatives: Path, dataset: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A dataset whose image has changed since its outputs were made, and these."""
