@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -221,3 +222,45 @@ def test_import_of_an_edited_table(
 def test_import_refuses(labeled: Path, tmp_path: Path, what: str, options: list, code: int) -> None:
     assert tools.main(["import", what, str(labeled), str(tmp_path / "bids"), *options]) == code
     assert not (tmp_path / "bids").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "file"),
+    [
+        (["demo", "OUT"], "bids/participants.tsv"),
+        (["demo", "OUT"], "derivatives/README.md"),
+        (["pretrain", "base", "IN", "OUT"], "log.csv"),
+        (["pretrain", "base", "IN", "OUT"], "base.md"),
+        (["adapt", "IN", "IN", "OUT", "--classes", "a"], "adapter.safetensors"),
+        (["synthesize", "IN", "OUT/x.png"], "x.png"),
+        (["import-base", "IN", "OUT/x.safetensors"], "x.safetensors"),
+        (["evaluate", "speed", "IN", "--output", "OUT/participants.tsv"], "participants.tsv"),
+    ],
+)
+def test_files_of_others_are_not_replaced(
+    tmp_path: Path, argv: list[str], file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("theirs")
+    words = [
+        word.replace("OUT", str(path.parent if "/" in word else tmp_path / "out")) for word in argv
+    ]
+    words = [str(tmp_path / "in") if word == "IN" else word for word in words]
+    before = sorted(tmp_path.rglob("*"))
+    assert tools.main(words) == 64
+    assert re.search(r"\[(file-not-ours|demo-folder-occupied)\]$", capsys.readouterr().err)
+    assert path.read_text() == "theirs"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_home_is_expanded_in_all_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert tools.main(["import", "~/table.tsv", "~/source", "~/out"]) != 0
+    assert str(tmp_path / "table.tsv") in capsys.readouterr().err
+    assert tools.main(["pretrain", "base", "~/missing", "~/out", "--device", "cpu"]) == 66
+    assert str(tmp_path / "missing") in capsys.readouterr().err
+    assert not (tmp_path / "~").exists()
