@@ -66,6 +66,7 @@ def train_classifiers(settings: Settings, wide: pd.DataFrame) -> list[str]:
         _LOG.error(text)
     for plan in plans:
         try:
+            refuse_foreign_file(_folder(settings, plan.contrast) / "README.md", b"# Classifier ")
             _write(settings, plan, validate(settings, plan))
         except HypsError as error:
             failures.append(_failure(settings, plan.contrast, error))
