@@ -30,6 +30,7 @@ from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.validate import CROSS_VALIDATION, Results, validate
 from hyps_bids.errors import BadData, HypsError, UsageError
+from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
