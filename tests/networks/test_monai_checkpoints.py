@@ -177,4 +177,4 @@ def test_network_of_the_papers_size(out: Path, tmp_path: Path) -> None:
         losses.append(torch.nn.functional.cross_entropy(network.train()(box), targets))
         losses[-1].backward()
         optimizer.step()
-    assert float(losses[1]) < float(losses[0]) == pytest.approx(np.log(2), abs=1e-4)
+    assert losses[1].item() < losses[0].item() == pytest.approx(np.log(2), abs=1e-4)
