@@ -41,7 +41,7 @@ def run(settings: Settings) -> int:
     Returns
     -------
     int
-        0, or 1 if a scan, a classifier or a report failed, or a folder could not be read.
+        1 if a scan, a classifier or a report failed or a folder could not be read, else 0.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def run(settings: Settings) -> int:
     """
     if unused := unused_options(settings):
         _LOG.warning(
-            "These options are not used at the %s level: %s",
+            "These options have no effect at the %s level: %s",
             settings.analysis_level,
             ", ".join(unused),
         )
@@ -130,7 +130,7 @@ def _check_memory(settings: Settings) -> None:
 
 
 def _scans_with_results(settings: Settings, scans: Sequence[Scan]) -> list[Scan]:
-    """Leave out the scans of participants without any results to report."""
+    """Leave out the scans of participants without results; refuse if nobody has any."""
     from hyps_bids.reports.scan_facts import find_scans_of
 
     subjects = sorted({scan.subject for scan in scans})
@@ -143,14 +143,14 @@ def _scans_with_results(settings: Settings, scans: Sequence[Scan]) -> list[Scan]
         )
     if without:
         _LOG.warning(
-            "There is no report of participant %s, because there are no outputs yet.",
+            "No report is built for participant %s, because there are no outputs yet.",
             join_names(without),
         )
     return [scan for scan in scans if scan.subject not in without]
 
 
 def _subjects_to_report(settings: Settings, scans: Sequence[Scan]) -> list[str]:
-    """Return the subjects whose report is out of date, or all if only reports are asked for."""
+    """Return the subjects whose report is out of date, or all subjects with --reports-only."""
     from hyps_bids.reports.subject import is_current
 
     subjects = sorted({scan.subject for scan in scans})

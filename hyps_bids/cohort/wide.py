@@ -25,7 +25,7 @@ _MADE_BY = {
     "models": "All weights with the first digits of their SHA-256, and the bias field correction. "
     "Volumes are comparable where software_version and models are the same.",
 }
-#: what join() puts in front of the dataset's columns whose name is taken
+#: Prefix that join() adds to a column of the dataset if its name is taken.
 _JOIN_PREFIX = r"^(participants|sessions|phenotype)_"
 
 

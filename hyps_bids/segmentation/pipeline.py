@@ -38,7 +38,7 @@ __all__ = [
     "segment",
 ]
 
-#: Shape, and voxel-to-world transform with axes nearest to right, anterior, superior.
+#: Shape and voxel-to-world transform of a grid; its axes point about right, anterior, superior.
 Grid = tuple[Sequence[int], np.ndarray]
 
 
@@ -163,7 +163,7 @@ class Pipeline:
     def segment_sides(
         self, image: ConformedImage, grids: Mapping[str, Grid] | None = None
     ) -> dict[str, RestoredSide]:
-        """Segment each hippocampus in its parts; see :func:`restore_sides` for `grids`."""
+        """Segment each hippocampus into its parts; see :func:`restore_sides` for `grids`."""
         return self.run(image, grids).restored
 
     def segment(self, image: ConformedImage) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Run the workflows with nipype, and find out what happened to each scan and report.
 
-Import this module late: nipype reads its configuration folder from the environment.
+Import this module only after the work folder is set up, because nipype reads the path of its
+configuration folder from the environment when it is imported.
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ __all__ = ["Run", "Setup", "build_reports", "prepare_networks", "process_scans"]
 _LOG = logging.getLogger("hyps_bids")
 _Key = TypeVar("_Key")
 
-#: Most scans in one workflow: the time that nipype needs for each step grows with their number.
+#: Largest number of scans in one workflow: nipype's time for each step grows with their number.
 _MAX_SCANS = 1000
 #: Free bytes on a disk below which it is taken to be full.
 _NO_SPACE = 1_000_000
-#: Seconds that a worker has to stop before it is killed.
+#: Seconds that a worker gets to stop by itself before it is killed.
 _GRACE_S = 2
-#: The settings that decide the results, which reports show: all jobs of a dataset share them.
+#: Settings that reports show: they decide the results, so all jobs of a dataset share them.
 _SHOWN_SETTINGS = ("adapter", "base_model", "device", "n4")
-_CONTINUE = "finished results are kept, run the command again to continue"
+_CONTINUE = "finished results are kept; run the command again to continue"
 _NOT_REACHED = "not reached: the run stopped at the first failure"
 
 
@@ -69,14 +70,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides the results of all scans besides their images, to compute and to record."""
+    """Everything besides the images that decides the results of all scans."""
 
     pipeline: Pipeline
     labels: list[str]
     provenance: Provenance
 
     def is_done(self, scan: Scan, output_dir: Path) -> bool:
-        """Tell whether the outputs of a scan are complete and would be the same again."""
+        """Tell whether the outputs of a scan are complete and a new run would give the same."""
         return is_done(scan, output_dir, fingerprint(scan, self.provenance))
 
 
