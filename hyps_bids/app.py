@@ -23,8 +23,6 @@ from hyps_bids.workspace import name_run, start_log_file, work_folder
 if TYPE_CHECKING:
     from hyps_bids.workflows.execution import Run
 
-__all__ = ["run"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: Memory in GB that a scan of 256³ voxels needs.
 _LEAST_MEMORY_GB = 1.4

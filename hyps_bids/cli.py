@@ -28,16 +28,6 @@ from hyps_bids.errors import (
 )
 from hyps_bids.settings import GROUPS, Option, OptionGroup, Settings, read_path, read_toml
 
-__all__ = [
-    "Parser",
-    "build_parser",
-    "check_working_folder",
-    "main",
-    "parse_settings",
-    "run_command",
-    "start_logging",
-]
-
 _INTERRUPTED = 130
 #: As shells report a process that SIGPIPE has ended.
 _READER_GONE = 141

@@ -11,8 +11,6 @@ from hyps_bids.errors import BadData, UsageError, cannot_write
 from hyps_bids.outputs.ownership import find_foreign
 from hyps_bids.outputs.reading import read_json_object
 
-__all__ = ["demo_dataset", "run_demo"]
-
 _DESCRIPTION = "dataset_description.json"
 
 

@@ -7,21 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "DISK_ERRORS",
-    "BadData",
-    "CannotCreateOutput",
-    "HypsError",
-    "InvalidBids",
-    "MissingInput",
-    "NotEnoughMemory",
-    "NothingMatches",
-    "Terminated",
-    "UsageError",
-    "WriteFailed",
-    "cannot_write",
-]
-
 #: Values of ``errno`` that mean that the disk is full or broken, whatever the folder.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 

@@ -28,17 +28,6 @@ from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Pipeline
 
-__all__ = [
-    "evaluate_crops",
-    "evaluate_images",
-    "evaluate_orientation",
-    "evaluate_retest",
-    "evaluate_speed",
-    "pairs_in",
-    "report",
-    "summarize",
-]
-
 
 def evaluate_crops(pipeline: Pipeline, images: Path, labels: Path) -> pd.DataFrame:
     """Compute the Dice of each class on the fixed test split of MSD Task04.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-__all__ = ["format_count", "is_unicode", "join_names", "printable", "suggest_names"]
-
 #: Most names that are shown of a list.
 _SHOWN = 20
 

@@ -22,29 +22,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.messages import is_unicode
 
-__all__ = [
-    "GROUPS",
-    "AdapterSettings",
-    "ClassifierSettings",
-    "ExecutionSettings",
-    "Option",
-    "OptionGroup",
-    "ParticipantSettings",
-    "ProcessingSettings",
-    "SelectionSettings",
-    "Settings",
-    "StatisticsSettings",
-    "TableSettings",
-    "ValidationSettings",
-    "all_options",
-    "check_combinations",
-    "expand_home",
-    "read_path",
-    "read_toml",
-    "settings_to_toml",
-    "unused_options",
-]
-
 Level = Literal["participant", "group"]
 T = TypeVar("T")
 
@@ -608,7 +585,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _from_toml(declared: Option, value: object) -> Any:
     if not declared.several:
         return declared.check(value)
-    # a single text may stand without brackets
+    # A single text may stand without brackets
     return tuple(map(declared.check, value if isinstance(value, list) else [value]))
 
 

@@ -15,8 +15,6 @@ from hyps_bids.errors import cannot_write
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import Settings, settings_to_toml
 
-__all__ = ["name_run", "start_log_file", "work_folder"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: How often to try to make a folder whose parents other jobs may be removing.
 _ATTEMPTS = 20

@@ -82,7 +82,7 @@ def simulate(
     )
     names = sorted(set(site_of_group.values())) if site_of_group else list(sites)
     number = np.array([names.index(s) for s in site])
-    # variance of the sum of four equally correlated parts is RESIDUAL_SD squared
+    # Variance of the sum of four equally correlated parts is RESIDUAL_SD squared
     part_sd = RESIDUAL_SD / np.sqrt(4 * (1 + 3 * _CORRELATION))
     common = np.sqrt(_CORRELATION) * rng.normal(size=(n, 1))
     residual = part_sd * (common + np.sqrt(1 - _CORRELATION) * rng.normal(size=(n, 4)))

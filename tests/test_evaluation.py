@@ -43,7 +43,7 @@ def test_coarse_head_agrees_with_freesurfer(
     pairs = evaluation.pairs_in(coarse_pair)
     table = evaluation.evaluate_images(replace(pipeline, n4=n4), pairs, (1, 2))
     assert table["hemi"].tolist() == ["L", "R"]
-    # at 2 mm, across two protocols
+    # At 2 mm, across two protocols
     assert (table["dice"] > 0.75).all()
     # METHOD: the protocol is 10 to 25 % smaller than FreeSurfer's
     assert (table["volume_mm3"] / table["reference_mm3"]).between(0.7, 0.95).all()
@@ -53,7 +53,7 @@ def test_coarse_head_agrees_with_freesurfer(
 def test_moved_head_gives_the_same_hippocampi(pipeline: Pipeline, coarse_pair: Path) -> None:
     paths = [coarse_pair / "sub-0001_T1w.nii.gz"]
     table = evaluation.evaluate_retest(pipeline, paths, moves=1)
-    # a 2 mm grid alone costs several points
+    # A 2 mm grid alone costs several points
     assert (table["dice"] > 0.85).all()
     assert (table["volume_change"].abs() < 0.08).all()
 
@@ -95,7 +95,7 @@ def test_orientations_give_the_same_hippocampi(
     pipeline: Pipeline, coarse_pair: Path, tmp_path: Path
 ) -> None:
     path = coarse_pair / "sub-0001_T1w.nii.gz"
-    # all 48 are in the tests of conform and of the outputs
+    # All 48 are in the tests of conform and of the outputs
     table = evaluation.evaluate_orientation(pipeline, path, tmp_path, every=25)
     assert table["axes"].tolist() == ["RAS", "ASL"]
     assert np.allclose(table[["dice_L", "dice_R"]], 1)

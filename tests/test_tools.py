@@ -126,12 +126,12 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
     assert "dice_whole" in (out / "adapter.md").read_text(encoding="utf-8")
     with safe_open(path, "pt") as weights:
         assert {weights.get_tensor(n).dtype for n in weights.keys()} == {torch.float16}  # noqa: SIM118
-    # the same command again goes on, here with nothing to do
+    # The same command again goes on, here with nothing to do
     before = path.read_bytes()
     assert tools.main(adapt_argv(dataset, out) + options) == 0
     assert path.read_bytes() == before
     assert (out / "log.csv").read_text().count("dice_whole") == 1
-    # from this adapter, in its settings
+    # From this adapter, in its settings
     start = ["--from", str(path), "--rank", "4"]
     more = tmp_path / "more"
     assert tools.main(adapt_argv(dataset, more) + options + start) == 0

@@ -26,7 +26,7 @@ from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Grid, Pipeline
 
-#: pooled metrics of one part, ready for JSON; a value that cannot be computed is None
+#: Pooled metrics of one part, ready for JSON; a value that cannot be computed is None.
 PartSummary = dict[str, Any]
 
 

@@ -18,7 +18,7 @@ from hyps_bids.networks.checkpoints import GRID
 from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training import augment
 
-#: shape of a crop: what the network sees and 4 mm around it, for augmentation
+#: Shape of a crop: what the network sees and 4 mm around it, for augmentation.
 FRAME = tuple(side + 8 for side in GRID)
 
 

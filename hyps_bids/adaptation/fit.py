@@ -44,23 +44,23 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
 class Recipe:
     """Everything besides the crops that decides the weights of an adapter."""
 
-    #: the pre-trained network
+    #: The pre-trained network.
     base: Path
-    #: name of each class in order → names of the base's classes it starts from
+    #: Name of each class in order → names of the base's classes it starts from
     labels: dict[str, list[str]]
     config: AdapterConfig
     loop: LoopSettings
-    #: crops per step
+    #: Crops per step.
     batch_size: int = 2
-    #: strength of the augmentation, in [0, 1]
+    #: Strength of the augmentation, in [0, 1]
     augmentation: float = 1.0
-    #: a name in :data:`LOSSES`
+    #: A name in :data:`LOSSES`
     loss: str = "dice+ce"
-    #: adapter of the same base and classes to go on from; its settings replace `config`
+    #: Adapter of the same base and classes to go on from; its settings replace `config`
     start: Path | None = None
-    #: whether to write the weights in half precision
+    #: Whether to write the weights in half precision.
     half: bool = False
-    #: more facts to record with the weights
+    #: More facts to record with the weights.
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,12 +109,12 @@ class FittedAdapter:
     """An adapter that was trained and written."""
 
     path: Path
-    #: Dice of these weights on the validation crops; empty without any
+    #: Dice of these weights on the validation crops; empty without any.
     metrics: dict[str, float]
-    #: step after which the weights were these, and number of steps taken
+    #: Step after which the weights were these, and number of steps taken.
     step: int
     steps: int
-    #: numbers of parameters: ``adapters``, ``trainable`` and ``total``
+    #: Numbers of parameters: ``adapters``, ``trainable`` and ``total``
     parameters: dict[str, int]
 
 

@@ -16,9 +16,9 @@ from hyps_bids.labels.msd import split_every_fifth
 
 _LOG = logging.getLogger("hyps_bids")
 
-#: share and largest number of a fold's training subjects that only tell when to stop
+#: Share and largest number of a fold's training subjects that only tell when to stop.
 _INNER_SHARE, _INNER_MOST = 0.15, 8
-#: number of distinct values above which a numeric column is cut into groups of equal size
+#: Number of distinct values above which a numeric column is cut into groups of equal size.
 _MOST_LEVELS = 5
 
 
@@ -27,9 +27,9 @@ class Fold:
     """One division of the subjects; no subject is in two of the parts."""
 
     training: tuple[str, ...]
-    #: subjects that tell when to stop; empty if there are too few
+    #: Subjects that tell when to stop; empty if there are too few.
     validation: tuple[str, ...]
-    #: subjects that the fold's metrics come from
+    #: Subjects that the fold's metrics come from.
     test: tuple[str, ...]
 
 

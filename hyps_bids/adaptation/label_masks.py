@@ -23,11 +23,11 @@ from hyps_bids.messages import join_names
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.segmentation.localize import Location
 
-#: range of the labeled volume of one hippocampus, mm³
+#: Range of the labeled volume of one hippocampus, mm³.
 VOLUME_RANGE = (200.0, 15_000.0)
-#: largest distance of a label's center from that of the localizer's hippocampus, mm
+#: Largest distance of a label's center from that of the localizer's hippocampus, mm.
 FARTHEST = 30.0
-#: share of a label outside the image, or outside the network's box, that is an error
+#: Share of a label outside the image, or outside the network's box, that is an error.
 LOST_ERROR = 0.5
 
 

@@ -44,13 +44,13 @@ from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.pipeline import correct_bias, localize
 
 _LOG = logging.getLogger("hyps_bids")
-#: order of known parts; others follow by the smallest of their values
+#: Order of known parts; others follow by the smallest of their values.
 _ORDER = (WHOLE_HIPPOCAMPUS, "anterior", "head", "body", "posterior", "tail")
-#: smallest side of a whole head, mm; in smaller images nothing is localized
+#: Smallest side of a whole head, mm; in smaller images nothing is localized.
 SMALLEST_HEAD = 100.0
-#: share of a label outside the network's box that is worth a remark
+#: Share of a label outside the network's box that is worth a remark.
 LOST_REMARK = 0.05
-#: raised when crops of the same files would become different
+#: Raised when crops of the same files would become different.
 _VERSION = 2
 _TENSORS = ("image", "inside", "label")
 
@@ -59,17 +59,17 @@ _TENSORS = ("image", "inside", "label")
 class LabeledCrops:
     """Crops of labeled scans, one per scan and labeled side."""
 
-    #: crops with the ids ``STEM_hemi-L`` or ``STEM_hemi-R``, right sides mirrored
+    #: Crops with the ids ``STEM_hemi-L`` or ``STEM_hemi-R``, right sides mirrored.
     crops: Crops
-    #: participant label, stem of the scan's name, and L or R of each crop
+    #: Participant label, stem of the scan's name, and L or R of each crop.
     subjects: tuple[str, ...]
     scans: tuple[str, ...]
     hemis: tuple[str, ...]
-    #: world coordinates of each crop's center, mm
+    #: World coordinates of each crop's center, mm.
     centers: tuple[tuple[float, float, float], ...]
-    #: labeled volume of that side in the label image, all parts together
+    #: Labeled volume of that side in the label image, all parts together.
     volumes_mm3: tuple[float, ...]
-    #: what a person should know about single crops; each names its scan
+    #: What a person should know about single crops; each names its scan.
     remarks: tuple[str, ...]
 
     def __len__(self) -> int:

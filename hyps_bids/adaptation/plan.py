@@ -30,14 +30,14 @@ from hyps_bids.training.loop import LoopSettings
 
 _LOG = logging.getLogger("hyps_bids")
 
-#: class of the base that every new class starts from
+#: Class of the base that every new class starts from.
 _START = "hippocampus"
-#: learning rate of a method, if it is not 0.001: a whole network would forget at that rate, and
-#: biases alone need more
+#: Learning rate of a method, if it is not 0.001: a whole network would forget at that rate, and
+#: biases alone need more.
 _LEARNING_RATES = {"full": 3e-4, "bitfit": 1e-2}
-#: learning rate of the new output head, whatever the method
+#: Learning rate of the new output head, whatever the method.
 _HEAD_LEARNING_RATE = 1e-2
-#: validations in one fit, and after how many without progress it ends
+#: Validations in one fit, and after how many without progress it ends.
 _VALIDATIONS, _PATIENCE = 6, 3
 
 

@@ -26,7 +26,7 @@ from hyps_bids.outputs.writing import atomic_path, remove_stale, write_json, wri
 from hyps_bids.training.cards import fill_template, write_model_card
 
 _LOG = logging.getLogger("hyps_bids")
-#: texts of the model card, and descriptions of the columns of the tables
+#: Texts of the model card, and descriptions of the columns of the tables.
 _TEMPLATES = Path(__file__).with_name("templates")
 
 

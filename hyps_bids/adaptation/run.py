@@ -42,7 +42,7 @@ from hyps_bids.training.checkpoint import differences
 from hyps_bids.training.distributed import Processes, join_processes
 
 _LOG = logging.getLogger("hyps_bids")
-#: key of the metrics in result.json; as in version 0.1, so that its unfinished runs continue
+#: Key of the metrics in result.json; as in version 0.1, so that its unfinished runs continue.
 _METRICS = "figures"
 
 

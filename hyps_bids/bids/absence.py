@@ -8,8 +8,6 @@ from pathlib import Path
 from hyps_bids.bids.folders import Participant, near_misses
 from hyps_bids.messages import format_count, join_names, printable
 
-__all__ = ["LeftOut", "describe_absent", "explain_labels"]
-
 #: Participant → path of an image that was left out, and the reason.
 LeftOut = dict[str, list[tuple[str, str]]]
 #: Most participants whose folders are searched: a dataset may have thousands without T1w images.

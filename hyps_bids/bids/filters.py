@@ -13,12 +13,10 @@ from hyps_bids.bids.layouts import T1W
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.outputs.reading import read_json_object
 
-__all__ = ["filtered_paths", "read_filters"]
-
 _LOG = logging.getLogger("hyps_bids")
-#: name of the query in the file, as in fMRIPrep
+#: Name of the query in the file, as in fMRIPrep.
 _QUERY = "t1w"
-#: arguments of pybids' query that are no entities and would change what it returns
+#: Arguments of pybids' query that are no entities and would change what it returns.
 _ARGUMENTS = {"absolute_paths", "invalid_filters", "return_type", "scope", "target"}
 _WORDS = {
     None: Query.NONE,

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from hyps_bids.messages import is_unicode
 
-__all__ = ["Participant", "find_participants", "list_images", "near_misses"]
-
 _T1W = re.compile(r"[^./][^.]*_T1w\.nii(?:\.gz)?")
 #: A T1w image but for upper and lower case, a dot within the name, or white space at its end.
 _MISSPELLED = re.compile(r"[^.].*T1w\.nii(?:\.gz)?\s*", re.IGNORECASE | re.DOTALL)

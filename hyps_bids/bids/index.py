@@ -21,8 +21,6 @@ from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
 
-__all__ = ["FoundImages", "check_dataset", "find_images", "find_scans", "refuse_dangling"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: Entities by which derivatives name what is no T1w image of a whole head.
 _NO_HEAD = ("atlas", "cohort", "den", "hemi", "label", "roi", "scale", "seg", "tpl")

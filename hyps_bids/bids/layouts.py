@@ -23,16 +23,14 @@ from hyps_bids.messages import format_count
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.writing import write_with
 
-__all__ = ["T1W", "StoredIndex", "index_images"]
-
 _LOG = logging.getLogger("hyps_bids")
-#: query for the images that we process
+#: Query for the images that we process.
 T1W: dict[str, str | list[str]] = {
     "datatype": "anat",
     "suffix": "T1w",
     "extension": [".nii", ".nii.gz"],
 }
-#: pybids' lists of entities; derivatives have more entities
+#: pybids' lists of entities; derivatives have more entities.
 _ENTITIES = ("bids", "derivatives")
 
 

@@ -22,7 +22,7 @@ _LOG = logging.getLogger("hyps_bids")
 
 _ICV = "icv_mm3"
 _RESIDUAL = "icv_residual"
-#: AUC, or share of subjects, from which on a single column is suspicious
+#: AUC, or share of subjects, from which on a single column is suspicious.
 _TOO_GOOD = 0.98
 
 

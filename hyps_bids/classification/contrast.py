@@ -30,7 +30,7 @@ class Contrast:
     Contrast(classes={'AD+LMCI': ('AD', 'LMCI'), 'CN': ('CN',)})
     """
 
-    #: name of each class → levels of the target that belong to it
+    #: Name of each class → levels of the target that belong to it
     classes: dict[str, tuple[str, ...]]
 
     @classmethod
@@ -79,7 +79,7 @@ class LabeledSubjects:
     #: (subjects,): the class of each subject, as a position in `classes`
     label: Ints
     ids: tuple[str, ...]
-    #: the first of two classes is the positive one
+    #: The first of two classes is the positive one.
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:

@@ -70,11 +70,11 @@ class Search:
 class Predictions:
     """Out-of-fold predictions of one set of features."""
 
-    #: (repeats, subjects, classes) by estimator, :data:`SELECTED` included; NaN: not predicted
+    #: (repeats, subjects, classes) by estimator, :data:`SELECTED` included; NaN: not predicted.
     probability: dict[str, Array]
-    #: (repeats, subjects): fold in which each subject was predicted; -1 if in none
+    #: (repeats, subjects): fold in which each subject was predicted; -1 if in none.
     folds: Ints
-    #: the search that was selected, by repeat and fold
+    #: The search that was selected, by repeat and fold.
     selections: dict[tuple[int, int], Search]
 
 

@@ -30,9 +30,9 @@ class Estimator:
     """A kind of classifier."""
 
     name: str
-    #: settings to try, strongest regularization first; the first of equally good ones wins
+    #: Settings to try, strongest regularization first; the first of equally good ones wins.
     grid: tuple[Params, ...]
-    #: the classifier gives distances only: probabilities come from a logistic curve that is
+    #: The classifier gives distances only: probabilities come from a logistic curve that is
     #: fitted to out-of-fold scores (Platt)
     calibrated: bool = False
 

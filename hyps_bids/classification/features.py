@@ -39,23 +39,23 @@ class Schema:
     [[3000.0, nan, 0.0, nan, nan, 1.0]]
     """
 
-    #: features in mm³, which are harmonized and adjusted for ICV
+    #: Features in mm³, which are harmonized and adjusted for ICV.
     volumes: tuple[str, ...] = ()
-    #: features without a unit, or adjusted already, which are only harmonized
+    #: Features without a unit, or adjusted already, which are only harmonized.
     ratios: tuple[str, ...] = ()
-    #: column of the intracranial volume in mm³; no adjustment if None
+    #: Column of the intracranial volume in mm³; no adjustment if None.
     icv: str | None = None
-    #: covariates that are numbers
+    #: Covariates that are numbers.
     numeric: tuple[str, ...] = ()
-    #: covariates that are levels, with their levels
+    #: Covariates that are levels, with their levels.
     categories: dict[str, tuple[str, ...]] | None = None
-    #: covariates whose effect on the volumes is kept by harmonization
+    #: Covariates whose effect on the volumes is kept by harmonization.
     preserve: tuple[str, ...] = ()
-    #: column of the site; no harmonization if None
+    #: Column of the site; no harmonization if None.
     site: str | None = None
-    #: the known sites
+    #: The known sites.
     sites: tuple[str, ...] = ()
-    #: features and covariates that the classifier sees; all if empty
+    #: Features and covariates that the classifier sees; all if empty.
     use: tuple[str, ...] = ()
 
     @property

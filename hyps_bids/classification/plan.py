@@ -46,19 +46,19 @@ class Plan:
 
     contrast: Contrast
     target: str
-    #: the scans to develop with, as table and as arrays; held-out subjects are excluded
+    #: The scans to develop with, as table and as arrays; held-out subjects are excluded.
     rows: pd.DataFrame
     subjects: LabeledSubjects
     held_out: LabeledSubjects | None
-    #: all columns, and the sets of features to compare
+    #: All columns, and the sets of features to compare.
     schema: Schema
     sets: dict[str, Schema]
     estimators: tuple[str, ...]
-    #: site of each subject; None without --site
+    #: Site of each subject; None without --site.
     sites: tuple[str, ...] | None
-    #: marks the subjects that are controls, if the target defines them
+    #: Marks the subjects that are controls, if the target defines them.
     control: Bools | None
-    #: warnings for the card, which have been logged
+    #: Warnings for the card, which have been logged.
     warnings: list[str]
 
     @property

@@ -51,17 +51,17 @@ Row = dict[str, float | str]
 class Results:
     """The validated classifiers of a plan, with tables as they are written."""
 
-    #: by validation and set of features, held-out subjects excluded
+    #: By validation and set of features, held-out subjects excluded.
     predictions: dict[str, dict[str, Predictions]]
-    #: predictions of the held-out subjects from the full set of features
+    #: Predictions of the held-out subjects from the full set of features.
     held_out: Predictions | None
     metrics: pd.DataFrame
     comparisons: pd.DataFrame
     permutation_tests: dict[str, PermutationTest]
     importance: pd.DataFrame
-    #: the final model, fitted on all subjects with the full set of features
+    #: The final model, fitted on all subjects with the full set of features.
     final: Search
-    #: validations that could not be done
+    #: Validations that could not be done.
     warnings: list[str]
 
 

@@ -10,12 +10,10 @@ import pandas as pd
 from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import ColumnDescription
 
-__all__ = ["infer_types", "mistyped_numbers"]
-
 _LOG = logging.getLogger("hyps_bids")
-#: spellings of a missing value other than n/a
+#: Spellings of a missing value other than n/a.
 _MISSING = {"N/A", "NA", "NaN", "nan", "NULL", "null", "None", "none"}
-#: a number without leading zeros, because 01 is a label
+#: A number without leading zeros, because 01 is a label.
 _NUMBER = r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 
 

@@ -8,21 +8,10 @@ import pandas as pd
 from hyps_bids.outputs.columns import ColumnDescription
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
 
-__all__ = [
-    "KINDS",
-    "MEASURES",
-    "SIDES",
-    "derive",
-    "describe",
-    "split_column",
-    "volume_columns",
-    "volumes",
-]
-
 SIDES = (*HEMISPHERES, "bilateral")
 _SIDE_NAMES = SIDE_NAMES | {"bilateral": "left and right"}
 _KEYS = ["scan", "hemi", "part"]
-#: kind of volume → what it adds to the names of the measures that are derived from it
+#: Kind of volume → what it adds to the names of the measures that are derived from it
 KINDS = {"volume_mm3": "", "volume_soft_mm3": "_soft"}
 _ASYMMETRY = "(left - right) / mean of left and right"
 _RATIO = "Anterior / posterior volume"

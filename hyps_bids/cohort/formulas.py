@@ -12,9 +12,7 @@ from hyps_bids.cohort.derived import MEASURES, volume_columns
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 
-__all__ = ["FAMILIES", "find_measures", "formula_variables"]
-
-#: name in a formula → the measure whose columns it stands for, one after the other
+#: Name in a formula → the measure whose columns it stands for, one after the other
 FAMILIES = {measure.removesuffix("_mm3"): measure for measure in MEASURES}
 
 

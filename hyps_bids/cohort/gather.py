@@ -21,10 +21,8 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
-__all__ = ["FoundOutputs", "Gathered", "find_outputs", "gather", "scan_keys", "scan_named"]
-
 _TEXT = {"name", "hemi", "part", "status", "reason", "flags", "remarks"}
-#: kind of table → columns without which it is useless
+#: Kind of table → columns without which it is useless
 _REQUIRED = {"morph": ("hemi", "part", "volume_mm3", "volume_soft_mm3"), "qc": ("status",)}
 #: The files are small and may be on a network: waiting for one must not hold up the others.
 _READERS = 8

@@ -13,12 +13,10 @@ from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ICVAdjustment
 
-__all__ = ["adjustment_scans", "icv_residuals", "parse_controls", "warn_of_few"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: A line through fewer subjects is not worth subtracting.
 _FEWEST = 3
-#: number of subjects below which the adjustment is doubtful
+#: Number of subjects below which the adjustment is doubtful.
 _FEW = 20
 
 

@@ -16,10 +16,8 @@ import pandas as pd
 
 from hyps_bids.messages import join_names
 
-__all__ = ["PREFIXES", "KeyMatcher", "match_labels", "report_unmatched", "with_nearest"]
-
 _LOG = logging.getLogger("hyps_bids")
-#: key column → prefix of its values
+#: Key column → prefix of its values
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 _PARTICIPANT, _SESSION = PREFIXES
 #: The nearest label is looked up for so many labels only, because each takes milliseconds.

@@ -11,12 +11,10 @@ from hyps_bids.cohort.derived import KINDS, volume_columns
 from hyps_bids.messages import format_count
 from hyps_bids.outputs.columns import CHANGE_COLUMNS
 
-__all__ = ["annual_change", "scan_times"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 _DAYS_PER_YEAR = 365.25
-#: years; over a shorter span, the error of measurement would be a large change per year
+#: Years; over a shorter span, the error of measurement would be a large change per year.
 _SHORTEST = 0.25
 
 

@@ -15,8 +15,6 @@ from hyps_bids.cohort.raw_tables import TableReader
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.columns import ColumnDescription
 
-__all__ = ["Metadata", "join", "read_metadata"]
-
 
 @dataclass(frozen=True)
 class Metadata:

@@ -12,14 +12,12 @@ import pandas as pd
 
 from hyps_bids.errors import UsageError
 
-__all__ = ["CannotFit", "Design", "Fit", "build_design", "coefficient_rows", "fit_design"]
-
 _LEVEL = 0.95
-#: cumulative probabilities at which a noncentral distribution has the interval's lower, upper end
+#: Cumulative probabilities at which a noncentral distribution has the interval's lower, upper end.
 _ENDS = ((1 + _LEVEL) / 2, (1 - _LEVEL) / 2)
-#: noncentrality above which SciPy fails (F) or becomes very slow (t); such a fit is perfect
+#: Noncentrality above which SciPy fails (F) or becomes very slow (t); such a fit is perfect.
 _FARTHEST = 1e4
-#: degrees of freedom below which a fit warns
+#: Degrees of freedom below which a fit warns.
 _FEW_DF = 10
 #: SciPy's L-BFGS is faster, but often steps so far that matrices become singular.
 _OPTIMIZERS = ["bfgs", "powell"]

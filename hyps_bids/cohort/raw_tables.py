@@ -18,8 +18,6 @@ from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import ColumnDescription
 from hyps_bids.outputs.reading import load_json
 
-__all__ = ["TableReader"]
-
 _LOG = logging.getLogger("hyps_bids")
 _READERS = 8
 

@@ -20,15 +20,6 @@ from hyps_bids.outputs.columns import KEYS
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
-__all__ = [
-    "Selection",
-    "add_missing_scans",
-    "compare_participants",
-    "report_gone",
-    "scan_filter",
-    "select_scans",
-]
-
 _LOG = logging.getLogger("hyps_bids")
 _UNKNOWN = "not in participants.tsv"
 

@@ -13,11 +13,9 @@ from hyps_bids.cohort.formulas import find_measures, formula_variables
 from hyps_bids.cohort.models import CannotFit, Row, build_design, coefficient_rows, fit_design
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 
-__all__ = ["fit_models"]
-
 _LOG = logging.getLogger("hyps_bids")
 
-#: short names of columns of the wide table
+#: Short names of columns of the wide table.
 _ALIASES = {"icv": "icv_mm3"}
 
 

@@ -31,8 +31,6 @@ from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, read_wide
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
-__all__ = ["GroupTables", "write_group_tables"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 

@@ -15,9 +15,7 @@ from hyps_bids.cohort.selection import compare_participants
 from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
 from hyps_bids.settings import Settings
 
-__all__ = ["STATUS", "build_wide_table"]
-
-#: description of the column status in all group tables
+#: Description of the column status in all group tables.
 STATUS = "done, failed (reason says why), or missing: there are no outputs."
 _MADE_BY = {
     "software_version": "Version of HyPS-BIDS that made the volumes.",

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-__all__ = ["Agreement", "agreement", "dice"]
-
 
 class Agreement(TypedDict):
     """Comparison of a mask with a reference; distances are NaN if one of them is empty."""

@@ -10,8 +10,6 @@ from nibabel.affines import voxel_sizes
 
 from hyps_bids.imaging.conform import ConformedImage
 
-__all__ = ["correct_bias"]
-
 #: Factor by which an image is shrunk to estimate the field, at most.
 _SHRINK = 4
 

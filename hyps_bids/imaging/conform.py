@@ -21,8 +21,6 @@ from hyps_bids.imaging.geometry import read_geometry
 from hyps_bids.imaging.intensities import mend
 from hyps_bids.outputs.quality import GEOMETRY
 
-__all__ = ["ConformedImage", "conform", "restore_orientation"]
-
 #: Accepted voxel sizes, mm.
 VOXEL_RANGE = (0.2, 6.0)
 #: Fewest voxels and smallest extent (mm) along an axis.

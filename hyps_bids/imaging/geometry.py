@@ -16,8 +16,6 @@ from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData
 
-__all__ = ["Geometry", "read_geometry"]
-
 #: Relative differences in length and in volume that rounding of pixdim or of the sform explains.
 #: 0.868 mm written as 0.87 differ by 0.2 %.
 LENGTH_TOLERANCE, VOLUME_TOLERANCE = 0.005, 0.01

@@ -14,8 +14,6 @@ import numpy as np
 
 from hyps_bids.errors import BadData
 
-__all__ = ["mend", "scale"]
-
 #: Largest fraction of voxels that are not finite; a masked background has fewer.
 NONFINITE_LIMIT = 0.9
 #: Sizes of the largest value that are left alone, and the exponent of two that others get.

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from nibabel.affines import voxel_sizes
 
-__all__ = ["coarsen", "extent", "resample", "world_grid"]
-
 #: Planes that are sampled at a time, which keeps the sampling grid (three numbers per voxel) small.
 _SLAB = 16
 

@@ -8,8 +8,6 @@ import numpy as np
 
 from hyps_bids.imaging.resample import coarsen, extent, resample
 
-__all__ = ["box_affine", "box_from_image", "index_range", "inside_box", "mirror", "shifted"]
-
 
 def box_affine(center: Sequence[float], shape: Sequence[int], spacing: float = 1.0) -> np.ndarray:
     """Return the voxel-to-world transform of a world-aligned box.

@@ -13,8 +13,6 @@ from scipy import ndimage
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import index_range, shifted
 
-__all__ = ["RestoredSide", "VolumeRow", "decide", "largest_component", "measure", "restore"]
-
 #: Distance from the segmentation within which probabilities count for the soft volume, mm; at
 #: least one voxel in every direction.
 SOFT_MARGIN = 2.0

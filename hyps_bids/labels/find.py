@@ -32,7 +32,7 @@ from hyps_bids.outputs.scan import OWN_SPACES, Scan
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
-#: entities that derivatives add to those of their source
+#: Entities that derivatives add to those of their source.
 _ADDED = {"atlas", "cohort", "den", "desc", "hemi", "label", "res", "roi", "seg", "space"}
 _LABEL_IMAGE = re.compile(r"[^.]+_(?:dseg|mask)\.nii(?:\.gz)?")
 #: Label images but for upper and lower case, or a dot within the name.

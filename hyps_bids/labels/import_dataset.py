@@ -54,7 +54,7 @@ class _Source:
     row: Row
     image: SourceImage
     labels: tuple[SourceImage, ...]
-    #: the image file can be copied as it is
+    #: The image file can be copied as it is.
     copied: bool
     image_path: Path
     image_sidecar: dict[str, Any]

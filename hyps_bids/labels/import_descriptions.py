@@ -20,11 +20,11 @@ from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.reading import read_json_object, read_table
 from hyps_bids.outputs.writing import write_json, write_table, write_template
 
-#: the derivatives dataset with the labels, below the raw dataset
+#: The derivatives dataset with the labels, below the raw dataset.
 LABELS = Path("derivatives", "manual")
 _LABEL_TABLE = LABELS / f"{SEG_PREFIX}_dseg.tsv"
 _README = "import_readme.md.jinja"
-#: differs between versions of this program, but not between datasets
+#: Differs between versions of this program, but not between datasets.
 _NOT_COMPARED = "GeneratedBy"
 _PARTICIPANT_COLUMNS = {
     "source_id": "Name of the participant in the source.",
@@ -38,9 +38,9 @@ class ImportedDataset:
 
     output: Path
     about: Preset
-    #: the table of labels, as from :func:`hyps_bids.outputs.labels.label_table`
+    #: The table of labels, as from :func:`hyps_bids.outputs.labels.label_table`
     label_table: pd.DataFrame
-    #: the images are crops around one hippocampus each
+    #: The images are crops around one hippocampus each.
     crops: bool
 
     def check(self) -> None:

@@ -14,13 +14,13 @@ from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
 
-#: nominal center of a crop around a left hippocampus, mm: about its place in MNI space
+#: Nominal center of a crop around a left hippocampus, mm: about its place in MNI space.
 CROP_CENTER = (-26.0, -22.0, -14.0)
-#: orientation that is assumed for files that state none, as in nibabel and SPM
+#: Orientation that is assumed for files that state none, as in nibabel and SPM.
 ANALYZE = "LAS"
 _AXES = {letter: pair for pair in ("LR", "PA", "IS") for letter in pair}
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
-#: mm between corresponding corners of two grids that are the same
+#: Mm between corresponding corners of two grids that are the same.
 _TOLERANCE = 1e-2
 
 
@@ -30,9 +30,9 @@ class SourceImage:
 
     path: Path
     image: nib.analyze.AnalyzeImage
-    #: voxel to world (RAS, mm), shape (4, 4)
+    #: Voxel to world (RAS, mm), shape (4, 4)
     affine: np.ndarray
-    #: the file itself does not state its orientation
+    #: The file itself does not state its orientation.
     assumed: bool
 
     @property

@@ -13,7 +13,7 @@ from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.meanings import LabelMap, parse_label_map
 from hyps_bids.outputs.reading import read_text_table
 
-#: columns that every line needs, and optional ones
+#: Columns that every line needs, and optional ones.
 _REQUIRED = ("participant", "image", "label", "label_map")
 _OPTIONAL = ("session", "acquisition", "crop", "split")
 COLUMNS = ("participant", "session", "acquisition", "image", "label", "label_map", "crop", "split")
@@ -23,18 +23,18 @@ COLUMNS = ("participant", "session", "acquisition", "image", "label", "label_map
 class Row:
     """One image and all its label images, with paths relative to the source folder."""
 
-    #: name in the source; its letters and digits make the BIDS label
+    #: Name in the source; its letters and digits make the BIDS label.
     participant: str
     image: Path
-    #: label images on the grid of the image, and what their values mean
+    #: Label images on the grid of the image, and what their values mean.
     labels: tuple[tuple[Path, LabelMap], ...]
     session: str | None = None
     acquisition: str | None = None
-    #: L or R: the image shows one hippocampus, in left orientation, and its affine has no meaning
+    #: L or R: the image shows one hippocampus, in left orientation, and its affine has no meaning.
     crop: str | None = None
-    #: part of the dataset, such as train or test
+    #: Part of the dataset, such as train or test.
     split: str | None = None
-    #: refuse labels with left and right swapped
+    #: Refuse labels with left and right swapped.
     check_sides: bool = True
 
     @property

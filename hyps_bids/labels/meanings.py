@@ -17,15 +17,15 @@ from pathlib import Path
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.outputs.reading import read_text_table
 
-#: preset name → whether a label image may have no other values than those of the preset
+#: Preset name → whether a label image may have no other values than those of the preset
 LABEL_MAPS = {"aseg": False, "whole": True, "anteriorposterior": True}
-#: the part that is a whole hippocampus
+#: The part that is a whole hippocampus.
 WHOLE_HIPPOCAMPUS = "hippocampus"
-#: ways to write a hemisphere, in lower case
+#: Ways to write a hemisphere, in lower case.
 SIDES = {"l": "L", "lh": "L", "left": "L", "r": "R", "rh": "R", "right": "R"}
 _PARTS = {name: name for name in ("anterior", "posterior", "head", "body", "tail")}
 _PARTS |= {"ant": "anterior", "post": "posterior"}
-#: words of a name that change nothing
+#: Words of a name that change nothing.
 _FILLERS = {"whole", "formation", "of", "the"}
 #: VALUE:HEMISPHERE[:PART]
 _ITEM = re.compile(r"(\d+|mask|\*):(LR|L|R|-)(?::((?:-*[^\W_])+-*)?)?")
@@ -40,11 +40,11 @@ _SYNTAX = (
 class Structure:
     """What one value of a label image means."""
 
-    #: the value, above 0; 1 stands for the foreground of a mask
+    #: The value, above 0; 1 stands for the foreground of a mask.
     index: int
-    #: L, R, or LR for both, which are told apart by their position
+    #: L, R, or LR for both, which are told apart by their position.
     hemi: str
-    #: part of the hippocampus; ``hippocampus`` if it is the whole
+    #: Part of the hippocampus; ``hippocampus`` if it is the whole.
     part: str
 
 
@@ -52,14 +52,14 @@ class Structure:
 class LabelMap:
     """Meaning of the values of a label image. Zero is always background."""
 
-    #: values that show a hippocampus; several values may mean the same
+    #: Values that show a hippocampus; several values may mean the same.
     structures: tuple[Structure, ...]
     #: All values that may occur, including those that are not hippocampus: another value shows
     #: that the map does not fit the image. Any value may occur if None.
     listed: frozenset[int] | None = None
-    #: the image is a mask: the higher of its two values is the only structure
+    #: The image is a mask: the higher of its two values is the only structure.
     is_mask: bool = False
-    #: the map in one line, made from the other attributes if it is not given
+    #: The map in one line, made from the other attributes if it is not given.
     line: str = ""
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ class Layout:
     """One way in which copies of a dataset are laid out: templates of paths and names."""
 
     image: str
-    #: templates of the label images' paths, and their label maps
+    #: Templates of the label images' paths, and their label maps.
     labels: tuple[tuple[str, str], ...]
     participant: str = "{participant}"
 
@@ -57,11 +57,11 @@ class Preset:
 class Found:
     """What a preset found in a folder."""
 
-    #: complete images with labels, in order of their path
+    #: Complete images with labels, in order of their path.
     rows: list[Row] = field(default_factory=list)
-    #: a message for each participant that is left out on purpose
+    #: A message for each participant that is left out on purpose.
     left_out: list[str] = field(default_factory=list)
-    #: a message for each image with missing or ambiguous labels
+    #: A message for each image with missing or ambiguous labels.
     problems: list[str] = field(default_factory=list)
 
 

@@ -53,14 +53,14 @@ class Architecture(TypedDict):
 class Card(TypedDict):
     """Entries of every card."""
 
-    #: names of the classes; a network's begin with the background, an adapter's leave it out
+    #: Names of the classes; a network's begin with the background, an adapter's leave it out.
     labels: list[str]
-    #: shape of the boxes that the network sees, voxels
+    #: Shape of the boxes that the network sees, voxels.
     grid: NotRequired[list[int]]
     license: NotRequired[str]
-    #: name of an adapter that ``--train-adapter`` made
+    #: Name of an adapter that ``--train-adapter`` made.
     name: NotRequired[str]
-    #: facts about the training, and the metrics of the ``validation``
+    #: Facts about the training, and the metrics of the ``validation``
     training: NotRequired[dict[str, Any]]
 
 

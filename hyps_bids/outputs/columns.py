@@ -8,18 +8,6 @@ from typing import TypedDict
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import SCAN_MEASURES, SIDE_MEASURES, quality_bounds
 
-__all__ = [
-    "CHANGE_COLUMNS",
-    "KEYS",
-    "LINEAR_MODEL_COLUMNS",
-    "MORPH_COLUMNS",
-    "ColumnDescription",
-    "ICVAdjustment",
-    "described",
-    "qc_columns",
-    "table_columns",
-]
-
 
 class ICVAdjustment(TypedDict):
     """Regression of a volume on the intracranial volume.
@@ -60,13 +48,13 @@ class ColumnDescription(TypedDict, total=False):
     ICVAdjustment: ICVAdjustment
 
 
-#: columns in front of every table of the group level → description
+#: Columns in front of every table of the group level → description
 KEYS = {
     "participant_id": "Subject, as in participants.tsv.",
     "session_id": "Session; n/a without sessions.",
     "scan": "Name of the T1w image without its suffix.",
 }
-#: column of the volume table → description
+#: Column of the volume table → description
 MORPH_COLUMNS = {
     "index": "Label in the segmentation; n/a for the whole hippocampus.",
     "name": "Name of the structure.",
@@ -79,7 +67,7 @@ MORPH_COLUMNS = {
     "icv_mm3": "Intracranial volume, mm3: sum of the localizer network's intracranial probability "
     "at 2.5 mm. Includes cerebrospinal fluid; too small if the field of view cuts the head.",
 }
-#: column of the table of linear models → description
+#: Column of the table of linear models → description
 LINEAR_MODEL_COLUMNS = {
     "model": "The formula.",
     "method": "ols: least squares. mixed: linear mixed model, fitted by REML, with a random "
@@ -115,7 +103,7 @@ LINEAR_MODEL_COLUMNS = {
     "converged": "Whether the fit ended as it should.",
     "warnings": "Warnings of the fit, or the reason why there is no fit.",
 }
-#: column of the table of change over time → description
+#: Column of the table of change over time → description
 CHANGE_COLUMNS = {
     "participant_id": "Subject, as in participants.tsv.",
     "measure": "Column of the wide table.",

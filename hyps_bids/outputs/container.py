@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["running_container"]
-
 
 def running_container() -> dict[str, str]:
     """Return ``Type`` and ``Tag`` of the container for ``GeneratedBy``; empty outside one."""

@@ -19,9 +19,7 @@ from hyps_bids.outputs.reading import read_json_object, read_table
 from hyps_bids.outputs.writing import remove_stale, write_json, write_table, write_text
 from hyps_bids.settings import Settings
 
-__all__ = ["BIDS_VERSION", "read_description", "write_dataset_files"]
-
-#: version of BIDS that the datasets we write follow
+#: Version of BIDS that the datasets we write follow.
 BIDS_VERSION = "1.10.0"
 _URL = "https://arxiv.org/abs/2409.00884"
 

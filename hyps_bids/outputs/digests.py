@@ -6,8 +6,6 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["sha256"]
-
 
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 sum of a file, remembered while the file is unchanged."""

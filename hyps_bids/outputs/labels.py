@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-__all__ = ["HEMISPHERES", "LABEL_COLUMNS", "SIDE_NAMES", "WHOLE", "label_table"]
-
-#: values of the BIDS entity ``hemi``, in the order of the localizer's classes
+#: Values of the BIDS entity ``hemi``, in the order of the localizer's classes.
 HEMISPHERES = ("L", "R")
-#: value of ``hemi`` → the side in words
+#: Value of ``hemi`` → the side in words
 SIDE_NAMES = {"L": "left", "R": "right"}
-#: name of the part that is the whole hippocampus, in the tables that we write
+#: Name of the part that is the whole hippocampus, in the tables that we write.
 WHOLE = "whole"
-#: column of the table of labels → description
+#: Column of the table of labels → description
 LABEL_COLUMNS = {
     "index": "Label in the segmentation.",
     "name": "Name of the structure.",
@@ -24,7 +22,7 @@ LABEL_COLUMNS = {
 }
 
 _SIDE = {"L": "Left", "R": "Right"}
-# distinct for color-blind readers too (Okabe & Ito), left darker than right
+# Distinct for color-blind readers too (Okabe & Ito), left darker than right
 _COLORS = {
     "L": ("#D55E00", "#0072B2", "#009E73", "#CC79A7"),
     "R": ("#E69F00", "#56B4E9", "#66C2A5", "#E7B8D3"),

@@ -13,8 +13,6 @@ from hyps_bids.outputs.ownership import find_foreign, unknown_entries
 from hyps_bids.resources import is_on_root
 from hyps_bids.settings import Settings
 
-__all__ = ["check_output"]
-
 _LOG = logging.getLogger("hyps_bids")
 #: Folders inside a dataset that hold no raw data.
 _NOT_RAW = ("derivatives", "sourcedata", "code")

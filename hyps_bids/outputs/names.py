@@ -7,22 +7,11 @@ from pathlib import Path
 
 from hyps_bids.outputs.scan import Scan
 
-__all__ = [
-    "SEG",
-    "SEG_PREFIX",
-    "bids_uri",
-    "group_path",
-    "output_path",
-    "parse_output",
-    "scan_paths",
-    "sidecar_path",
-]
-
-#: value of the entity ``seg`` of our segmentations
+#: Value of the entity ``seg`` of our segmentations.
 SEG = "hippocampus"
-#: the same as it stands in file names
+#: The same as it stands in file names.
 SEG_PREFIX = f"seg-{SEG}"
-#: order of the entities that derivatives add, from the BIDS schema
+#: Order of the entities that derivatives add, from the BIDS schema.
 _ORDER = ("space", "seg", "res", "den", "label", "desc")
 #: Version 0.1 left these entities before ``seg``, which is not valid.
 _LATE = re.compile(r"_(?:res|den|label|desc)-")

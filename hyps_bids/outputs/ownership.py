@@ -16,9 +16,7 @@ from hyps_bids.outputs.names import SEG_PREFIX
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.writing import is_partial
 
-__all__ = ["PIPELINE", "find_foreign", "refuse_foreign_file", "unknown_entries"]
-
-#: our name in ``GeneratedBy``
+#: Our name in ``GeneratedBy``
 PIPELINE = "hyps-bids"
 _DESCRIPTION = "dataset_description.json"
 #: Texts that each of our files has near its beginning, by patterns of names.

@@ -10,9 +10,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
-__all__ = ["GEOMETRY", "SCAN_MEASURES", "SIDE_MEASURES", "QualityBounds", "flags", "quality_bounds"]
-
-#: quality measures of each hippocampus, in the order of the table's columns
+#: Quality measures of each hippocampus, in the order of the table's columns.
 SIDE_MEASURES = (
     "confidence",
     "entropy",
@@ -22,9 +20,9 @@ SIDE_MEASURES = (
     "volume_mm3",
     "localiser_confidence",
 )
-#: quality measures of the scan as a whole
+#: Quality measures of the scan as a whole.
 SCAN_MEASURES = ("asymmetry", "icv_mm3")
-#: flag of scans whose header contradicts itself about the size or the direction of voxels
+#: Flag of scans whose header contradicts itself about the size or the direction of voxels.
 GEOMETRY = "geometry"
 
 

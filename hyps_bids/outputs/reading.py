@@ -11,18 +11,7 @@ import pandas as pd
 from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.outputs.names import group_path
 
-__all__ = [
-    "CHANGE",
-    "LINEAR_MODELS",
-    "WIDE",
-    "load_json",
-    "read_json_object",
-    "read_table",
-    "read_text_table",
-    "read_wide",
-]
-
-#: kinds of group tables: one row per scan, change over time, linear models
+#: Kinds of group tables: one row per scan, change over time, linear models.
 WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
 
 

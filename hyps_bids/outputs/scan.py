@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["OWN_SPACES", "Scan"]
-
 #: Values of the entity ``space`` that mean the world coordinates of the scan itself.
 OWN_SPACES = frozenset({"T1w", "individual", "native", "orig", "scanner"})
 #: Entities that stand behind ``seg`` in the names of derivatives.

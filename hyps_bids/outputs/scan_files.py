@@ -30,20 +30,8 @@ from hyps_bids.outputs.writing import (
     write_table,
 )
 
-__all__ = [
-    "BOX",
-    "ScanImages",
-    "ScanMeasures",
-    "fingerprint",
-    "is_complete",
-    "is_done",
-    "is_readable",
-    "write_failure",
-    "write_result",
-]
-
-#: mm along each axis around a hippocampus that the segmentation network sees; the QC sidecar
-#: records the centers of these boxes
+#: Mm along each axis around a hippocampus that the segmentation network sees; the QC sidecar
+#: records the centers of these boxes.
 BOX = (36, 52, 36)
 #: Slope of probabilities stored in 8 bits, rounded down so that 255 is never read as more than 1.
 _SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))

@@ -21,21 +21,6 @@ import pandas as pd
 
 from hyps_bids.errors import cannot_write
 
-__all__ = [
-    "atomic_path",
-    "discard_partials",
-    "is_partial",
-    "remove_file",
-    "remove_stale",
-    "write_bytes",
-    "write_json",
-    "write_nifti",
-    "write_table",
-    "write_template",
-    "write_text",
-    "write_with",
-]
-
 #: Hidden names of files that are being written.
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
 #: Hidden files that this process is writing now.

@@ -54,18 +54,18 @@ class Tissues:
     Tensors have shape ``(k + 1,)`` for k labels but for the priors.
     """
 
-    #: FreeSurfer's label numbers
+    #: FreeSurfer's label numbers.
     labels: tuple[int, ...]
-    #: index of each row's tissue and structure; structures of one tissue, such as cortex and
-    #: hippocampus, look alike, and both sides of the body share a structure
+    #: Index of each row's tissue and structure; structures of one tissue, such as cortex and
+    #: hippocampus, look alike, and both sides of the body share a structure.
     tissue: torch.Tensor
     structure: torch.Tensor
-    #: mean of means, SD of means, mean of SDs, SD of SDs on a 0–255 scale, shape ``(tissues, 4)``
+    #: Mean of means, SD of means, mean of SDs, SD of SDs on a 0–255 scale, shape ``(tissues, 4)``
     priors: torch.Tensor
-    #: indices in :data:`BASE_CLASSES` and :data:`HEAD_CLASSES`
+    #: Indices in :data:`BASE_CLASSES` and :data:`HEAD_CLASSES`
     base_class: torch.Tensor
     head_class: torch.Tensor
-    #: boolean; the brain excludes the outer fluid
+    #: Boolean; the brain excludes the outer fluid.
     intracranial: torch.Tensor
     brain: torch.Tensor
 
@@ -113,15 +113,15 @@ def tissues(device: torch.device = torch.device("cpu")) -> Tissues:  # noqa: B00
 class LabelMaps:
     """Label maps in memory, RAS axes."""
 
-    #: file names
+    #: File names.
     names: tuple[str, ...]
-    #: rows of :class:`Tissues`, uint8, shape ``(n, x, y, z)``
+    #: Rows of :class:`Tissues`, uint8, shape ``(n, x, y, z)``
     volumes: torch.Tensor
-    #: side of a voxel, mm
+    #: Side of a voxel, mm.
     voxel: float
-    #: centers of the bounding boxes of the heads, voxels, shape ``(n, 3)``
+    #: Centers of the bounding boxes of the heads, voxels, shape ``(n, 3)``
     heads: torch.Tensor
-    #: the same of the left and right hippocampi, shape ``(n, 2, 3)``
+    #: The same of the left and right hippocampi, shape ``(n, 2, 3)``
     hippocampi: torch.Tensor
 
     def __len__(self) -> int:

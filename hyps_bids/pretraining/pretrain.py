@@ -54,22 +54,22 @@ _NOTES = (
 class PretrainingTask:
     """A network to pre-train, and the synthetic images to train it on."""
 
-    #: stem of the weights file
+    #: Stem of the weights file.
     name: str
     architecture: Architecture
-    #: classes in the order of the network's outputs, background first
+    #: Classes in the order of the network's outputs, background first.
     labels: tuple[str, ...]
-    #: draws a batch: :func:`head_batch` or :func:`box_batch`
+    #: Draws a batch: :func:`head_batch` or :func:`box_batch`
     draw: Callable[[LabelMaps, SynthesisSettings, int, torch.Generator], Batch]
-    #: ranges of the images, whose sides are divisible by 16 (localizer) or 8 (base)
+    #: Ranges of the images, whose sides are divisible by 16 (localizer) or 8 (base)
     synthesis: SynthesisSettings
-    #: images per step
+    #: Images per step.
     batch_size: int
-    #: number of batches of two held-out images for the metrics
+    #: Number of batches of two held-out images for the metrics.
     validation_batches: int = 8
-    #: weights of classes in the cross-entropy, where they are not 1
+    #: Weights of classes in the cross-entropy, where they are not 1.
     class_weights: dict[str, float] = field(default_factory=dict)
-    #: layout of the weights; channels-last slows instance norm down
+    #: Layout of the weights; channels-last slows instance norm down.
     memory_format: torch.memory_format = torch.contiguous_format
 
 

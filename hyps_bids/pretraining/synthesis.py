@@ -23,39 +23,39 @@ from hyps_bids.training import augment
 class SynthesisSettings:
     """Ranges from which each synthetic image is drawn; lengths in mm."""
 
-    #: voxels of the image, and the side of a voxel
+    #: Voxels of the image, and the side of a voxel.
     shape: tuple[int, int, int]
     voxel: float
-    #: ranges of the deformation of the label map, with lengths in mm instead of voxels
+    #: Ranges of the deformation of the label map, with lengths in mm instead of voxels.
     deformation: augment.Deformation
-    #: fraction of images with a T1w contrast; the others have a random contrast
+    #: Fraction of images with a T1w contrast; the others have a random contrast.
     t1w_probability: float = 0.5
-    #: standard deviation of the means of structures about the mean of their tissue, on the 0–255
-    #: scale of intensities before normalization
+    #: Standard deviation of the means of structures about the mean of their tissue, on the 0–255
+    #: scale of intensities before normalization.
     structure_spread: float = 4.0
-    #: range of the factor on the standard deviations within tissues
+    #: Range of the factor on the standard deviations within tissues.
     texture: tuple[float, float] = (0.2, 1.0)
-    #: range of the standard deviation of the partial volume blur, voxels
+    #: Range of the standard deviation of the partial volume blur, voxels.
     blur: tuple[float, float] = (0.3, 0.8)
-    #: largest standard deviation of the logarithm of the bias field, and spacing of its grid
+    #: Largest standard deviation of the logarithm of the bias field, and spacing of its grid.
     bias: float = 0.4
     bias_spacing: float = 80.0
-    #: standard deviation of the logarithm of the exponent on intensities
+    #: Standard deviation of the logarithm of the exponent on intensities.
     gamma: float = 0.3
-    #: largest standard deviation of the noise, as a fraction of the brightest voxel
+    #: Largest standard deviation of the noise, as a fraction of the brightest voxel.
     noise: float = 0.08
-    #: largest voxel or slice thickness from which an image is interpolated, and how many are
+    #: Largest voxel or slice thickness from which an image is interpolated, and how many are.
     thickest: float = 6.0
     thick_probability: float = 0.4
-    #: fraction of images that are skull-stripped, half of them around the brain, half around the
-    #: intracranial space
+    #: Fraction of images that are skull-stripped, half of them around the brain, half around the
+    #: intracranial space.
     strip_probability: float = 0.35
-    #: range of the threshold on the smoothed mask; a threshold below 0.5 leaves a rim
+    #: Range of the threshold on the smoothed mask; a threshold below 0.5 leaves a rim.
     strip_threshold: tuple[float, float] = (0.05, 0.6)
-    #: fraction of images whose face is blanked
+    #: Fraction of images whose face is blanked.
     deface_probability: float = 0.2
-    #: probabilities of a mild and of a deep cut at each of the six sides of the field of view, and
-    #: the fraction of the half of the image that is left on a cut side
+    #: Probabilities of a mild and of a deep cut at each of the six sides of the field of view, and
+    #: the fraction of the half of the image that is left on a cut side.
     cut_probability: float = 0.4
     mild_cut: tuple[float, float] = (0.6, 1.0)
     deep_cut_probability: float = 0.05

@@ -21,11 +21,11 @@ from hyps_bids.outputs.quality import quality_bounds
 
 Spec = dict[str, Any]
 
-#: number of points above which nobody sees a difference in a curve
+#: Number of points above which nobody sees a difference in a curve.
 _CURVE = 200
-#: number of scans up to which each scan has a line of its own
+#: Number of scans up to which each scan has a line of its own.
 _FEW = 40
-#: number of items that a description in words names
+#: Number of items that a description in words names.
 _NAMED = 12
 
 

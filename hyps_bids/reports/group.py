@@ -30,7 +30,7 @@ from hyps_bids.reports.models import describe_linear_models, read_adapters, read
 from hyps_bids.reports.page import packed, render
 
 _LOG = logging.getLogger("hyps_bids")
-#: largest number of rows in tables that are there without JavaScript and in print
+#: Largest number of rows in tables that are there without JavaScript and in print.
 _MOST_ROWS = 500
 
 

@@ -19,11 +19,11 @@ from hyps_bids.outputs.quality import quality_bounds
 from hyps_bids.reports.flags import Note, describe_bounds, describe_flag, short_name
 from hyps_bids.reports.page import anchor
 
-#: robust z beyond which a volume is an outlier (Iglewicz and Hoaglin 1993)
+#: Robust z beyond which a volume is an outlier (Iglewicz and Hoaglin 1993)
 OUTLIER_Z = 3.5
-#: number of scans below which none is called an outlier
+#: Number of scans below which none is called an outlier.
 _FEWEST = 10
-#: state of a scan → its meaning, in the order in which scans should be looked at
+#: State of a scan → its meaning, in the order in which scans should be looked at
 STATES = {
     "failed": "The scan has no result; the reason is given.",
     "absent": "There are no outputs of this scan, or this participant has no T1w image.",
@@ -31,22 +31,22 @@ STATES = {
     "outlier": "The scan has no flag, but a volume or the asymmetry is far from the other scans.",
     "done": "The scan is inconspicuous.",
 }
-#: columns of the wide table that the group level adds, besides the measures
+#: Columns of the wide table that the group level adds, besides the measures.
 _OWN = {
     *(*KEYS, "status", "reason", "flags", "remarks"),
     *("software_version", "adapter", "models", "icv_mm3", "acq_time"),
 }
-#: measure of the wide table → words, unit, factor to the unit
+#: Measure of the wide table → words, unit, factor to the unit
 _MEASURES = {
     "volume_mm3": ("volume", "mm³", 1),
     "icv_residual_mm3": ("volume adjusted for ICV", "mm³", 1),
     "icv_fraction": ("share of the ICV", "%", 100),
 }
-#: names of columns by which scans are compared or colored at first
+#: Names of columns by which scans are compared or colored at first.
 _GROUP = re.compile(r"(?i)^(diagnos|dx|group|condition|cohort|patient|arm|status)")
 _SEX = re.compile(r"(?i)^(sex|gender)")
 _AGE = re.compile(r"(?i)^age")
-#: largest number of levels to compare, in columns of text and of numbers
+#: Largest number of levels to compare, in columns of text and of numbers.
 _MOST_LEVELS, _MOST_CODES = 12, 6
 
 

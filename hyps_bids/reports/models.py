@@ -21,7 +21,7 @@ from hyps_bids.reports.charts import Spec
 
 _LOG = logging.getLogger("hyps_bids")
 _EFFECT_UNITS = {"d": "d", "d_per_sd": "d per SD", "partial_eta2": "partial η²"}
-#: charts of a classifier: table → title, caption and how to draw it
+#: Charts of a classifier: table → title, caption and how to draw it
 _CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] = {
     "roc": (
         "ROC",

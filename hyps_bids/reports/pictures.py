@@ -21,25 +21,25 @@ from scipy import ndimage
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.reports.scan_images import Voxels
 
-#: probabilities between which the uncertainty is shown
+#: Probabilities between which the uncertainty is shown.
 ENTROPY_RANGE = (0.05, 0.95)
-#: SVG units per mm
+#: SVG units per mm.
 _UNITS = 20
-#: mm between the points at which the image is sampled around a hippocampus
+#: Mm between the points at which the image is sampled around a hippocampus.
 _FINE = 0.5
-#: mm under a picture for a color bar
+#: Mm under a picture for a color bar.
 _BAR = 6.0
 _AXES = "xyz"
-#: smallest part of the head that a tile around a hippocampus shows: right, anterior, superior, mm
+#: Smallest part of the head that a tile around a hippocampus shows: right, anterior, superior, mm.
 _FIELD = np.array([40.0, 60.0, 40.0])
 _MARGIN = 6.0
-#: mm between tiles
+#: Mm between tiles.
 _GAP = 1.0
-#: rows of a mosaic: plane and number of slices; with the field above all rows are equally wide
+#: Rows of a mosaic: plane and number of slices; with the field above all rows are equally wide.
 _ROWS = ((1, 6), (0, 4), (2, 6))
-#: size of a whole head where there is no mask, and margin around the mask, mm
+#: Size of a whole head where there is no mask, and margin around the mask, mm.
 _HEAD, _SCALP = np.array([190.0, 230.0, 230.0]), 20.0
-#: five stops of the color map plasma: perceptually uniform, safe for color-blind readers
+#: Five stops of the color map plasma: perceptually uniform, safe for color-blind readers.
 _HEAT = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]])
 _ICV, _EDGE = "#F0E442", "#FFFFFF"
 

@@ -21,7 +21,7 @@ from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.outputs.names import scan_paths
 from hyps_bids.outputs.scan import Scan
 
-#: part of an image, one slice per axis
+#: Part of an image, one slice per axis.
 Region = tuple[slice, slice, slice]
 _UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
 

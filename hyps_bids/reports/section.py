@@ -23,9 +23,9 @@ from hyps_bids.reports.scan_facts import ScanFacts, Structure, read_facts
 from hyps_bids.reports.scan_images import Region, StoredImages, Voxels, read_images, read_raw
 
 _LOG = logging.getLogger("hyps_bids")
-#: bytes of a scan below which there is only an overview, and below which there is no picture
+#: Bytes of a scan below which there is only an overview, and below which there is no picture.
 _OVERVIEW_ONLY, _NO_PICTURE = 170_000, 40_000
-#: bytes of a scan's tables
+#: Bytes of a scan's tables.
 _TABLES = 16_000
 _TOO_MANY = "because this subject has too many scans for one report of 6 MB."
 _CONVENTION = "In radiological convention, the patient’s left is on the right."

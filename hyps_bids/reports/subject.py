@@ -16,13 +16,13 @@ from hyps_bids.reports.page import embedded_json, render
 from hyps_bids.reports.scan_facts import facts_files, find_scans_of, unprocessed, without_image
 from hyps_bids.reports.section import Section, State, build_section
 
-#: largest size of a report, bytes
+#: Largest size of a report, bytes.
 LIMIT = 6_000_000
-#: size of the page itself, bytes: viewer library, style, scripts, methods
+#: Size of the page itself, bytes: viewer library, style, scripts, methods.
 _PAGE = 1_250_000
-#: largest size of a scan's section, bytes
+#: Largest size of a scan's section, bytes.
 _SHARE = 1_500_000
-#: number of characters at the start of a report within which its state is written
+#: Number of characters at the start of a report within which its state is written.
 _HEAD = 2_000
 
 

@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from hyps_bids.reports.scan_images import Region, Voxels
 
-#: margin around the hippocampi in the close-up, mm
+#: Margin around the hippocampi in the close-up, mm.
 _MARGIN = 15.0
-#: distance of the points from which a surface is made, mm
+#: Distance of the points from which a surface is made, mm.
 _SPACING = 1.0
 
 
@@ -37,7 +37,7 @@ class Level:
     head_spacing: float
 
 
-#: from the most to the least detail
+#: From the most to the least detail.
 LEVELS = (
     Level(0.0, 256, 2.0),
     Level(0.0, 128, 2.5),

@@ -10,8 +10,6 @@ import torch
 
 from hyps_bids.errors import UsageError
 
-__all__ = ["choose_device", "prepare_process", "supports_bfloat16"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 

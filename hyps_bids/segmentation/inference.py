@@ -13,8 +13,6 @@ from hyps_bids.networks.adapters import merge_adapters
 from hyps_bids.networks.checkpoints import AdapterCard, NetworkCard, load_adapted, load_network
 from hyps_bids.segmentation.devices import supports_bfloat16
 
-__all__ = ["cached_adapted", "cached_network", "predict"]
-
 _LOG = logging.getLogger("hyps_bids")
 
 

@@ -16,8 +16,6 @@ from hyps_bids.imaging.volumes import largest_component
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.segmentation.inference import cached_network, predict
 
-__all__ = ["SPACING", "Localization", "Location", "localize"]
-
 #: Voxel size of the grid that the localizer was trained on, mm.
 SPACING = 2.5
 #: Smallest volume of a hippocampus, mm³. Smaller components are false positives, which occur where

@@ -18,8 +18,6 @@ from hyps_bids.outputs.scan_files import ScanMeasures
 from hyps_bids.segmentation.localize import Localization
 from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
 
-__all__ = ["asymmetry", "measure_scan", "side_quality"]
-
 #: Distance from the segmentation within which the entropy is averaged, mm.
 _ENTROPY_MARGIN = 3.0
 

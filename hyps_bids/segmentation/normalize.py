@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["standardize"]
-
 #: Largest absolute value of the result.
 _LARGEST = 5.0
 #: Smallest standard deviation, as a share of the largest absolute value; less is rounding error.

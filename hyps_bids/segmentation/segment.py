@@ -17,8 +17,6 @@ from hyps_bids.segmentation.inference import cached_adapted, predict
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.normalize import standardize
 
-__all__ = ["Segmentation", "SegmentedSide", "segment"]
-
 
 @dataclass(frozen=True)
 class SegmentedSide:

@@ -34,14 +34,14 @@ def smooth_noise(
 class Deformation:
     """Ranges of a random deformation."""
 
-    #: largest angle about each axis, degrees
+    #: Largest angle about each axis, degrees.
     rotation: float = 15.0
-    #: largest deviation of the affine's diagonal from 1, and of its other elements from 0
+    #: Largest deviation of the affine's diagonal from 1, and of its other elements from 0.
     scaling: float = 0.15
     shearing: float = 0.05
-    #: largest shift along each axis, voxels
+    #: Largest shift along each axis, voxels.
     translation: float = 4.0
-    #: largest standard deviation of the elastic displacement, and spacing of its grid, voxels
+    #: Largest standard deviation of the elastic displacement, and spacing of its grid, voxels.
     elastic: float = 1.5
     elastic_spacing: float = 12.0
 

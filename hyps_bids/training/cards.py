@@ -14,7 +14,7 @@ from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import write_text
 
 _LOW_RANK, _BOTTLENECK = ("rank",), ("bottleneck", "scale")
-#: method of an adapter → names of the settings that matter for it
+#: Method of an adapter → names of the settings that matter for it
 _SETTINGS = {
     **dict.fromkeys(("lora", "dora", "pissa"), _LOW_RANK),
     **dict.fromkeys(("parallel", "serial", "cps"), _BOTTLENECK),

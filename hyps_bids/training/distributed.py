@@ -27,9 +27,9 @@ T = TypeVar("T")
 class Processes:
     """The processes that train together; a single one by default."""
 
-    #: number of this process, from 0; process 0 is the main process
+    #: Number of this process, from 0; process 0 is the main process.
     rank: int = 0
-    #: number of processes
+    #: Number of processes.
     size: int = 1
 
     @property

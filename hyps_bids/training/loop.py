@@ -40,32 +40,32 @@ _OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {
 class LoopSettings:
     """Settings of a training run."""
 
-    #: optimizer steps in total, including those before a run was resumed
+    #: Optimizer steps in total, including those before a run was resumed.
     steps: int
-    #: learning rate at the start of the polynomial decay
+    #: Learning rate at the start of the polynomial decay.
     learning_rate: float = 1e-3
-    #: learning rate of the output head, which is new while the rest is pre-trained: classes that
+    #: Learning rate of the output head, which is new while the rest is pre-trained: classes that
     #: start as copies of one class then separate sooner. The same as for the rest if None.
     head_learning_rate: float | None = None
-    #: steps over which the learning rate rises from zero
+    #: Steps over which the learning rate rises from zero.
     warmup: int = 50
-    #: exponent of the polynomial decay
+    #: Exponent of the polynomial decay.
     power: float = 0.9
     weight_decay: float = 1e-4
-    #: decay of the exponential moving average of the weights
+    #: Decay of the exponential moving average of the weights.
     ema: float = 0.995
-    #: steps between validations and between checkpoints
+    #: Steps between validations and between checkpoints.
     evaluate_every: int = 200
     checkpoint_every: int = 50
-    #: seeds each batch together with the step number, so that a resumed run sees the same batches
-    #: as an uninterrupted one
+    #: Seeds each batch together with the step number, so that a resumed run sees the same batches
+    #: as an uninterrupted one.
     seed: int = 0
     #: ``adamw`` or ``adam``
     optimizer: str = "adamw"
-    #: number of validations without a better mean of the metrics after which the run ends early
-    #: and returns the best averaged weights; None trains to the end and returns the last ones
+    #: Number of validations without a better mean of the metrics after which the run ends early
+    #: and returns the best averaged weights; None trains to the end and returns the last ones.
     patience: int | None = None
-    #: step after which the run ends, with the learning rates of a run of `steps`
+    #: Step after which the run ends, with the learning rates of a run of `steps`
     stop_at: int | None = None
 
     def __post_init__(self) -> None:
@@ -95,11 +95,11 @@ class LoopSettings:
 class Objective:
     """What a network learns."""
 
-    #: makes a batch ``(inputs, targets)`` from a seeded generator on the device
+    #: Makes a batch ``(inputs, targets)`` from a seeded generator on the device.
     batches: Callable[[torch.Generator], Batch]
-    #: ``loss(logits, targets)``; a mean over the samples if several processes share a batch
+    #: ``loss(logits, targets)``; a mean over the samples if several processes share a batch.
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    #: returns the metrics of a model by name; higher is better if the settings have patience
+    #: Returns the metrics of a model by name; higher is better if the settings have patience.
     validate: Callable[[nn.Module], dict[str, float]]
 
 

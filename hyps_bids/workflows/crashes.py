@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["Failures", "crash_reasons"]
-
 _LOG = logging.getLogger("hyps_bids")
 _NODE = re.compile(r"^Node: \w+?\.(?P<scan>\w+)\.\w+$", re.MULTILINE)
 # The error follows the frames, which are indented more than the first line of the traceback.

@@ -35,17 +35,6 @@ from hyps_bids.errors import HypsError, MissingInput, UsageError
 from hyps_bids.outputs.writing import discard_partials
 from hyps_bids.workflows.crashes import Failures
 
-__all__ = [
-    "MultiProcPlugin",
-    "PluginSettings",
-    "SLURMGraphPlugin",
-    "check_paths",
-    "engine",
-    "log_settings",
-    "read_plugin",
-    "start_worker",
-]
-
 _LOG = logging.getLogger("hyps_bids")
 #: Plugins that submit all jobs and return, so that the run would end before its scans are done.
 _LEAVE_AT_ONCE = ("CondorDAGMan", "PBSGraph", "SGEGraph", "SomaFlow")

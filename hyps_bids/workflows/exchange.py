@@ -15,8 +15,6 @@ from hyps_bids.outputs.scan_files import ScanMeasures
 from hyps_bids.segmentation.localize import Localization, Location
 from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
 
-__all__ = ["load", "save"]
-
 #: Dataclasses that nodes exchange, by the names under which they are stored.
 _TYPES: dict[str, Any] = {
     each.__name__: each

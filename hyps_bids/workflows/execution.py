@@ -42,8 +42,6 @@ from hyps_bids.workflows.reports import init_reports_wf, report_name
 if TYPE_CHECKING:
     from hyps_bids.segmentation.pipeline import Pipeline
 
-__all__ = ["Run", "Setup", "build_reports", "prepare_networks", "process_scans"]
-
 _LOG = logging.getLogger("hyps_bids")
 _Key = TypeVar("_Key")
 

@@ -32,17 +32,6 @@ from hyps_bids.segmentation.pipeline import (
 )
 from hyps_bids.workflows import exchange
 
-__all__ = [
-    "BiasCorrect",
-    "Conform",
-    "Discard",
-    "Localize",
-    "Measure",
-    "Restore",
-    "Segment",
-    "Write",
-]
-
 
 class _ImageInput(BaseInterfaceInputSpec):
     image = File(exists=True, mandatory=True, desc="conformed image, .npz")

@@ -23,8 +23,6 @@ from hyps_bids.workflows.interfaces import (
     Write,
 )
 
-__all__ = ["ParticipantPlan", "init_participant_wf", "init_scan_wf"]
-
 #: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
 _MEM_SMALL, _MEM_NETWORK = 0.6, 1.2
 

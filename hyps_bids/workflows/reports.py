@@ -16,8 +16,6 @@ from nipype.interfaces.base import (
 )
 from nipype.pipeline import engine as pe
 
-__all__ = ["SubjectReport", "init_reports_wf", "report_name"]
-
 #: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
 _MEM = 0.5
 

@@ -98,7 +98,7 @@ def test_head_in_which_nothing_is_found(
     summary = summarize_assessment(table)
     assert summary["whole"]["not_found"] == 2
     assert summary["whole"]["hd95_mm"]["mean"] is None
-    # valid JSON: no NaN
+    # Valid JSON: no NaN
     json.loads(json.dumps(summary, allow_nan=False))
 
 
@@ -116,7 +116,7 @@ def test_image_that_is_no_head_is_assessed_on_the_crop(
     assert table[["hemi", "part", "space", "status"]].to_numpy().tolist() == [
         ["R", "whole", "crop", "ok"]
     ]
-    # the shipped adapter has two parts, of another protocol
+    # The shipped adapter has two parts, of another protocol
     assert table["dice"].item() > 0.75
     assert table["asd_mm"].item() < 1.5
 
@@ -128,7 +128,7 @@ def test_masks_on_another_grid_are_brought_together(segmented: LabeledScan, tmp_
         mask = (whole.data == i).astype(np.uint8)
         affine = whole.affine.copy()
         if i == 2:
-            # cut: another grid of the same world
+            # Cut: another grid of the same world
             mask = mask[4:]
             affine[:3, 3] += 4 * affine[:3, 0]
         path = tmp_path / f"sub-01_label-{part}_mask.nii.gz"

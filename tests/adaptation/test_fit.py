@@ -47,10 +47,10 @@ def test_fit_writes_an_adapter_that_loads(recipe: Recipe, tmp_path: Path) -> Non
     model, card = load_adapted(fitted.path, recipe.base)
     assert card["name"] == "made"
     assert card["training"]["steps"] == fitted.step
-    # the weights that were measured were written, but for half precision
+    # The weights that were measured were written, but for half precision
     again = crop_dice(model, made_crops("c"), list(LABELS))
     assert again == pytest.approx(fitted.metrics, abs=0.02)
-    # other data in the same folder would be another run; the names are those of 0.1's checkpoints
+    # Other data in the same folder would be another run; the names are those of 0.1's checkpoints
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     names = "settings, training data, validation data, classes, adapter, base, start, batch size, "
     names += "augmentation, loss"
@@ -91,7 +91,7 @@ def test_dice_of_crops() -> None:
         _, targets = plain_batch(crops, slice(0, len(inputs)))
         return 20 * torch.nn.functional.one_hot(targets[:, 0], 3).movedim(-1, 1).float()
 
-    # the second crop has no posterior part, and does not count for it
+    # The second crop has no posterior part, and does not count for it
     assert crop_dice(oracle, crops, list(LABELS)) == {
         "dice_anterior": 1,
         "dice_posterior": 1,
@@ -120,7 +120,7 @@ def test_losses_are_means_over_samples(name: str) -> None:
 
 def test_digest_tells_data_apart() -> None:
     crops, zeros = made_crops("a", "b"), torch.zeros(1, 1, 2, 2, 2)
-    # as in version 0.1
+    # As in version 0.1
     known = "b2bc6b24a809030b06647f721dd131d08fc8be08ca51e1ff9ca6237881f0dc72"
     assert Crops(("a",), zeros, zeros.bool(), zeros.long()).digest() == known
     assert crops.digest() == made_crops("a", "b").digest() != made_crops("a", "c").digest()

@@ -15,7 +15,7 @@ from hyps_bids.errors import UsageError
 from hyps_bids.labels.msd import msd_subject
 from tests.raising import raises
 
-#: scans of subjects: each label as often as the subject has scans
+#: Scans of subjects: each label as often as the subject has scans.
 scans = st.lists(st.sampled_from([f"{i:02d}" for i in range(25)]), min_size=1, max_size=60)
 
 
@@ -31,7 +31,7 @@ def test_every_division(subjects: list[str], count: int, seed: int, kinds: int |
     folds = split_by_subject(subjects, count, strata=strata, seed=seed)
     everyone = set(subjects)
     assert len(folds) == min(count, len(everyone))
-    # each subject is tested once
+    # Each subject is tested once
     assert sorted(s for fold in folds for s in fold.test) == sorted(everyone)
     for fold in folds:
         three = [set(fold.training), set(fold.validation), set(fold.test)]
@@ -58,7 +58,7 @@ def test_rare_levels_are_put_together(caplog: pytest.LogCaptureFixture) -> None:
     folds = split_by_subject(subjects, 4, strata=strata)
     assert [sum(strata[s] != "site A" for s in fold.test) for fold in folds] == [1] * 4
     assert "site 10" in caplog.messages[0]
-    # with too few subjects of every level there are two warnings, and folds all the same
+    # With too few subjects of every level there are two warnings, and folds all the same
     strata = {"01": "a", "02": "b", "03": "b"}
     assert len(split_by_subject(strata, 3, strata=strata)) == 3
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
@@ -117,7 +117,7 @@ def test_msd_test_subjects_are_never_used() -> None:
 
 def test_first_crops_only() -> None:
     training, validation = split_msd(9, 2)
-    # subject 5 is a test subject: ids 9 and 10 are left out
+    # Subject 5 is a test subject: ids 9 and 10 are left out
     assert training.ids == (*(f"hippocampus_{i:03d}" for i in range(1, 9)), "hippocampus_011")
     assert not {msd_subject(n) for n in validation.ids} & {1, 2, 3, 4, 5, 6}
 

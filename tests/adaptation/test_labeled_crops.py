@@ -128,7 +128,7 @@ def test_labels_lie_on_the_hippocampus(head: tuple[Path, Path], crops: LabeledCr
         label = mirror(label) if hemi == "R" else label
         ours = apply_affine(box_affine(crops.centers[i], FRAME), np.argwhere(label)).mean(axis=0)
         theirs = apply_affine(reference.affine, np.argwhere(data == i + 1)).mean(axis=0)
-        # half a voxel would be a wrong grid; thin ends that fall between voxels move it less
+        # Half a voxel would be a wrong grid; thin ends that fall between voxels move it less
         assert np.abs(ours - theirs).max() < 0.4
 
 
@@ -169,7 +169,7 @@ def test_parts_keep_their_order(
         return data, affine
 
     path = changed(small[1], tmp_path / "parts.nii.gz", halve)
-    # posterior has the smaller value of the right, the larger of the left
+    # Posterior has the smaller value of the right, the larger of the left
     values = {("L", "anterior"): 11, ("L", "posterior"): 12}
     values |= {("R", "anterior"): 22, ("R", "posterior"): 23}
     structures = tuple(Structure(value, *names) for names, value in values.items())
@@ -188,7 +188,7 @@ def test_masks_of_single_sides(
     images = []
     for hemi, value in (("L", 1), ("R", 2)):
         path = tmp_path / f"sub-1_label-{hemi}_mask.nii.gz"
-        # any value above 0 counts in a mask
+        # Any value above 0 counts in a mask
         changed(small[1], path, lambda data, affine, v=value: ((data == v) * np.uint8(255), affine))
         images.append(LabelImage(path, (Structure(1, hemi, "hippocampus"),)))
     both = LabeledScan(Scan.from_path(small[0]), tuple(images), tmp_path)
@@ -212,13 +212,13 @@ def test_cache(small: tuple[Path, Path], whole: LabeledCrops, tmp_path: Path) ->
             assert torch.equal(getattr(made.crops, name), getattr(whole.crops, name))
         assert replace(made, crops=whole.crops) == whole
     assert path.stat().st_mtime_ns == written
-    # the cache itself was read: what is in it is what comes
+    # The cache itself was read: what is in it is what comes
     path.write_bytes(b"not a safetensors file")
     with raises(BadData, "labels-unusable", path) as caught:
         crop(item, cache=cache)
     assert code_of_cause(caught) == "crop-damaged"
     path.unlink()
-    # other meaning, other crops
+    # Other meaning, other crops
     crop(labeled(image, small[1], structures=WHOLE[:1]), cache=cache)
     crop(labeled(image, small[1]), cache=cache)
     assert len(list(cache.iterdir())) == 2
@@ -343,12 +343,12 @@ def test_head_with_one_side_labeled(head: tuple[Path, Path], tmp_path: Path) -> 
 def test_wrong_label_maps(
     head: tuple[Path, Path], small: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    # two wholes taken for two parts of the left: the second lies on the right
+    # Two wholes taken for two parts of the left: the second lies on the right
     item = labeled(*head, structures=parse_label_map("anteriorposterior").structures)
     with raises(BadData, "labels-unusable", "left posterior hippocampus") as caught:
         crop(item)
     assert code_of_cause(caught) == "label-sides-swapped"
-    # parts taken for wholes
+    # Parts taken for wholes
     more = changed(small[1], tmp_path / "more.nii.gz", lambda d, a: (d**2 * np.uint8(1), a))
     image = LabelImage(more, parse_label_map("whole").structures, frozenset({1, 2}))
     with raises(BadData, "labels-unusable", "values 4", "1, 2"):
@@ -386,7 +386,7 @@ def test_image_that_is_a_crop(
         region = around(label[0].numpy(), 0)
         middle = [(part.start + part.stop) / 2 for part in region]
         assert np.abs(np.array(middle) - np.array(FRAME) / 2).max() <= 1
-        # voxels are copied, not interpolated
+        # Voxels are copied, not interpolated
         expected = data[around(data == i + 1, 0)] == i + 1
         seen = label[0].numpy()[region] > 0
         assert np.array_equal(mirror(seen) if i else seen, expected)
@@ -394,9 +394,9 @@ def test_image_that_is_a_crop(
         values = image[0].numpy()[region]
         values = mirror(values) if i else values
         assert np.corrcoef(values.ravel(), source.ravel())[0, 1] > 0.99999
-    # what lies beyond the image is not seen
+    # What lies beyond the image is not seen
     assert int(whole.crops.inside[0].sum()) < whole.crops.inside[0].numel()
-    # one side, named by its only value
+    # One side, named by its only value
     only = changed(small[1], tmp_path / "r.nii.gz", lambda d, a: (d * (d == 2), a))
     assert crop(labeled(small[0], only)).hemis == ("R",)
 

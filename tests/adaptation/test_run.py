@@ -30,7 +30,7 @@ from tests.adaptation.regions import around
 from tests.raising import raises
 from tests.torchrun import launch
 
-#: scans of three participants
+#: Scans of three participants.
 SCANS = ["sub-01_ses-A", "sub-01_ses-B", "sub-02_ses-A", "sub-03_ses-A"]
 
 
@@ -118,18 +118,18 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     expected += "figures/dice.png figures/learning_curves.png logs/final.csv logs/fold-1.csv "
     expected += "logs/fold-2.csv logs/fold-3.csv scans.json scans.tsv splits.json splits.tsv "
     assert files == {*expected.split(), "summary.json"}
-    # nothing is left of the work
+    # Nothing is left of the work
     assert sorted(path.name for path in settings.output_dir.iterdir()) == ["models"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter-made"]
 
     _, card = load_adapted(folder / "adapter.safetensors", small_base)
     assert card["labels"] == ["hippocampus"]
     assert card["name"] == "made"
-    # where the participant level looks for it
+    # Where the participant level looks for it
     assert card["license"].endswith("labels CC-BY-4.0; images CC0; base CC0-1.0")
     assert f"--adapter {folder} --base-model {small_base}" in caplog.text
 
-    # every scan is assessed once, by the fold that did not train on its participant
+    # Every scan is assessed once, by the fold that did not train on its participant
     table = read_table(folder / "scans.tsv")
     assert sorted(table["scan"]) == SCANS
     splits = read_table(folder / "splits.tsv")
@@ -159,7 +159,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     ):
         assert fact in text
 
-    # the same command again does nothing, another one is refused
+    # The same command again does nothing, another one is refused
     before = (folder / "adapter.safetensors").stat().st_mtime_ns
     train_adapter(settings)
     with raises(UsageError, "model-differs", folder, "adapter (rank)"):
@@ -171,7 +171,7 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
 def test_killed_run_goes_on_where_it_was(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # two folds of two steps; killed in the second step of the second fold
+    # Two folds of two steps; killed in the second step of the second fold
     settings = replace(settings, folds=2)
     whole = train_adapter(replace(settings, output_dir=tmp_path / "whole"))
     with monkeypatch.context() as patch:
@@ -182,7 +182,7 @@ def test_killed_run_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         count = kill_at(patch, -1)
         folder = train_adapter(settings)
-        # one or two steps of the second fold (two if its first checkpoint was not written) and two
+        # One or two steps of the second fold (two if its first checkpoint was not written) and two
         # of the final fit
         assert count() in (3, 4)
     for name in ("adapter.safetensors", "scans.tsv"):
@@ -207,7 +207,7 @@ def test_work_of_other_settings_is_started_anew(
         train_adapter(replace(settings, seed=1))
         assert count() == 3
     assert any("(seed)" in r.getMessage() for r in caplog.records if r.levelname == "WARNING")
-    # a work folder of the user's own stays
+    # A work folder of the user's own stays
     assert (tmp_path / "work/adapter-made/crops").is_dir()
 
 

@@ -90,7 +90,7 @@ def test_mixed_models_agree_with_statsmodels() -> None:
         assert row["p"] == pytest.approx(2 * stats.t.sf(abs(row["statistic"]), 90 - 5))
         assert row["df"] == "85"
     assert one(table, "visit")["estimate"] == pytest.approx(-50, abs=30)
-    # d is in units of the SD between and within subjects.
+    # D is in units of the SD between and within subjects.
     d = one(table, "group[T.AD]")
     assert d["effect"] == pytest.approx(d["estimate"] / np.hypot(250, 150), rel=0.2)
 

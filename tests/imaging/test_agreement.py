@@ -25,7 +25,7 @@ def test_agreement_of_known_masks() -> None:
     empty = agreement(a, np.zeros_like(a), (1, 1, 1))
     assert empty["dice"] == 0
     assert math.isnan(empty["hd95_mm"])
-    # at the edge of an image as well
+    # At the edge of an image as well
     edge = np.zeros((6, 6, 6), bool)
     edge[:3] = True
     assert agreement(edge, edge, (1, 1, 1))["asd_mm"] == 0

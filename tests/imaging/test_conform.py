@@ -20,7 +20,7 @@ AFFINE = np.array([[2.0, 0, 0, -19], [0, 2, 0, -25], [0, 0, 2, -30], [0, 0, 0, 1
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.25) @ np.diag([1.9, 2.0, 2.1]), [-20, -22, -25]
 )
-#: all 48 assignments of file axes to world axes and senses
+#: All 48 assignments of file axes to world axes and senses.
 ORIENTATIONS = [
     np.array(list(zip(axes, flips, strict=True)))
     for axes in itertools.permutations(range(3))
@@ -268,10 +268,10 @@ def test_few_infinities(head: np.ndarray, tmp_path: Path) -> None:
 def test_values_beyond_single_precision(
     factor: float, offset: float, head: np.ndarray, tmp_path: Path
 ) -> None:
-    # they are scaled linearly: the networks normalize intensities anyway
+    # They are scaled linearly: the networks normalize intensities anyway
     data = (head.astype(np.float64) - 500) * factor + offset
     result = conform(write(tmp_path / "a.nii", data)).data.astype(np.float64)
-    # the mean of squares, in single precision, neither overflows nor underflows
+    # The mean of squares, in single precision, neither overflows nor underflows
     assert 0.1 < np.ptp(result) < 1e8
     scaled, expected = ((x - x.min()) / np.ptp(x) for x in (result, head.astype(np.float64)))
     np.testing.assert_allclose(scaled, expected, atol=1e-6)

@@ -19,7 +19,7 @@ PLAIN = np.array([[-2.0, 0, 0, 38], [0, 2, 0, -30], [0, 0, 2.5, -20], [0, 0, 0, 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.2, -0.1, 0.15) @ np.diag([0.9375, 0.9375, 1.2]), [-20, -22, -25]
 )
-#: offset of pixdim in a NIfTI-1 header
+#: Offset of pixdim in a NIfTI-1 header.
 PIXDIM = 76
 
 
@@ -66,7 +66,7 @@ def longer(affine: np.ndarray, *factors: float) -> np.ndarray:
         longer(np.eye(4), 1.1, 1.1, 1.1),
         longer(np.eye(4), 1, 1, 1.02),
         longer(np.eye(4), 0.5, 0.5, 0.5),
-        # the axes are exchanged, and the volume is right
+        # The axes are exchanged, and the volume is right
         longer(np.eye(4), 1.1, 1 / 1.1, 1),
         longer(np.eye(4), 1.004, 1.004, 1.004),
         shear(0.1),
@@ -87,7 +87,7 @@ def test_sizes_and_shears_that_contradict_pixdim_are_flagged(
 @pytest.mark.parametrize(
     ("pixdim", "sizes"),
     [
-        # as printed with two digits
+        # As printed with two digits
         ([0.94, 0.94, 1.2], [0.9375, 0.9375, 1.2]),
         ([0.87, 0.87, 1.0], [0.868, 0.868, 1.0]),
         ([1.0, 1.0, 1.0], [1.0000001, 1, 0.9999995]),
@@ -141,7 +141,7 @@ def test_unknown_units_are_taken_as_mm(unit: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pixdim", [[0, 0, 0], [2, 2, 0], [np.nan, 2, 2]])
 def test_sizes_that_are_missing(pixdim: list[float], tmp_path: Path) -> None:
-    # the sform knows them; the qform alone does not, and 1 mm would be a guess
+    # The sform knows them; the qform alone does not, and 1 mm would be a guess
     found = read(tmp_path, PLAIN, PLAIN, pixdim=pixdim)
     assert not found.contradictory
     assert "qform" in " ".join(found.remarks)

@@ -151,7 +151,7 @@ def test_overflow_is_undone_after_scaling(head: np.ndarray) -> None:
 
 
 def test_negative_values_of_16_bits_that_are_no_overflow(head: np.ndarray) -> None:
-    # as nibabel stores standardized values in integers
+    # As nibabel stores standardized values in integers
     data = np.round((head - head.min()) / np.ptp(head) * 65535 - 32768).astype(np.float32)
     result, remarks = mend(data, FILE, step=1.0)
     assert result.tobytes() == data.tobytes()

@@ -81,7 +81,7 @@ def test_world_grid_covers_the_image(
     shape, grid = world_grid((10, 12, 14), affine, spacing)
     corners = np.array(np.meshgrid((-0.5, 9.5), (-0.5, 11.5), (-0.5, 13.5))).reshape(3, -1).T
     voxel = nib.affines.apply_affine(np.linalg.inv(grid) @ affine, corners)
-    # rounding takes half a voxel in all at most
+    # Rounding takes half a voxel in all at most
     assert (voxel.min(axis=0) >= -0.5 - 0.26).all()
     assert (voxel.max(axis=0) <= np.array(shape) - 0.5 + 0.26).all()
     np.testing.assert_allclose(grid[:3, :3], np.eye(3) * spacing)
@@ -95,9 +95,9 @@ def test_coarsening_keeps_place_and_level(oversampling: int) -> None:
     zooms = np.linalg.norm(new[:3, :3], axis=0)
     np.testing.assert_allclose(zooms, [2.5 / oversampling, 2.5 / oversampling, 3.0])
     inner = (slice(2, -2), slice(2, -2), slice(None))
-    # the kernel is sampled at whole voxels: at most a tenth of a voxel of shift
+    # The kernel is sampled at whole voxels: at most a tenth of a voxel of shift
     np.testing.assert_allclose(smooth[inner], field(new, smooth.shape)[inner], atol=0.1)
-    # nothing is moved: the extent stays centered where it was
+    # Nothing is moved: the extent stays centered where it was
     center = nib.affines.apply_affine(affine, (np.array(data.shape) - 1) / 2)
     np.testing.assert_allclose(
         nib.affines.apply_affine(new, (np.array(smooth.shape) - 1) / 2), center, atol=1e-4

@@ -22,7 +22,7 @@ BOX = (20, 24, 16)
 
 def grid(zooms: tuple[float, ...], angles: tuple[float, ...] = (0, 0, 0)) -> np.ndarray:
     matrix = nib.eulerangles.euler2mat(*angles) @ np.diag(zooms)
-    # the middle of 60 voxels at the world's origin
+    # The middle of 60 voxels at the world's origin
     return nib.affines.from_matvec(matrix, -matrix @ np.full(3, 29.5))
 
 
@@ -73,21 +73,21 @@ def test_box_holds_the_image_in_place(zooms: tuple[float, ...], angles: tuple[fl
     affine = grid(zooms, angles)
     index = np.stack(np.meshgrid(*[np.arange(60)] * 3, indexing="ij"), axis=-1)
     data = nib.affines.apply_affine(affine, index) @ np.array([1.0, -2, 0.5]) + 100
-    # for fine voxels the whole image is smaller than the box
+    # For fine voxels the whole image is smaller than the box
     box = box_affine((1.3, -0.7, 0.4), BOX)
     values, inside = box_from_image(data, affine, BOX, box)
     assert values.dtype == np.float32
     where = np.stack(np.meshgrid(*map(np.arange, BOX), indexing="ij"), axis=-1)
     world = nib.affines.apply_affine(box, where)
     voxel = nib.affines.apply_affine(np.linalg.inv(affine), world)
-    # mm from the outermost voxel centers
+    # Mm from the outermost voxel centers
     depth = (np.minimum(voxel, 59 - voxel) * zooms).min(axis=-1)
     np.testing.assert_array_equal(inside, depth >= 0)
     deep = depth > 1.5
     assert deep.any()
     expected = world @ np.array([1.0, -2, 0.5]) + 100
     np.testing.assert_allclose(values[deep], expected[deep], atol=0.05)
-    # values fade to zero over one voxel of the coarser grid
+    # Values fade to zero over one voxel of the coarser grid
     outside = depth < -1.1 * max(1, *zooms)
     assert not values[outside].any()
 

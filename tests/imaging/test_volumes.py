@@ -17,7 +17,7 @@ from hyps_bids.imaging.volumes import (
 )
 
 GRID = (40, 56, 40)
-#: mm; a sphere of 3,600 mm³, about a hippocampus
+#: Mm; a sphere of 3,600 mm³, about a hippocampus.
 RADIUS = 9.5
 BALL = 4 / 3 * np.pi * RADIUS**3
 CENTER = np.array([-26.3, -21.8, -12.4])
@@ -65,7 +65,7 @@ def test_volume_and_place_of_a_ball_are_kept(
     side = restore(ball(), BOX, shape, affine)
     front, back, whole = measure(side, affine)
     assert whole.volume_mm3 == pytest.approx(BALL, rel=tolerance)
-    # the soft volume hardly depends on the grid, nor does that of the halves
+    # The soft volume hardly depends on the grid, nor does that of the halves
     assert whole.volume_soft_mm3 == pytest.approx(float(ball()[1:].sum()), rel=0.01)
     assert front.voxels + back.voxels == whole.voxels
     assert front.volume_soft_mm3 == pytest.approx(back.volume_soft_mm3, rel=0.03)
@@ -109,7 +109,7 @@ def test_only_the_largest_component_is_kept() -> None:
     assert whole.volume_mm3 == pytest.approx(BALL, rel=0.02)
     small = 4 / 3 * np.pi * 4**3
     assert side.component_fraction == pytest.approx(BALL / (BALL + small), abs=0.01)
-    # the soft volume leaves the far component out too
+    # The soft volume leaves the far component out too
     assert whole.volume_soft_mm3 == pytest.approx(float(ball()[1:].sum()), rel=0.02)
 
 

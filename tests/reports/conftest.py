@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OpenReport = Callable[..., "Page"]
 
-#: WebGL2 without a graphics card
+#: WebGL2 without a graphics card.
 _ARGUMENTS = [
     *("--no-sandbox", "--disable-dev-shm-usage", "--ignore-gpu-blocklist"),
     *("--enable-unsafe-swiftshader", "--use-angle=swiftshader"),

@@ -39,7 +39,7 @@ def test_both_hippocampi_are_where_they_belong(found: Localization) -> None:
     assert left is not None
     assert right is not None
     middle = brain_center(found)
-    # anatomy: 20–35 mm to either side, at nearly the same height and depth, below the middle
+    # Anatomy: 20–35 mm to either side, at nearly the same height and depth, below the middle
     assert -40 < left.center[0] - middle[0] < -15
     assert 15 < right.center[0] - middle[0] < 40
     assert 40 < right.center[0] - left.center[0] < 70
@@ -87,7 +87,7 @@ def test_scale_of_intensities_does_not_matter(head: ConformedImage) -> None:
 def test_mirrored_head_swaps_sides(
     head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
-    # flip world x: the affine stays, the voxels swap sides about the image's middle
+    # Flip world x: the affine stays, the voxels swap sides about the image's middle
     flipped = localize(
         replace(head, data=np.ascontiguousarray(head.data[::-1])), pipeline.localizer, CPU
     )
@@ -103,7 +103,7 @@ def test_mirrored_head_swaps_sides(
 def test_orientation_of_the_array_does_not_matter(
     head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
-    # not conformed on purpose: world coordinates alone must decide about left and right
+    # Not conformed on purpose: world coordinates alone must decide about left and right
     image = nib.Nifti1Image(head.data, head.affine)
     turn = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt("PIL")
@@ -123,7 +123,7 @@ def test_side_that_is_cut_off_is_missing(
     hemi: str, head: ConformedImage, found: Localization, pipeline: Pipeline
 ) -> None:
     other = "R" if hemi == "L" else "L"
-    # cut 5 mm beyond the middle: medial parts of the lost side are gone as well
+    # Cut 5 mm beyond the middle: medial parts of the lost side are gone as well
     edge = brain_center(found)[0] + (5 if hemi == "L" else -5)
     index = round((edge - head.affine[0, 3]) / head.affine[0, 0])
     affine = head.affine.copy()

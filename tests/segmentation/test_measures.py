@@ -72,7 +72,7 @@ def test_doubt_lowers_confidence_and_raises_entropy() -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_cut_image_is_flagged(axis: int, end: str) -> None:
-    # the image ends 5 mm from the ball's center
+    # The image ends 5 mm from the ball's center
     shape, image = list(SHAPE), IMAGE.copy()
     shape[axis] = 45
     image[axis, 3] += 35 if end == "low" else 0
@@ -139,7 +139,7 @@ def test_measures_of_a_scan() -> None:
     assert measures.remarks == ("odd",)
     assert measures.devices == {"localise": "cpu", "segment": "cuda:0"}
     assert measures.box_centers == {"L": center, "R": center}
-    # the part is the whole
+    # The part is the whole
     assert list(measures.volumes) == ["R"]
     assert measures.volumes["R"][0] == measures.volumes["R"][1]
     assert measures.figures["volume_mm3_R"] == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.02)

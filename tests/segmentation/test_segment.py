@@ -73,7 +73,7 @@ def test_mirrored_image_swaps_the_volumes(
         x, y, z = place.center
         swapped[hemi] = replace(place, center=(sum(ends) - x, y, z))
     image = replace(head, data=np.ascontiguousarray(head.data[::-1]))
-    # the network sees the very same boxes
+    # The network sees the very same boxes
     expected = volumes(head, result.segmentation)[::-1]
     assert volumes(image, run(pipeline, image, swapped)) == pytest.approx(expected, rel=0.01)
 
@@ -124,7 +124,7 @@ def test_parts_on_the_image_and_on_another_grid(
     result: Result, head: ConformedImage, pipeline: Pipeline
 ) -> None:
     fine = head.affine @ np.diag([0.5, 0.5, 0.5, 1])
-    # the finer voxels fill the coarse ones
+    # The finer voxels fill the coarse ones
     fine[:3, 3] -= head.affine[:3, :3] @ [0.25, 0.25, 0.25]
     shape = [2 * side for side in head.data.shape]
     left, right = restore_sides(head, result.segmentation, {"R": (shape, fine)}).values()

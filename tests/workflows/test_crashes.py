@@ -50,7 +50,7 @@ def reasons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         inner = pe.Workflow(name=name)
         inner.add_nodes([pe.Node(Function(function=function), name="conform")])
         workflow.add_nodes([inner])
-    # of this workflow alone: the global configuration is that of all tests
+    # Of this workflow alone: the global configuration is that of all tests
     workflow.config["execution"] = {
         "crashdump_dir": str(folder),
         "crashfile_format": "txt",
@@ -64,7 +64,7 @@ def reasons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("scan", "reason"),
     [
-        # our own messages say it all, on as many lines as they have
+        # Our own messages say it all, on as many lines as they have
         ("sub_01", "sub-01_T1w.nii.gz: is empty; fetch it again Detail: of it"),
         ("sub_02_ses_M00", "zlib.error: Error -3 while decompressing: invalid code"),
         ("sub_03", "AssertionError"),

@@ -112,7 +112,7 @@ def run(
         "stop_on_first_crash": "false",
         "poll_sleep_duration": "0.05",
     }
-    # as after the handler that the app sets for itself
+    # As after the handler that the app sets for itself
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         plugin = MultiProcPlugin(
@@ -147,11 +147,11 @@ def test_chains_that_are_begun_are_finished_before_others_begin(tmp_path: Path) 
 def test_node_whose_worker_was_killed_runs_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # alone in flight: nipype's own plugin waits for ever
+    # Alone in flight: nipype's own plugin waits for ever
     assert run(tmp_path, {"a": killed_once}) == {}
     assert (tmp_path / "a.done").exists()
     assert [r.levelname for r in caplog.records if r.name == "hyps_bids"] == ["WARNING"]
-    # it was alone: fewer processes would not help
+    # It was alone: fewer processes would not help
     assert "--nprocs" not in caplog.text
 
 
@@ -172,11 +172,11 @@ def test_node_that_kills_its_worker_alone_fails_and_the_others_go_on(
     assert set(reasons) == {"a", "d"}
     assert "--mem-gb" in reasons["a"]
     assert (tmp_path / "a.tried").read_text() == "xx"
-    # in flight the first time, or not even that
+    # In flight the first time, or not even that
     assert (tmp_path / "b.done").read_text() == "x"
     assert "an ordinary failure" in reasons["d"]
     assert [(tmp_path / f"{name}.done").exists() for name in "bc"] == [True, True]
-    # it was the node's own fault, not that of too many processes
+    # It was the node's own fault, not that of too many processes
     assert "--nprocs" not in caplog.text
 
 
@@ -217,7 +217,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == -signal.SIGKILL
     end = time.monotonic() + 10
-    # a worker that lived on would also have kept the pipe open, and us waiting for its end
+    # A worker that lived on would also have kept the pipe open, and us waiting for its end
     while Path(f"/proc/{run.stdout.strip()}").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -225,7 +225,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
     def write_for_ever() -> None:
-        # as inherited from the run's own handler
+        # As inherited from the run's own handler
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         start_worker(str(tmp_path), log_settings())
         image = nib.Nifti1Image(np.zeros((200, 200, 200), np.uint8), np.eye(4))
@@ -235,7 +235,7 @@ def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     worker = context.Process(target=write_for_ever)
     worker.start()
-    # in the middle of writing
+    # In the middle of writing
     while not list(tmp_path.glob(".*.x.nii.gz")):
         assert worker.is_alive()
     worker.terminate()

@@ -221,7 +221,7 @@ def test_reports_are_built_again_from_the_outputs(
     arguments = [str(dataset), str(out), "participant", "--participant-label", "good"]
     assert main([*arguments, "--reports-only"]) == 0
     assert "logs/*/settings.toml" in report.read_text()
-    # the settings are missing: a run adds them, and computes nothing again
+    # The settings are missing: a run adds them, and computes nothing again
     assert main(arguments) == 0
     assert report.read_text() == before
     assert [path.stat().st_mtime_ns for path in scans] == times
@@ -323,7 +323,7 @@ def test_results_outlive_a_disk_that_fills_up_in_a_node(
     assert main(arguments) == 74
     assert "No space left on device" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
-    # a process of its own: torch has started threads in this one, and workers are forked
+    # A process of its own: torch has started threads in this one, and workers are forked
     subprocess.run([sys.executable, "-m", "hyps_bids", *arguments], check=True)
     assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} != before
 

@@ -30,7 +30,7 @@ def scan_wf(scan: Scan, output: Path, *, n4: bool = False, keep: bool = True) ->
 def test_relative_names_reach_the_nodes_as_absolute_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # nodes run in other folders; links keep the dataset's names
+    # Nodes run in other folders; links keep the dataset's names
     path = tmp_path / "raw" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
     path.parent.mkdir(parents=True)
     (tmp_path / "content").touch()
@@ -55,5 +55,5 @@ def test_intermediate_files_go_unless_they_are_to_be_kept(
     assert (tmp_path / "out/sub-01/anat/sub-01_seg-hippocampus_qc.json").is_file()
     left = {path.name for path in (tmp_path / "work").rglob("*.npz")}
     everything = {f"{name}.npz" for name in ("conform", "localize", "segment", "restore")}
-    # what is measured are a few numbers
+    # What is measured are a few numbers
     assert left - {"measure.npz"} == (everything if keep else set())

@@ -45,22 +45,22 @@ class AdapterConfig:
     2
     """
 
-    #: a name in :data:`METHODS`
+    #: A name in :data:`METHODS`
     method: str = "hyps"
-    #: rank r of low-rank parts; a layer with fewer inputs or outputs uses its full rank
+    #: Rank r of low-rank parts; a layer with fewer inputs or outputs uses its full rank.
     rank: int = 8
-    #: width d of bottleneck parts
+    #: Width d of bottleneck parts.
     bottleneck: int = 8
-    #: factor s of bottleneck parts
+    #: Factor s of bottleneck parts.
     scale: float = 1.0
-    #: α of LoRA and DoRA, whose low-rank part is multiplied by α/r; by 1 if None
+    #: Alpha of LoRA and DoRA, whose low-rank part is multiplied by α/r; by 1 if None.
     alpha: float | None = None
-    #: probability that an input of the added parts is dropped in training, in [0, 1)
+    #: Probability that an input of the added parts is dropped in training, in [0, 1)
     dropout: float = 0.0
-    #: kinds of layers to adapt, from :data:`LAYERS`
+    #: Kinds of layers to adapt, from :data:`LAYERS`
     layers: tuple[str, ...] = ("attention", "mlp", "merging")
-    #: prefixes of further modules that train, in addition to the adapters and the encoder's norms;
-    #: the head ``out`` must be among them, since its classes are new
+    #: Prefixes of further modules that train, in addition to the adapters and the encoder's norms;
+    #: the head ``out`` must be among them, since its classes are new.
     trainable: tuple[str, ...] = ("decoder", "out")
 
     def __post_init__(self) -> None:
