@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from hyps_bids.errors import BadData
 
@@ -31,7 +32,11 @@ _BRIGHTEST = 12.0
 #: Largest whole number that is taken for padding where it is not far below the signal.
 _PADDING = -100
 #: Largest share of bright (of voxels above the background) and of dark voxels that are replaced.
-_BRIGHT_SHARE, _DARK_SHARE = 0.2, 0.02
+_BRIGHT_SHARE, _DARK_SHARE = 0.5, 0.02
+#: Smallest share of the voxels above the background that a frame or burned-in text has.
+_PAINTED_SHARE = 0.001
+#: Number of voxels up to which replaced voxels get a median of their neighbors, not the nearest.
+_FEW = 50_000
 #: Number of voxels on which percentiles are computed, about.
 _SAMPLE = 2_000_000
 #: Integers of 16 bits.
@@ -169,16 +174,39 @@ def _replace_outliers(data: np.ndarray, step: float | None) -> tuple[np.ndarray,
     remarks = []
     flat = data.ravel()
     sample = flat[:: max(1, data.size // _SAMPLE)]
-    low, high = float(np.percentile(sample, 1)), float(np.percentile(sample, 99))
+    low = float(np.percentile(sample, 1))
     bad = np.zeros(data.shape, dtype=bool)
+    if (painted := _painted(flat, sample, low)) is not None:
+        bad = data == painted
+        remarks.append(f"{int(bad.sum())} voxels of the value {painted:.6g}, as of a frame or text")
+        flat, sample = flat[flat != painted], sample[sample != painted]
+    high = float(np.percentile(sample, 99))
     for name, found in (("brighter", _bright(flat, sample, low)), ("darker", _dark(flat, high))):
         if found is not None:
-            mask = (data > found) if name == "brighter" else (data < found)
-            extreme = data.max() if name == "brighter" else data.min()
-            words = f"{int(mask.sum())} voxels far {name} than all others (up to {extreme:.4g})"
-            remarks.append(f"{words} replaced by their neighbors")
+            mask = ((data > found) if name == "brighter" else (data < found)) & ~bad
+            extreme = data[mask].max() if name == "brighter" else data[mask].min()
+            remarks.append(f"{int(mask.sum())} voxels far {name} than others (up to {extreme:.4g})")
             bad |= mask
+    remarks = [f"{words} replaced by their neighbors" for words in remarks]
     return (_fill(data, bad) if remarks else data), remarks
+
+
+def _painted(flat: np.ndarray, sample: np.ndarray, low: float) -> float | None:
+    """Find a bright value that many voxels have, although hardly any have one a little lower."""
+    foreground = sample[sample > low]
+    if foreground.size < 100:
+        return None
+    values, counts = np.unique(
+        foreground[foreground >= np.percentile(foreground, 98)], return_counts=True
+    )
+    value = values[counts.argmax()]
+    count = int((flat == value).sum())
+    lower = int(((flat > low + 0.7 * (value - low)) & (flat < value)).sum())
+    others = foreground[foreground < value]
+    usual = float(np.percentile(others, 90)) if others.size else low
+    many = count >= _PAINTED_SHARE * foreground.size * (flat.size / sample.size)
+    rare = lower <= 0.1 * count and value - low > 1.5 * (usual - low)
+    return float(value) if many and rare and usual > low else None
 
 
 def _bright(flat: np.ndarray, sample: np.ndarray, low: float) -> float | None:
@@ -210,6 +238,10 @@ def _dark(flat: np.ndarray, high: float) -> float | None:
 
 def _fill(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
     """Replace voxels by the median of their neighbors that are not replaced, inwards."""
+    if bad.sum() > _FEW:
+        nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
+        filled: np.ndarray = data[tuple(nearest)]
+        return filled
     padded = np.pad(data, 1, mode="edge")
     holes = np.pad(bad, 1, constant_values=True)
     padded[holes] = np.nan
@@ -222,7 +254,7 @@ def _fill(data: np.ndarray, bad: np.ndarray) -> np.ndarray:
         if not known.any():
             break
         new = np.nanmedian(values[known], axis=1)
-        filled = tuple(index[known].T)
-        padded[filled] = new
-        inner[filled] = False
+        done = tuple(index[known].T)
+        padded[done] = new
+        inner[done] = False
     return padded[1:-1, 1:-1, 1:-1]

@@ -87,14 +87,17 @@ def test_spikes_without_a_gap_are_found_by_their_size(head: np.ndarray) -> None:
     assert remarks
 
 
-@pytest.mark.parametrize("value", [4095, 32767])
-def test_bright_frame_is_removed(value: float, head: np.ndarray) -> None:
-    data = head.copy()
-    data[:2], data[-2:] = value, value
+@pytest.mark.parametrize("value", [1.01, 1.7, 3.0, 30.0])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("air", [True, False])
+def test_bright_frame_is_removed(air: bool, width: int, value: float, head: np.ndarray) -> None:
+    clean = head if air else np.where(head < 60, 0, head)
+    data = clean.copy()
+    data[:width], data[-width:] = value * head.max(), value * head.max()
     result, remarks = mend(data, FILE)
-    np.testing.assert_array_equal(result[2:-2], head[2:-2])
-    assert result[:2].max() < 100
-    assert remarks
+    np.testing.assert_array_equal(result[width:-width], clean[width:-width])
+    assert result[:width].max() < 100
+    assert len(remarks) == 1
 
 
 @pytest.mark.parametrize("value", [-1024, -4096, -1e6])
