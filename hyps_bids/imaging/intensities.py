@@ -97,8 +97,8 @@ def scale(data: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> scale(np.array([0.0, 3e-20, 6e-20])).round(3).tolist()
-    [0.0, 276.701, 553.402]
+    >>> scale(np.array([0.0, 2.0**-61, 2.0**-60])).tolist()
+    [0.0, 256.0, 512.0]
     >>> scale(np.array([0.0, 100.0])).tolist()
     [0.0, 100.0]
     """
