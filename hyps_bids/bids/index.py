@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from bids.layout import BIDSLayout
 from hyps_bids.bids.absence import LeftOut, describe_absent, explain_labels
 from hyps_bids.bids.filters import filtered_paths, read_filters
 from hyps_bids.bids.folders import Participant, find_participants, list_images
-from hyps_bids.bids.layouts import StoredIndex, index_images
+from hyps_bids.bids.layouts import T1W, StoredIndex, index_images
 from hyps_bids.errors import HypsError, InvalidBids, MissingInput, NothingMatches, UsageError
 from hyps_bids.messages import format_count, is_unicode, join_names, printable
 from hyps_bids.outputs.reading import read_json_object
@@ -84,22 +84,21 @@ def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages
     asked = _select(settings, available, nearly)
     filters = read_filters(filter_file) if filter_file else {}
     participants = list_images(root, asked)
+    layout = _index(settings, available, participants)
     # Labels are compared here instead of queried: with regex_search, 01 would also match 101.
     candidates = [
-        Scan.from_path(Path(image))
-        for participant in participants
-        for image in participant.images
-        if _is_asked(image, settings.session_label)
+        Scan.from_path(Path(file.relpath))
+        for file in layout.get(**T1W)
+        if _is_asked(file.relpath, set(asked), settings.session_label)
     ]
     _refuse_unknown_sessions(settings, available, candidates)
     scans = _well_named(root, candidates, leave_out=settings.skip_bids_validation)
     left_out: LeftOut = defaultdict(list)
     scans = sorted(_with_own_meaning(root, scans, filters, left_out))
-    layout = _index(settings, available, participants)
     passed = scans
     if filter_file and filters:
         # The filters narrow the selection by labels, also where they name subject or session.
-        paths = filtered_paths(layout(), filters, filter_file)
+        paths = filtered_paths(layout, filters, filter_file)
         passed = [scan for scan in scans if scan.path.relative_to(root) in paths]
     unreadable = _name_unreadable(root, participants, none_left=not passed)
     _name_absent(settings, participants, nearly, scans, passed, left_out)
@@ -230,16 +229,18 @@ def _refuse_unknown_sessions(
         )
 
 
-def _is_asked(image: str, sessions: Sequence[str]) -> bool:
+def _is_asked(image: str, subjects: Collection[str], sessions: Sequence[str]) -> bool:
     """Judge by the folders, because it is folders that labels select."""
-    session = image.split("/", 2)[1]
-    return not sessions or (session.startswith("ses-") and session[4:] in sessions)
+    subject, session, _ = image.split("/", 2)
+    return subject[4:] in subjects and (
+        not sessions or (session.startswith("ses-") and session[4:] in sessions)
+    )
 
 
 def _index(
     settings: Settings, available: Sequence[str], participants: Sequence[Participant]
-) -> Callable[[], BIDSLayout]:
-    """Bring the index up to date if there is to be one; return a function that gives a layout.
+) -> BIDSLayout:
+    """Index the images with pybids, or load its index from the database if that is up to date.
 
     Only the folders of `participants` are compared with the index, so that the jobs of a cluster
     need not list the whole dataset each.
@@ -247,7 +248,7 @@ def _index(
     root = settings.bids_dir
     images = _images(participants)
     if settings.bids_database_dir is None:
-        return lambda: index_images(root, images)
+        return index_images(root, images)
     stored = StoredIndex.open(settings.bids_database_dir, root)
     known = set(available)
     listed_now = {each.label for each in participants if not each.unreadable}
@@ -258,11 +259,10 @@ def _index(
 
     difference = stored.differs(images, is_listed)
     if not difference:
-        return stored.load
+        return stored.load()
     if len(participants) < len(available):
         images = _images(list_images(root, available))
-    layout = stored.renew(images, difference)
-    return lambda: layout
+    return stored.renew(images, difference)
 
 
 def _images(participants: Iterable[Participant]) -> list[str]:
