@@ -50,7 +50,7 @@ def reference_on_own_grid(
     """
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for image in labeled.labels:
-        grid = conform(image.path)
+        grid = conform(image.path, is_label=True)
         for structure in image.structures:
             mask = grid.data > 0 if image.is_mask else np.rint(grid.data) == structure.index
             if not mask.any():

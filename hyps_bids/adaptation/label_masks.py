@@ -132,7 +132,7 @@ def label_files(item: LabeledScan) -> str:
 
 def _read_label_image(image: LabelImage) -> list[StructureMask]:
     """Read one label image and cut out its structures."""
-    read = conform(image.path)
+    read = conform(image.path, is_label=True)
     data = _label_values(image, read)
     named: dict[tuple[str, str], list[int]] = {}
     for structure in image.structures:

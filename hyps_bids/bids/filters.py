@@ -9,7 +9,7 @@ from typing import Any
 from bids.layout import BIDSLayout, Query
 from sqlalchemy.exc import SQLAlchemyError
 
-from hyps_bids.bids.layouts import T1W
+from hyps_bids.bids.layouts import T1W, query_images
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.outputs.reading import read_json_object
 
@@ -89,7 +89,7 @@ def filtered_paths(layout: BIDSLayout, filters: dict[str, Any], path: Path) -> s
         If pybids does not accept the filters.
     """
     try:
-        files = layout.get(**T1W | filters, invalid_filters="error")
+        images = query_images(layout, T1W | filters | {"invalid_filters": "error"})
     except (ValueError, AttributeError, TypeError, SQLAlchemyError) as error:
         raise UsageError(f"{path}: {error}", code="filter-not-accepted") from error
-    return {Path(file.relpath) for file in files}
+    return set(map(Path, images))

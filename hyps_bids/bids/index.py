@@ -14,7 +14,7 @@ from bids.layout import BIDSLayout
 from hyps_bids.bids.absence import LeftOut, describe_absent, explain_labels
 from hyps_bids.bids.filters import filtered_paths, read_filters
 from hyps_bids.bids.folders import Participant, find_participants, list_images
-from hyps_bids.bids.layouts import T1W, StoredIndex, index_images
+from hyps_bids.bids.layouts import T1W, StoredIndex, index_images, query_images
 from hyps_bids.errors import HypsError, InvalidBids, MissingInput, NothingMatches, UsageError
 from hyps_bids.messages import format_count, is_unicode, join_names, printable
 from hyps_bids.outputs.reading import read_json_object
@@ -87,9 +87,9 @@ def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages
     layout = _index(settings, available, participants)
     # Labels are compared here instead of queried: with regex_search, 01 would also match 101.
     candidates = [
-        Scan.from_path(Path(file.relpath))
-        for file in layout.get(**T1W)
-        if _is_asked(file.relpath, set(asked), settings.session_label)
+        Scan.from_path(Path(image))
+        for image in query_images(layout, T1W)
+        if _is_asked(image, set(asked), settings.session_label)
     ]
     _refuse_unknown_sessions(settings, available, candidates)
     scans = _well_named(root, candidates, leave_out=settings.skip_bids_validation)

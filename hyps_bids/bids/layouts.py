@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,6 +40,16 @@ def index_images(root: Path, images: Sequence[str]) -> BIDSLayout:
     Entities are those of the paths below `root`.
     """
     return _layout(root, _ImagesIndexer(images))
+
+
+def query_images(layout: BIDSLayout, query: Mapping[str, Any]) -> list[str]:
+    """Return the images that fit a query of pybids, as paths below the dataset.
+
+    Paths are cut here, because pybids asks the database again for the relative path of each file.
+    """
+    start = len(layout.root) + 1
+    found: list[str] = layout.get(return_type="filename", **query)
+    return [path[start:] for path in found]
 
 
 class _ImagesIndexer(BIDSLayoutIndexer):

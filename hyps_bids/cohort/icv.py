@@ -12,6 +12,7 @@ from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ICVAdjustment
+from hyps_bids.outputs.quality import GEOMETRY
 
 _LOG = logging.getLogger("hyps_bids")
 #: A line through fewer subjects is not worth subtracting.
@@ -35,14 +36,14 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
     """Select the scans on which the adjustment is fitted.
 
     These are all scans, or those of the `controls` (COLUMN=LEVEL), without scans whose intracranial
-    volume is flagged. The selection is returned as booleans and in words.
+    volume or geometry is flagged. The selection is returned as booleans and in words.
     """
     done = frame["status"] == "done"
-    flagged = done & frame["flags"].str.contains("_icv_mm3", na=False)
+    flagged = done & frame["flags"].str.contains(rf"_icv_mm3|\b{GEOMETRY}\b", na=False)
     if flagged.any():
         _LOG.warning(
-            "The intracranial volume (ICV) of these scans is flagged, so the adjustment of volumes "
-            "for ICV is fitted without them; please look at them: %s",
+            "The intracranial volume (ICV) or the geometry of these scans is flagged, so the "
+            "adjustment of volumes for ICV is fitted without them; please look at them: %s",
             join_names(frame.loc[flagged, "scan"]),
         )
         done &= ~flagged

@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.geometry import read_geometry
-from hyps_bids.imaging.intensities import mend
+from hyps_bids.imaging.intensities import make_finite, mend
 from hyps_bids.outputs.quality import GEOMETRY
 
 #: Accepted voxel sizes, mm.
@@ -65,13 +65,15 @@ class ConformedImage:
     flags: tuple[str, ...] = ()
 
 
-def conform(path: Path) -> ConformedImage:
+def conform(path: Path, *, is_label: bool = False) -> ConformedImage:
     """Read and check an image.
 
     Parameters
     ----------
     path : Path
         NIfTI file, 3-D, or 4-D with one volume.
+    is_label : bool
+        Whether values are labels, which must not be mended as gray values are.
 
     Returns
     -------
@@ -96,7 +98,12 @@ def conform(path: Path) -> ConformedImage:
     shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
     geometry = read_geometry(image, path)
     _check_size(shape, geometry.affine, path)
-    data, repairs = mend(_read(image, path).reshape(shape), path, _integer_step(image))
+    data, repairs = make_finite(_read(image, path).reshape(shape), path)
+    if is_label:
+        data = data.astype(np.float32)
+    else:
+        data, mended = mend(data, _integer_step(image))
+        repairs += mended
     if data.min() == data.max():
         raise BadData(
             f"{path}: all voxels have the value {data.flat[0]:g}, so the image is empty",

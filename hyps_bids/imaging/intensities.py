@@ -43,15 +43,35 @@ _SAMPLE = 2_000_000
 _WRAP = 2.0**16
 
 
-def mend(data: np.ndarray, path: Path, step: float | None = None) -> tuple[np.ndarray, list[str]]:
+def make_finite(data: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Take values that are not finite as background, and say how many there are.
+
+    Raises
+    ------
+    BadData
+        If hardly any voxel is finite.
+    """
+    finite = np.isfinite(data)
+    if finite.all():
+        return data, []
+    fraction = 1 - finite.mean()
+    if fraction > NONFINITE_LIMIT:
+        raise BadData(
+            f"{path}: {fraction:.0%} of the voxels are NaN or infinite; convert it again",
+            code="mostly-nonfinite",
+        )
+    background = np.clip(0, data[finite].min(), data[finite].max())
+    remark = f"{fraction:.2%} of voxels not finite, taken as background"
+    return np.where(finite, data, background), [remark]
+
+
+def mend(data: np.ndarray, step: float | None = None) -> tuple[np.ndarray, list[str]]:
     """Replace values that are not signal, and scale values that are extremely large or small.
 
     Parameters
     ----------
     data : numpy.ndarray
-        Gray values, float32 or float64, shape ``(x, y, z)``.
-    path : Path
-        Name of the file in messages.
+        Finite gray values, float32 or float64, shape ``(x, y, z)``.
     step : float, optional
         The value of the integer 1, if the file holds signed integers of 16 bits.
 
@@ -61,24 +81,8 @@ def mend(data: np.ndarray, path: Path, step: float | None = None) -> tuple[np.nd
         float32.
     remarks : list of str
         What was replaced.
-
-    Raises
-    ------
-    BadData
-        If hardly any voxel is finite.
     """
     remarks: list[str] = []
-    finite = np.isfinite(data)
-    if not finite.all():
-        fraction = 1 - finite.mean()
-        if fraction > NONFINITE_LIMIT:
-            raise BadData(
-                f"{path}: {fraction:.0%} of the voxels are NaN or infinite; convert it again",
-                code="mostly-nonfinite",
-            )
-        remarks.append(f"{fraction:.2%} of voxels not finite, taken as background")
-        background = np.clip(0, data[finite].min(), data[finite].max())
-        data = np.where(finite, data, background)
     low, high = float(data.min()), float(data.max())
     if max(-low, high) > _HUGE:
         data = data / _HUGE

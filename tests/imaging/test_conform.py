@@ -171,6 +171,17 @@ def test_colors_and_complex_numbers(dtype: object, tmp_path: Path) -> None:
     refused(write(tmp_path / "a.nii.gz", np.zeros(SHAPE, dtype)), "not-gray-values")
 
 
+@pytest.mark.parametrize("rare", [255, 2035, -1])
+def test_labels_keep_their_values(rare: int, tmp_path: Path) -> None:
+    # A few voxels far above all others would be mended in an image of gray values.
+    labels = np.zeros((40, 40, 40), np.int16)
+    labels[10:30, 10:30, 10:30] = 17
+    labels[20, 20, 20:23] = rare
+    path = tmp_path / "a_dseg.nii.gz"
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), path)
+    assert (conform(path, is_label=True).data == labels).all()
+
+
 @pytest.mark.parametrize("value", [0, 7])
 @pytest.mark.parametrize("background", [True, False])
 def test_constant(value: float, background: bool, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from scipy import ndimage
 from hyps_bids.imaging.intensities import mend, scale
 
 SIDE = 48
-FILE = Path("a.nii")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ UNCHANGED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("kind", UNCHANGED)
 def test_ordinary_images_are_unchanged(kind: str, head: np.ndarray) -> None:
     data = UNCHANGED[kind](head).astype(np.float32)
-    result, remarks = mend(data, FILE)
+    result, remarks = mend(data)
     assert result.tobytes() == data.tobytes()
     assert not remarks
 
@@ -70,7 +69,7 @@ def test_few_extreme_voxels_get_the_value_of_their_neighbors(
     value: float, unit: float, head: np.ndarray
 ) -> None:
     data, mask = spots(head, value)
-    result, remarks = mend((data * np.float64(unit)).astype(np.float64), FILE)
+    result, remarks = mend((data * np.float64(unit)).astype(np.float64))
     expected = scale(head * np.float64(unit))
     np.testing.assert_allclose(result[~mask], expected[~mask], rtol=1e-6)
     ratio = result[mask].mean() / expected[mask].mean()
@@ -82,7 +81,7 @@ def test_few_extreme_voxels_get_the_value_of_their_neighbors(
 def test_spikes_without_a_gap_are_found_by_their_size(head: np.ndarray) -> None:
     data, mask = spots(head, 0, 400)
     data[mask] = np.geomspace(1000, 1e6, int(mask.sum()))
-    result, remarks = mend(data, FILE)
+    result, remarks = mend(data)
     assert result.max() < 20_000
     assert remarks
 
@@ -94,7 +93,7 @@ def test_bright_frame_is_removed(air: bool, width: int, value: float, head: np.n
     clean = head if air else np.where(head < 60, 0, head)
     data = clean.copy()
     data[:width], data[-width:] = value * head.max(), value * head.max()
-    result, remarks = mend(data, FILE)
+    result, remarks = mend(data)
     np.testing.assert_array_equal(result[width:-width], clean[width:-width])
     assert result[:width].max() < 100
     assert len(remarks) == 1
@@ -107,7 +106,7 @@ def test_background_below_zero_is_raised_to_zero(
 ) -> None:
     air = head < 60
     below = value + (np.minimum(head, -value / 4) if noise else 0)
-    result, remarks = mend(np.where(air, below, head).astype(np.float32), FILE)
+    result, remarks = mend(np.where(air, below, head).astype(np.float32))
     np.testing.assert_array_equal(result, np.where(air, 0, head))
     assert len(remarks) == 1
 
@@ -117,7 +116,7 @@ def test_small_padding_is_recognized_by_its_round_value(head: np.ndarray) -> Non
     bright = 10 * head
     for slope, step in ((1, None), (1e-3, 1e-3)):
         data = np.where(air, -1000, bright) * np.float32(slope)
-        result, remarks = mend(data, FILE, step=step)
+        result, remarks = mend(data, step=step)
         np.testing.assert_allclose(result, np.where(air, 0, bright) * slope, rtol=1e-6)
         assert len(remarks) == 1
 
@@ -125,7 +124,7 @@ def test_small_padding_is_recognized_by_its_round_value(head: np.ndarray) -> Non
 def test_background_and_hot_voxels_together(head: np.ndarray) -> None:
     data, mask = spots(head, 1e5)
     air = (head < 60) & ~mask
-    result, remarks = mend(np.where(air, -1024, data).astype(np.float32), FILE)
+    result, remarks = mend(np.where(air, -1024, data).astype(np.float32))
     assert result[air].max() == result.min() == 0
     assert result.max() == head.max()
     assert len(remarks) == 2
@@ -138,7 +137,7 @@ def test_overflow_of_16_bits_is_undone(share: float, stored: bool, head: np.ndar
     wrapped = full.astype(np.int64).astype(np.int16).astype(np.float32)
     assert wrapped.min() < 0
     slope = 0.25 if stored else 1.0
-    result, remarks = mend(wrapped * slope, FILE, step=slope if stored else None)
+    result, remarks = mend(wrapped * slope, step=slope if stored else None)
     inside = full < 2**16
     np.testing.assert_array_equal(result[inside], full[inside] * slope)
     assert "16 bits" in remarks[0]
@@ -147,7 +146,7 @@ def test_overflow_of_16_bits_is_undone(share: float, stored: bool, head: np.ndar
 def test_overflow_is_undone_after_scaling(head: np.ndarray) -> None:
     full = np.round(head * (32767 / np.quantile(head, 0.97)))
     wrapped = full.astype(np.int64).astype(np.int16) * np.float32(1e-3)
-    result, remarks = mend(wrapped.astype(np.float32), FILE)
+    result, remarks = mend(wrapped.astype(np.float32))
     inside = full < 2**16
     np.testing.assert_allclose(result[inside], full[inside] * 1e-3, atol=0.5)
     assert "16 bits" in remarks[0]
@@ -156,7 +155,7 @@ def test_overflow_is_undone_after_scaling(head: np.ndarray) -> None:
 def test_negative_values_of_16_bits_that_are_no_overflow(head: np.ndarray) -> None:
     # As nibabel stores standardized values in integers
     data = np.round((head - head.min()) / np.ptp(head) * 65535 - 32768).astype(np.float32)
-    result, remarks = mend(data, FILE, step=1.0)
+    result, remarks = mend(data, step=1.0)
     assert result.tobytes() == data.tobytes()
     assert not remarks
 
@@ -176,6 +175,6 @@ def test_real_images_are_unchanged(pattern: str, shared_data: Path) -> None:
     assert paths
     for path in paths:
         data = np.asarray(nib.load(path).dataobj, dtype=np.float32)
-        result, remarks = mend(data, path)
+        result, remarks = mend(data)
         assert result.tobytes() == data.tobytes(), path
         assert not remarks, path
