@@ -91,6 +91,7 @@ def test_whole_head_agrees_with_freesurfer(pipeline: Pipeline, demo_bids: Path, 
     assert (table["dice"] > 0.82).all()
 
 
+@pytest.mark.slow
 def test_orientations_give_the_same_hippocampi(
     pipeline: Pipeline, coarse_pair: Path, tmp_path: Path
 ) -> None:

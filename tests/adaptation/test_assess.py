@@ -63,6 +63,7 @@ def crops(segmented: LabeledScan) -> LabeledCrops:
     return labeled_crops([segmented], PARTS, shipped_weights(LOCALIZER), CPU)
 
 
+@pytest.mark.slow
 def test_own_labels_agree_entirely(
     pipeline: Pipeline, segmented: LabeledScan, crops: LabeledCrops, root: Path
 ) -> None:

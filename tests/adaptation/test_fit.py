@@ -59,6 +59,7 @@ def test_fit_writes_an_adapter_that_loads(recipe: Recipe, tmp_path: Path) -> Non
         fit_adapter(recipe, made_crops("a"), made_crops("c"), tmp_path, CPU)
 
 
+@pytest.mark.slow
 def test_fit_without_validation_and_from_another_adapter(recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(recipe, loop=replace(recipe.loop, steps=1, patience=None), batch_size=1)
     crops = made_crops("a")

@@ -333,6 +333,7 @@ def test_sides_where_the_localizer_found_one_only(head: tuple[Path, Path]) -> No
         check_positions(item, [replace(right, hemi="L")], {"L": place, "R": None})
 
 
+@pytest.mark.slow
 def test_head_with_one_side_labeled(head: tuple[Path, Path], tmp_path: Path) -> None:
     path = changed(head[1], tmp_path / "one.nii.gz", lambda d, a: (d * (d == 2), a))
     found = crop(labeled(head[0], path))
@@ -340,6 +341,7 @@ def test_head_with_one_side_labeled(head: tuple[Path, Path], tmp_path: Path) -> 
     assert found.remarks == ("sub-0001 R: no voxel is labeled on the left",)
 
 
+@pytest.mark.slow
 def test_wrong_label_maps(
     head: tuple[Path, Path], small: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -695,6 +695,7 @@ def test_thousands_of_participants(tmp_path: Path) -> None:
     assert len(find(root)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "sub-02", "sub-02/ses-M00", "sub-101/anat"])
 def test_folder_that_may_not_be_read_is_named(dataset: Path, folder: str) -> None:
     locked = dataset / folder

@@ -168,6 +168,7 @@ def test_scaling_is_exact(head: np.ndarray) -> None:
         assert (result / factor).tobytes() == head.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("pattern", ["**/sub-*_T1w.nii.gz", "heads/*_T1w*", "m*/**/*0.nii.gz"])
 def test_real_images_are_unchanged(pattern: str, shared_data: Path) -> None:

@@ -21,6 +21,7 @@ from tests.reports.test_browser_subject import open_viewer, pixels
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+pytestmark = pytest.mark.slow
 #: Charts that are not drawn yet.
 _LEFT = """[...document.querySelectorAll('.plot')]
     .filter(p => !('drawn' in p.dataset) && p.textContent !== 'Nothing to show.')

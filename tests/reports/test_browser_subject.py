@@ -78,6 +78,7 @@ def test_every_picture_can_be_decoded(three_sessions: Page) -> None:
         )
 
 
+@pytest.mark.slow
 def test_viewer_draws_left_on_the_right_and_moves_to_another_scan(three_sessions: Page) -> None:
     page = three_sessions
     open_viewer(page, GOOD)

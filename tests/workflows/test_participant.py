@@ -174,6 +174,7 @@ def test_nothing_is_left_behind(derivatives: Path) -> None:
     assert "sub-constant: failed" in logs[0]
 
 
+@pytest.mark.slow
 def test_plugin_file_and_missing_side(tmp_path: Path, coarse_head: nib.Nifti1Image) -> None:
     """Without the left half of the field of view the left hippocampus is n/a, not zero."""
     canonical = nib.as_closest_canonical(coarse_head)
@@ -209,6 +210,7 @@ def test_a_run_that_fails_at_once_leaves_no_folder(
     assert "no outputs of participant constant, good, truncated" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_reports_are_built_again_from_the_outputs(
     dataset: Path, derivatives: Path, tmp_path: Path
 ) -> None:
