@@ -49,7 +49,12 @@ def read_filters(path: Path) -> dict[str, Any]:
         _LOG.warning(
             "%s: the queries %s are not used here, only '%s' is", path, ", ".join(ignored), _QUERY
         )
-    nested = {key for key, value in query.items() if isinstance(value, dict)}
+    nested = {
+        key
+        for key, value in query.items()
+        for item in (value if isinstance(value, list) else [value])
+        if isinstance(item, dict | list)
+    }
     fixed = {key for key in set(query) & set(T1W) if not _within(query[key], T1W[key])}
     for names, why, code in (
         (

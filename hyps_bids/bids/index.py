@@ -326,7 +326,7 @@ def _other_meaning(entities: Mapping[str, str], filters: Collection[str]) -> str
             f"part-{part} does not show magnitudes; a filter file that names 'part' selects it all "
             "the same"
         )
-    found = [key for key in _NO_HEAD if key in entities]
+    found = [key for key in _NO_HEAD if key in entities and key not in filters]
     return f"a T1w image of a head has no entity {found[0]}" if found else ""
 
 

@@ -22,6 +22,8 @@ PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 _PARTICIPANT, _SESSION = PREFIXES
 #: The nearest label is looked up for so many labels only, because each takes milliseconds.
 _SHOWN = 20
+#: Number of known labels up to which it is looked up for more than one label.
+_FEW_LABELS = 1000
 
 
 def match_labels(written: Iterable[str], known: Collection[str]) -> dict[str, str]:
@@ -86,7 +88,9 @@ def with_nearest(labels: Iterable[str], known: Collection[str]) -> str:
     """
     names = []
     for number, label in enumerate(labels):
-        close = difflib.get_close_matches(label, known, n=1, cutoff=0.0) if number < _SHOWN else []
+        # The search takes long among many labels, so it is cut short there.
+        search = number < (_SHOWN if len(known) <= _FEW_LABELS else 1)
+        close = difflib.get_close_matches(label, known, n=1, cutoff=0.0) if search else []
         names.append(f"{label} (nearest: {close[0]})" if close else label)
     return join_names(names)
 

@@ -39,6 +39,8 @@ _PAINTED_SHARE = 0.001
 _FEW = 50_000
 #: Number of voxels on which percentiles are computed, about.
 _SAMPLE = 2_000_000
+#: Largest share of voxels that overflow.
+_OVERFLOW_SHARE = 0.1
 #: Integers of 16 bits.
 _WRAP = 2.0**16
 
@@ -125,6 +127,9 @@ def _unwrap(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]
     if low >= 0 or high < (period := _period(data, low, high, step)) / 4:
         return data, []
     negative = data < 0
+    # Only the brightest voxels overflow.
+    if negative.mean() > _OVERFLOW_SHARE:
+        return data, []
     # If these voxels were bright, they lie among bright ones.
     before = after = 0.0
     for axis in range(3):
@@ -162,7 +167,11 @@ def _raise_padding(data: np.ndarray, step: float | None) -> tuple[np.ndarray, li
     count = int(deep.sum())
     shallow = len(negative) - count
     positive = data[data > 0]
-    if count < _DARK_SHARE * data.size or shallow > min(0.1 * count, 0.05 * positive.size):
+    if (
+        not positive.size
+        or count < _DARK_SHARE * data.size
+        or shallow > min(0.1 * count, 0.05 * positive.size)
+    ):
         return data, []
     if -level <= _DARK_GAP * float(np.percentile(positive, 99)):
         # A small distance may be that of standardized values; those are no round numbers.
@@ -208,7 +217,8 @@ def _painted(flat: np.ndarray, sample: np.ndarray, low: float) -> float | None:
     lower = int(((flat > low + 0.7 * (value - low)) & (flat < value)).sum())
     others = foreground[foreground < value]
     usual = float(np.percentile(others, 90)) if others.size else low
-    many = count >= _PAINTED_SHARE * foreground.size * (flat.size / sample.size)
+    share = count / (foreground.size * (flat.size / sample.size))
+    many = share >= _PAINTED_SHARE
     rare = lower <= 0.1 * count and value - low > 1.5 * (usual - low)
     return float(value) if many and rare and usual > low else None
 

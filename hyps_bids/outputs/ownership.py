@@ -21,7 +21,7 @@ PIPELINE = "hyps-bids"
 _DESCRIPTION = "dataset_description.json"
 #: Texts that each of our files has near its beginning, by patterns of names.
 _MARKS = {
-    "README*": (b"HyPS-BIDS",),
+    "README.md": (b"HyPS-BIDS",),
     ".bidsignore": (b"_morph", b"group_*"),
     "sub-*.html": (b"HyPS-BIDS",),
     "group_report.html": (b"HyPS-BIDS",),

@@ -182,7 +182,7 @@ def _number(value: float) -> str:
 
 
 def _remove(partial: Path) -> None:
-    if partial.is_dir():
+    if os.path.isdir(partial):
         shutil.rmtree(partial, ignore_errors=True)
     with contextlib.suppress(OSError):
         partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ _ERROR = re.compile(
     r"(?P=indent)(?P<kind>[\w.]+)(?:: (?P<text>.*(?:\n.+)*))?$",
     re.MULTILINE,
 )
+_NO_ERROR = "no error in the crash file"
 _OURS = "hyps_bids.errors."
 
 
@@ -41,17 +42,19 @@ class Failures:
         self.reasons: dict[str, str] = {}
         self._seen: set[str] = set()
 
-    def look(self) -> None:
+    def look(self, *, is_last: bool = False) -> None:
         """Note the failures in crash files that were not there at the last look."""
         for path in sorted(self.folder.glob("crash-*.txt")):
             if path.name not in self._seen:
-                self.note_file(path)
+                self.note_file(path, is_complete=is_last)
 
-    def note_file(self, path: Path) -> None:
-        """Note the failure in one crash file."""
-        self._seen.add(path.name)
+    def note_file(self, path: Path, *, is_complete: bool = False) -> None:
+        """Note the failure in one crash file; one that may be incomplete is read again later."""
         for name, reason in _read(path).items():
-            self._note(name, reason)
+            # nipype writes a crash file in several steps, and the error comes last.
+            if is_complete or not reason.startswith(_NO_ERROR):
+                self._seen.add(path.name)
+                self._note(name, reason)
 
     def note(self, node: str, traceback: str) -> None:
         """Note the failure of a node, by its full name, that has no crash file."""
@@ -98,7 +101,7 @@ def _read(path: Path) -> dict[str, str]:
 def _innermost(text: str) -> str:
     # nipype puts the node's own traceback into its message, so the last one is innermost.
     errors = list(_ERROR.finditer(text))
-    return _reason(errors[-1]) if errors else "no error in the crash file"
+    return _reason(errors[-1]) if errors else _NO_ERROR
 
 
 def _reason(error: re.Match[str]) -> str:

@@ -208,7 +208,7 @@ def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, 
         # Failed scans leave intermediate files, and the next batch may need the space.
         shutil.rmtree(run.work_dir / workflow.name, ignore_errors=True)
     undone = [scan for scan in scans if not setup.is_done(scan, settings.output_dir)]
-    failures.look()
+    failures.look(is_last=True)
     crashes = failures.reasons
     reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
     if error is not None and not reasons:
@@ -274,7 +274,7 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
         settings_text="" if settings.reports_only else text,
     )
     error = _run_workflow(workflow, engine_arguments)
-    failures.look()
+    failures.look(is_last=True)
     crashes = failures.reasons
     failed = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
     _disk_failures(settings, failed)

@@ -179,3 +179,21 @@ def test_real_images_are_unchanged(pattern: str, shared_data: Path) -> None:
         result, remarks = mend(data)
         assert result.tobytes() == data.tobytes(), path
         assert not remarks, path
+
+
+@pytest.mark.parametrize("offset", [-32768, -3000])
+def test_images_without_positive_values_are_kept(offset: int, head: np.ndarray) -> None:
+    data = (np.round(head) + offset).astype(np.float32)
+    assert data.max() < 0
+    result, _ = mend(data, step=1.0)
+    assert np.corrcoef(result.ravel(), head.ravel())[0, 1] > 0.999
+
+
+def test_symmetric_range_is_no_overflow() -> None:
+    # The bright half of the image has sharp edges, and values fill the range from -1 to 1.
+    data = -np.ones((40, 40, 40), np.float32)
+    data[10:30, 10:30, 10:30] = 1
+    data[12:28, 12:28, 12:28] = -0.4
+    data[15:25, 15:25, 15:25] = 0.2
+    result, _ = mend(data)
+    assert np.corrcoef(result.ravel(), data.ravel())[0, 1] > 0.999

@@ -48,7 +48,6 @@ def settings(tmp_path: Path, level: str = "participant", **options: Any) -> Sett
         ({DESCRIPTION: "[]"}, "cannot be read"),
         ({DESCRIPTION: None}, "cannot be read"),
         ({"README.md": "My notes"}, "README.md"),
-        ({"README": "My notes"}, "README"),
         ({".bidsignore": "extra\n"}, ".bidsignore"),
         ({"sub-01.html": "<html>"}, "sub-01.html"),
         ({"group_report.html": "<html>"}, "group_report.html"),
