@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hyps_bids.imaging.intensities import mend, scale
+from hyps_bids.imaging.intensities import _unwrap, mend, scale
 
 SIDE = 48
 
@@ -190,10 +190,9 @@ def test_images_without_positive_values_are_kept(offset: int, head: np.ndarray) 
 
 
 def test_symmetric_range_is_no_overflow() -> None:
-    # The bright half of the image has sharp edges, and values fill the range from -1 to 1.
+    # Most voxels are negative, edges are sharp, and values fill the range from -1 to 1.
     data = -np.ones((40, 40, 40), np.float32)
     data[10:30, 10:30, 10:30] = 1
-    data[12:28, 12:28, 12:28] = -0.4
-    data[15:25, 15:25, 15:25] = 0.2
-    result, _ = mend(data)
-    assert np.corrcoef(result.ravel(), data.ravel())[0, 1] > 0.999
+    result, remarks = _unwrap(data, None)
+    assert result is data
+    assert not remarks
