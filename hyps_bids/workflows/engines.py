@@ -33,7 +33,7 @@ from nipype.pipeline.plugins.base import DistributedPluginBase
 
 from hyps_bids.errors import HypsError, MissingInput, UsageError
 from hyps_bids.outputs.writing import discard_partials
-from hyps_bids.workflows.crashes import Failures
+from hyps_bids.workflows.crash_files import Failures
 
 _LOG = logging.getLogger("hyps_bids")
 #: Plugins that submit all jobs and return, so that the run would end before its scans are done.

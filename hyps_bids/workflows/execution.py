@@ -35,7 +35,7 @@ from hyps_bids.outputs.scan_files import (
 )
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
-from hyps_bids.workflows.crashes import Failures
+from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.engines import PluginSettings, engine, read_plugin
 from hyps_bids.workflows.reports import init_reports_wf, report_name
 

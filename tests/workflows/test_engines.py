@@ -25,7 +25,7 @@ from nipype.pipeline.plugins import base
 
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.writing import write_nifti
-from hyps_bids.workflows.crashes import Failures, crash_reasons
+from hyps_bids.workflows.crash_files import Failures, crash_reasons
 from hyps_bids.workflows.engines import (
     MultiProcPlugin,
     check_paths,

@@ -8,7 +8,7 @@ import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
-from hyps_bids.workflows.crashes import crash_reasons
+from hyps_bids.workflows.crash_files import crash_reasons
 
 
 def our_error() -> None:
