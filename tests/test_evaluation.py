@@ -36,6 +36,7 @@ def coarse_pair(coarse_head: nib.Nifti1Image, root: Path, tmp_path: Path) -> Pat
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n4", [False, True])
 def test_coarse_head_agrees_with_freesurfer(
     pipeline: Pipeline, coarse_pair: Path, n4: bool

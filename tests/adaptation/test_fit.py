@@ -37,6 +37,7 @@ def made_crops(*names: str) -> Crops:
     return Crops(names, images, torch.ones_like(labels, dtype=torch.bool), labels)
 
 
+@pytest.mark.slow
 def test_fit_writes_an_adapter_that_loads(recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(recipe, half=True, card={"name": "made"})
     fitted = fit_adapter(recipe, made_crops("a", "b"), made_crops("c"), tmp_path, CPU)

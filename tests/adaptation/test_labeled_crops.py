@@ -100,6 +100,7 @@ def test_parts_and_sides(head: tuple[Path, Path], crops: LabeledCrops) -> None:
     assert len(crops.of_subjects({"02"})) == 0
 
 
+@pytest.mark.slow
 def test_crops_are_what_the_network_sees(
     head: tuple[Path, Path], crops: LabeledCrops, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_mirrored_image_swaps_the_volumes(
     assert volumes(image, run(pipeline, image, swapped)) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
