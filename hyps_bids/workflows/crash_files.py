@@ -50,7 +50,7 @@ class Failures:
 
     def note_file(self, path: Path, *, is_complete: bool = False) -> None:
         """Note the failure in one crash file; one that may be incomplete is read again later."""
-        for name, reason in _read(path).items():
+        for name, reason in read_crash_file(path).items():
             # nipype writes a crash file in several steps, and the error comes last.
             if is_complete or not reason.startswith(_NO_ERROR):
                 self._seen.add(path.name)
@@ -68,27 +68,8 @@ class Failures:
             _LOG.error("%s: %s", self.titles[name], reason)
 
 
-def crash_reasons(folder: Path) -> dict[str, str]:
-    """Collect the last error of each scan's crash file.
-
-    Parameters
-    ----------
-    folder : Path
-        nipype's ``crashdump_dir``, with crash files in text format.
-
-    Returns
-    -------
-    dict of str to str
-        Workflow name of the scan → message, and the file that holds the traceback.
-    """
-    reasons: dict[str, str] = {}
-    for path in sorted(folder.glob("crash-*.txt")):
-        reasons |= _read(path)
-    return reasons
-
-
-def _read(path: Path) -> dict[str, str]:
-    """Read the scan and the reason from a crash file."""
+def read_crash_file(path: Path) -> dict[str, str]:
+    """Return the workflow name of the scan and the reason that a crash file gives, if any."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -8,7 +8,13 @@ import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
-from hyps_bids.workflows.crash_files import crash_reasons
+from hyps_bids.workflows.crash_files import read_crash_file
+
+
+def crash_reasons(folder: Path) -> dict[str, str]:
+    """Read all crash files of a folder."""
+    paths = sorted(folder.glob("crash-*.txt"))
+    return {scan: why for path in paths for scan, why in read_crash_file(path).items()}
 
 
 def our_error() -> None:

@@ -25,7 +25,7 @@ from nipype.pipeline.plugins import base
 
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.writing import write_nifti
-from hyps_bids.workflows.crash_files import Failures, crash_reasons
+from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.engines import (
     MultiProcPlugin,
     check_paths,
@@ -34,6 +34,7 @@ from hyps_bids.workflows.engines import (
     start_worker,
 )
 from tests.raising import raises
+from tests.workflows.test_crash_files import crash_reasons
 
 
 def killed_once(folder: str, name: str) -> None:
