@@ -86,10 +86,11 @@ def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages
     participants = list_images(root, asked)
     layout = _index(settings, available, participants)
     # Labels are compared here instead of queried: with regex_search, 01 would also match 101.
+    subjects = set(asked)
     candidates = [
         Scan.from_path(Path(image))
         for image in query_images(layout, T1W)
-        if _is_asked(image, set(asked), settings.session_label)
+        if _is_asked(image, subjects, settings.session_label)
     ]
     _refuse_unknown_sessions(settings, available, candidates)
     scans = _well_named(root, candidates, leave_out=settings.skip_bids_validation)
