@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
+from hyps_bids.cohort.design import CannotFit, build_design
 from hyps_bids.cohort.formulas import find_measures, formula_variables
-from hyps_bids.cohort.models import CannotFit, Row, build_design, coefficient_rows, fit_design
+from hyps_bids.cohort.models import Row, coefficient_rows, fit_design
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 
 _LOG = logging.getLogger("hyps_bids")
