@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from hyps_bids.cohort.combat import FEWEST_AT_A_SITE, site_effects, standardizing_model
+
 Array = NDArray[np.float64]
 
-#: Number of scans below which a site has no usable variance.
-_FEWEST_AT_A_SITE = 3
 #: Number of controls below which a regression on them would be noise.
 _FEWEST_CONTROLS = 3
 
@@ -23,9 +23,8 @@ _FEWEST_CONTROLS = 3
 class SiteHarmonizer(TransformerMixin, BaseEstimator):
     """Remove the mean and variance of each site from some columns (ComBat, Johnson et al. 2007).
 
-    The model is ``value = mean + design · slope + shift(site) + scale(site) · residual``. Shifts
-    and scales are shrunk towards those of the site's other columns (empirical Bayes). Effects of
-    the design, age for example, are kept. `fit` ignores `y`: it never sees the diagnosis.
+    The equations are in :mod:`hyps_bids.cohort.combat`. Effects of the design, age for example, are
+    kept. `fit` ignores `y`: it never sees the diagnosis.
 
     Rows without a site, and rows of a site that had fewer than 3 rows in fitting, stay as they
     are. With fewer than 2 usable sites nothing is changed at all.
@@ -47,7 +46,7 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
         columns = list(self.columns)
         site = X[:, self.site]
         found, counts = np.unique(site[site >= 0], return_counts=True)
-        self.sites_ = found[counts >= _FEWEST_AT_A_SITE]
+        self.sites_ = found[counts >= FEWEST_AT_A_SITE]
         if len(self.sites_) < 2:
             self.sites_ = self.sites_[:0]
             return self
@@ -55,23 +54,12 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
         values, design = X[rows][:, columns], X[rows][:, list(self.design)]
         member = (site[rows, None] == self.sites_[None]).astype(float)
         self.design_mean_ = design.mean(axis=0)
-        model = np.hstack([member, design - self.design_mean_])
-        slopes = np.linalg.lstsq(model, values, rcond=None)[0]
-        share = member.mean(axis=0)
-        self.mean_ = share @ slopes[: len(self.sites_)]
-        self.slope_ = slopes[len(self.sites_) :]
-        sd = np.sqrt(np.mean((values - model @ slopes) ** 2, axis=0))
-        # A constant column stays as it is and does not inform the priors of the others.
-        varying = sd > 1e-12 * (1 + np.abs(self.mean_))
-        self.sd_ = np.where(varying, sd, 1.0)
-        self.shift_ = np.zeros((len(self.sites_), len(columns)))
-        self.scale_ = np.ones_like(self.shift_)
-        if varying.any():
-            residual = ((values - self._expected(X[rows])) / self.sd_)[:, varying]
-            for s in range(len(self.sites_)):
-                shift, scale = _shrink(residual[member[:, s] == 1])
-                self.shift_[s, varying] = shift
-                self.scale_[s, varying] = scale
+        self.mean_, self.slope_, sd = standardizing_model(
+            values, member, design - self.design_mean_
+        )
+        self.shift_, self.scale_ = site_effects((values - self._expected(X[rows])) / sd, member)
+        # A constant column stays as it is.
+        self.sd_ = np.where(np.isnan(sd), 1.0, sd)
         return self
 
     def transform(self, X: Array) -> Array:
@@ -130,29 +118,3 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
         out = np.array(X, dtype=float)
         out[:, list(self.columns)] -= np.outer(X[:, self.icv] - self.mean_, self.slope_)
         return out
-
-
-def _shrink(residual: Array) -> tuple[Array, Array]:
-    """Estimate shift and scale of one site for each column, with priors from its other columns."""
-    count, columns = residual.shape
-    shift, variance = residual.mean(axis=0), residual.var(axis=0, ddof=1)
-    variance = np.where(variance > 1e-12, variance, 1.0)
-    spread = variance.var(ddof=1) if columns > 1 else 0.0
-    prior_variance = shift.var(ddof=1) if columns > 1 else 0.0
-    if spread == 0 or prior_variance == 0:
-        return shift, np.sqrt(variance)
-    prior_shift, center = shift.mean(), variance.mean()
-    shape = (2 * spread + center**2) / spread
-    rate = (center * spread + center**3) / spread
-    new_shift, new_variance = shift, variance
-    for _ in range(200):
-        old = np.concatenate([new_shift, new_variance])
-        new_shift = (count * prior_variance * shift + new_variance * prior_shift) / (
-            count * prior_variance + new_variance
-        )
-        squares = np.sum((residual - new_shift) ** 2, axis=0)
-        new_variance = (rate + squares / 2) / (count / 2 + shape - 1)
-        change = np.abs(np.concatenate([new_shift, new_variance]) - old)
-        if np.all(change <= 1e-4 * np.abs(old)):
-            break
-    return new_shift, np.sqrt(new_variance)
