@@ -92,7 +92,7 @@ def standardizing_model(values: Array, member: Array, design: Array) -> tuple[Ar
         Residual standard deviation; NaN for a measure that is constant within sites.
     """
     model = np.hstack([member, design])
-    slopes = np.linalg.lstsq(model, values, rcond=None)[0]
+    slopes: Array = np.asarray(np.linalg.lstsq(model, values, rcond=None)[0], dtype=np.float64)
     sites = member.shape[1]
     mean = member.mean(axis=0) @ slopes[:sites]
     sd: Array = np.sqrt(np.mean((values - model @ slopes) ** 2, axis=0))
