@@ -25,6 +25,7 @@ class Design:
     names: tuple[str, ...]  # of the columns
     terms: dict[str, slice]  # columns of each term
     references: dict[str, str]  # first level of each categorical variable
+    data: pd.DataFrame  # (scans, variables)
 
     @property
     def n_subjects(self) -> int:
@@ -75,6 +76,7 @@ def build_design(
         terms={{"1": "Intercept"}.get(str(t), str(t)): w for t, w in spec.term_slices.items()},
         subjects=used["participant_id"].to_numpy()[finite],
         references=references,
+        data=used[finite],
     )
     scans, count = design.matrix.shape
     if scans <= count:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from hyps_bids.cohort.column_types import mistyped_numbers
 from hyps_bids.cohort.derived import MEASURES, volume_columns
+from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 
@@ -17,14 +18,15 @@ FAMILIES = {measure.removesuffix("_mm3"): measure for measure in MEASURES}
 
 
 def formula_variables(formula: str) -> set[str]:
-    """Name the variables of a formula.
+    """Name the variables of a formula, those of its random slopes included.
 
     Examples
     --------
-    >>> sorted(formula_variables("volume ~ C(site) + np.log(age) + `ICD-10`"))
-    ['ICD-10', 'age', 'site', 'volume']
+    >>> sorted(formula_variables("volume ~ C(site) + np.log(age) + `ICD-10` + (time | subject)"))
+    ['ICD-10', 'age', 'site', 'time', 'volume']
     """
-    return {str(name) for name in _parse(formula).required_variables}
+    names = {str(name) for name in _parse(formula).required_variables}
+    return names.union(*(block.slopes for block in split_random_effects(formula).random))
 
 
 def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
@@ -48,6 +50,7 @@ def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
         )
     # C(name) says that the numbers of a column are categories, so only bare names are checked.
     bare = {str(factor) for term in parsed.rhs for factor in term.factors}
+    bare = bare.union(*(block.slopes for block in split_random_effects(formula).random))
     for variable in sorted(bare & set(data)):
         if wrong := mistyped_numbers(data[variable]):
             raise UsageError(
@@ -78,7 +81,7 @@ def _parse(formula: str) -> Any:
     from formulaic.errors import FormulaicError
 
     try:
-        parsed = Formula(formula)
+        parsed = Formula(split_random_effects(formula).fixed)
     except (FormulaicError, SyntaxError) as error:
         # formulaic marks the position with the colors of a terminal.
         text = " ".join(re.sub(r"\x1b\[[\d;]*m|[⧛⧚]", "", str(error)).split())

@@ -36,6 +36,10 @@ class Fit:
     converged: bool
     warnings: tuple[str, ...]
 
+    def freedom(self, contrasts: np.ndarray) -> np.ndarray:
+        """Return the degrees of freedom of each contrast, the rows of (contrasts, coefficients)."""
+        return np.full(len(contrasts), self.df)
+
 
 def fit_design(design: Design) -> Fit:
     """Fit by least squares, or with a random intercept per subject if some have several scans."""

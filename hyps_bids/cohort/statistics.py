@@ -12,6 +12,7 @@ from hyps_bids.cohort.derived import split_column
 from hyps_bids.cohort.design import CannotFit, build_design
 from hyps_bids.cohort.formulas import find_measures, formula_variables
 from hyps_bids.cohort.models import Row, coefficient_rows, fit_design
+from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 
 _LOG = logging.getLogger("hyps_bids")
@@ -81,7 +82,7 @@ def _fit_measures(
         used = done[["participant_id", *variables]].dropna()
         subjects = used["participant_id"].to_numpy()
         try:
-            design = build_design(formula, used, name, controls)
+            design = build_design(split_random_effects(formula).fixed, used, name, controls)
             subjects = design.subjects
             fit = fit_design(design)
             about: Row = {
