@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 from sklearn import config_context
-from sklearn.base import clone
+from sklearn.base import ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
@@ -33,6 +33,8 @@ from hyps_bids.classification.metrics import metrics
 #: Name of the estimator that the inner cross-validation chooses.
 SELECTED = "selected"
 _INNER_FOLDS = 5
+#: Subjects of each class that the inner cross-validation trains on, at most.
+_INNER_SUBJECTS = 500
 #: The search never chooses the dummy, which is there for comparison.
 _DUMMY = "dummy"
 #: Seconds between two reports of progress.
@@ -57,13 +59,14 @@ class Search:
     """The best settings of an estimator, and its model fitted on the whole training set.
 
     The score is the inner AUC of these settings; NaN if there were too few subjects for inner
-    folds. The model includes the preprocessing.
+    folds. The model includes the preprocessing; it is None before it is fitted, and where it
+    would only be copied between processes.
     """
 
     estimator: str
     params: Params
     score: float
-    model: Pipeline
+    model: Pipeline | None
 
 
 @dataclass(frozen=True)
@@ -113,22 +116,71 @@ def search(
 
     The preprocessing is fitted anew in every inner fold. `train` has positions of subjects.
     """
+    return search_each(data, preprocessing, [estimator], train, seed)[0]
+
+
+def search_each(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimators: Sequence[Estimator],
+    train: Ints,
+    seed: int,
+) -> list[Search]:
+    """Do :func:`search` for several estimators, which share the prepared inner folds."""
+    tuned = tune(data, preprocessing, estimators, train, seed)
+    return fit_each(data, preprocessing, tuned, train, seed)
+
+
+def tune(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimators: Sequence[Estimator],
+    train: Ints,
+    seed: int,
+) -> list[Search]:
+    """Choose the settings of each estimator within a training set; the results have no model."""
+    splits = _inner_splits(data, train, seed)
+    if not splits:
+        return [Search(one.name, one.grid[0], float("nan"), None) for one in estimators]
+    rows = data.scans_of(train)
+    out = []
+    with _single_threaded():
+        folds = _prepared_folds(data, preprocessing, rows, splits)
+        for estimator in estimators:
+            score, params = float("nan"), estimator.grid[0]
+            if estimator.name != _DUMMY:
+                scores = _grid_scores(data, estimator, rows, folds, seed)
+                best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
+                score, params = float(scores[best]), estimator.grid[best]
+            out.append(Search(estimator.name, params, score, None))
+    return out
+
+
+def fit_each(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    tuned: Sequence[Search],
+    train: Ints,
+    seed: int,
+) -> list[Search]:
+    """Fit estimators with the settings that were chosen for them on a whole training set."""
     splits = _inner_splits(data, train, seed)
     rows = data.scans_of(train)
     y = data.label[data.subject[rows]]
-    score, params = float("nan"), estimator.grid[0]
+    out = []
     with _single_threaded():
-        if splits and estimator.name != _DUMMY:
-            scores = _grid_scores(data, preprocessing, estimator, rows, splits, seed)
-            best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
-            score, params = float(scores[best]), estimator.grid[best]
-        classifier = estimator.final(params, seed, splits)
-        model = Pipeline([("prepare", clone(preprocessing)), ("classify", classifier)])
-        _fit(model, data.matrix[rows], y)
-    if estimator.calibrated:
-        # A stored model must not hold the positions of its training scans.
-        classifier.cv = None
-    return Search(estimator.name, params, score, model)
+        prepare = clone(preprocessing)
+        known = prepare.fit_transform(data.matrix[rows], y)
+        for one in tuned:
+            estimator = ESTIMATORS[one.estimator]
+            classifier = estimator.final(one.params, seed, splits)
+            _fit(classifier, known, y)
+            if estimator.calibrated:
+                # A stored model must not hold the positions of its training scans.
+                classifier.cv = None
+            model = Pipeline([("prepare", prepare), ("classify", classifier)])
+            out.append(replace(one, model=model))
+    return out
 
 
 def search_all(
@@ -141,14 +193,13 @@ def search_all(
 
     The result is by set of features and estimator; :func:`choose` takes one of them.
     """
-    seed = computing.seed
-    keys = [(name, estimator) for name in sets for estimator in estimators]
+    kinds = [ESTIMATORS[name] for name in estimators]
     tasks = [
-        delayed(search)(data, sets[name].preprocessing(), ESTIMATORS[e], data.everybody, seed)
-        for name, e in keys
+        delayed(search_each)(data, schema.preprocessing(), kinds, data.everybody, computing.seed)
+        for schema in sets.values()
     ]
-    found = dict(zip(keys, run_tasks(tasks, "final fits", computing), strict=True))
-    return {name: {e: found[name, e] for e in estimators} for name in sets}
+    found = dict(zip(sets, run_tasks(tasks, "final fits", computing), strict=True))
+    return {name: dict(zip(estimators, each, strict=True)) for name, each in found.items()}
 
 
 def choose(searches: Iterable[Search]) -> Search:
@@ -170,16 +221,21 @@ def predict_subjects(data: LabeledSubjects, model: Pipeline, subjects: Ints) -> 
     return mean_by_subject(probability, data.subject[rows], len(data.ids))[subjects]
 
 
-def fit_and_predict(
-    data: LabeledSubjects, preprocessing: Pipeline, estimator: str, test: Bools, seed: int
-) -> tuple[Search, Array]:
-    """Search and fit on all subjects except those of `test`, and predict these.
+def predict_fold(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimators: Sequence[str],
+    test: Bools,
+    seed: int,
+) -> list[tuple[Search, Array]]:
+    """Search and fit on all subjects except those of `test`, and predict these, per estimator.
 
-    The returned search has no model, which would only be copied between processes.
+    The returned searches have no models, which would only be copied between processes.
     """
-    found = search(data, preprocessing, ESTIMATORS[estimator], np.flatnonzero(~test), seed)
-    probability = predict_subjects(data, found.model, np.flatnonzero(test))
-    return replace(found, model=None), probability
+    kinds = [ESTIMATORS[name] for name in estimators]
+    found = search_each(data, preprocessing, kinds, np.flatnonzero(~test), seed)
+    subjects = np.flatnonzero(test)
+    return [(replace(s, model=None), predict_subjects(data, s.model, subjects)) for s in found]
 
 
 def nested_cv(
@@ -194,11 +250,11 @@ def nested_cv(
     The sets share the columns of the matrix. Subjects with fold -1 are never tested.
     """
     places = [(r, int(k)) for r in range(len(folds)) for k in np.unique(folds[r]) if k >= 0]
-    keys = [(*place, name, e) for place in places for name in sets for e in estimators]
+    keys = [(*place, name) for place in places for name in sets]
     preprocessing = {name: schema.preprocessing() for name, schema in sets.items()}
     tasks = [
-        delayed(fit_and_predict)(data, preprocessing[name], e, folds[r] == k, computing.seed)
-        for r, k, name, e in keys
+        delayed(predict_fold)(data, preprocessing[name], estimators, folds[r] == k, computing.seed)
+        for r, k, name in keys
     ]
     results = dict(zip(keys, run_tasks(tasks, "fits", computing), strict=True))
     shape = (*folds.shape, len(data.classes))
@@ -208,9 +264,10 @@ def nested_cv(
         selections = {}
         for r, k in places:
             test = folds[r] == k
-            for e in estimators:
-                _, probability[e][r, test] = results[r, k, name, e]
-            best = choose(results[r, k, name, e][0] for e in estimators)
+            found = results[r, k, name]
+            for e, (_, predicted) in zip(estimators, found, strict=True):
+                probability[e][r, test] = predicted
+            best = choose(one for one, _ in found)
             probability[SELECTED][r, test] = probability[best.estimator][r, test]
             selections[r, k] = best
         out[name] = Predictions(probability, folds, selections)
@@ -246,30 +303,48 @@ def _single_threaded() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _PreparedFold:
+    """The arrays of one inner fold after the preprocessing; `test` has positions of scans."""
+
+    known: Array
+    label: Ints
+    new: Array
+    test: Ints
+
+
+def _prepared_folds(
+    data: LabeledSubjects, preprocessing: Pipeline, rows: Ints, splits: Sequence[Split]
+) -> list[_PreparedFold]:
+    y = data.label[data.subject[rows]]
+    out = []
+    for train, test in splits:
+        prepare = clone(preprocessing)
+        known = prepare.fit_transform(data.matrix[rows[train]], y[train])
+        new = prepare.transform(data.matrix[rows[test]])
+        out.append(_PreparedFold(known, y[train], new, test))
+    return out
+
+
 def _grid_scores(
     data: LabeledSubjects,
-    preprocessing: Pipeline,
     estimator: Estimator,
     rows: Ints,
-    splits: Sequence[Split],
+    folds: Sequence[_PreparedFold],
     seed: int,
 ) -> Array:
     """Score every point of the grid by the AUC of out-of-fold scores, averaged by subject."""
     subject = data.subject[rows]
-    y = data.label[subject]
     scores = np.full((len(estimator.grid), len(rows), len(data.classes)), np.nan)
-    fold = np.zeros(len(data.ids), dtype=np.int64)
-    for number, (train, test) in enumerate(splits):
-        prepare = clone(preprocessing)
-        known = prepare.fit_transform(data.matrix[rows[train]], y[train])
-        new = prepare.transform(data.matrix[rows[test]])
-        fold[subject[test]] = number
+    number_of = np.zeros(len(data.ids), dtype=np.int64)
+    for number, fold in enumerate(folds):
+        number_of[subject[fold.test]] = number
         for point, params in enumerate(estimator.grid):
             model = estimator.scorer(params, seed)
-            _fit(model, known, y[train])
-            scores[point, test] = _class_scores(model, new)
+            _fit(model, fold.known, fold.label)
+            scores[point, fold.test] = _class_scores(model, fold.new)
     means = (mean_by_subject(one, subject, len(data.ids)) for one in scores)
-    return np.array([metrics(data.label, one, fold)["auc"][0] for one in means])
+    return np.array([metrics(data.label, one, number_of)["auc"][0] for one in means])
 
 
 def _class_scores(model: Pipeline, X: Array) -> Array:
@@ -279,7 +354,7 @@ def _class_scores(model: Pipeline, X: Array) -> Array:
     return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
 
 
-def _fit(model: Pipeline, X: Array, y: Ints) -> None:
+def _fit(model: ClassifierMixin | Pipeline, X: Array, y: Ints) -> None:
     with warnings.catch_warnings():
         # A poor point of the grid that does not converge loses in the search.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -287,14 +362,23 @@ def _fit(model: Pipeline, X: Array, y: Ints) -> None:
 
 
 def _inner_splits(data: LabeledSubjects, train: Ints, seed: int) -> list[Split]:
-    """Split a training set by subjects; positions are within its scans. Empty if too small."""
+    """Split a training set by subjects; positions are within its scans. Empty if too small.
+
+    All subjects are tested, but in a large cohort only some of them train: settings are chosen as
+    well, and the time of the search no longer grows with the square of the number of subjects.
+    """
     label = data.label[train]
     if np.bincount(label, minlength=len(data.classes)).min() < 2:
         return []
     of_subject = np.full(len(data.ids), -1)
     of_subject[train] = stratified_folds(label, _INNER_FOLDS, 1, seed)[0]
-    of_scan = of_subject[data.subject[data.scans_of(train)]]
+    trains = np.zeros(len(data.ids), dtype=bool)
+    rng = np.random.default_rng(seed)
+    for k in range(len(data.classes)):
+        trains[rng.permutation(train[label == k])[:_INNER_SUBJECTS]] = True
+    subject = data.subject[data.scans_of(train)]
+    of_scan = of_subject[subject]
     return [
-        (np.flatnonzero(of_scan != k), np.flatnonzero(of_scan == k))
+        (np.flatnonzero((of_scan != k) & trains[subject]), np.flatnonzero(of_scan == k))
         for k in range(of_scan.max() + 1)
     ]

@@ -16,13 +16,12 @@ from hyps_bids.classification.cross_validation import (
     Computing,
     Predictions,
     Search,
-    fit_and_predict,
+    fit_each,
+    predict_fold,
     predict_subjects,
     run_tasks,
-    search,
     stratified_folds,
 )
-from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
 
@@ -116,7 +115,9 @@ def _cv_auc(
     fold = stratified_folds(data.label, folds, 1, seed)[0]
     probability = np.full((len(data.ids), len(data.classes)), np.nan)
     for k in np.unique(fold):
-        _, probability[fold == k] = fit_and_predict(data, preprocessing, estimator, fold == k, seed)
+        ((_, probability[fold == k]),) = predict_fold(
+            data, preprocessing, [estimator], fold == k, seed
+        )
     return float(metrics(data.label, probability, fold)["auc"][0])
 
 
@@ -130,8 +131,8 @@ def _falls(
 ) -> list[float]:
     """Refit the selected estimator of a fold, and predict its test set with shuffled columns."""
     rng = np.random.default_rng(seed)
-    estimator = replace(ESTIMATORS[selection.estimator], grid=(selection.params,))
-    model = search(data, preprocessing, estimator, np.flatnonzero(~test), seed).model
+    (fitted,) = fit_each(data, preprocessing, [selection], np.flatnonzero(~test), seed)
+    model = fitted.model
     subjects = np.flatnonzero(test)
     label, fold = data.label[subjects], np.zeros(len(subjects), dtype=np.int64)
     rows = data.scans_of(subjects)
