@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
+from hyps_bids.cohort.levels import equals_level
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ICVAdjustment
@@ -57,8 +58,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
             code="controls-column-unknown",
         )
     values = frame[column]
-    is_number = pd.api.types.is_numeric_dtype(values)
-    chosen = values == (pd.to_numeric(level, errors="coerce") if is_number else level)
+    chosen = equals_level(values, level)
     if not (done & chosen).any():
         found = sorted(map(str, values[done].dropna().unique()))
         raise UsageError(

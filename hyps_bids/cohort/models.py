@@ -121,7 +121,7 @@ def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
             row = {
                 "term": term,
                 "coefficient": design.names[i],
-                "reference": design.references.get(term),
+                "reference": design.references[i],
                 "estimate": estimate,
                 "se": error,
                 "ci_low": estimate - t * error,

@@ -72,7 +72,7 @@ def _fit_measures(
     controls: tuple[str, str] | None,
 ) -> Iterator[Row]:
     n_scans = int(data["scan"].notna().sum())
-    variables = sorted(formula_variables(formula) - {"participant_id"})
+    variables = sorted(formula_variables(formula, data.columns) - {"participant_id"})
     for measure in measures:
         try:
             _, side, part = split_column(measure)
@@ -88,7 +88,7 @@ def _fit_measures(
             about: Row = {
                 "method": fit.method,
                 "converged": fit.converged,
-                "warnings": "; ".join(fit.warnings) or None,
+                "warnings": "; ".join([*design.warnings, *fit.warnings]) or None,
             }
             rows = [about | row for row in coefficient_rows(design, fit)]
         except CannotFit as why:
