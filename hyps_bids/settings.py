@@ -214,6 +214,13 @@ class ClassifierSettings:
         maybe_file=True,
     )
     estimators: tuple[str, ...] = option((), "Compare these classifiers instead of all.", "NAME")
+    threshold: Literal["prevalence", "0.5", "youden"] = option(
+        "prevalence",
+        "How to call classes from probabilities: prevalence calls the class whose probability "
+        "exceeds its share among the training subjects most, 0.5 the most probable class, and "
+        "youden chooses the cut with the best sum of sensitivity and specificity within each "
+        "training set.",
+    )
     repeats: int = option(5, "Number of cross-validation repeats.", "N")
     permutations: int = option(200, "Number of label permutations for the p-value.", "N")
     apply_classifier: Path | None = option(

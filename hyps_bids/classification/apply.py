@@ -16,6 +16,7 @@ from hyps_bids.classification.cross_validation import predict_scans
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.classification.plan import done_scans
 from hyps_bids.classification.store import load_classifier
+from hyps_bids.classification.threshold import call_classes
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
@@ -49,17 +50,21 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
     ids, subject = np.unique(frame["participant_id"].astype(str), return_inverse=True)
     probability = mean_by_subject(predict_scans(model, schema.matrix(frame)), subject, len(ids))
     classes = list(card["Classes"])
+    # Classifiers of version 0.1 call the most probable class.
+    cuts = card.get("Threshold", {}).get("Cuts") or dict.fromkeys(classes, 1 / len(classes))
+    called = call_classes(probability, np.array([cuts[name] for name in classes]))
     table = pd.DataFrame(
         {
             "participant_id": ids,
-            "predicted": [classes[k] for k in probability.argmax(axis=1)],
+            "predicted": [classes[k] for k in called],
             **{f"p_{name}": probability[:, k] for k, name in enumerate(classes)},
             "scans": np.bincount(subject),
             "remarks": _remarks(frame, schema, ids),
         }
     )
     columns = {
-        "predicted": "Most probable class.",
+        "predicted": "Class with the largest ratio of probability to cut; cuts: "
+        + ", ".join(f"{name} {cut:.3g}" for name, cut in cuts.items()),
         **{f"p_{name}": f"Probability of {name}." for name in classes},
         "scans": "Number of scans whose probabilities were averaged.",
         "remarks": "Values that were imputed, and levels that are unknown.",

@@ -28,6 +28,7 @@ class Card(TypedDict):
     IcvAdjustment: str
     Harmonization: str
     Schema: dict[str, Any]
+    Threshold: NotRequired[dict[str, Any]]
     Adapter: str
     SoftwareVersion: str
     Models: str

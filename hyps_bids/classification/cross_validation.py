@@ -29,6 +29,7 @@ from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubject
 from hyps_bids.classification.estimators import ESTIMATORS, Estimator, Params, Split
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.threshold import Rule, call_classes, choose_cuts
 
 #: Name of the estimator that the inner cross-validation chooses.
 SELECTED = "selected"
@@ -60,13 +61,21 @@ class Search:
 
     The score is the inner AUC of these settings; NaN if there were too few subjects for inner
     folds. The model includes the preprocessing; it is None before it is fitted, and where it
-    would only be copied between processes.
+    would only be copied between processes. The cuts decide which class is called; they are chosen
+    when the model is fitted.
     """
 
     estimator: str
     params: Params
     score: float
     model: Pipeline | None
+    cuts: Array | None = None
+
+    def call(self, probability: Array) -> Ints:
+        """Call the classes of subjects; see :func:`call_classes`."""
+        if self.cuts is None:
+            raise ValueError("the classifier has not been fitted")
+        return call_classes(probability, self.cuts)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class Predictions:
 
     #: (repeats, subjects, classes) by estimator, :data:`SELECTED` included; NaN: not predicted.
     probability: dict[str, Array]
+    #: (repeats, subjects) by estimator: class that each subject is called; -1: not predicted.
+    called: dict[str, Ints]
     #: (repeats, subjects): fold in which each subject was predicted; -1 if in none.
     folds: Ints
     #: The search that was selected, by repeat and fold.
@@ -110,13 +121,19 @@ def site_folds(label: Ints, site: Sequence[str]) -> Ints:
 
 
 def search(
-    data: LabeledSubjects, preprocessing: Pipeline, estimator: Estimator, train: Ints, seed: int
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimator: Estimator,
+    train: Ints,
+    seed: int,
+    rule: Rule = "prevalence",
 ) -> Search:
     """Choose an estimator's settings by cross-validation within a training set, and fit it.
 
-    The preprocessing is fitted anew in every inner fold. `train` has positions of subjects.
+    The preprocessing is fitted anew in every inner fold. `train` has positions of subjects, and
+    `rule` says how the cuts are chosen.
     """
-    return search_each(data, preprocessing, [estimator], train, seed)[0]
+    return search_each(data, preprocessing, [estimator], train, seed, rule)[0]
 
 
 def search_each(
@@ -125,10 +142,11 @@ def search_each(
     estimators: Sequence[Estimator],
     train: Ints,
     seed: int,
+    rule: Rule = "prevalence",
 ) -> list[Search]:
     """Do :func:`search` for several estimators, which share the prepared inner folds."""
     tuned = tune(data, preprocessing, estimators, train, seed)
-    return fit_each(data, preprocessing, tuned, train, seed)
+    return fit_each(data, preprocessing, tuned, train, seed, rule)
 
 
 def tune(
@@ -149,7 +167,10 @@ def tune(
         for estimator in estimators:
             score, params = float("nan"), estimator.grid[0]
             if estimator.name != _DUMMY:
-                scores = _grid_scores(data, estimator, rows, folds, seed)
+                scores = [
+                    _inner_auc(data, estimator, point, rows, folds, seed)
+                    for point in estimator.grid
+                ]
                 best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
                 score, params = float(scores[best]), estimator.grid[best]
             out.append(Search(estimator.name, params, score, None))
@@ -162,6 +183,7 @@ def fit_each(
     tuned: Sequence[Search],
     train: Ints,
     seed: int,
+    rule: Rule = "prevalence",
 ) -> list[Search]:
     """Fit estimators with the settings that were chosen for them on a whole training set."""
     splits = _inner_splits(data, train, seed)
@@ -169,6 +191,7 @@ def fit_each(
     y = data.label[data.subject[rows]]
     out = []
     with _single_threaded():
+        folds = _prepared_folds(data, preprocessing, rows, splits) if rule == "youden" else []
         prepare = clone(preprocessing)
         known = prepare.fit_transform(data.matrix[rows], y)
         for one in tuned:
@@ -179,7 +202,13 @@ def fit_each(
                 # A stored model must not hold the positions of its training scans.
                 classifier.cv = None
             model = Pipeline([("prepare", prepare), ("classify", classifier)])
-            out.append(replace(one, model=model))
+            scores = None
+            if folds and estimator.name != _DUMMY and len(data.classes) == 2:
+                scores = _out_of_fold(data, estimator, one.params, rows, folds, seed)
+                scores = estimator.probability(classifier, scores)
+                scores = mean_by_subject(scores, data.subject[rows], len(data.ids))[train]
+            cuts = choose_cuts(rule, data.label[train], scores, len(data.classes))
+            out.append(replace(one, model=model, cuts=cuts))
     return out
 
 
@@ -188,14 +217,15 @@ def search_all(
     sets: dict[str, Schema],
     estimators: Sequence[str] = tuple(ESTIMATORS),
     computing: Computing = ONE_PROCESS,
+    rule: Rule = "prevalence",
 ) -> dict[str, dict[str, Search]]:
     """Fit every estimator on every set of features, with all subjects.
 
     The result is by set of features and estimator; :func:`choose` takes one of them.
     """
-    kinds = [ESTIMATORS[name] for name in estimators]
+    kinds, seed = [ESTIMATORS[name] for name in estimators], computing.seed
     tasks = [
-        delayed(search_each)(data, schema.preprocessing(), kinds, data.everybody, computing.seed)
+        delayed(search_each)(data, schema.preprocessing(), kinds, data.everybody, seed, rule)
         for schema in sets.values()
     ]
     found = dict(zip(sets, run_tasks(tasks, "final fits", computing), strict=True))
@@ -227,13 +257,14 @@ def predict_fold(
     estimators: Sequence[str],
     test: Bools,
     seed: int,
+    rule: Rule = "prevalence",
 ) -> list[tuple[Search, Array]]:
     """Search and fit on all subjects except those of `test`, and predict these, per estimator.
 
     The returned searches have no models, which would only be copied between processes.
     """
     kinds = [ESTIMATORS[name] for name in estimators]
-    found = search_each(data, preprocessing, kinds, np.flatnonzero(~test), seed)
+    found = search_each(data, preprocessing, kinds, np.flatnonzero(~test), seed, rule)
     subjects = np.flatnonzero(test)
     return [(replace(s, model=None), predict_subjects(data, s.model, subjects)) for s in found]
 
@@ -244,6 +275,7 @@ def nested_cv(
     folds: Ints,
     estimators: Sequence[str] = tuple(ESTIMATORS),
     computing: Computing = ONE_PROCESS,
+    rule: Rule = "prevalence",
 ) -> dict[str, Predictions]:
     """Cross-validate all estimators on all sets of features, in the same folds.
 
@@ -251,9 +283,9 @@ def nested_cv(
     """
     places = [(r, int(k)) for r in range(len(folds)) for k in np.unique(folds[r]) if k >= 0]
     keys = [(*place, name) for place in places for name in sets]
-    preprocessing = {name: schema.preprocessing() for name, schema in sets.items()}
+    steps, seed = {name: schema.preprocessing() for name, schema in sets.items()}, computing.seed
     tasks = [
-        delayed(predict_fold)(data, preprocessing[name], estimators, folds[r] == k, computing.seed)
+        delayed(predict_fold)(data, steps[name], estimators, folds[r] == k, seed, rule)
         for r, k, name in keys
     ]
     results = dict(zip(keys, run_tasks(tasks, "fits", computing), strict=True))
@@ -261,16 +293,19 @@ def nested_cv(
     out = {}
     for name in sets:
         probability = {e: np.full(shape, np.nan) for e in (SELECTED, *estimators)}
+        called = {e: np.full(folds.shape, -1) for e in probability}
         selections = {}
         for r, k in places:
             test = folds[r] == k
             found = results[r, k, name]
-            for e, (_, predicted) in zip(estimators, found, strict=True):
+            for e, (one, predicted) in zip(estimators, found, strict=True):
                 probability[e][r, test] = predicted
+                called[e][r, test] = one.call(predicted)
             best = choose(one for one, _ in found)
-            probability[SELECTED][r, test] = probability[best.estimator][r, test]
+            for values in (probability, called):
+                values[SELECTED][r, test] = values[best.estimator][r, test]
             selections[r, k] = best
-        out[name] = Predictions(probability, folds, selections)
+        out[name] = Predictions(probability, called, folds, selections)
     return out
 
 
@@ -326,25 +361,38 @@ def _prepared_folds(
     return out
 
 
-def _grid_scores(
+def _inner_auc(
     data: LabeledSubjects,
     estimator: Estimator,
+    params: Params,
+    rows: Ints,
+    folds: Sequence[_PreparedFold],
+    seed: int,
+) -> float:
+    """Score settings by the AUC of out-of-fold scores, averaged by subject."""
+    scores = _out_of_fold(data, estimator, params, rows, folds, seed)
+    number_of = np.zeros(len(data.ids), dtype=np.int64)
+    for number, fold in enumerate(folds):
+        number_of[data.subject[rows[fold.test]]] = number
+    mean = mean_by_subject(scores, data.subject[rows], len(data.ids))
+    return float(metrics(data.label, mean, number_of)["auc"][0])
+
+
+def _out_of_fold(
+    data: LabeledSubjects,
+    estimator: Estimator,
+    params: Params,
     rows: Ints,
     folds: Sequence[_PreparedFold],
     seed: int,
 ) -> Array:
-    """Score every point of the grid by the AUC of out-of-fold scores, averaged by subject."""
-    subject = data.subject[rows]
-    scores = np.full((len(estimator.grid), len(rows), len(data.classes)), np.nan)
-    number_of = np.zeros(len(data.ids), dtype=np.int64)
-    for number, fold in enumerate(folds):
-        number_of[subject[fold.test]] = number
-        for point, params in enumerate(estimator.grid):
-            model = estimator.scorer(params, seed)
-            _fit(model, fold.known, fold.label)
-            scores[point, fold.test] = _class_scores(model, fold.new)
-    means = (mean_by_subject(one, subject, len(data.ids)) for one in scores)
-    return np.array([metrics(data.label, one, number_of)["auc"][0] for one in means])
+    """Return scores of the scans (rows, classes) by models that did not see their subjects."""
+    scores = np.full((len(rows), len(data.classes)), np.nan)
+    for fold in folds:
+        model = estimator.scorer(params, seed)
+        _fit(model, fold.known, fold.label)
+        scores[fold.test] = _class_scores(model, fold.new)
+    return scores
 
 
 def _class_scores(model: Pipeline, X: Array) -> Array:

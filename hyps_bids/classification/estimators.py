@@ -51,6 +51,16 @@ class Estimator:
             return scorer
         return CalibratedClassifierCV(scorer, cv=list(splits), ensemble=False)
 
+    def probability(
+        self, classifier: ClassifierMixin, scores: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Turn the scorer's scores of two classes into probabilities, as `classifier` does."""
+        if not self.calibrated:
+            return scores
+        (curve,) = classifier.calibrated_classifiers_[0].calibrators
+        first = curve.predict(scores[:, 1])
+        return np.column_stack([1 - first, first])
+
 
 class SelectShare(SelectPercentile):
     """Keep a percentage of the features, the best ones, and never fewer than one."""

@@ -1,9 +1,8 @@
 """Metrics of out-of-fold predictions, and their intervals.
 
 The unit is the subject: probabilities of a subject's scans are averaged before. Classes are
-numbered 0, 1, …; class 0, which is named first, is the positive class of two. The predicted class
-is the most probable one. With more than two classes, AUC, sensitivity, specificity and F1 are
-means over the classes, each against the rest.
+numbered 0, 1, …; class 0, which is named first, is the positive class of two. With more than two
+classes, AUC, sensitivity, specificity and F1 are means over the classes, each against the rest.
 
 AUC is the share of pairs of one subject of a class and one of another, *both from the same fold*,
 that are ranked right (ties count half). Pairs across folds would compare the scales of different
@@ -15,6 +14,7 @@ Arrays have the same names and shapes in all functions:
 - ``probability`` (repeats, subjects, classes): NaN for subjects without a prediction, who are left
   out
 - ``folds`` (repeats, subjects): folds in which the subjects were predicted
+- ``called`` (repeats, subjects): classes that subjects are called (see ``threshold.py``)
 - ``weights`` (samples, subjects): how often each subject counts in each bootstrap sample
 """
 
@@ -38,23 +38,29 @@ METRICS = ("accuracy", "balanced_accuracy", "auc", "sensitivity", "specificity",
 
 
 def metrics(
-    label: Ints, probability: Array, fold: Ints, weights: Array | None = None
+    label: Ints,
+    probability: Array,
+    fold: Ints,
+    weights: Array | None = None,
+    called: Ints | None = None,
 ) -> dict[str, Array]:
     """Compute all metrics of one repeat; every subject counts once without weights.
 
-    The arrays, one for each of :data:`METRICS`, have shape (samples,); NaN: not defined.
+    `called` has the called classes, which are the most probable ones if it is missing. The arrays,
+    one for each of :data:`METRICS`, have shape (samples,); NaN: not defined.
     """
     known = np.isfinite(probability).all(axis=1)
+    calls = (probability.argmax(axis=1) if called is None else called)[known]
     label, probability, fold = label[known], probability[known], fold[known]
     weights = np.ones((1, len(label))) if weights is None else weights[:, known].astype(float)
     classes = np.arange(probability.shape[1])
     truth = (label[:, None] == classes).astype(float)
-    called = (probability.argmax(axis=1)[:, None] == classes).astype(float)
+    call = (calls[:, None] == classes).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         total = weights.sum(axis=1)
-        right = weights @ (truth * called)
+        right = weights @ (truth * call)
         of_class = weights @ truth
-        of_call = weights @ called
+        of_call = weights @ call
         recall = right / of_class
         specificity = 1 - (of_call - right) / (total[:, None] - of_class)
         f1 = 2 * right / (of_class + of_call)
@@ -73,14 +79,15 @@ def metrics(
 
 
 def metric_rows(
-    label: Ints, probability: Array, folds: Ints, weights: Array
+    label: Ints, probability: Array, folds: Ints, weights: Array, called: Ints | None = None
 ) -> list[dict[str, float | str]]:
     """Compute the rows of ``figures.tsv`` for one estimator, one for each metric."""
+    called = probability.argmax(axis=2) if called is None else called
     known = np.isfinite(probability).all(axis=(0, 2))
     counts = np.bincount(label[known], minlength=probability.shape[2]).tolist()
-    pairs = list(zip(probability, folds, strict=True))
-    once = [metrics(label, one, fold) for one, fold in pairs]
-    drawn = [metrics(label, one, fold, weights) for one, fold in pairs]
+    repeats = list(zip(probability, folds, called, strict=True))
+    once = [metrics(label, one, fold, called=calls) for one, fold, calls in repeats]
+    drawn = [metrics(label, one, fold, weights, calls) for one, fold, calls in repeats]
     rows: list[dict[str, float | str]] = []
     for name in METRICS:
         values = np.array([one[name][0] for one in once])
@@ -160,7 +167,12 @@ def score_interval(name: str, value: float, counts: Sequence[int]) -> tuple[floa
 
 
 def compare(
-    label: Ints, first: Array, second: Array, folds: Ints, weights: Array
+    label: Ints,
+    first: Array,
+    second: Array,
+    folds: Ints,
+    weights: Array,
+    called: tuple[Ints, Ints] | None = None,
 ) -> list[dict[str, float | str]]:
     """Compare two sets of predictions of the same subjects in the same folds.
 
@@ -169,14 +181,22 @@ def compare(
     (Nadeau and Bengio 2003) on the differences per fold: the variance is multiplied by
     ``1/J + n_test/n_train`` instead of ``1/J``, because training sets overlap.
     """
-    repeats = list(zip(first, second, folds, strict=True))
+    if called is None:
+        called = first.argmax(axis=2), second.argmax(axis=2)
+    sides = list(zip((first, second), called, strict=True))
     once, drawn = (
-        [(metrics(label, a, fold, w), metrics(label, b, fold, w)) for a, b, fold in repeats]
+        [
+            [metrics(label, one[r], fold, w, calls[r]) for one, calls in sides]
+            for r, fold in enumerate(folds)
+        ]
         for w in (None, weights)
     )
     tests = [(r, fold == k) for r, fold in enumerate(folds) for k in np.unique(fold)]
     by_fold = [
-        [metrics(label[test], one[r, test], folds[r, test]) for one in (first, second)]
+        [
+            metrics(label[test], one[r, test], folds[r, test], called=calls[r, test])
+            for one, calls in sides
+        ]
         for r, test in tests
     ]
     test_share = np.mean([test.mean() for _, test in tests])

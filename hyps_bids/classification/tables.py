@@ -26,7 +26,8 @@ _COLUMNS = json.loads((files("hyps_bids.classification") / "columns.json").read_
 def result_tables(plan: Plan, results: Results) -> dict[str, pd.DataFrame]:
     """Make all tables of a classifier; the keys are the names of their files."""
     data = plan.subjects
-    probability = results.predictions[CROSS_VALIDATION][plan.full_set].probability[SELECTED]
+    main = results.predictions[CROSS_VALIDATION][plan.full_set]
+    probability = main.probability[SELECTED]
     predictions = [
         _prediction_table(data, one, validation, features)
         for validation, sets in results.predictions.items()
@@ -41,7 +42,7 @@ def result_tables(plan: Plan, results: Results) -> dict[str, pd.DataFrame]:
         "comparisons": results.comparisons,
         "predictions": pd.concat(predictions, ignore_index=True),
         "chosen": _chosen_table(results),
-        "confusion": confusion_table(data.label, probability, data.classes),
+        "confusion": confusion_table(data.label, main.called[SELECTED], data.classes),
         "roc": roc_table(data.label, probability, data.classes),
         "calibration": calibration_table(data.label, probability, data.classes),
         "importance": results.importance,
@@ -110,17 +111,16 @@ def calibration_table(label: Ints, probability: Array, classes: tuple[str, ...])
     return pd.DataFrame(rows)
 
 
-def confusion_table(label: Ints, probability: Array, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Count true (rows) against predicted classes (columns), mean over repeats.
+def confusion_table(label: Ints, called: Ints, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Count true (rows) against called classes (columns), mean over repeats.
 
-    Subjects without a prediction are left out.
+    `called` has shape (repeats, subjects). Subjects without a prediction (-1) are left out.
     """
     counts = np.zeros((len(classes), len(classes)))
-    for one in probability:
-        known = np.isfinite(one).all(axis=1)
-        called = one[known].argmax(axis=1)
-        counts += confusion_matrix(label[known], called, labels=range(len(classes)))
-    table = pd.DataFrame(counts / len(probability), columns=classes)
+    for one in called:
+        known = one >= 0
+        counts += confusion_matrix(label[known], one[known], labels=range(len(classes)))
+    table = pd.DataFrame(counts / len(called), columns=classes)
     table.insert(0, "true", classes)
     return table
 
@@ -156,8 +156,9 @@ def _prediction_table(
     classes = np.array(data.classes)
     tables = []
     for repeat, one in enumerate(predictions.probability[SELECTED]):
-        known = np.isfinite(one).all(axis=1)
-        called = np.where(known, classes[np.nan_to_num(one).argmax(axis=1)], None)
+        calls = predictions.called[SELECTED][repeat]
+        known = calls >= 0
+        called = np.where(known, classes[calls], None)
         tables.append(
             pd.DataFrame(
                 {

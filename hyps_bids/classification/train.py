@@ -166,6 +166,12 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
         "IcvAdjustment": adjustment if schema.icv else "none",
         "Harmonization": harmonization if schema.site else "none",
         "Schema": asdict(schema),
+        "Threshold": {
+            "Rule": settings.threshold,
+            "Cuts": dict(
+                zip(plan.subjects.classes, np.asarray(results.final.cuts).tolist(), strict=True)
+            ),
+        },
         "Adapter": str(plan.rows["adapter"].iloc[0]),
         "SoftwareVersion": str(plan.rows["software_version"].iloc[0]),
         "Models": str(plan.rows["models"].iloc[0]),

@@ -76,10 +76,10 @@ def validate(settings: Settings, plan: Plan) -> Results:
     computing = Computing(settings.seed, settings.nprocs or available_cpus(), progress)
     folds, warnings = _folds(settings, plan)
     predictions = {
-        validation: nested_cv(data, plan.sets, one, plan.estimators, computing)
+        validation: nested_cv(data, plan.sets, one, plan.estimators, computing, settings.threshold)
         for validation, one in folds.items()
     }
-    finals = search_all(data, plan.sets, plan.estimators, computing)
+    finals = search_all(data, plan.sets, plan.estimators, computing, settings.threshold)
     held_out = _predict_held_out(plan, finals)
     weights = _bootstrap(data, settings.seed)
     rows = [
@@ -133,8 +133,12 @@ def _predict_held_out(
             name: predict_subjects(data, one.model, data.everybody)[None]
             for name, one in searches.items()
         }
-        probability = {SELECTED: probability[choose(searches.values()).estimator], **probability}
-        out[features] = Predictions(probability, np.zeros((1, len(data.ids)), dtype=np.int64), {})
+        called = {name: one.call(probability[name]) for name, one in searches.items()}
+        best = choose(searches.values()).estimator
+        probability = {SELECTED: probability[best], **probability}
+        called[SELECTED] = called[best]
+        folds = np.zeros((1, len(data.ids)), dtype=np.int64)
+        out[features] = Predictions(probability, called, folds, {})
     return out
 
 
@@ -145,7 +149,7 @@ def _metric_rows(
         {"validation": validation, "features": features, "estimator": estimator, **row}
         for features, one in sets.items()
         for estimator, probability in one.probability.items()
-        for row in metric_rows(data.label, probability, one.folds, weights)
+        for row in metric_rows(data.label, probability, one.folds, weights, one.called[estimator])
     ]
 
 
@@ -163,6 +167,7 @@ def _comparison_rows(
             sets[second].probability[SELECTED],
             sets[first].folds,
             weights,
+            (sets[first].called[SELECTED], sets[second].called[SELECTED]),
         )
     ]
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joblib import delayed
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification import cross_validation, permutation
 from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
@@ -167,3 +169,39 @@ def test_importance_finds_the_column_that_matters() -> None:
     assert list(falls.index) == ["noise_0", "noise_1", "age"]
     assert falls["noise_1"] > 0.2
     assert abs(falls["noise_0"]) < 0.1
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear_svm"])
+def test_the_cut_of_youden_is_chosen_on_the_probabilities_of_subjects_left_out(name: str) -> None:
+    frame = simulate({"AD": 12, "CN": 36}, {"AD": -1.5}, scans=2)
+    data, schema = make_subjects(frame, covariates=(), site=None, harmonize=False)
+    estimator = replace(ESTIMATORS[name], grid=ESTIMATORS[name].grid[:1])
+    train = np.arange(48)
+    found = search(data, schema.preprocessing(), estimator, train, 0, "youden")
+    assert found.cuts is not None
+    # scikit-learn predicts the same subjects by models that did not see them.
+    rows = np.arange(96)
+    splits = _inner_splits(data, train, 0)
+    if estimator.calibrated:
+        scores = cross_val_predict(
+            Pipeline([("p", schema.preprocessing()), ("m", estimator.scorer(found.params, 0))]),
+            *(data.matrix, data.label[data.subject]),
+            cv=splits,
+            method="decision_function",
+        )
+        curve = found.model["classify"].calibrated_classifiers_[0].calibrators[0]
+        first = 1 - curve.predict(scores)
+    else:
+        first = cross_val_predict(
+            Pipeline([("p", schema.preprocessing()), ("m", estimator.scorer(found.params, 0))]),
+            *(data.matrix, data.label[data.subject]),
+            cv=splits,
+            method="predict_proba",
+        )[:, 0]
+    mean = mean_by_subject(first, data.subject[rows], 48)
+    gain = [
+        (mean[data.label == 0] > cut).mean() - (mean[data.label == 1] > cut).mean()
+        for cut in (*np.unique(mean) - 1e-9, found.cuts[0])
+    ]
+    assert gain[-1] == pytest.approx(max(gain))
+    assert found.cuts[0] < 0.5
