@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats.contingency import association
 
 from hyps_bids.classification.features import levels_of, text_levels
+from hyps_bids.cohort.visits import scan_order
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import format_count
 
@@ -123,9 +124,10 @@ def mean_by_subject(values: Array, subject: Ints, subjects: int) -> Array:
 def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Series:
     """Give each scan the class of its subject.
 
-    The class at the first scan is what is predicted: a subject whose class changes between
-    sessions keeps the scans with the first class and loses the others. The result has numbers of
-    classes (Int64), and NA for scans of no class.
+    The class at the first scan of the contrast is what is predicted: a subject whose class changes
+    between sessions keeps the scans with the first class and loses the others. Which scan is the
+    first is told by :func:`~hyps_bids.cohort.visits.order_scans`. The result has numbers of classes
+    (Int64), and NA for scans of no class.
     """
     text = text_levels(frame[target])
     absent = [level for level in contrast.levels if level not in set(text.dropna())]
@@ -137,10 +139,9 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
         )
     number = {lv: i for i, levels in enumerate(contrast.classes.values()) for lv in levels}
     label = text.map(number).astype("Int64")
-    order = ["participant_id"] + [c for c in ("session_id", "scan") if c in frame]
-    known = frame[order].assign(label=label).dropna(subset=["label"])
-    known = known.sort_values(order, kind="stable", key=_zero_padded)
-    first = known.drop_duplicates("participant_id").set_index("participant_id")["label"]
+    known = label.dropna().index
+    number = scan_order(frame).loc[known, "scan_number"].sort_values(kind="stable")
+    first = label[number.index].groupby(frame["participant_id"]).first()
     label = label.where(label == frame["participant_id"].map(first))
     for i, name in enumerate(contrast.classes):
         count = frame.loc[(label == i).fillna(False), "participant_id"].nunique()
@@ -163,8 +164,3 @@ def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:
         return 0.0, False
     one_class_each = ((table > 0).sum(axis=1) == 1).all()
     return float(association(table, method="cramer")), bool(one_class_each)
-
-
-def _zero_padded(names: pd.Series) -> pd.Series:
-    """Pad numbers with zeros, so that ses-2 comes before ses-10."""
-    return names.astype("str").str.replace(r"\d+", lambda n: n[0].zfill(12), regex=True)

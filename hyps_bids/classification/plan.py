@@ -28,6 +28,7 @@ from hyps_bids.classification.contrast import (
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.cohort.keys import match_labels, with_nearest
+from hyps_bids.cohort.visits import first_scans
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.settings import Settings
@@ -295,8 +296,7 @@ def _listed_subjects(path: Path) -> set[str]:
 
 def _by_subject(rows: pd.DataFrame, subjects: LabeledSubjects, column: str) -> tuple[str, ...]:
     """Return the level of a column at the first scan of each subject."""
-    first = rows.drop_duplicates("participant_id").set_index("participant_id")
-    return tuple(text_levels(first.loc[list(subjects.ids), column]).fillna("n/a"))
+    return tuple(text_levels(first_scans(rows).loc[list(subjects.ids), column]).fillna("n/a"))
 
 
 def _confounding(

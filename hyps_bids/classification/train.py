@@ -29,6 +29,7 @@ from hyps_bids.classification.plan import Plan, done_scans, list_contrasts, make
 from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.validate import CROSS_VALIDATION, Results, validate
+from hyps_bids.cohort.visits import first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.settings import Settings
@@ -204,7 +205,7 @@ def _cohort_facts(plan: Plan) -> dict[str, Any]:
         "Scans": len(plan.rows),
         "HeldOutSubjects": len(plan.held_out.ids) if plan.held_out else 0,
     }
-    first = plan.rows.drop_duplicates("participant_id").set_index("participant_id")
+    first = first_scans(plan.rows)
     classes = pd.Series(
         np.array(plan.subjects.classes)[plan.subjects.label], index=plan.subjects.ids
     )

@@ -133,6 +133,17 @@ def _measure(name: str) -> str | None:
         return None
 
 
+def is_measure(name: str) -> bool:
+    """Tell whether a column has the name of a measure of this module.
+
+    Examples
+    --------
+    >>> is_measure("volume_mm3_L_CA1"), is_measure("volume_mm3_total")
+    (True, False)
+    """
+    return _measure(name) is not None
+
+
 def split_column(name: str) -> tuple[str, str, str]:
     """Split the name of a column into measure, side and part, of which side or part may be empty.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.keys import PREFIXES, KeyMatcher, match_labels, report_unmatched
@@ -88,20 +89,35 @@ def read_metadata(root: Path, scans: pd.DataFrame, wanted: Iterable[str] = ()) -
     return metadata
 
 
-def join(frame: pd.DataFrame, metadata: Metadata) -> pd.DataFrame:
-    """Add the columns of a scan's participant and session to its row, as text.
+def join(
+    frame: pd.DataFrame, metadata: Metadata, reserved: Collection[str] = ()
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Find the values of each scan's participant and session, as text.
 
     A session's value wins over the participant's, and a scan's acq_time over the session's. A
-    column whose name the frame has already is added as ``participants_NAME``, ``sessions_NAME``
-    or ``phenotype_NAME``.
+    column whose name the frame has already, or is reserved, is named ``participants_NAME``,
+    ``sessions_NAME`` or ``phenotype_NAME``, with more underscores if that is taken too.
+
+    Returns
+    -------
+    pandas.DataFrame
+        With the index of the frame: the columns to add to it.
+    dict of str to str
+        Name of each of these columns → its name in the dataset.
     """
     added = pd.DataFrame(index=frame.index)
+    origins: dict[str, str] = {}
     sources = [("participants", metadata.participants), ("sessions", metadata.sessions)]
     sources += [("phenotype", table) for table in metadata.phenotype]
+    taken = {*frame.columns, *reserved}
+    used = taken | {name for _, table in sources for name in table.columns}
     for source, table in sources:
         keys = [key for key in PREFIXES if key in table.columns]
-        taken = (set(frame.columns) & set(table.columns)) - set(keys)
-        new = table.rename(columns={name: f"{source}_{name}" for name in taken})
+        names = {name: name for name in table.columns if name not in keys}
+        for name in names.keys() & taken:
+            names[name] = _free_name(f"{source}_{name}", used)
+        origins |= {new: name for name, new in names.items()}
+        new = table.rename(columns=names)
         if "session_id" in keys:
             # A row without a session is about all sessions of its participant.
             whole = new[new["session_id"].isna()].drop(columns="session_id")
@@ -110,7 +126,25 @@ def join(frame: pd.DataFrame, metadata: Metadata) -> pd.DataFrame:
     times = _look_up(frame, metadata.scans, ["scan"])
     if times["acq_time"].notna().any():
         added = _overlay(added, times)
-    return pd.concat([frame, added], axis=1)
+        origins["acq_time"] = "acq_time"
+    return added, origins
+
+
+def rows_of_sessions(frame: pd.DataFrame, metadata: Metadata) -> dict[str, pd.Series]:
+    """Return the position of each scan's session among the rows of each table about sessions."""
+    found = {}
+    tables = {"sessions.tsv": metadata.sessions, "participants.tsv": metadata.participants}
+    for name, table in tables.items():
+        if {*PREFIXES} <= set(table.columns):
+            rows = table[[*PREFIXES]].assign(row=np.arange(len(table), dtype=float)).dropna()
+            found[name] = _look_up(frame, rows, [*PREFIXES])["row"]
+    return found
+
+
+def _free_name(name: str, used: Collection[str]) -> str:
+    while name in used:
+        name += "_"
+    return name
 
 
 def _look_up(frame: pd.DataFrame, table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -81,7 +81,10 @@ class TableReader:
         return frame
 
     def merge_repeated(self, frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-        """Keep one row per key; values on which the rows of a key disagree become missing."""
+        """Keep one row per key, in the order of the first rows.
+
+        Values on which the rows of a key disagree become missing.
+        """
         keys = [key for key in PREFIXES if key in frame]
         repeated = frame.duplicated(keys, keep=False)
         if not repeated.any():
@@ -94,8 +97,9 @@ class TableReader:
             columns = join_names(differs.columns[differs.any()])
             problem += f"; values that differ between them are taken as missing, in {columns}"
         self.note(path, problem)
-        values = groups.first().where(~differs)
-        return pd.concat([frame[~repeated], values.reset_index()], ignore_index=True)
+        values = groups.first().where(~differs).reset_index()
+        values.index = frame.index[repeated & ~frame.duplicated(keys)]
+        return pd.concat([frame[~repeated], values]).sort_index(ignore_index=True)
 
     def sidecar(self, path: Path) -> dict[str, ColumnDescription]:
         """Read the descriptions of columns; none if there is no usable file."""

@@ -18,7 +18,7 @@ from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 _LOG = logging.getLogger("hyps_bids")
 
 #: Short names of columns of the wide table.
-_ALIASES = {"icv": "icv_mm3"}
+_ALIASES = {"icv": "icv_mm3", "time": "years_since_first_scan"}
 
 
 def fit_models(
@@ -49,7 +49,11 @@ def fit_models(
         If a formula cannot be understood, or names columns that do not exist or that have mistyped
         numbers.
     """
-    aliases = {short: frame[name] for short, name in _ALIASES.items() if short not in frame}
+    aliases = {
+        short: frame[name]
+        for short, name in _ALIASES.items()
+        if short not in frame and name in frame
+    }
     data = frame.assign(**aliases)
     # All formulas are checked first, because mixed models of thousands of scans take minutes.
     plans = [(formula, *find_measures(formula, data)) for formula in formulas]

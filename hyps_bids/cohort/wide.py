@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 
 import pandas as pd
 
 from hyps_bids.cohort.column_types import infer_types
-from hyps_bids.cohort.derived import derive, describe, volumes
+from hyps_bids.cohort.derived import derive, describe, is_measure, volumes
 from hyps_bids.cohort.gather import Gathered, scan_named
 from hyps_bids.cohort.icv import adjustment_scans, icv_residuals, warn_of_few
-from hyps_bids.cohort.metadata import Metadata, join
+from hyps_bids.cohort.metadata import Metadata, join, rows_of_sessions
 from hyps_bids.cohort.selection import compare_participants
-from hyps_bids.outputs.columns import ColumnDescription, described, table_columns
+from hyps_bids.cohort.visits import order_scans, report_order
+from hyps_bids.outputs.columns import VISIT_COLUMNS, ColumnDescription, described, table_columns
 from hyps_bids.settings import Settings
 
 #: Description of the column status in all group tables.
@@ -23,8 +24,8 @@ _MADE_BY = {
     "models": "All weights with the first digits of their SHA-256, and the bias field correction. "
     "Volumes are comparable where software_version and models are the same.",
 }
-#: Prefix that join() adds to a column of the dataset if its name is taken.
-_JOIN_PREFIX = r"^(participants|sessions|phenotype)_"
+#: Term of every linear model
+_INTERCEPT = "Intercept"
 
 
 def build_wide_table(
@@ -43,19 +44,20 @@ def build_wide_table(
     measured = pd.concat([measured, derive(measured)], axis=1)
     base = base.merge(gathered.provenance, on="scan", how="left")
     base = base.merge(measured, left_on="scan", right_index=True, how="left")
-    joined = join(base, metadata)
-    added = joined[joined.columns.difference(base.columns, sort=False)]
-    raw = {name: metadata.columns.get(re.sub(_JOIN_PREFIX, "", name), {}) for name in added}
+    added, origins = join(base, metadata, _reserved(metadata))
+    raw = {name: metadata.columns.get(origins[name], {}) for name in added}
     added = infer_types(added, raw, str(settings.bids_dir))
+    order = _order(pd.concat([base, added], axis=1), metadata, raw)
     fit_on, fitted_on = adjustment_scans(pd.concat([base, added], axis=1), settings.controls)
     residuals, adjustments = icv_residuals(base, fit_on, fitted_on)
     warn_of_few(adjustments, fitted_on)
-    table = pd.concat([base, residuals, added], axis=1)
+    table = pd.concat([base, residuals, order, added], axis=1)
 
-    columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY)
+    columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY | VISIT_COLUMNS)
     columns |= described({name: f"Entity {name} of the scan's name." for name in entities})
     columns |= {name: describe(name) for name in [*measured, *residuals] if name != "icv_mm3"}
     columns["icv_mm3"] = {"Description": table_columns("morph")["icv_mm3"], "Units": "mm3"}
+    columns["years_since_first_scan"]["Units"] = "year"
     for name, adjustment in adjustments.items():
         columns[name]["ICVAdjustment"] = adjustment
     columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
@@ -63,6 +65,24 @@ def build_wide_table(
     for name in table:
         columns[name] = {**columns[name], "Format": "number" if name in numbers else "string"}
     return table, {name: columns[name] for name in table}
+
+
+def _reserved(metadata: Metadata) -> set[str]:
+    """Name the columns of the dataset that would be taken for one of ours."""
+    tables = [metadata.participants, metadata.sessions, *metadata.phenotype]
+    names = {str(name) for table in tables for name in table.columns}
+    return {*VISIT_COLUMNS, _INTERCEPT, *filter(is_measure, names)}
+
+
+def _order(
+    table: pd.DataFrame, metadata: Metadata, raw: Mapping[str, ColumnDescription]
+) -> pd.DataFrame:
+    """Put the scans that are done in order; the others have no place in it."""
+    done = table[table["status"] == "done"]
+    unit = next((str(raw[n].get("Units", "")) for n in raw if n.casefold() == "age"), "")
+    order = order_scans(done, rows_of_sessions(done, metadata), unit)
+    report_order(pd.concat([done[["participant_id", "session_id"]], order], axis=1))
+    return order.reindex(table.index)
 
 
 def _further_entities(stems: pd.Series) -> pd.DataFrame:

@@ -67,6 +67,16 @@ MORPH_COLUMNS = {
     "icv_mm3": "Intracranial volume, mm3: sum of the localizer network's intracranial probability "
     "at 2.5 mm. Includes cerebrospinal fluid; too small if the field of view cuts the head.",
 }
+#: Column of the wide table about the order of a participant's scans → description
+VISIT_COLUMNS = {
+    "scan_number": "Position of the scan among the scans of its participant that are done; 1 is "
+    "the first.",
+    "order_source": "Origin of this order, the same for all scans of a participant: acq_time "
+    "(dates), age, the order of rows in sessions.tsv or participants.tsv, or name (of sessions and "
+    "scans).",
+    "years_since_first_scan": "Years since the participant's first scan, from dates or ages; n/a "
+    "if neither is known for all scans of the participant.",
+}
 #: Column of the table of linear models → description
 LINEAR_MODEL_COLUMNS = {
     "model": "The formula.",

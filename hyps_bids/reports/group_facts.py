@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
-from hyps_bids.cohort.longitudinal import scan_times
-from hyps_bids.outputs.columns import KEYS, ColumnDescription, ICVAdjustment
+from hyps_bids.cohort.visits import scan_order
+from hyps_bids.outputs.columns import KEYS, VISIT_COLUMNS, ColumnDescription, ICVAdjustment
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.quality import quality_bounds
 from hyps_bids.reports.flags import Note, describe_bounds, describe_flag, short_name
@@ -34,7 +34,7 @@ STATES = {
 #: Columns of the wide table that the group level adds, besides the measures.
 _OWN = {
     *(*KEYS, "status", "reason", "flags", "remarks"),
-    *("software_version", "adapter", "models", "icv_mm3", "acq_time"),
+    *("software_version", "adapter", "models", "icv_mm3", "acq_time", *VISIT_COLUMNS),
 }
 #: Measure of the wide table → words, unit, factor to the unit
 _MEASURES = {
@@ -326,12 +326,8 @@ def _quality(qc: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _years(wide: pd.DataFrame) -> list[float | None] | None:
     """Return the years since the subject's first scan, if any subject has two times."""
-    done = wide[wide["status"] == "done"]
-    years = scan_times(done)["years"]
-    years = years - years.groupby(done["participant_id"]).transform("min")
-    if not (years > 0).any():
-        return None
-    return _numbers(years.reindex(wide.index).to_frame(), "years")
+    years = scan_order(wide)["years_since_first_scan"].where(wide["status"] == "done")
+    return _numbers(years.to_frame("years"), "years") if (years > 0).any() else None
 
 
 def _defaults(categories: list[dict[str, Any]], numbers: list[dict[str, Any]]) -> dict[str, int]:

@@ -54,7 +54,7 @@ def test_useless_file(study: Any, caplog: pytest.LogCaptureFixture, content: byt
 def test_no_files(study: Any, caplog: pytest.LogCaptureFixture) -> None:
     frame = frame_of(("sub-01", None))
     metadata = read_metadata(study.raw, frame, ["MMSE"])
-    assert list(join(frame, metadata)) == ["participant_id", "session_id", "scan"]
+    assert list(join(frame, metadata)[0]) == []
     assert not caplog.records
 
 
@@ -85,8 +85,8 @@ def test_session_wins_over_participant(study: Any) -> None:
     study.table("sub-2/sub-2_sessions.tsv", "session_id age mood\n2 61 n/a")
     frame = frame_of(("sub-1", "ses-B"), ("sub-2", "ses-2"), ("sub-1", "ses-A"), ("sub-3", None))
     metadata = read_metadata(study.raw, frame)
-    joined = join(frame, metadata)
-    assert joined["scan"].tolist() == frame["scan"].tolist()
+    joined, origins = join(frame, metadata)
+    assert origins == {name: name for name in ("age", "sex", "MMSE", "mood")}
     assert joined["age"].fillna("?").tolist() == ["70", "61", "70.5", "?"]
     assert joined["sex"].fillna("?").tolist() == ["F", "M", "F", "?"]
     assert joined["MMSE"].fillna("?").tolist() == ["28", "?", "29", "?"]
@@ -102,7 +102,7 @@ def test_dates_of_scans_win_over_those_of_sessions(study: Any) -> None:
         "anat/sub-1_ses-A_T2w.nii.gz 1999-01-01T00:00:00",
     )
     frame = frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B"))
-    joined = join(frame, read_metadata(study.raw, frame))
+    joined, _ = join(frame, read_metadata(study.raw, frame))
     assert joined["acq_time"].tolist() == ["2001-03-04T05:06:07", "2002-01-01"]
 
 
@@ -114,10 +114,10 @@ def test_phenotype_on_request(study: Any) -> None:
         json.dumps({"MeasurementToolMetadata": {}, "APOE4": {"Description": "Alleles"}})
     )
     frame = frame_of(("sub-1", "ses-A"), ("sub-1", "ses-B"))
-    nothing = join(frame, read_metadata(study.raw, frame))
+    nothing, _ = join(frame, read_metadata(study.raw, frame))
     assert "MMSE" not in nothing
     metadata = read_metadata(study.raw, frame, ["MMSE", "APOE4", "age", "nowhere"])
-    joined = join(frame, metadata)
+    joined, _ = join(frame, metadata)
     assert joined["MMSE"].fillna("?").tolist() == ["29", "?"]
     assert joined["APOE4"].tolist() == ["2", "2"]
     assert joined["age"].tolist() == ["70", "70"]
@@ -128,11 +128,17 @@ def test_phenotype_on_request(study: Any) -> None:
 
 
 def test_our_columns_keep_their_names(study: Any) -> None:
-    study.table("participants.tsv", "participant_id status scan\nsub-1 retired 3T")
+    header = "participant_id status scan visit participants_status"
+    study.table("participants.tsv", f"{header}\nsub-1 retired 3T 2 x")
     frame = frame_of(("sub-1", None)).assign(status="done")
-    joined = join(frame, read_metadata(study.raw, frame_of())).loc[0]
-    assert (joined["status"], joined["participants_status"]) == ("done", "retired")
-    assert (joined["scan"], joined["participants_scan"]) == ("sub-1", "3T")
+    added, origins = join(frame, read_metadata(study.raw, frame_of()), reserved=["visit"])
+    assert added.loc[0].to_dict() == {
+        "participants_status_": "retired",
+        "participants_scan": "3T",
+        "participants_visit": "2",
+        "participants_status": "x",
+    }
+    assert list(origins.values()) == ["status", "scan", "visit", "participants_status"]
 
 
 @pytest.mark.parametrize(
