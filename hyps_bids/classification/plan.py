@@ -28,7 +28,7 @@ from hyps_bids.classification.contrast import (
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.cohort.keys import match_labels, with_nearest
-from hyps_bids.cohort.visits import first_scans
+from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.settings import Settings
@@ -173,11 +173,18 @@ def _labeled_scans(
     if dropped := int(in_contrast.sum()) - len(rows):
         warnings.add(
             f"{format_count(dropped, 'scan')} left out: without a site, or with another class than "
-            "at the first scan of the subject"
+            f"at the first scan of the subject{_first_by(frame[in_contrast])}"
         )
     if flagged := int(rows["flags"].notna().sum()):
         warnings.add(f"quality flags: {flagged} of {format_count(len(rows), 'scan')}")
     return rows, label.reset_index(drop=True)
+
+
+def _first_by(scans: pd.DataFrame) -> str:
+    """Say from what the order of scans follows, with the numbers of subjects."""
+    counts = count_sources(scans)
+    texts = [f"{name} of {format_count(n, 'subject')}" for name, n in counts.items()]
+    return f" (the first by {', '.join(texts)})" if texts else ""
 
 
 def _check_comparable(rows: pd.DataFrame) -> None:

@@ -29,7 +29,7 @@ from hyps_bids.classification.plan import Plan, done_scans, list_contrasts, make
 from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.validate import CROSS_VALIDATION, Results, validate
-from hyps_bids.cohort.visits import first_scans
+from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.settings import Settings
@@ -203,6 +203,7 @@ def _cohort_facts(plan: Plan) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "Subjects": plan.subjects.counts,
         "Scans": len(plan.rows),
+        "FirstScanBy": count_sources(plan.rows),
         "HeldOutSubjects": len(plan.held_out.ids) if plan.held_out else 0,
     }
     first = first_scans(plan.rows)
