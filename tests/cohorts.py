@@ -1,6 +1,8 @@
 """Simulated cohorts with a known effect, for tests, benchmarks and documentation only.
 
-None of these numbers belongs to a person. The hippocampus of both sides together has
+:func:`simulate` makes a wide table, and :func:`oasis_cross_sectional` and
+:func:`oasis_longitudinal` make tables of a raw dataset as people write them. None of these numbers
+belongs to a person. The hippocampus of both sides together has
 7688 - 40 (age - 65) mm³ and a residual SD of 506 mm³, which its four parts share with a
 correlation of 0.6; patients have it smaller by some of these SDs.
 """
@@ -13,7 +15,14 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-__all__ = ["PARTS", "RESIDUAL_SD", "simulate", "theoretical_auc"]
+__all__ = [
+    "PARTS",
+    "RESIDUAL_SD",
+    "oasis_cross_sectional",
+    "oasis_longitudinal",
+    "simulate",
+    "theoretical_auc",
+]
 
 PARTS = tuple(f"volume_mm3_{side}_{part}" for side in "LR" for part in ("anterior", "posterior"))
 RESIDUAL_SD = 506.0
@@ -126,3 +135,82 @@ def simulate(
     for name in ("age", "sex", "education", "MMSE", "icv_mm3", *PARTS):
         frame[name] = frame[name].mask(rng.random(len(frame)) < missing)
     return frame
+
+
+def oasis_cross_sectional(n: int = 40, *, seed: int = 0, decimal: str = ".") -> pd.DataFrame:
+    """Make a participants.tsv like that of OASIS-1, as text; None is n/a.
+
+    Its columns are M/F, Hand (R in everybody), Age (whole years), Educ and SES (codes), MMSE, CDR
+    (0, 0.5 or 1), eTIV (ml), nWBV and Delay. A quarter of the participants are young, and have
+    neither cognitive tests nor CDR nor education. The others with a CDR above 0 have smaller nWBV.
+    """
+    rng = np.random.default_rng(seed)
+    young = np.arange(n) % 4 == 3
+    cdr = np.where(young, np.nan, rng.choice([0.0, 0.5, 1.0], n, p=[0.55, 0.35, 0.1]))
+    age = np.where(young, rng.integers(18, 35, n), rng.integers(60, 95, n))
+    male = rng.random(n) < 0.4
+    etiv = rng.normal(1420, 110, n) + 130 * male
+    mmse = np.clip(np.round(29 - 5 * np.nan_to_num(cdr) + rng.normal(0, 1, n)), 0, 30)
+    nwbv = 0.86 - 0.0022 * (age - 20) - 0.02 * np.nan_to_num(cdr) + rng.normal(0, 0.012, n)
+    numbers = {
+        "Educ": (np.where(young, np.nan, rng.integers(1, 6, n)), "g"),
+        "SES": (np.where(young, np.nan, rng.integers(1, 6, n)), "g"),
+        "MMSE": (np.where(young, np.nan, mmse), "g"),
+        "CDR": (cdr, "g"),
+        "eTIV": (etiv, ".0f"),
+        "nWBV": (nwbv, ".3f"),
+        "Delay": (np.full(n, np.nan), "g"),
+    }
+    columns = {
+        "participant_id": [f"sub-OAS1{i + 1:04d}" for i in range(n)],
+        "M/F": np.where(male, "M", "F"),
+        "Hand": "R",
+        "Age": age.astype(str),
+        **{name: _texts(values, spec, decimal) for name, (values, spec) in numbers.items()},
+    }
+    return pd.DataFrame(columns)
+
+
+def oasis_longitudinal(
+    n: int = 30, *, seed: int = 0, decimal: str = ".", names: Sequence[str] = ("MR1", "MR2", "MR3")
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Make a participants.tsv and the rows of all sessions.tsv like those of OASIS-2, as text.
+
+    Participants have M/F, Hand and EDUC. Their first two or three sessions, with names in the order
+    of time, have Group (Nondemented, Demented or Converted, the same at all visits), Visit,
+    MR_Delay (days), Age (whole years), MMSE, CDR, eTIV and acq_time (moved to before 1925). Every
+    fifth participant is a converter, whose CDR is 0 at first and 0.5 at the last visit.
+    """
+    rng = np.random.default_rng(seed)
+    group = np.array(["Nondemented", "Demented", "Nondemented", "Demented", "Converted"])
+    people, rows = [], []
+    for i in range(n):
+        name, kind = f"sub-OAS2{i + 1:04d}", group[i % 5]
+        people.append([name, "FM"[int(rng.random() < 0.45)], "R", str(rng.integers(8, 21))])
+        age, etiv, start = rng.uniform(62, 90), rng.normal(1450, 130), rng.integers(0, 700)
+        count = 2 + int(rng.random() < 0.5)
+        delay = np.cumsum([0, *rng.integers(400, 900, count - 1)])
+        for k in range(count):
+            ill = kind == "Demented" or (kind == "Converted" and k == count - 1)
+            date = pd.Timestamp("1900-03-01T10:15:00") + pd.Timedelta(days=int(start + delay[k]))
+            rows.append(
+                {
+                    "participant_id": name,
+                    "session_id": f"ses-{names[k]}",
+                    "Group": kind,
+                    "Visit": str(k + 1),
+                    "MR_Delay": str(delay[k]),
+                    "Age": str(int(age + delay[k] / 365.25)),
+                    "MMSE": str(min(30, round(28 - 4 * ill + rng.normal(0, 1)))),
+                    "CDR": f"{0.5 * ill:g}".replace(".", decimal),
+                    "eTIV": f"{etiv + rng.normal(0, 8):.1f}".replace(".", decimal),
+                    "acq_time": date.isoformat(),
+                }
+            )
+    return pd.DataFrame(people, columns=["participant_id", "M/F", "Hand", "EDUC"]), pd.DataFrame(
+        rows
+    )
+
+
+def _texts(values: np.ndarray, spec: str, decimal: str) -> list[str | None]:
+    return [None if np.isnan(v) else format(v, spec).replace(".", decimal) for v in values]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.gather import scan_named
@@ -68,6 +69,31 @@ class MadeStudy:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace(" ", "\t") + "\n")
         return path
+
+    def cohort(self, participants: pd.DataFrame, sessions: pd.DataFrame | None = None) -> None:
+        """Add the tables of a cohort of OASIS, see :mod:`tests.cohorts`, and made scans.
+
+        Each hippocampus has 3500 mm³ at 65 years and loses 15 mm³ per year; a CDR above 0 takes 300
+        mm³ away. There is one scan per session.
+        """
+        rng = np.random.default_rng(1)
+        self._write_table("participants.tsv", participants)
+        scans = participants if sessions is None else sessions
+        for name, rows in [] if sessions is None else sessions.groupby("participant_id"):
+            table = rows.drop(columns="participant_id")
+            self._write_table(f"{name}/{name}_sessions.tsv", table)
+        numbers = scans[["Age", "CDR", "eTIV"]].apply(
+            lambda c: c.str.replace(",", ".").astype(float)
+        )
+        whole = 3500 - 15 * (numbers["Age"] - 65) - 300 * (numbers["CDR"] > 0)
+        for row, name in scans["participant_id"].items():
+            session = "" if sessions is None else f"_{scans['session_id'][row]}"
+            left, right = whole[row] + rng.normal(0, 40, 2)
+            self.scan(f"{name}{session}", left, right, icv=1000 * numbers["eTIV"][row])
+
+    def _write_table(self, name: str, table: pd.DataFrame) -> None:
+        (self.raw / name).parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(self.raw / name, sep="\t", index=False, na_rep="n/a")
 
     def image(self, stem: str) -> Scan:
         """Add an empty file with the name of an image."""
