@@ -10,7 +10,9 @@ from tests.cohorts import oasis_longitudinal
 
 
 def test_cross_sectional(oasis: Any) -> None:
-    wide = oasis.write_tables(controls="CDR=0", model=("volume_mm3_L_whole ~ Age + `M/F` + icv",))
+    wide = oasis.write_tables(
+        controls="CDR=0", model=("volume_mm3_L_whole ~ Age + C(CDR) + `M/F`",)
+    )
     assert {"Age", "MMSE", "CDR", "eTIV", "Educ"} <= {*wide.select_dtypes("number")}
     assert wide["CDR"].isna().sum() == 10
     models = oasis.group_table("desc-models_morph").set_index("coefficient")
