@@ -22,7 +22,12 @@ _CONSTANT = 1e-12
 
 
 def harmonize(
-    values: Array, site: NDArray[np.intp], design: Array, subjects: NDArray[np.object_] | None
+    values: Array,
+    site: NDArray[np.intp],
+    design: Array,
+    subjects: NDArray[np.object_] | None,
+    *,
+    keep_variance: bool = False,
 ) -> Array:
     """Bring the measures of all sites to a common mean and variance.
 
@@ -38,6 +43,11 @@ def harmonize(
         Whose scan it is. With repeated scans, the standardizing model has a random intercept for
         each subject (longitudinal ComBat, Beer et al. 2020, equations 3 to 8). None stands for one
         scan per subject.
+    keep_variance : bool
+        Scale all residuals of a measure by one factor, so that their variance within sites is the
+        same as before. ComBat divides a variance by the number of scans where the degrees of
+        freedom would be right, so that in small sites standard errors become too small; its
+        longitudinal form makes them too large.
 
     Returns
     -------
@@ -66,6 +76,8 @@ def harmonize(
             )
     residual = (values - expected) / sd
     shift, scale = site_effects(residual, member)
+    if keep_variance:
+        scale *= np.sqrt(_squares(residual / scale[site], member) / _squares(residual, member))
     harmonized = (residual - shift[site]) / scale[site] * sd + expected
     return np.where(np.isnan(sd), values, harmonized)
 
@@ -127,6 +139,14 @@ def site_effects(residual: Array, member: Array) -> tuple[Array, Array]:
         if enough.any():
             shift[s, enough], scale[s, enough] = _shrink(residual[here][:, enough])
     return shift, scale
+
+
+def _squares(residual: Array, member: Array) -> Array:
+    """Sum the squares of each measure around the means of its sites."""
+    known = np.isfinite(residual)
+    sums, counts = member.T @ np.where(known, residual, 0), member.T @ known
+    total = np.nansum(residual**2, axis=0) - (sums**2 / np.maximum(counts, 1)).sum(axis=0)
+    return np.asarray(np.where(total > 0, total, 1.0))
 
 
 def _basis(design: Array) -> Array:
