@@ -163,7 +163,7 @@ class TableSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsSettings:
-    """Linear models of the volumes."""
+    """Linear models of the volumes, and what they share with classifiers."""
 
     model: tuple[str, ...] = option(
         (),
@@ -176,6 +176,15 @@ class StatisticsSettings:
         "Fit the regression of volumes on intracranial volume to these participants instead of "
         "all.",
         "COLUMN=LEVEL",
+    )
+    site: str | None = option(
+        None, "Take the site or scanner from this column, also for classifiers.", "COLUMN"
+    )
+    harmonize: bool = option(
+        False,
+        "Take the differences between the sites of --site out of the measures (ComBat): before "
+        "each --model is fitted, keeping the effects of its terms, and within the training folds "
+        "of classifiers.",
     )
 
 
@@ -201,8 +210,6 @@ class ClassifierSettings:
     covariates: tuple[str, ...] = option(
         (), "Classify by these metadata as well, such as age and sex.", "COLUMN"
     )
-    site: str | None = option(None, "Take the site or scanner from this column.", "COLUMN")
-    harmonize: bool = option(False, "Harmonize the features by --site, within training folds.")
     leave_one_site_out: bool = option(
         False, "Test on each site in turn as well, after training on all others."
     )
@@ -518,6 +525,9 @@ def check_combinations(settings: Settings) -> None:
     if settings.site is None and (settings.harmonize or settings.leave_one_site_out):
         text = "--harmonize and --leave-one-site-out need --site, the column of sites."
         raise UsageError(text, code="site-missing")
+    if settings.harmonize and not (settings.model or classifies):
+        text = "--harmonize needs --model or --target, whose measures it harmonizes."
+        raise UsageError(text, code="nothing-to-harmonize")
 
 
 def settings_to_toml(settings: Settings, names: Collection[str] | None = None) -> str:

@@ -20,6 +20,7 @@ from hyps_bids.errors import MissingInput
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import (
     CHANGE_COLUMNS,
+    HARMONIZED_COLUMNS,
     KEYS,
     LINEAR_MODEL_COLUMNS,
     ColumnDescription,
@@ -27,7 +28,7 @@ from hyps_bids.outputs.columns import (
     table_columns,
 )
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, read_wide
+from hyps_bids.outputs.reading import CHANGE, HARMONIZED, LINEAR_MODELS, WIDE, read_wide
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
@@ -87,7 +88,8 @@ def write_group_tables(settings: Settings) -> GroupTables:
     metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
     wide, columns = build_wide_table(gathered, qc, metadata, settings)
     # Models of an earlier table must not stay beside this one, even if a formula is wrong.
-    _write(output, LINEAR_MODELS, pd.DataFrame(), {}, optional=True)
+    for kind in (LINEAR_MODELS, HARMONIZED):
+        _write(output, kind, pd.DataFrame(), {}, optional=True)
     _write(output, WIDE, wide, columns)
     change = longitudinal.annual_change(wide[wide["status"] == "done"])
     _write(output, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
@@ -96,8 +98,11 @@ def write_group_tables(settings: Settings) -> GroupTables:
     # The models come last, so that a wrong formula does not prevent the other tables.
     if settings.model:
         controls = parse_controls(settings.controls) if settings.controls else None
-        models = statistics.fit_models(wide, settings.model, controls)
-        _write(output, LINEAR_MODELS, models, described(LINEAR_MODEL_COLUMNS), optional=True)
+        site = settings.site if settings.harmonize else None
+        fitted = statistics.fit_formulas(wide, settings.model, controls, site)
+        _write(output, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
+        harmonized = columns | described(HARMONIZED_COLUMNS)
+        _write(output, HARMONIZED, fitted.harmonized, harmonized, optional=True)
     return GroupTables(read_wide(output), complete=not gathered.unreadable)
 
 

@@ -83,6 +83,9 @@ LINEAR_MODEL_COLUMNS = {
     "method": "ols: least squares. mixed: linear mixed model, fitted by REML, with a random "
     "intercept per subject; used where a subject has several scans.",
     "measure": "Column of the wide table that was modeled.",
+    "harmonized": "Column of the sites by which the measures were harmonized (ComBat) before the "
+    "model was fitted; n/a if they were not. The model has the sites as further coefficients that "
+    "are not shown, so that standard errors and df are those of comparisons within sites.",
     "side": "L, R or bilateral.",
     "part": "Part of the hippocampus.",
     "term": "Term of the formula.",
@@ -112,6 +115,11 @@ LINEAR_MODEL_COLUMNS = {
     "missing, or lack a value of the measure or of a term.",
     "converged": "Whether the fit ended as it should.",
     "warnings": "Warnings of the fit, or the reason why there is no fit.",
+}
+#: Column of the table of harmonized measures, besides KEYS and the measures → description
+HARMONIZED_COLUMNS = {
+    "model": "The formula whose effects were kept.",
+    "harmonized": "Site of the scan.",
 }
 #: Column of the table of change over time → description
 CHANGE_COLUMNS = {

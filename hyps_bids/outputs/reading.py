@@ -13,6 +13,8 @@ from hyps_bids.outputs.names import group_path
 
 #: Kinds of group tables: one row per scan, change over time, linear models.
 WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
+#: Measures harmonized by site, as they were used in linear models.
+HARMONIZED = "desc-harmonized_morph"
 
 
 def load_json(path: Path) -> Any:
