@@ -28,7 +28,7 @@ from hyps_bids.classification.cross_validation import (
 )
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
-from hyps_bids.classification.metrics import bootstrap_weights, metrics
+from hyps_bids.classification.intervals import metric_rows
 from tests.cohorts import PARTS, simulate
 
 
@@ -71,14 +71,14 @@ def main() -> None:
     computing = Computing(nprocs=options.nprocs, progress=lambda text: print(text, flush=True))
     found = nested_cv(data, {"all": schema}, folds, options.estimators, computing)["all"]
     fitted = time.monotonic()
-    weights = bootstrap_weights(label, 1000, np.random.default_rng(0))
     area = {
-        name: metrics(label, probability[0], folds[0], weights)["auc"].mean()
+        (name, row["figure"]): row["value"]
         for name, probability in found.probability.items()
+        for row in metric_rows(label, probability, folds)
     }
     done = time.monotonic()
-    print(f"AUC of selected: {area[SELECTED]:.3f}")
-    print(f"fits {fitted - began:.0f} s, bootstrap {done - fitted:.0f} s (wall)")
+    print(f"AUC of selected: {area[SELECTED, 'auc']:.3f}")
+    print(f"fits {fitted - began:.0f} s, intervals {done - fitted:.0f} s (wall)")
     # The resources of idle workers are counted only after they have ended.
     from joblib.externals.loky import get_reusable_executor
 

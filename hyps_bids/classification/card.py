@@ -44,34 +44,28 @@ def sizes(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def widest_intervals(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Replace ``low`` and ``high`` by the wider of bootstrap and score interval.
-
-    In small groups a bootstrap alone is too narrow.
-    """
-    return metrics.assign(
-        low=metrics[["low", "score_low"]].min(axis=1),
-        high=metrics[["high", "score_high"]].max(axis=1),
-    )
-
-
 def headline(metrics: pd.DataFrame) -> str:
     """Put AUC, accuracy and their intervals in one line, from rows of ``figures.tsv``.
 
+    Accuracy comes with that of calling everybody the most frequent class.
+
     Examples
     --------
-    >>> rows = pd.DataFrame({"figure": ["auc"], "value": [0.8], "low": [0.7], "high": [0.9],
-    ...     "score_low": [0.6], "score_high": [0.88]})
+    >>> rows = pd.DataFrame({"figure": ["accuracy"], "value": [0.8], "low": [0.7], "high": [0.9],
+    ...     "baseline": [0.6]})
     >>> headline(rows)
-    'AUC 0.80 [0.60-0.90]'
+    'accuracy 0.80 [0.70-0.90] (majority class 0.60)'
     """
     names = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
-    rows = widest_intervals(metrics).set_index("figure")
+    rows = metrics.set_index("figure")
     texts = []
     for name, text in names.items():
         if name in rows.index:
             value, low, high = rows.loc[name, ["value", "low", "high"]]
             texts.append(f"{text} {value:.2f} [{low:.2f}-{high:.2f}]")
+    # Tables of earlier versions have no baseline.
+    if "accuracy" in rows.index and "baseline" in rows:
+        texts[-1] += f" (majority class {rows.loc['accuracy', 'baseline']:.2f})"
     return ", ".join(texts)
 
 

@@ -16,7 +16,6 @@ from hyps_bids.classification.card import (
     headline,
     sizes,
     uncertainty,
-    widest_intervals,
     write_card,
 )
 from hyps_bids.classification.charts import draw_charts
@@ -134,8 +133,8 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
 
 
 def _doubts(plan: Plan, selected: pd.DataFrame) -> list[str]:
-    rows = widest_intervals(selected)
-    area = rows[(rows["features"] == plan.full_set) & (rows["figure"] == "auc")].iloc[0]
+    of_auc = (selected["features"] == plan.full_set) & (selected["figure"] == "auc")
+    area = selected[of_auc].iloc[0]
     return uncertainty(plan.subjects.counts, float(area["low"]), float(area["high"]))
 
 

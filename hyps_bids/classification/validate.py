@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.card import sizes
-from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
+from hyps_bids.classification.contrast import Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
     Computing,
@@ -23,7 +23,7 @@ from hyps_bids.classification.cross_validation import (
     site_folds,
     stratified_folds,
 )
-from hyps_bids.classification.metrics import bootstrap_weights, compare, metric_rows
+from hyps_bids.classification.intervals import compare, metric_rows
 from hyps_bids.classification.permutation import PermutationTest, importance, permutation_test
 from hyps_bids.classification.plan import Plan
 from hyps_bids.messages import format_count
@@ -34,7 +34,6 @@ _LOG = logging.getLogger("hyps_bids")
 
 CROSS_VALIDATION, LEAVE_ONE_SITE_OUT = "cross-validation", "leave-one-site-out"
 HELD_OUT = "held-out"
-_BOOTSTRAP_SAMPLES = 1000
 #: Sets of features to compare: the first minus the second.
 _PAIRS = (
     ("both", "metadata"),
@@ -81,21 +80,15 @@ def validate(settings: Settings, plan: Plan) -> Results:
     }
     finals = search_all(data, plan.sets, plan.estimators, computing, settings.threshold)
     held_out = _predict_held_out(plan, finals)
-    weights = _bootstrap(data, settings.seed)
-    rows = [
-        row
-        for validation, sets in predictions.items()
-        for row in _metric_rows(data, sets, weights, validation)
-    ]
+    tested = [(validation, data, sets) for validation, sets in predictions.items()]
     if plan.held_out is not None:
-        held_out_weights = _bootstrap(plan.held_out, settings.seed)
-        rows += _metric_rows(plan.held_out, held_out, held_out_weights, HELD_OUT)
+        tested.append((HELD_OUT, plan.held_out, held_out))
     main = predictions[CROSS_VALIDATION][full]
     return Results(
         predictions=predictions,
         held_out=held_out.get(full),
-        metrics=pd.DataFrame(rows),
-        comparisons=pd.DataFrame(_comparison_rows(data, predictions, weights)),
+        metrics=pd.DataFrame([row for one in tested for row in _metric_rows(*one)]),
+        comparisons=pd.DataFrame([row for one in tested for row in _comparison_rows(*one)]),
         permutation_tests=_permutation_tests(settings, plan, computing),
         importance=importance(data, plan.sets[full], main, computing),
         final=choose(finals[full].values()),
@@ -115,10 +108,6 @@ def _folds(settings: Settings, plan: Plan) -> tuple[dict[str, Ints], list[str]]:
             return folds, ["leave-one-site-out: no site can be left out"]
         folds[LEAVE_ONE_SITE_OUT] = by_site
     return folds, []
-
-
-def _bootstrap(data: LabeledSubjects, seed: int) -> Array:
-    return bootstrap_weights(data.label, _BOOTSTRAP_SAMPLES, np.random.default_rng(seed))
 
 
 def _predict_held_out(
@@ -143,22 +132,27 @@ def _predict_held_out(
 
 
 def _metric_rows(
-    data: LabeledSubjects, sets: Mapping[str, Predictions], weights: Array, validation: str
+    validation: str, data: LabeledSubjects, sets: Mapping[str, Predictions]
 ) -> list[Row]:
     return [
         {"validation": validation, "features": features, "estimator": estimator, **row}
         for features, one in sets.items()
         for estimator, probability in one.probability.items()
-        for row in metric_rows(data.label, probability, one.folds, weights, one.called[estimator])
+        for row in metric_rows(
+            data.label,
+            probability,
+            one.folds,
+            one.called[estimator],
+            trained_on=validation != HELD_OUT,
+        )
     ]
 
 
 def _comparison_rows(
-    data: LabeledSubjects, predictions: Mapping[str, Mapping[str, Predictions]], weights: Array
+    validation: str, data: LabeledSubjects, sets: Mapping[str, Predictions]
 ) -> list[Row]:
     return [
         {"validation": validation, "first": first, "second": second, **row}
-        for validation, sets in predictions.items()
         for first, second in _PAIRS
         if first in sets and second in sets
         for row in compare(
@@ -166,8 +160,8 @@ def _comparison_rows(
             sets[first].probability[SELECTED],
             sets[second].probability[SELECTED],
             sets[first].folds,
-            weights,
             (sets[first].called[SELECTED], sets[second].called[SELECTED]),
+            trained_on=validation != HELD_OUT,
         )
     ]
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes, widest_intervals
+from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import load_json, read_table
 from hyps_bids.reports import charts
@@ -189,8 +189,8 @@ def _add_metrics(model: TrainedModel, path: Path) -> None:
     model.tables.append(ModelTable(caption, head, rows))
     model.headline = next((row[2] for row in rows if row[1] == "both"), rows[0][2] if rows else "")
     areas = table[(table["estimator"] == "selected") & (table["figure"] == "auc")]
-    caption = "AUC with the wider of the bootstrap interval and the score interval. Line: chance."
-    chart = charts.comparison_chart(widest_intervals(areas))
+    caption = "AUC with 95 % intervals. Line: chance."
+    chart = charts.comparison_chart(areas)
     model.charts.append(ModelChart("Sets of features", caption, chart))
 
 
