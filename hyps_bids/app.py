@@ -39,7 +39,7 @@ def run(settings: Settings) -> int:
     Returns
     -------
     int
-        1 if a scan, a classifier or a report failed or a folder could not be read, else 0.
+        1 if a scan, a model, a classifier or a report failed or a folder could not be read, else 0.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def _analyze(settings: Settings) -> int:
         from hyps_bids.classification.apply import apply_classifier
 
         apply_classifier(settings.apply_classifier, tables.wide, settings.output_dir)
-    return 1 if failed or not tables.complete else 0
+    return 1 if failed or tables.failed_models or not tables.complete else 0
 
 
 def _report_group(settings: Settings, failure: HypsError | None) -> None:

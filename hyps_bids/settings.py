@@ -174,7 +174,7 @@ class StatisticsSettings:
     controls: str | None = option(
         None,
         "Fit the regression of volumes on intracranial volume to these participants instead of "
-        "all.",
+        "all, and compare with this level in --model.",
         "COLUMN=LEVEL",
     )
     site: str | None = option(
@@ -185,6 +185,13 @@ class StatisticsSettings:
         "Take the differences between the sites of --site out of the measures (ComBat): before "
         "each --model is fitted, keeping the effects of its terms, and within the training folds "
         "of classifiers.",
+    )
+    posthoc: tuple[str, ...] = option(
+        (),
+        "Compare all levels of these variables of --model after it, such as diagnosis, "
+        "diagnosis:sex or diagnosis|sex (within each sex), the slopes of a number, such as "
+        "diagnosis:age, or all.",
+        "NAME",
     )
 
 
@@ -513,6 +520,9 @@ def check_combinations(settings: Settings) -> None:
     if adapts != bool(settings.labels):
         text = "--train-adapter NAME and --labels DERIVATIVES must be given together."
         raise UsageError(text, code="adapter-without-labels")
+    if settings.posthoc and not settings.model:
+        text = "--posthoc needs --model, the formula after which to compare."
+        raise UsageError(text, code="posthoc-without-model")
     if settings.contrast and not classifies:
         text = "--contrast needs --target, the column that holds the levels."
         raise UsageError(text, code="contrast-without-target")

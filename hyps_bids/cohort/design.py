@@ -54,11 +54,13 @@ class Design:
         Splines, means and levels stay those of the scans.
         """
         assert self.parsed is not None
-        columns = {
-            safe: variables[column]
-            for safe, column in self.parsed.columns.items()
-            if column in variables
-        }
+        columns = {}
+        for safe in self.parsed.predictors:
+            values = variables[self.parsed.columns[safe]]
+            categories = values.cat.categories if hasattr(values, "cat") else values
+            # The numbers of a variable that is also in C() stay numbers elsewhere.
+            is_number = categories.dtype.kind in "iuf" and safe not in self.parsed.groups
+            columns[safe] = values.astype("float64") if is_number else values
         matrix = self.spec.get_model_matrix(pd.DataFrame(columns), context=_context())
         return np.asarray(matrix, dtype=np.float64)
 
@@ -124,7 +126,8 @@ def _variables(
     result = {}
     for safe, name in parsed.columns.items():
         values = used[name]
-        if name not in ("participant_id", outcome) and values.nunique() < 2:
+        is_predictor = safe in parsed.predictors and name != "participant_id"
+        if is_predictor and values.nunique() < 2:
             raise CannotFit(f"{name} is {values.iloc[0]} in all {len(used)} scans")
         is_number = pd.api.types.is_numeric_dtype(values)
         is_number &= not pd.api.types.is_bool_dtype(values)

@@ -87,6 +87,11 @@ class ParsedFormula:
         """Put the user's names of columns back into a text that formulaic has made."""
         return _restore(text, list(self.columns.values()))
 
+    def variables_of(self, term: Any) -> list[str]:
+        """Name the columns of a formulaic term, in order and each once."""
+        names = [name for factor in term.factors for name in _names_in(factor)]
+        return list(dict.fromkeys(self.columns[name] for name in names if name in self.columns))
+
 
 def formula_variables(formula: str, known: Collection[str] = ()) -> set[str]:
     """Name the variables of a formula, those of its random slopes included.

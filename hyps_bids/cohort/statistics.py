@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
-from hyps_bids.cohort.design import CannotFit, build_design
-from hyps_bids.cohort.formulas import find_measures, formula_variables
+from hyps_bids.cohort.design import CannotFit, Design, build_design
+from hyps_bids.cohort.formulas import find_measures, formula_variables, parse_formula
 from hyps_bids.cohort.harmonize import (
     Harmonized,
     check_site,
     harmonize_measures,
     harmonized_table,
 )
-from hyps_bids.cohort.models import Row, coefficient_rows, fit_design
-from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
+from hyps_bids.cohort.levels import looks_like_codes
+from hyps_bids.cohort.models import Fit, Row, coefficient_rows, fit_design
+from hyps_bids.cohort.posthoc import ALL, comparison_rows, find_comparisons, parse_comparison
+from hyps_bids.errors import HypsError, UsageError
+from hyps_bids.messages import join_names
+from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
 
 _LOG = logging.getLogger("hyps_bids")
 
@@ -27,29 +31,29 @@ _LOG = logging.getLogger("hyps_bids")
 _ALIASES = {"icv": "icv_mm3", "time": "years_since_first_scan"}
 
 
-class Fitted(NamedTuple):
-    """What the formulas gave.
+@dataclass(frozen=True)
+class ModelTables:
+    """The tables of linear models.
 
     Attributes
     ----------
     models : pandas.DataFrame
-        One row per model, measure and coefficient.
+        One row per model, measure and coefficient, with the columns
+        :data:`~hyps_bids.outputs.columns.LINEAR_MODEL_COLUMNS`.
+    posthoc : pandas.DataFrame
+        One row per mean, slope or difference of them, with the columns
+        :data:`~hyps_bids.outputs.columns.POSTHOC_COLUMNS`.
     harmonized : pandas.DataFrame
         The harmonized measures, one row per model and scan; empty without harmonization.
+    failed : tuple of str
+        Formulas that were refused or could not be fitted to any measure, and values of
+        ``--posthoc`` that no formula allows.
     """
 
     models: pd.DataFrame
+    posthoc: pd.DataFrame
     harmonized: pd.DataFrame
-
-
-def fit_models(
-    frame: pd.DataFrame,
-    formulas: Sequence[str],
-    controls: tuple[str, str] | None = None,
-    site: str | None = None,
-) -> pd.DataFrame:
-    """Return only the models of :func:`fit_formulas`."""
-    return fit_formulas(frame, formulas, controls, site).models
+    failed: tuple[str, ...] = ()
 
 
 def fit_formulas(
@@ -57,8 +61,9 @@ def fit_formulas(
     formulas: Sequence[str],
     controls: tuple[str, str] | None = None,
     site: str | None = None,
-) -> Fitted:
-    """Fit each formula to each region.
+    posthoc: Sequence[str] = (),
+) -> ModelTables:
+    """Fit each formula to each region; one that fails is logged and does not stop the others.
 
     Parameters
     ----------
@@ -71,13 +76,70 @@ def fit_formulas(
         A column and its reference level, instead of the first level.
     site : str, optional
         Column of the sites by which the measures are harmonized before each formula is fitted.
+    posthoc : sequence of str
+        What to compare after each model, see :func:`~hyps_bids.cohort.posthoc.find_comparisons`.
+    """
+    data = _with_aliases(frame)
+    failed = list[str]()
+    sound = list[str]()
+    # All formulas are checked first, because mixed models of thousands of scans take minutes.
+    for formula in dict.fromkeys(formulas):
+        try:
+            find_measures(formula, data)
+            if site is not None:
+                check_site(formula, data, site)
+            sound.append(formula)
+        except HypsError as error:
+            _LOG.error("%s", error)
+            failed.append(formula)
+    wanted = list[str]()
+    for text in posthoc if sound else ():
+        try:
+            parse_comparison(text)
+            wanted.append(text)
+        except UsageError as error:
+            _LOG.error("%s", error)
+            failed.append(f"--posthoc {text}")
+    _warn_of_codes(data, sound)
+    fitted = list[ModelTables]()
+    for formula in sound:
+        try:
+            fitted.append(fit_model(frame, formula, controls, site, wanted))
+        except HypsError as error:
+            _LOG.error("%s", error)
+            failed.append(formula)
+            continue
+        if not fitted[-1].models["estimate"].notna().any():
+            _LOG.error("Model '%s' could not be fitted to any measure.", formula)
+            failed.append(formula)
+    result = ModelTables(*(_joined(fitted, name) for name in ("models", "posthoc", "harmonized")))
+    for text in wanted if fitted else ():
+        if result.posthoc.empty or (text != ALL and not (result.posthoc["posthoc"] == text).any()):
+            _LOG.error("--posthoc %s: no model was fitted that has such variables.", text)
+            failed.append(f"--posthoc {text}")
+    return replace(result, failed=tuple(failed))
+
+
+def _joined(fitted: Sequence[ModelTables], name: str) -> pd.DataFrame:
+    tables = [getattr(tables, name) for tables in fitted]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def fit_models(
+    frame: pd.DataFrame,
+    formulas: Sequence[str],
+    controls: tuple[str, str] | None = None,
+    site: str | None = None,
+) -> pd.DataFrame:
+    """Fit each formula to each region, and stop at the first that is refused.
+
+    See :func:`fit_formulas` for the parameters.
 
     Returns
     -------
-    Fitted
-        The table of models is tidy, with the columns
-        :data:`~hyps_bids.outputs.columns.LINEAR_MODEL_COLUMNS`. A model that cannot be fitted has
-        one row per measure that says why.
+    pandas.DataFrame
+        :attr:`ModelTables.models`. A model that cannot be fitted has one row per measure that says
+        why.
 
     Raises
     ------
@@ -85,88 +147,136 @@ def fit_formulas(
         If a formula cannot be understood, or names columns that do not exist or that have mistyped
         numbers.
     """
+    tables = [fit_model(frame, formula, controls, site).models for formula in formulas]
+    return pd.concat(tables, ignore_index=True)
+
+
+def fit_model(
+    frame: pd.DataFrame,
+    formula: str,
+    controls: tuple[str, str] | None = None,
+    site: str | None = None,
+    posthoc: Sequence[str] = (),
+) -> ModelTables:
+    """Fit one formula to each region; :func:`fit_formulas` describes the parameters.
+
+    Raises
+    ------
+    UsageError
+        If the formula or a value of `posthoc` cannot be understood, or names columns that do not
+        exist or that have mistyped numbers.
+    """
+    data = _with_aliases(frame)
+    name, measures = find_measures(formula, data)
+    _LOG.info("Model '%s': fitting %d measures", formula, len(measures))
+    ready = Harmonized(data, formula)
+    if site is not None:
+        check_site(formula, data, site)
+        ready = harmonize_measures(formula, data, name, measures, site, controls)
+    rows, compared, reasons = list[Row](), list[Row](), dict[str, None]()
+    for measure in measures:
+        design, fit, about = _fit_measure(ready, name, measure, controls)
+        about |= {"model": formula, "harmonized": site if ready.columns else None}
+        if design is None or fit is None:
+            rows.append(about)
+            continue
+        rows += [about | r for r in coefficient_rows(design, fit) if r["term"] != ready.term]
+        comparisons, impossible = find_comparisons(design, posthoc, exclude=site)
+        reasons |= dict.fromkeys(impossible)
+        for comparison in comparisons:
+            try:
+                compared += [about | row for row in comparison_rows(design, fit, comparison)]
+            except CannotFit as why:
+                reasons[str(why)] = None
+    for reason in reasons:
+        _LOG.warning("Model '%s', %s", formula, reason)
+    models = pd.DataFrame(rows, columns=list(LINEAR_MODEL_COLUMNS))
+    models["p_fdr"] = _adjusted(models[models["term"] != "Intercept"], ["term", "coefficient"])
+    table = pd.DataFrame(compared, columns=list(POSTHOC_COLUMNS))
+    table["p_fdr"] = _adjusted(table, ["posthoc", "by", "kind", "contrast"])
+    _log_result(formula, models)
+    harmonized = pd.DataFrame() if site is None else harmonized_table(formula, ready, site)
+    return ModelTables(models, table, harmonized)
+
+
+def _with_aliases(frame: pd.DataFrame) -> pd.DataFrame:
     aliases = {
         short: frame[name]
         for short, name in _ALIASES.items()
         if short not in frame and name in frame
     }
-    data = frame.assign(**aliases)
-    # All formulas are checked first, because mixed models of thousands of scans take minutes.
-    plans = [(formula, *find_measures(formula, data)) for formula in formulas]
-    if site is not None:
-        for formula in formulas:
-            check_site(formula, data, site)
-    tables, volumes = [], [pd.DataFrame()]
-    for formula, name, measures in plans:
-        _LOG.info("Model '%s': fitting %d measures", formula, len(measures))
-        ready = Harmonized(data, formula)
-        if site is not None:
-            ready = harmonize_measures(formula, data, name, measures, site, controls)
-            volumes.append(harmonized_table(formula, ready, site))
-        rows = _fit_measures(formula, ready, name, measures, controls, site)
-        table = pd.DataFrame(list(rows), columns=list(LINEAR_MODEL_COLUMNS))
-        table["p_fdr"] = _adjusted(table)
-        tables.append(table)
-        _log_result(formula, table)
-    return Fitted(
-        pd.concat(tables, ignore_index=True),
-        pd.concat(volumes, ignore_index=True),
-    )
+    return frame.assign(**aliases)
 
 
-def _fit_measures(
-    formula: str,
-    ready: Harmonized,
-    name: str,
-    measures: Sequence[str],
-    controls: tuple[str, str] | None,
-    site: str | None,
-) -> Iterator[Row]:
+def _fit_measure(
+    ready: Harmonized, name: str, measure: str, controls: tuple[str, str] | None
+) -> tuple[Design | None, Fit | None, Row]:
+    """Return design and fit, if there is one, and what all rows of the measure say."""
+    try:
+        _, side, part = split_column(measure)
+    except ValueError:
+        side = part = ""
     data = ready.data
-    n_scans = int(data["scan"].notna().sum())
     variables = sorted(formula_variables(ready.formula, data.columns) - {"participant_id"})
-    for measure in measures:
-        try:
-            _, side, part = split_column(measure)
-        except ValueError:
-            side = part = ""
-        done = data[data["status"] == "done"].assign(**{name: data[measure]})
-        used = done[["participant_id", *variables]].dropna()
-        subjects = used["participant_id"].to_numpy()
-        try:
-            if ready.problem:
-                raise CannotFit(ready.problem)
-            design = build_design(ready.formula, used, name, controls)
-            subjects = design.subjects
-            fit = fit_design(design)
-            about: Row = {
-                "method": fit.method,
-                "converged": fit.converged,
-                "warnings": "; ".join([*ready.warnings, *design.warnings, *fit.warnings]) or None,
-            }
-            rows = [about | r for r in coefficient_rows(design, fit) if r["term"] != ready.term]
-        except CannotFit as why:
-            rows = [{"converged": False, "warnings": f"not fitted: {why}"}]
-        common: Row = {
-            "model": formula,
-            "measure": measure,
-            "side": side or None,
-            "part": part or None,
-            "harmonized": site if ready.columns else None,
-            "n_scans": len(subjects),
-            "n_subjects": len(np.unique(subjects)),
-            "n_left_out": n_scans - len(subjects),
+    done = data[data["status"] == "done"].assign(**{name: data[measure]})
+    used = done[["participant_id", *variables]].dropna()
+    subjects = used["participant_id"].to_numpy()
+    design = fit = None
+    about: Row
+    try:
+        if ready.problem:
+            raise CannotFit(ready.problem)
+        design = build_design(ready.formula, used, name, controls)
+        subjects = design.subjects
+        fit = fit_design(design)
+        about = {
+            "method": fit.method,
+            "converged": fit.converged,
+            "warnings": "; ".join([*ready.warnings, *design.warnings, *fit.warnings]) or None,
         }
-        yield from (common | row for row in rows)
+    except CannotFit as why:
+        about = {"converged": False, "warnings": f"not fitted: {why}"}
+    about |= {
+        "measure": measure,
+        "side": side or None,
+        "part": part or None,
+        "n_scans": len(subjects),
+        "n_subjects": len(np.unique(subjects)),
+        "n_left_out": int(data["scan"].notna().sum()) - len(subjects),
+    }
+    return design, fit, about
 
 
-def _adjusted(table: pd.DataFrame) -> pd.Series:
-    """Adjust p-values over measures, separately for each coefficient."""
+def _warn_of_codes(data: pd.DataFrame, formulas: Sequence[str]) -> None:
+    """Name the columns of numbers that are fitted as straight lines, but look like groups."""
+    names = {name for formula in formulas for name in parse_formula(formula, frozenset(data)).plain}
+    done = data[data["status"] == "done"]
+    codes = [
+        name
+        for name in sorted(names & set(data))
+        if pd.api.types.is_numeric_dtype(data[name])
+        and looks_like_codes(done[name], done["participant_id"])
+    ]
+    if codes:
+        _LOG.warning(
+            "The models fit a straight line through the numbers of these columns: %s. If they are "
+            "codes of groups, write C(%s) in the formula.",
+            "; ".join(f"{name} ({_codes(done[name])})" for name in codes),
+            codes[0],
+        )
+
+
+def _codes(values: pd.Series) -> str:
+    return join_names(f"{code:g}" for code in sorted(values.dropna().unique()))
+
+
+def _adjusted(table: pd.DataFrame, columns: list[str]) -> pd.Series:
+    """Adjust p-values over measures, separately for each value of the columns."""
     from scipy.stats import false_discovery_control
 
-    tests = table[table["term"] != "Intercept"].dropna(subset="p").astype({"p": "float64"})
-    adjusted = tests.groupby(["term", "coefficient"])["p"].transform(false_discovery_control)
-    return adjusted.reindex(table.index)
+    tests = table.dropna(subset="p").astype({"p": "float64"})
+    groups = tests.groupby(columns, dropna=False)["p"]
+    return groups.transform(false_discovery_control)
 
 
 def _log_result(formula: str, table: pd.DataFrame) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +17,27 @@ from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import add_missing_scans, report_gone, select_scans
 from hyps_bids.cohort.wide import STATUS, build_wide_table
-from hyps_bids.errors import MissingInput
+from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import (
     CHANGE_COLUMNS,
     HARMONIZED_COLUMNS,
     KEYS,
     LINEAR_MODEL_COLUMNS,
+    POSTHOC_COLUMNS,
     ColumnDescription,
     described,
     table_columns,
 )
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.reading import CHANGE, HARMONIZED, LINEAR_MODELS, WIDE, read_wide
+from hyps_bids.outputs.reading import (
+    CHANGE,
+    HARMONIZED,
+    LINEAR_MODELS,
+    POSTHOC,
+    WIDE,
+    read_wide,
+)
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
@@ -45,10 +54,13 @@ class GroupTables:
         The wide table.
     complete : bool
         Whether all folders and files of the participant level could be read.
+    failed_models : tuple of str
+        Formulas that could not be fitted, and values of ``--posthoc`` that no formula allows.
     """
 
     wide: pd.DataFrame
     complete: bool
+    failed_models: tuple[str, ...] = ()
 
 
 def write_group_tables(settings: Settings) -> GroupTables:
@@ -64,7 +76,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
     MissingInput
         If there are no outputs of the participant level.
     UsageError
-        If ``settings.controls`` or a model names something that does not exist.
+        If ``settings.controls`` names something that does not exist.
     HypsError
         Any error of :func:`hyps_bids.cohort.selection.select_scans`.
     """
@@ -87,8 +99,8 @@ def write_group_tables(settings: Settings) -> GroupTables:
     _warn_of_mixture(gathered.provenance)
     metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
     wide, columns = build_wide_table(gathered, qc, metadata, settings)
-    # Models of an earlier table must not stay beside this one, even if a formula is wrong.
-    for kind in (LINEAR_MODELS, HARMONIZED):
+    # Models of an earlier table must not stay beside this one, whatever happens to the new ones.
+    for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED):
         _write(output, kind, pd.DataFrame(), {}, optional=True)
     _write(output, WIDE, wide, columns)
     change = longitudinal.annual_change(wide[wide["status"] == "done"])
@@ -96,14 +108,17 @@ def write_group_tables(settings: Settings) -> GroupTables:
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", format_count(len(qc), "scan"), counts)
     # The models come last, so that a wrong formula does not prevent the other tables.
+    failed: tuple[str, ...] = ()
     if settings.model:
         controls = parse_controls(settings.controls) if settings.controls else None
         site = settings.site if settings.harmonize else None
-        fitted = statistics.fit_formulas(wide, settings.model, controls, site)
-        _write(output, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
+        fitted = statistics.fit_formulas(wide, settings.model, controls, site, settings.posthoc)
         harmonized = columns | described(HARMONIZED_COLUMNS)
+        _write(output, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
+        _write(output, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)
         _write(output, HARMONIZED, fitted.harmonized, harmonized, optional=True)
-    return GroupTables(read_wide(output), complete=not gathered.unreadable)
+        failed = fitted.failed
+    return GroupTables(read_wide(output), not gathered.unreadable, failed)
 
 
 def _named_columns(settings: Settings) -> list[str]:
@@ -113,7 +128,9 @@ def _named_columns(settings: Settings) -> list[str]:
         if text and "=" in text:
             names.append(text.partition("=")[0])
     for formula in settings.model:
-        names += sorted(formula_variables(formula))
+        # A formula that cannot be understood is reported when the others are fitted.
+        with suppress(UsageError):
+            names += sorted(formula_variables(formula))
     return [name for name in names if name]
 
 

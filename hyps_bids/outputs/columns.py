@@ -91,7 +91,8 @@ LINEAR_MODEL_COLUMNS = {
     "term": "Term of the formula.",
     "coefficient": "Column of the design matrix: NAME[T.LEVEL] compares LEVEL with the reference "
     "level. '(all)' is the joint test of a term that has several coefficients.",
-    "reference": "Level that a coefficient compares with.",
+    "reference": "Level, or mean of levels, with which the coefficient of a categorical variable "
+    "compares; NAME=LEVEL in interactions. n/a for numbers, and for the mean of a level itself.",
     "estimate": "Coefficient, in units of the measure.",
     "se": "Standard error of the coefficient.",
     "ci_low": "Lower end of the 95 % confidence interval of the coefficient.",
@@ -135,6 +136,44 @@ CHANGE_COLUMNS = {
     "mm3_per_year_se": "Standard error of the slope; n/a with two scans.",
     "percent_per_year": "Slope in percent of baseline_mm3, per year.",
     "remarks": "Reason why there is no slope.",
+}
+
+#: Column of the table of comparisons after linear models → description
+POSTHOC_COLUMNS = {
+    "model": "The formula.",
+    "method": LINEAR_MODEL_COLUMNS["method"],
+    "measure": "Column of the wide table that was modeled.",
+    "side": "L, R or bilateral.",
+    "part": "Part of the hippocampus.",
+    "posthoc": "What was compared, as given to --posthoc.",
+    "by": "Level within which the rows are compared.",
+    "interacts_with": "Variables that interact with the compared ones, over which the row "
+    "averages or at whose mean it is: the rows may differ between their values.",
+    "kind": "mean: estimated marginal mean, with all combinations of the other categorical "
+    "variables' levels (and of those with two values) weighted equally and other numbers at their "
+    "mean. slope: change per unit of a number, near its mean and averaged in the same way. "
+    "mean_difference and slope_difference: the first minus the second.",
+    "contrast": "Level of the variables, joined by colons, or the two that are subtracted.",
+    "estimate": "Mean, slope or difference, in units of what stands before ~.",
+    "se": "Standard error of the estimate.",
+    "ci_low": "Lower end of the 95 % confidence interval, not adjusted for their number.",
+    "ci_high": "Upper end of the 95 % confidence interval, not adjusted for their number.",
+    "statistic": "t. n/a for means, because zero is no hypothesis about them.",
+    "df": "Degrees of freedom of t.",
+    "p": "Two-sided p-value, not adjusted.",
+    "p_adjusted": "p adjusted by Tukey's method for all differences between the n_compared means "
+    "or slopes.",
+    "p_holm": "p adjusted by Holm's method for the same differences.",
+    "p_fdr": "p adjusted over all measures of the model for this row (Benjamini-Hochberg).",
+    "effect": "Difference / residual SD (d); for slopes per SD of the number.",
+    "effect_low": "Lower end of the 95 % confidence interval of the effect size.",
+    "effect_high": "Upper end of the 95 % confidence interval of the effect size.",
+    "effect_kind": "d or d_per_sd.",
+    "n_compared": "Number of means or slopes whose differences are one family.",
+    "n_scans": "Number of scans used.",
+    "n_subjects": "Number of subjects with these scans.",
+    "converged": "Whether the fit ended as it should.",
+    "warnings": "Warnings of the fit.",
 }
 
 

@@ -11,10 +11,11 @@ import pandas as pd
 from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.outputs.names import group_path
 
-#: Kinds of group tables: one row per scan, change over time, linear models.
+#: Kinds of group tables: one row per scan, change over time, linear models, comparisons after them.
 WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
 #: Measures harmonized by site, as they were used in linear models.
 HARMONIZED = "desc-harmonized_morph"
+POSTHOC = "desc-posthoc_morph"
 
 
 def load_json(path: Path) -> Any:

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hyps_bids.app import _analyze
+from hyps_bids.cohort.tables import write_group_tables
 from hyps_bids.errors import MissingInput, NothingMatches, UsageError
 from hyps_bids.outputs.columns import KEYS, MORPH_COLUMNS, qc_columns, table_columns
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.labels import label_table
-from hyps_bids.outputs.names import group_path
-from hyps_bids.outputs.reading import WIDE, read_wide
+from hyps_bids.outputs.names import group_path, sidecar_path
+from hyps_bids.outputs.reading import POSTHOC, WIDE, read_wide
 from tests.raising import raises
 
 LONGITUDINAL, MODELS = "desc-longitudinal_morph", "desc-models_morph"
@@ -213,11 +215,40 @@ def test_models(study: Any) -> None:
     assert table["model"].unique().tolist() == list(formulas)
     assert set(table["method"]) == {"mixed"}
     assert "group[T.well]" in set(table["coefficient"])
+
+
+def test_failing_models_stop_neither_each_other_nor_other_tables(
+    study: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    made_cohort(study, 6)
+    good, wrong = "volume_mm3_L_whole ~ group", ("volume ~ nonsense", "volume ~ age +")
+    settings = study.settings(model=(wrong[0], good, wrong[1]), posthoc=("group",))
+    assert set(write_group_tables(settings).failed_models) == {*wrong}
+    assert study.group_table(MODELS)["model"].unique().tolist() == [good]
+    assert set(study.group_table(POSTHOC)["kind"]) == {"mean", "mean_difference"}
+    assert set(study.group_sidecar(POSTHOC)) == set(study.group_table(POSTHOC))
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [text for text in errors if "nonsense" in text]
+    assert [text for text in errors if "age +" in text]
     # Models of an earlier table do not stay beside a new one, even if its formula is wrong.
-    with pytest.raises(UsageError):
-        study.write_tables(model=("volume ~ nonsense",))
+    assert write_group_tables(study.settings(model=wrong[:1])).failed_models == wrong[:1]
     assert group_path(study.output, WIDE).exists()
-    assert not group_path(study.output, MODELS).exists()
+    for kind in (MODELS, POSTHOC):
+        assert not group_path(study.output, kind).exists()
+        assert not sidecar_path(group_path(study.output, kind)).exists()
+
+
+def test_a_model_that_cannot_be_fitted_ends_with_1(study: Any) -> None:
+    made_cohort(study, 3)
+    participants = study.raw / "participants.tsv"
+    rows = participants.read_text().splitlines()
+    constant = [rows[0] + "\tconstant", *(row + "\t1" for row in rows[1:])]
+    participants.write_text("\n".join(constant) + "\n")
+    settings = study.settings(model=("volume_mm3_L_whole ~ constant",))
+    assert _analyze(settings) == 1
+    table = study.group_table(MODELS)
+    assert table["warnings"].str.contains("constant is 1").all()
+    assert _analyze(study.settings(model=("volume_mm3_L_whole ~ 1",))) == 0
 
 
 @pytest.mark.parametrize(
@@ -226,7 +257,6 @@ def test_models(study: Any) -> None:
         ({"controls": "diagnosis=CN"}, "controls-column-unknown", ("diagnosis", "group")),
         ({"controls": "group=CN"}, "controls-level-unknown", ("group", "ill, well")),
         ({"controls": "group"}, "controls-syntax", ("COLUMN=LEVEL",)),
-        ({"model": ("volume ~ diagnosis",)}, "formula-column-unknown", ("diagnosis", "group")),
     ],
 )
 def test_wrong_names(

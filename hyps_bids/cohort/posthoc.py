@@ -1,0 +1,297 @@
+"""Marginal means, slopes and their pairwise comparisons after a linear model, as in R's emmeans.
+
+A *reference grid* has all combinations of the levels of categorical variables, and of variables
+with two values, with other numbers at their mean. A marginal mean is the average of the predictions
+on this grid, so each level of the other variables has the same weight (Searle, Speed and Milliken
+1980, The American Statistician 34:216, https://doi.org/10.1080/00031305.1980.10483031). A slope is
+the difference of such predictions near the mean of a number, per unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.cohort.design import CannotFit, Design
+from hyps_bids.cohort.models import Fit, Row
+from hyps_bids.errors import UsageError
+from hyps_bids.messages import suggest_names
+
+ALL = "all"
+_LEVEL = 0.95
+#: Combinations of levels above which the reference grid would not fit into memory.
+_LARGEST_GRID = 200_000
+#: Part of the range of a number over which its slope is measured, as in emmeans.
+_STEP = 0.001
+#: A noncentral t distribution this far out takes SciPy very long; such a fit is perfect.
+_FARTHEST = 1e4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare after a model.
+
+    Attributes
+    ----------
+    text : str
+        As the user wrote it, such as ``diagnosis:sex``.
+    variables : tuple of str
+        Their levels are compared; a number among them asks for slopes.
+    by : tuple of str
+        Comparisons stay within each level of these.
+    """
+
+    text: str
+    variables: tuple[str, ...]
+    by: tuple[str, ...] = ()
+
+
+def parse_comparison(text: str) -> Comparison:
+    """Read a value of ``--posthoc``.
+
+    Raises
+    ------
+    UsageError
+        If a name is missing.
+
+    Examples
+    --------
+    >>> parse_comparison("diagnosis:time | sex")
+    Comparison(text='diagnosis:time | sex', variables=('diagnosis', 'time'), by=('sex',))
+    """
+    left, bar, right = text.partition("|")
+    variables, by = ([name.strip(" `") for name in side.split(":")] for side in (left, right))
+    if not all(variables) or (bar and not all(by)):
+        raise UsageError(
+            f"--posthoc {text}: write names of variables joined by a colon, such as diagnosis:sex, "
+            "and after a bar those within whose levels to compare, such as diagnosis|sex.",
+            code="posthoc-syntax",
+        )
+    return Comparison(text, tuple(variables), tuple(by) if bar else ())
+
+
+def find_comparisons(
+    design: Design, wanted: Sequence[str], exclude: str | None = None
+) -> tuple[list[Comparison], list[str]]:
+    """Choose the comparisons that a model allows; `wanted` is known to be well-formed.
+
+    ``all`` stands for each categorical variable, and for each interaction of categorical variables
+    with each other or with one number, without the variable to `exclude`.
+
+    Returns
+    -------
+    list of Comparison
+        Those that are possible.
+    list of str
+        Reasons why others are not.
+    """
+    found: list[Comparison] = []
+    reasons: list[str] = []
+    if wanted and not _is_function_of_rows(design):
+        return [], [
+            "--posthoc: a function in the formula depends on the other scans, as age.mean() does. "
+            "Write center(NAME), scale(NAME) or poly(NAME, 2), which remember their values."
+        ]
+    for text in wanted:
+        if text == ALL:
+            every = _every_comparison(design)
+            found += [one for one in every if exclude not in one.variables]
+            continue
+        comparison = parse_comparison(text)
+        if reason := _impossible(comparison, design):
+            reasons.append(f"--posthoc {text}: {reason}")
+        else:
+            found.append(comparison)
+    return list(dict.fromkeys(found)), reasons
+
+
+def _is_function_of_rows(design: Design) -> bool:
+    """Check that each row of the matrix can be computed from its own variables alone."""
+    rows = [0, len(design.matrix) - 1]
+    alone = [design.matrix_at(design.variables.iloc[[row]])[0] for row in rows]
+    return np.allclose(alone / design.scales, design.matrix[rows] / design.scales)
+
+
+def _every_comparison(design: Design) -> list[Comparison]:
+    assert design.parsed is not None
+    names = [str(name) for name in design.variables if _is_categorical(design, str(name))]
+    for term in design.parsed.formula.rhs:
+        variables = design.parsed.variables_of(term)
+        numbers = [name for name in variables if not _is_categorical(design, name)]
+        if len(variables) == len(term.factors) > 1 and len(numbers) <= 1:
+            names.append(":".join(variables))
+    return [parse_comparison(text) for text in names]
+
+
+def _impossible(comparison: Comparison, design: Design) -> str | None:
+    names = (*comparison.variables, *comparison.by)
+    unknown = [name for name in names if name not in design.variables]
+    if unknown:
+        return (
+            f"{', '.join(unknown)} is no variable after ~ of this formula. Choose from "
+            f"{suggest_names(unknown, list(design.variables))}."
+        )
+    if len(set(names)) < len(names):
+        return "a variable is named twice."
+    numbers = [name for name in names if not _is_categorical(design, name)]
+    if set(numbers) & set(comparison.by):
+        return f"{numbers[0]} is a number and has no levels. Write C({numbers[0]}) in the formula."
+    if len(numbers) > 1:
+        return f"{' and '.join(numbers)} are numbers; name one of them for its slopes."
+    return None
+
+
+def _is_categorical(design: Design, name: str) -> bool:
+    return isinstance(design.variables[name].dtype, pd.CategoricalDtype)
+
+
+def comparison_rows(design: Design, fit: Fit, comparison: Comparison) -> Iterator[Row]:
+    """Estimate the means or slopes of a comparison, and all differences between two of them.
+
+    Parameters
+    ----------
+    design : Design
+        As it was fitted.
+    fit : Fit
+        Estimates with their covariance.
+    comparison : Comparison
+        One of those that :func:`find_comparisons` has found.
+
+    Yields
+    ------
+    dict
+        Values of some of the columns :data:`~hyps_bids.outputs.columns.POSTHOC_COLUMNS`.
+    """
+    numbers = [name for name in comparison.variables if not _is_categorical(design, name)]
+    slope_of = numbers[0] if numbers else None
+    kind = "slope" if slope_of else "mean"
+    groups = [*comparison.by, *(name for name in comparison.variables if name != slope_of)]
+    weights = _weights(design, groups, slope_of)
+    families: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+    for levels, weight in weights.items():
+        outer, inner = levels[: len(comparison.by)], levels[len(comparison.by) :]
+        families.setdefault(outer, {})[":".join(inner) or str(slope_of)] = weight
+    for outer, family in families.items():
+        by = ", ".join(f"{name}={level}" for name, level in zip(comparison.by, outer, strict=True))
+        about: Row = {
+            "posthoc": comparison.text,
+            "by": by or None,
+            "interacts_with": _interacting(design, comparison) or None,
+            "n_compared": len(family),
+        }
+        for name, row in zip(family, _tests(np.array([*family.values()]), fit), strict=True):
+            # Whether a mean volume is zero is no question.
+            tests = row if slope_of else row | {"statistic": None, "p": None}
+            yield about | {"kind": kind, "contrast": name} | tests
+        for row in _differences(family, fit):
+            yield about | {"kind": f"{kind}_difference"} | row | _effect(design, fit, row, slope_of)
+
+
+def _interacting(design: Design, comparison: Comparison) -> str:
+    """Name the variables that interact with the compared ones, but are not compared."""
+    assert design.parsed is not None
+    named = {*comparison.variables, *comparison.by}
+    terms = [design.parsed.variables_of(term) for term in design.parsed.formula.rhs]
+    others = [name for term in terms if named & {*term} for name in term if name not in named]
+    return ", ".join(dict.fromkeys(others))
+
+
+def _weights(
+    design: Design, groups: Sequence[str], slope_of: str | None
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Return the weight of each coefficient in the mean or slope of each combination of levels."""
+    values: dict[str, list[object]] = {}
+    for name, column in design.variables.items():
+        distinct = sorted(column.unique()) if not _is_categorical(design, str(name)) else []
+        if _is_categorical(design, str(name)):
+            values[str(name)] = list(column.cat.categories)
+        elif len(distinct) == 2 and name != slope_of:
+            values[str(name)] = distinct
+        else:
+            values[str(name)] = [float(column.mean())]
+    if math.prod(map(len, values.values())) > _LARGEST_GRID:
+        raise CannotFit("--posthoc: the variables have too many combinations of levels")
+    grid = pd.DataFrame(list(product(*values.values())), columns=list(values))
+    for name in grid:
+        grid[name] = grid[name].astype(design.variables[name].dtype)
+    if slope_of is None:
+        rows = design.matrix_at(grid)
+    else:
+        step = _STEP * float(np.ptp(design.variables[slope_of]))
+        center = grid[slope_of].astype("float64")
+        after = design.matrix_at(grid.assign(**{slope_of: center + step / 2}))
+        before = design.matrix_at(grid.assign(**{slope_of: center - step / 2}))
+        rows = (after - before) / step
+    keys = [tuple(map(str, key)) for key in grid[list(groups)].itertuples(index=False, name=None)]
+    return {key: rows[[other == key for other in keys]].mean(axis=0) for key in dict.fromkeys(keys)}
+
+
+def _tests(contrasts: np.ndarray, fit: Fit) -> list[Row]:
+    """Estimate contrasts, the rows of (contrasts, coefficients), with t-tests against zero."""
+    from scipy import stats
+
+    estimates, df = contrasts @ fit.estimate, fit.freedom(contrasts)
+    errors = np.sqrt(np.einsum("ij,jk,ik->i", contrasts, fit.covariance, contrasts))
+    statistics = estimates / errors
+    width = stats.t.ppf((1 + _LEVEL) / 2, df) * errors
+    return pd.DataFrame(
+        {
+            "estimate": estimates,
+            "se": errors,
+            "ci_low": estimates - width,
+            "ci_high": estimates + width,
+            "statistic": statistics,
+            "df": df,
+            "p": 2 * stats.t.sf(np.abs(statistics), df),
+        }
+    ).to_dict("records")
+
+
+def _differences(family: dict[str, np.ndarray], fit: Fit) -> list[Row]:
+    """Compare all pairs of a family, and adjust the p-values for their number.
+
+    Tukey's method, with the studentized range, is exact for independent groups of the same size
+    and conservative for others (Hayter 1984, Annals of Statistics 12:61). Holm's holds always.
+    """
+    from scipy.stats import studentized_range
+    from statsmodels.stats.multitest import multipletests
+
+    pairs = list(combinations(family, 2))
+    if not pairs:
+        return []
+    rows = _tests(np.array([family[a] - family[b] for a, b in pairs]), fit)
+    statistic, df, p = (np.array([row[key] for row in rows]) for key in ("statistic", "df", "p"))
+    is_known = np.isfinite(p)
+    holm, tukey = p.copy(), p.copy()
+    if len(pairs) > 1 and is_known.all():
+        holm = multipletests(p, method="holm")[1]
+        tukey = studentized_range.sf(np.sqrt(2) * np.abs(statistic), len(family), df)
+    return [
+        {"contrast": f"{a} - {b}"} | row | {"p_adjusted": adjusted, "p_holm": other}
+        for (a, b), row, adjusted, other in zip(pairs, rows, tukey, holm, strict=True)
+    ]
+
+
+def _effect(design: Design, fit: Fit, row: Row, slope_of: str | None) -> Row:
+    """Divide a difference by the residual standard deviation; slopes are per SD of the number."""
+    from scipy.special import nctdtrinc
+
+    scale = float(design.variables[slope_of].std(ddof=1)) if slope_of else 1.0
+    scale /= fit.sd
+    low, high = row["ci_low"] * scale, row["ci_high"] * scale
+    if fit.method == "ols":
+        # The estimate and the SD are both uncertain.
+        known = row["statistic"] if abs(row["statistic"]) < _FARTHEST else np.nan
+        ends = nctdtrinc(row["df"], ((1 + _LEVEL) / 2, (1 - _LEVEL) / 2), known)
+        low, high = ends * row["se"] * scale
+    return {
+        "effect": row["estimate"] * scale,
+        "effect_low": low,
+        "effect_high": high,
+        "effect_kind": "d_per_sd" if slope_of else "d",
+    }
