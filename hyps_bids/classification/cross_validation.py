@@ -27,9 +27,10 @@ from threadpoolctl import ThreadpoolController
 
 from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects, mean_by_subject
 from hyps_bids.classification.estimators import ESTIMATORS, Estimator, Params, Split
-from hyps_bids.classification.features import Schema
+from hyps_bids.classification.features import COUNT_SUBJECTS, Schema
 from hyps_bids.classification.metrics import metrics
 from hyps_bids.classification.threshold import Rule, call_classes, choose_cuts
+from hyps_bids.classification.weights import equal_rows
 
 #: Name of the estimator that the inner cross-validation chooses.
 SELECTED = "selected"
@@ -188,16 +189,17 @@ def fit_each(
     """Fit estimators with the settings that were chosen for them on a whole training set."""
     splits = _inner_splits(data, train, seed)
     rows = data.scans_of(train)
-    y = data.label[data.subject[rows]]
+    subject = data.subject[rows]
+    y = data.label[subject]
     out = []
     with _single_threaded():
         folds = _prepared_folds(data, preprocessing, rows, splits) if rule == "youden" else []
-        prepare = clone(preprocessing)
-        known = prepare.fit_transform(data.matrix[rows], y)
+        prepare = _prepare(preprocessing, data.matrix[rows], subject)
+        known = prepare.transform(data.matrix[rows])
         for one in tuned:
             estimator = ESTIMATORS[one.estimator]
             classifier = estimator.final(one.params, seed, splits)
-            _fit(classifier, known, y)
+            _fit(estimator, classifier, known, y, subject)
             if estimator.calibrated:
                 # A stored model must not hold the positions of its training scans.
                 classifier.cv = None
@@ -206,7 +208,7 @@ def fit_each(
             if folds and estimator.name != _DUMMY and len(data.classes) == 2:
                 scores = _out_of_fold(data, estimator, one.params, rows, folds, seed)
                 scores = estimator.probability(classifier, scores)
-                scores = mean_by_subject(scores, data.subject[rows], len(data.ids))[train]
+                scores = mean_by_subject(scores, subject, len(data.ids))[train]
             cuts = choose_cuts(rule, data.label[train], scores, len(data.classes))
             out.append(replace(one, model=model, cuts=cuts))
     return out
@@ -344,6 +346,7 @@ class _PreparedFold:
 
     known: Array
     label: Ints
+    subject: Ints
     new: Array
     test: Ints
 
@@ -351,14 +354,22 @@ class _PreparedFold:
 def _prepared_folds(
     data: LabeledSubjects, preprocessing: Pipeline, rows: Ints, splits: Sequence[Split]
 ) -> list[_PreparedFold]:
-    y = data.label[data.subject[rows]]
+    matrix, subject = data.matrix[rows], data.subject[rows]
+    y = data.label[subject]
     out = []
     for train, test in splits:
-        prepare = clone(preprocessing)
-        known = prepare.fit_transform(data.matrix[rows[train]], y[train])
-        new = prepare.transform(data.matrix[rows[test]])
-        out.append(_PreparedFold(known, y[train], new, test))
+        prepare = _prepare(preprocessing, matrix[train], subject[train])
+        known, new = prepare.transform(matrix[train]), prepare.transform(matrix[test])
+        out.append(_PreparedFold(known, y[train], subject[train], new, test))
     return out
+
+
+def _prepare(preprocessing: Pipeline, matrix: Array, subject: Ints) -> Pipeline:
+    """Fit the preprocessing to scans so that each subject weighs the same."""
+    rows, each = equal_rows(subject)
+    steps = clone(preprocessing)
+    counting = [name for name in COUNT_SUBJECTS if name in steps.named_steps]
+    return steps.fit(matrix[rows], **{f"{name}__per_subject": each for name in counting})
 
 
 def _inner_auc(
@@ -390,7 +401,7 @@ def _out_of_fold(
     scores = np.full((len(rows), len(data.classes)), np.nan)
     for fold in folds:
         model = estimator.scorer(params, seed)
-        _fit(model, fold.known, fold.label)
+        _fit(estimator, model, fold.known, fold.label, fold.subject)
         scores[fold.test] = _class_scores(model, fold.new)
     return scores
 
@@ -402,11 +413,13 @@ def _class_scores(model: Pipeline, X: Array) -> Array:
     return np.column_stack([-scores, scores]) if scores.ndim == 1 else scores
 
 
-def _fit(model: ClassifierMixin | Pipeline, X: Array, y: Ints) -> None:
+def _fit(
+    estimator: Estimator, classifier: ClassifierMixin, X: Array, y: Ints, subject: Ints
+) -> None:
     with warnings.catch_warnings():
         # A poor point of the grid that does not converge loses in the search.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(X, y)
+        estimator.fit(classifier, X, y, subject)
 
 
 def _inner_splits(data: LabeledSubjects, train: Ints, seed: int) -> list[Split]:

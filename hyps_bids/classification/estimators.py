@@ -1,6 +1,7 @@
 """The classifiers to choose from, and the settings that the search tries.
 
-Stored models name `SelectShare` and `anova` by their path: do not move or rename them.
+Stored models name `WeightedPipeline`, `SelectShare` and `anova` by their path: do not move or
+rename them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from sklearn.feature_selection import SelectPercentile, f_classif
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
+
+from hyps_bids.classification.weights import equal_rows, scan_weights
+
+#: Estimators that count rows, in leaves for example, and so need the same number for each subject.
+_TREES = ("random_forest", "gradient_boosting")
 
 Params = dict[str, Any]
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -42,7 +48,7 @@ class Estimator:
         rest = {key: value for key, value in params.items() if key != "percentile"}
         if params.get("percentile", 100) < 100:
             steps.append(("select", SelectShare(anova, percentile=params["percentile"])))
-        return Pipeline([*steps, ("model", _model(self.name, rest, seed))])
+        return WeightedPipeline([*steps, ("model", _model(self.name, rest, seed))])
 
     def final(self, params: Params, seed: int, splits: Sequence[Split]) -> ClassifierMixin:
         """Make a classifier that gives probabilities; `splits` are the folds of its calibration."""
@@ -50,6 +56,27 @@ class Estimator:
         if not self.calibrated:
             return scorer
         return CalibratedClassifierCV(scorer, cv=list(splits), ensemble=False)
+
+    def fit(
+        self,
+        classifier: ClassifierMixin,
+        X: NDArray[np.float64],
+        y: NDArray[np.int64],
+        subject: NDArray[np.int64],
+    ) -> None:
+        """Fit a classifier so that each subject weighs the same; `subject` is that of each row."""
+        if self.name not in _TREES:
+            classifier.fit(X, y, sample_weight=scan_weights(subject))
+            return
+        rows, each = equal_rows(subject)
+        if self.name == "random_forest":
+            # Each tree draws as many rows as there are subjects.
+            classifier.set_params(model__max_samples=len(rows) // each)
+        else:
+            least = classifier.get_params()["model__min_samples_leaf"]
+            classifier.set_params(model__min_samples_leaf=least * each)
+        weight = None if each == 1 else np.full(len(rows), 1 / each)
+        classifier.fit(X[rows], y[rows], sample_weight=weight)
 
     def probability(
         self, classifier: ClassifierMixin, scores: NDArray[np.float64]
@@ -62,22 +89,71 @@ class Estimator:
         return np.column_stack([1 - first, first])
 
 
+class WeightedPipeline(Pipeline):
+    """A pipeline that hands the weights of rows to each of its steps."""
+
+    def fit(
+        self,
+        X: NDArray[np.float64],
+        y: NDArray[np.int64],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> WeightedPipeline:
+        """Fit all steps; without weights, each row weighs the same."""
+        if sample_weight is None:
+            return super().fit(X, y)
+        return super().fit(
+            X, y, **{f"{name}__sample_weight": sample_weight for name, _ in self.steps}
+        )
+
+
 class SelectShare(SelectPercentile):
     """Keep a percentage of the features, the best ones, and never fewer than one."""
+
+    def fit(
+        self,
+        X: NDArray[np.float64],
+        y: NDArray[np.int64],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> SelectShare:
+        """Score the features."""
+        super().fit(X, y)
+        if sample_weight is not None:
+            self.scores_ = anova(X, y, sample_weight)
+        return self
 
     def _get_support_mask(self) -> NDArray[np.bool_]:
         mask = np.asarray(super()._get_support_mask(), dtype=bool)
         return mask if mask.any() else self.scores_ == self.scores_.max()
 
 
-def anova(X: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Score features by the F statistic between classes; a constant feature has 0."""
+def anova(
+    X: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Score features by the F statistic between classes; a constant feature has 0.
+
+    The sum of the weights, if given, is the number of observations.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         varying = np.ptp(X, axis=0) > 0
         scores = np.zeros(X.shape[1])
         if varying.any():
-            scores[varying] = f_classif(X[:, varying], y)[0]
+            used = X[:, varying]
+            scores[varying] = (
+                f_classif(used, y)[0] if weight is None else _weighted_f(used, y, weight)
+            )
     return np.nan_to_num(scores, nan=0.0, posinf=np.finfo(float).max)
+
+
+def _weighted_f(
+    X: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    member = (y[:, None] == np.unique(y)).astype(float) * weight[:, None]
+    sizes = member.sum(axis=0)
+    means = member.T @ X / sizes[:, None]
+    between = sizes @ (means - sizes @ means / sizes.sum()) ** 2
+    within = weight @ (X - (member > 0).astype(float) @ means) ** 2
+    classes = len(sizes)
+    return np.asarray(between / (classes - 1) / (within / (sizes.sum() - classes)))
 
 
 def _grid(**values: Sequence[Any]) -> tuple[Params, ...]:
@@ -92,7 +168,7 @@ ESTIMATORS = {
     for one in (
         Estimator("logistic", _grid(C=(0.1, 1.0, 10.0), percentile=(100, 50))),
         Estimator("linear_svm", _grid(C=(0.001, 0.01, 0.1, 1.0), percentile=(100, 50)), True),
-        Estimator("rbf_svm", _grid(C=(0.3, 1.0, 10.0), gamma=(0.01, "scale")), True),
+        Estimator("rbf_svm", _grid(C=(0.3, 1.0, 10.0), gamma=(0.01, "auto")), True),
         Estimator("random_forest", _grid(min_samples_leaf=(10, 3, 1))),
         Estimator("gradient_boosting", _grid(max_leaf_nodes=(3, 8), learning_rate=(0.03, 0.1))),
         Estimator("dummy", ({},)),

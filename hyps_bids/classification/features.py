@@ -25,6 +25,9 @@ _CIRCULAR = re.compile(
     re.IGNORECASE,
 )
 
+#: Steps of the preprocessing that are fitted with ``per_subject``, the number of rows per subject.
+COUNT_SUBJECTS = ("harmonize", "icv")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:

@@ -26,7 +26,7 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
     The equations are in :mod:`hyps_bids.cohort.combat`. Effects of the design, age for example, are
     kept. `fit` ignores `y`: it never sees the diagnosis.
 
-    Rows without a site, and rows of a site that had fewer than 3 rows in fitting, stay as they
+    Rows without a site, and rows of a site that had fewer than 3 subjects in fitting, stay as they
     are. With fewer than 2 usable sites nothing is changed at all.
 
     `columns` and `design` are positions of columns; `site` is that of the column with the number
@@ -41,12 +41,12 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
         self.site = site
         self.design = design
 
-    def fit(self, X: Array, y: Any = None) -> SiteHarmonizer:
-        """Estimate the sites' shifts and scales from complete rows."""
+    def fit(self, X: Array, y: Any = None, per_subject: int = 1) -> SiteHarmonizer:
+        """Estimate the sites' shifts and scales from complete rows, some for each subject."""
         columns = list(self.columns)
         site = X[:, self.site]
         found, counts = np.unique(site[site >= 0], return_counts=True)
-        self.sites_ = found[counts >= FEWEST_AT_A_SITE]
+        self.sites_ = found[counts >= FEWEST_AT_A_SITE * per_subject]
         if len(self.sites_) < 2:
             self.sites_ = self.sites_[:0]
             return self
@@ -57,7 +57,8 @@ class SiteHarmonizer(TransformerMixin, BaseEstimator):
         self.mean_, self.slope_, sd = standardizing_model(
             values, member, design - self.design_mean_
         )
-        self.shift_, self.scale_ = site_effects((values - self._expected(X[rows])) / sd, member)
+        residual = (values - self._expected(X[rows])) / sd
+        self.shift_, self.scale_ = site_effects(residual, member, per_subject)
         # A constant column stays as it is.
         self.sd_ = np.where(np.isnan(sd), 1.0, sd)
         return self
@@ -97,10 +98,11 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
         self.icv = icv
         self.control = control
 
-    def fit(self, X: Array, y: Any = None) -> IcvAdjuster:
-        """Estimate one slope per column."""
+    def fit(self, X: Array, y: Any = None, per_subject: int = 1) -> IcvAdjuster:
+        """Estimate one slope per column from rows, some for each subject."""
         control = X[:, self.control] == 1
-        rows = control if control.sum() >= _FEWEST_CONTROLS else np.ones(len(X), dtype=bool)
+        enough = control.sum() >= _FEWEST_CONTROLS * per_subject
+        rows = control if enough else np.ones(len(X), dtype=bool)
         volumes, icv = X[rows][:, list(self.columns)], X[rows, self.icv]
         self.mean_ = icv.mean()
         centered = icv - self.mean_

@@ -25,6 +25,7 @@ CARD = "classifier.json"
 #: Types that a file may hold in addition to those that skops trusts; other types are refused.
 TRUSTED = (
     "hyps_bids.classification.estimators.SelectShare",
+    "hyps_bids.classification.estimators.WeightedPipeline",
     "hyps_bids.classification.estimators.anova",
     "hyps_bids.classification.harmonize.IcvAdjuster",
     "hyps_bids.classification.harmonize.SiteHarmonizer",

@@ -112,7 +112,7 @@ def standardizing_model(values: Array, member: Array, design: Array) -> tuple[Ar
     return mean, slopes[sites:], sd
 
 
-def site_effects(residual: Array, member: Array) -> tuple[Array, Array]:
+def site_effects(residual: Array, member: Array, per_subject: int = 1) -> tuple[Array, Array]:
     """Estimate shift and scale of each site by empirical Bayes.
 
     Parameters
@@ -122,6 +122,8 @@ def site_effects(residual: Array, member: Array) -> tuple[Array, Array]:
         missing value.
     member : ndarray of shape (scans, sites)
         1 where a scan is of a site.
+    per_subject : int
+        Number of rows of each subject, if they count together as one observation.
 
     Returns
     -------
@@ -134,10 +136,10 @@ def site_effects(residual: Array, member: Array) -> tuple[Array, Array]:
     known = np.isfinite(residual)
     for s in range(len(shift)):
         here = member[:, s] == 1
-        enough = known[here].sum(axis=0) >= FEWEST_AT_A_SITE
+        enough = known[here].sum(axis=0) >= FEWEST_AT_A_SITE * per_subject
         shift[s, known.any(axis=0) & ~enough] = np.nan
         if enough.any():
-            shift[s, enough], scale[s, enough] = _shrink(residual[here][:, enough])
+            shift[s, enough], scale[s, enough] = _shrink(residual[here][:, enough], per_subject)
     return shift, scale
 
 
@@ -180,13 +182,13 @@ def _with_intercepts(
     return expected * unit, float(np.sqrt(fit.scale)) * unit
 
 
-def _shrink(residual: Array) -> tuple[Array, Array]:
+def _shrink(residual: Array, per_subject: int) -> tuple[Array, Array]:
     """Estimate shift and scale of one site for each measure, with priors from its other measures.
 
     Johnson et al. 2007, supplement, equations 3.1 and 3.2.
     """
-    count = np.isfinite(residual).sum(axis=0)
-    shift, variance = np.nanmean(residual, axis=0), np.nanvar(residual, axis=0, ddof=1)
+    count = np.isfinite(residual).sum(axis=0) / per_subject
+    shift, variance = np.nanmean(residual, axis=0), np.nanvar(residual, axis=0, ddof=per_subject)
     measures = residual.shape[1]
     variance = np.where(variance > _CONSTANT, variance, 1.0)
     spread = variance.var(ddof=1) if measures > 1 else 0.0
@@ -202,7 +204,7 @@ def _shrink(residual: Array) -> tuple[Array, Array]:
         new_shift = (count * prior_variance * shift + new_variance * prior_shift) / (
             count * prior_variance + new_variance
         )
-        squares = np.nansum((residual - new_shift) ** 2, axis=0)
+        squares = np.nansum((residual - new_shift) ** 2, axis=0) / per_subject
         new_variance = (rate + squares / 2) / (count / 2 + shape - 1)
         change = np.abs(np.concatenate([new_shift, new_variance]) - old)
         if np.all(change <= 1e-4 * np.abs(old)):
