@@ -180,25 +180,20 @@ def test_the_cut_of_youden_is_chosen_on_the_probabilities_of_subjects_left_out(n
     found = search(data, schema.preprocessing(), estimator, train, 0, "youden")
     assert found.cuts is not None
     # scikit-learn predicts the same subjects by models that did not see them.
-    rows = np.arange(96)
-    splits = _inner_splits(data, train, 0)
+    steps = [("p", schema.preprocessing()), ("m", estimator.scorer(found.params, 0))]
+    first = -cross_val_predict(
+        Pipeline(steps),
+        *(data.matrix, data.label[data.subject]),
+        cv=_inner_splits(data, train, 0),
+        method="decision_function",
+        params={"m__sample_weight": np.full(96, 0.5)},
+    )
     if estimator.calibrated:
-        scores = cross_val_predict(
-            Pipeline([("p", schema.preprocessing()), ("m", estimator.scorer(found.params, 0))]),
-            *(data.matrix, data.label[data.subject]),
-            cv=splits,
-            method="decision_function",
-        )
         curve = found.model["classify"].calibrated_classifiers_[0].calibrators[0]
-        first = 1 - curve.predict(scores)
+        first = 1 - curve.predict(-first)
     else:
-        first = cross_val_predict(
-            Pipeline([("p", schema.preprocessing()), ("m", estimator.scorer(found.params, 0))]),
-            *(data.matrix, data.label[data.subject]),
-            cv=splits,
-            method="predict_proba",
-        )[:, 0]
-    mean = mean_by_subject(first, data.subject[rows], 48)
+        first = 1 / (1 + np.exp(-first))
+    mean = mean_by_subject(first, data.subject, 48)
     gain = [
         (mean[data.label == 0] > cut).mean() - (mean[data.label == 1] > cut).mean()
         for cut in (*np.unique(mean) - 1e-9, found.cuts[0])
