@@ -16,6 +16,7 @@ from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
+from hyps_bids.reports.group_methods import GROUP_METHODS, group_methods_markdown
 from hyps_bids.resources import available_memory_gb
 from hyps_bids.settings import Settings, check_combinations, unused_options
 from hyps_bids.workspace import name_run, start_log_file, work_folder
@@ -180,6 +181,8 @@ def _run_group_level(settings: Settings) -> int:
                 # Report what was done before the failure.
                 failure = error
         if is_main_process:
+            if not settings.reports_only:
+                _write_methods(settings)
             _report_group(settings, failure)
     if failure is not None:
         raise failure
@@ -206,6 +209,17 @@ def _analyze(settings: Settings) -> int:
 
         apply_classifier(settings.apply_classifier, tables.wide, settings.output_dir)
     return 1 if failed or tables.failed_models or not tables.complete else 0
+
+
+def _write_methods(settings: Settings) -> None:
+    """Write the methods text of the group level beside that of the participant level."""
+    path = settings.output_dir / GROUP_METHODS
+    text = group_methods_markdown(settings.output_dir)
+    if text:
+        write_text(path, text)
+        write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _report_group(settings: Settings, failure: HypsError | None) -> None:

@@ -455,6 +455,7 @@ def test_group_without_participants_is_66(raw: Path, tmp_path: Path) -> None:
         (["--train-adapter", "mine", "--labels", "m", "--target", "dx"], "adapter-not-alone"),
         (["--target", "dx", "--folds", "1"], "too-few-folds"),
         (["--harmonize"], "site-missing"),
+        (["--harmonize", "--site", "scanner"], "nothing-to-harmonize"),
         (["--leave-one-site-out"], "site-missing"),
     ],
 )

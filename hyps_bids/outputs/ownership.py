@@ -25,7 +25,7 @@ _MARKS = {
     ".bidsignore": (b"_morph", b"group_*"),
     "sub-*.html": (b"HyPS-BIDS",),
     "group_report.html": (b"HyPS-BIDS",),
-    "logs/CITATION.*": (b"HyPS", b"hyps"),
+    "logs/CITATION*": (b"HyPS", b"hyps"),
 }
 _HEAD = 65536
 #: Parts of names that only our outputs of a scan have.

@@ -14,6 +14,7 @@ from hyps_bids.outputs.provenance import Provenance
 
 _KEY = r"@(\w+)"
 _GROUP = re.compile(rf"\[{_KEY}(?:; {_KEY})*\]")
+_CODE = re.compile(r"(`+) ?(.+?) ?\1")
 
 _TEXT = """\
 Hippocampi were segmented with HyPS-BIDS {version}, a BIDS App [@bids; @bids_apps] built with \
@@ -58,7 +59,17 @@ def methods_markdown(provenance: Provenance) -> str:
 
 def methods_html(provenance: Provenance) -> Markup:
     """Write the methods text as HTML, with the list of the works that it cites."""
-    text = methods_markdown(provenance)
+    return to_html(methods_markdown(provenance))
+
+
+def to_html(markdown: str) -> Markup:
+    """Write paragraphs of Markdown with citation keys as HTML, with the list of the works cited.
+
+    Examples
+    --------
+    >>> print(to_html("Fitted `a ~ b` [@fdr].")[:58])
+    <p>Fitted <code>a ~ b</code> (<a href="#ref-fdr">Benjamini
+    """
     cited: dict[str, None] = {}
 
     def link(group: re.Match[str]) -> str:
@@ -69,9 +80,10 @@ def methods_html(provenance: Provenance) -> Markup:
         cited.update(dict.fromkeys(keys))
         return "({})".format("; ".join(f'<a href="#ref-{k}">{_short(k)}</a>' for k in keys))
 
-    paragraph = _GROUP.sub(link, str(escape(text)))
+    text = _CODE.sub(r"<code>\2</code>", _GROUP.sub(link, str(escape(markdown.strip()))))
+    paragraphs = "\n".join(f"<p>{one.strip()}</p>" for one in text.split("\n\n"))
     items = "\n".join(f'<li id="ref-{key}">{_full(key)}</li>' for key in cited)
-    return Markup(f"<p>{paragraph}</p>\n<ol>\n{items}\n</ol>")
+    return Markup(f"{paragraphs}\n<ol>\n{items}\n</ol>")
 
 
 def bibtex() -> str:
@@ -109,6 +121,7 @@ def _full(key: str) -> Markup:
     place = ""
     if "journal" in work:
         pages = work["pages"].replace("--", "–")
-        place = f" {work['journal']} {work['volume']}: {pages}."
+        volume = f" {work['volume']}" if "volume" in work else ""
+        place = f" {work['journal']}{volume}: {pages}."
     where = f"doi:{work['doi']}" if "doi" in work else f"arXiv:{work['eprint']}"
     return escape(f"{'; '.join(authors)} ({work['year']}). {work['title']}.{place} {where}")

@@ -25,7 +25,9 @@ from hyps_bids.outputs.reading import (
 )
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.charts import scan_charts
+from hyps_bids.reports.citation import to_html
 from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
+from hyps_bids.reports.group_methods import GROUP_METHODS
 from hyps_bids.reports.models import describe_linear_models, read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
 
@@ -79,6 +81,7 @@ def write_group_report(output_dir: Path) -> Path:
         change=_summarize_change(change),
         classifiers=classifiers,
         adapters=adapters,
+        methods=_methods(output_dir),
         charts=_packed_json(specs, "charts"),
         data=_packed_json(group.data, "group-data") if group else None,
     )
@@ -144,6 +147,14 @@ def _summarize_change(table: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _methods(output_dir: Path) -> Markup | None:
+    """Show the methods text that the run has written."""
+    try:
+        return to_html((output_dir / GROUP_METHODS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _dataset_name(output_dir: Path) -> str | None:

@@ -1,0 +1,192 @@
+"""The methods text of the group level, from the tables and models that it has left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hyps_bids import __version__
+from hyps_bids.messages import format_count, join_names
+from hyps_bids.outputs.labels import WHOLE
+from hyps_bids.outputs.names import group_path, sidecar_path
+from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, load_json, read_table, read_wide
+
+#: The file with the text; ``CITATION.md`` beside it is that of the participant level.
+GROUP_METHODS = Path("logs", "CITATION_group.md")
+#: Estimator, as the table of models names it → words.
+_METHODS = {
+    "ols": "ordinary least squares",
+    "mixed": "a linear mixed model with a random intercept for each participant (restricted "
+    "maximum likelihood)",
+}
+
+
+def group_methods_markdown(output_dir: Path) -> str:
+    """Write what the group level has done, in paragraphs of Markdown ready to paste.
+
+    The facts are those of the tables and of the folders of models in OUT_DIR, so that the text
+    describes the results that are there. It has pandoc's citation keys, which
+    :func:`~hyps_bids.reports.citation.bibtex` resolves.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives dataset.
+
+    Returns
+    -------
+    str
+        Empty if there are no results of the group level.
+    """
+    parts = [*_tables(output_dir), *_models(output_dir)]
+    parts += _classifiers(output_dir)
+    parts += _adapters(output_dir)
+    return "".join(f"{part}\n\n" for part in parts).rstrip("\n") + ("\n" if parts else "")
+
+
+def _tables(output: Path) -> Iterator[str]:
+    path = group_path(output, WIDE)
+    if not path.is_file():
+        return
+    wide, sidecar = read_wide(output), load_json(sidecar_path(path))
+    done = wide[wide["status"] == "done"]
+    text = (
+        f"Measures of {format_count(len(done), 'scan')} of "
+        f"{format_count(done['participant_id'].nunique(), 'participant')} were collected with "
+        f"HyPS-BIDS {__version__}."
+    )
+    without = len(wide) - len(done)
+    if without:
+        text += f" {format_count(without, 'further scan')} had no result."
+    adjustment = sidecar.get(f"icv_residual_mm3_L_{WHOLE}", {}).get("ICVAdjustment")
+    if adjustment:
+        on = adjustment["FittedOn"]
+        whom = "" if on == "all" else f" with {on}"
+        text += (
+            " Volumes adjusted for intracranial volume (ICV) were computed as volume − slope × "
+            f"(ICV − mean ICV), with the slope of a linear regression over "
+            f"{format_count(adjustment['N'], 'participant')}{whom}."
+        )
+    if group_path(output, CHANGE).is_file():
+        text += (
+            " Change over time was the slope of the least-squares line through the volumes of "
+            "each participant with scans at several times."
+        )
+    yield text
+
+
+def _models(output: Path) -> Iterator[str]:
+    path = group_path(output, LINEAR_MODELS)
+    if not path.is_file():
+        return
+    table = read_table(path)
+    fitted = table[table["estimate"].notna()]
+    if fitted.empty:
+        return
+    texts = [_model(str(formula), rows) for formula, rows in fitted.groupby("model", sort=False)]
+    yield " ".join(
+        [
+            *texts,
+            f"Models were fitted with statsmodels {version('statsmodels')} [@statsmodels]. For "
+            "each coefficient, p-values were corrected for the number of measures by the false "
+            "discovery rate [@fdr]. Effect sizes were differences in units of the residual "
+            "standard deviation, with 95 % confidence intervals.",
+        ]
+    )
+
+
+def _model(formula: str, rows: pd.DataFrame) -> str:
+    count = rows["measure"].nunique()
+    methods = [_METHODS.get(name, name) for name in rows["method"].dropna().unique()]
+    text = (
+        f"The model {_code(formula)} was fitted to {format_count(count, 'measure')} of "
+        f"{_range(rows['n_subjects'])} participants ({_range(rows['n_scans'])} scans) by "
+        f"{' or '.join(methods)}."
+    )
+    sites = rows["harmonized"].dropna().unique() if "harmonized" in rows else []
+    if not len(sites):
+        return text
+    longitudinal = (rows["n_scans"] > rows["n_subjects"]).any()
+    form = (
+        "longitudinal ComBat [@longitudinal_combat]"
+        if longitudinal
+        else "ComBat [@combat; @combat_imaging]"
+    )
+    return (
+        f"{text} Before, differences between the sites ({sites[0]}) in mean and variance were "
+        f"removed from the measures with {form}, which kept the effects of the model's terms; "
+        "sites were also a term of the model, so that standard errors and degrees of freedom are "
+        "those of comparisons within sites [@two_step_correction]."
+    )
+
+
+def _classifiers(output: Path) -> Iterator[str]:
+    for path in sorted((output / "models").glob("classifier-*/classifier.json")):
+        try:
+            yield _classifier(load_json(path))
+        except (OSError, ValueError, KeyError, TypeError):
+            # The report says that this card cannot be read.
+            continue
+
+
+def _classifier(card: Mapping[str, Any]) -> str:
+    cohort, validation = card["Cohort"], card["Validation"]
+    sizes = ", ".join(f"{n} {name}" for name, n in cohort["Subjects"].items())
+    inputs = [*card["Features"], *card["Covariates"]]
+    text = (
+        f"A classifier of {card['Contrast']} ({card['Target']}; {sizes}) was trained on "
+        f"{join_names(inputs)} with scikit-learn {version('scikit-learn')} [@scikit_learn]. "
+        f"Performance was estimated by nested cross-validation [@nested_cv] with "
+        f"{validation['Folds']} folds and {validation['Repeats']} repeats, grouped by "
+        "participant: imputation, scaling, feature selection and the choice of the estimator and "
+        "its settings were made within the training folds."
+    )
+    if card["IcvAdjustment"] != "none":
+        text += " Volumes were adjusted for intracranial volume within the training folds."
+    if card["Harmonization"] != "none":
+        text += (
+            " Sites were harmonized within the training folds with ComBat [@combat; "
+            "@combat_imaging]."
+        )
+    held_out = cohort.get("HeldOutSubjects") or 0
+    if held_out:
+        text += f" {format_count(held_out, 'participant')} were held out and tested once."
+    text += f" The final model was {card['Estimator']}."
+    for test in card["PermutationTest"].values():
+        within = " within sites" if test.get("WithinSites") else ""
+        early = ", ended early [@sequential_p]" if test.get("StoppedEarly") else ""
+        text += (
+            f" A permutation test shuffled the labels{within} {test['Permutations']} times{early} "
+            f"(statistic: {test.get('Statistic', 'AUC of ' + str(test.get('Estimator')))})."
+        )
+        break
+    return text
+
+
+def _adapters(output: Path) -> Iterator[str]:
+    for folder in sorted((output / "models").glob("adapter-*")):
+        try:
+            whole = load_json(folder / "summary.json")[WHOLE]
+            yield (
+                f"The adapter {re.sub('^adapter-', '', folder.name)} was trained on manual labels "
+                f"[@hyps] and cross-validated by participant on "
+                f"{whole['hippocampi']} hippocampi of "
+                f"{format_count(whole['participants'], 'participant')}."
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _code(text: str) -> str:
+    """Mark a formula as code, in which stars mean nothing else."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
