@@ -1,6 +1,6 @@
 """Count how often harmonized linear models find a diagnosis that has no effect.
 
-    python benchmarks/statistics/harmonize.py --studies 400 --table benchmarks/statistics/results/harmonize.tsv
+    python benchmarks/statistics/harmonize.py --table benchmarks/statistics/results/harmonize.tsv
 
 Sites add to volumes and multiply them, and AD may be more frequent at every other site. Prints for
 each setting the share of p < 0.05 for the diagnosis (and for diagnosis:time where scans are

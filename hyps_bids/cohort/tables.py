@@ -16,6 +16,7 @@ from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import add_missing_scans, report_gone, select_scans
+from hyps_bids.cohort.stats_models import write_stats_models
 from hyps_bids.cohort.wide import STATUS, build_wide_table
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.messages import format_count, join_names
@@ -102,6 +103,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
     # Models of an earlier table must not stay beside this one, whatever happens to the new ones.
     for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED):
         _write(output, kind, pd.DataFrame(), {}, optional=True)
+    write_stats_models(output, pd.DataFrame(), pd.DataFrame())
     _write(output, WIDE, wide, columns)
     change = longitudinal.annual_change(wide[wide["status"] == "done"])
     _write(output, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
@@ -117,6 +119,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
         _write(output, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
         _write(output, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)
         _write(output, HARMONIZED, fitted.harmonized, harmonized, optional=True)
+        write_stats_models(output, fitted.models, fitted.harmonized)
         failed = fitted.failed
     return GroupTables(read_wide(output), not gathered.unreadable, failed)
 
