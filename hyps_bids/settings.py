@@ -236,7 +236,12 @@ class ClassifierSettings:
         "training set.",
     )
     repeats: int = option(5, "Number of cross-validation repeats.", "N")
-    permutations: int = option(200, "Number of label permutations for the p-value.", "N")
+    permutations: int | None = option(
+        None,
+        "Number of shuffles of the labels for p-values; 0 does none. The default is 19, 39, 99 or "
+        "199, as time allows.",
+        "N",
+    )
     apply_classifier: Path | None = option(
         None, "Predict the participants with this trained classifier.", "PATH"
     )

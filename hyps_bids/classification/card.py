@@ -34,6 +34,7 @@ class Card(TypedDict):
     Models: str
     Cohort: dict[str, Any]
     Validation: dict[str, Any]
+    AUCWithinSites: dict[str, float]
     PermutationTest: dict[str, dict[str, Any]]
     Warnings: list[str]
     Model: NotRequired[dict[str, Any]]
@@ -113,12 +114,38 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
     return texts
 
 
+def test_lines(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say in one line per permutation test what was tested and what came out.
+
+    Examples
+    --------
+    >>> test_lines({"both": {"AUC": 0.83, "P": 0.05, "Permutations": 19, "NullMean": 0.51,
+    ...     "WithinSites": True, "Statistic": "AUC in one repeat"}})
+    ['both: AUC 0.83, p = 0.05 from 19 shuffles within sites (their mean 0.51). Tested: AUC in one \
+repeat.']
+    """
+    lines = []
+    for name, test in tests.items():
+        # Cards of version 0.1 have no more than the estimator.
+        tested = test.get("Statistic", f"AUC of {test.get('Estimator')}")
+        early = test.get("StoppedEarly", False)
+        number = f"{test['Permutations']} of {test['Planned']}" if early else test["Permutations"]
+        lines.append(
+            f"{name}: AUC {test['AUC']:.2f}, p = {test['P']:.3g} from {number} shuffles"
+            f"{' within sites' if test.get('WithinSites') else ''}"
+            f"{', which ended early because ten were as good' if early else ''}"
+            f" (their mean {test['NullMean']:.2f}). Tested: {tested}."
+        )
+    return lines
+
+
 def write_card(path: Path, card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> None:
     """Write the card in Markdown, with the content of ``figures.tsv`` and ``comparisons.tsv``."""
     values = {
         "card": card,
         "subjects": sizes(card["Cohort"]["Subjects"]),
         "headlines": headlines(metrics),
+        "tests": test_lines(card["PermutationTest"]),
         "comparisons": comparison_rows(comparisons) if len(comparisons) else [],
     }
     write_template(path, "hyps_bids.classification", "card.md.jinja", values)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import chi2_contingency
 from scipy.stats.contingency import association
 
 from hyps_bids.classification.features import levels_of, text_levels
@@ -154,13 +155,15 @@ def label_scans(frame: pd.DataFrame, target: str, contrast: Contrast) -> pd.Seri
     return label
 
 
-def site_association(label: Ints, site: Sequence[str]) -> tuple[float, bool]:
+def site_association(label: Ints, site: Sequence[str]) -> tuple[float, float, bool]:
     """Measure how much the site of subjects says about their class.
 
-    Returns Cramér's V without bias correction, and whether every site has one class only.
+    Returns Cramér's V without bias correction, the p-value of the chi-squared test, and whether
+    every site has one class only.
     """
     table = pd.crosstab(np.asarray(site), label).to_numpy()
     if min(table.shape) < 2:
-        return 0.0, False
+        return 0.0, 1.0, False
     one_class_each = ((table > 0).sum(axis=1) == 1).all()
-    return float(association(table, method="cramer")), bool(one_class_each)
+    p = chi2_contingency(table, correction=False).pvalue
+    return float(association(table, method="cramer")), float(p), bool(one_class_each)

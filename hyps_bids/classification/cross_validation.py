@@ -40,7 +40,7 @@ _INNER_SUBJECTS = 500
 #: The search never chooses the dummy, which is there for comparison.
 _DUMMY = "dummy"
 #: Seconds between two reports of progress.
-_REPORT_EVERY_S = 15
+REPORT_EVERY_S = 15
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,31 @@ class Predictions:
     selections: dict[tuple[int, int], Search]
 
 
-def stratified_folds(label: Ints, folds: int, repeats: int, seed: int) -> Ints:
+def stratified_folds(
+    label: Ints, folds: int, repeats: int, seed: int, sites: Sequence[str] | None = None
+) -> Ints:
     """Assign subjects to folds with the same share of each class: (repeats, subjects).
 
     There are at most as many folds as the smallest class has subjects. The seed grows by 1 from
-    repeat to repeat.
+    repeat to repeat. With `sites`, each fold also has about the same share of each site's classes.
     """
     count = min(folds, int(np.bincount(label).min()))
+    strata, order = label, np.arange(len(label))
+    if sites is not None:
+        _, site = np.unique(np.asarray(sites), return_inverse=True)
+        # StratifiedKFold deals the strata in their order of appearance, one after the other. In
+        # the order of classes, the sites of a class continue each other, so that classes are dealt
+        # as evenly as without sites.
+        order = np.lexsort((site, label))
+        strata = label * (site.max() + 1) + site
     out = np.empty((repeats, len(label)), dtype=np.int64)
     for repeat in range(repeats):
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed + repeat)
-        for fold, (_, test) in enumerate(splitter.split(label, label)):
-            out[repeat, test] = fold
+        with warnings.catch_warnings():
+            # A site may have fewer subjects of a class than there are folds.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            for fold, (_, test) in enumerate(splitter.split(strata, strata[order])):
+                out[repeat, order[test]] = fold
     return out
 
 
@@ -271,6 +284,21 @@ def predict_fold(
     return [(replace(s, model=None), predict_subjects(data, s.model, subjects)) for s in found]
 
 
+def predict_selected(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimators: Sequence[str],
+    test: Bools,
+    seed: int,
+) -> Array:
+    """Predict the subjects of `test` as :data:`SELECTED` does; no other estimator is fitted."""
+    train = np.flatnonzero(~test)
+    kinds = [ESTIMATORS[name] for name in estimators]
+    best = choose(tune(data, preprocessing, kinds, train, seed))
+    (fitted,) = fit_each(data, preprocessing, [best], train, seed)
+    return predict_subjects(data, fitted.model, np.flatnonzero(test))
+
+
 def nested_cv(
     data: LabeledSubjects,
     sets: dict[str, Schema],
@@ -319,7 +347,7 @@ def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any
     for result in pool(tasks):
         results.append(result)
         now = time.monotonic()
-        if computing.progress is not None and now - told > _REPORT_EVERY_S:
+        if computing.progress is not None and now - told > REPORT_EVERY_S:
             told = now
             left = (now - began) / len(results) * (len(tasks) - len(results))
             computing.progress(f"{len(results)} of {len(tasks)} {unit}, about {left:.0f} s left")

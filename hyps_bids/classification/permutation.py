@@ -1,153 +1,238 @@
-"""Shuffle labels to test the AUC, and shuffle columns to measure their importance."""
+"""Shuffle labels to test the AUC.
+
+The statistic is the AUC that is reported: that of the whole procedure, in which each fold chooses
+settings and estimator by its inner cross-validation, in one repeat. For each shuffle everything is
+done again, folds and choices included, so that the test is exact (Ojala and Garriga 2010).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
-import pandas as pd
 from joblib import delayed
-from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     ONE_PROCESS,
+    REPORT_EVERY_S,
     Computing,
-    Predictions,
-    Search,
-    fit_each,
-    predict_fold,
-    predict_subjects,
+    predict_selected,
     run_tasks,
-    stratified_folds,
 )
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
 
-#: Number of shuffles of each column in each fold.
-_SHUFFLES = 5
+#: A test ends early when this many shuffles were as good as the true labels.
+ENOUGH = 10
+#: Shuffles of held-out labels, which need no fit.
+_HELD_OUT_SHUFFLES = 1999
+#: Shuffles that differ by rounding only count as equal.
+_ROUNDING = 1e-12
+#: Fits in a batch of shuffles, so that no process waits long for the last one.
+_TASKS_PER_PROCESS = 16
 
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """AUC of the true labels and of each shuffle; p is (1 + shuffles as good) / (1 + shuffles)."""
+    """AUC of the true labels, and the AUC of each shuffle that was done, in their order."""
 
-    estimator: str
-    p: float
     auc: float
     null: Array
+    #: Number of shuffles after which the test would have ended in any case.
+    planned: int
+    within_sites: bool = False
+    #: The test ends when this many shuffles were as good as the true labels.
+    enough: int = ENOUGH
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the test ended because enough shuffles were as good as the true labels."""
+        return len(self.null) < self.planned
+
+    @property
+    def p(self) -> float:
+        """The p-value, see :func:`sequential_p`."""
+        return sequential_p(self.auc, self.null, self.planned, self.enough)
 
 
-def permutation_test(
+def sequential_p(observed: float, null: Array, planned: int, enough: int = ENOUGH) -> float:
+    """Compute the p-value of a test that may have ended early.
+
+    With fewer than `enough` values that are as large as the observed one, p is (1 + such values) /
+    (1 + planned). Otherwise the test ended with the last of them, and p is `enough` / values drawn.
+    Either way the probability of p ≤ α is at most α under the null hypothesis (Besag and Clifford
+    1991, section 2).
+
+    Examples
+    --------
+    >>> sequential_p(0.7, np.array([0.5, 0.8, 0.6]), 3)
+    0.5
+    >>> sequential_p(0.7, np.array([0.8, 0.6, 0.7]), 19, enough=2)
+    0.6666666666666666
+    """
+    as_good = _as_good(observed, null)
+    return enough / len(null) if as_good >= enough else (1 + as_good) / (1 + planned)
+
+
+def _as_good(observed: float, null: Array | Sequence[float]) -> int:
+    # A shuffle without an AUC counts as good, which is on the safe side.
+    return int(np.sum(~(np.asarray(null) < observed - _ROUNDING)))
+
+
+def shuffle_orders(
+    subjects: int, sites: Sequence[str] | None, rng: np.random.Generator
+) -> Iterator[Ints]:
+    """Draw random orders of subjects without end; with sites, subjects stay at their site."""
+    members = [np.arange(subjects)]
+    if sites is not None:
+        _, site = np.unique(np.asarray(sites), return_inverse=True)
+        members = [np.flatnonzero(site == s) for s in range(site.max() + 1)]
+    while True:
+        order = np.empty(subjects, dtype=np.int64)
+        for places in members:
+            order[places] = rng.permutation(places)
+        yield order
+
+
+def sites_with_one_class(label: Ints, sites: Sequence[str]) -> tuple[list[str], bool]:
+    """List the sites whose subjects are all of one class, and tell whether all sites are so.
+
+    Shuffles within such sites change nothing.
+    """
+    names = np.asarray(sites)
+    alike = [str(s) for s in np.unique(names) if len(np.unique(label[names == s])) == 1]
+    return alike, len(alike) == len(np.unique(names))
+
+
+@dataclass(frozen=True)
+class Shuffling:
+    """How labels are shuffled: number of shuffles, sites to stay within, and who is a control."""
+
+    planned: int
+    sites: tuple[str, ...] | None = None
+    #: One flag per subject if the target defines the controls: they move along with the labels.
+    control: Bools | None = None
+    #: A set is done when this many shuffles were as good as the true labels.
+    enough: int = ENOUGH
+
+
+def permutation_tests(
     data: LabeledSubjects,
-    schema: Schema,
-    estimator: str,
-    *,
-    permutations: int,
-    folds: int = 5,
-    control: Bools | None = None,
+    sets: Mapping[str, Schema],
+    observed: Mapping[str, float],
+    estimators: Sequence[str],
+    make_folds: Callable[[Ints], Ints],
+    shuffling: Shuffling,
     computing: Computing = ONE_PROCESS,
+) -> dict[str, PermutationTest]:
+    """Test the AUC of the selected estimators for each set of features.
+
+    Parameters
+    ----------
+    data, sets, estimators
+        As in :func:`hyps_bids.classification.cross_validation.nested_cv`.
+    observed : mapping
+        AUC of the true labels by set of features, in the folds that `make_folds` gives for them.
+    make_folds : callable
+        Makes the fold of each subject (−1: never tested) from the labels.
+    shuffling, computing
+        All sets share the shuffles, and each ends on its own.
+    """
+    orders = shuffle_orders(len(data.ids), shuffling.sites, np.random.default_rng(computing.seed))
+    orders = islice(orders, shuffling.planned)
+    quiet, told = replace(computing, progress=None), time.monotonic()
+    null: dict[str, list[float]] = {name: [] for name in sets}
+    going = list(sets)
+    # The sets share the columns of the matrix.
+    columns = next(iter(sets.values())).columns
+    while going and (batch := list(islice(orders, _batch_size(len(going), computing.nprocs)))):
+        shuffled = [_shuffled(data, columns, order, shuffling.control) for order in batch]
+        values = _aucs(shuffled, {n: sets[n] for n in going}, estimators, make_folds, quiet)
+        for name in list(going):
+            for value in values[name]:
+                null[name].append(value)
+                if _as_good(observed[name], null[name]) >= shuffling.enough:
+                    going.remove(name)
+                    break
+        if computing.progress is not None and going and time.monotonic() - told > REPORT_EVERY_S:
+            told = time.monotonic()
+            done = len(null[going[0]])
+            computing.progress(f"{done} of {shuffling.planned} shuffles of {', '.join(going)}")
+    how = (shuffling.planned, shuffling.sites is not None, shuffling.enough)
+    return {name: PermutationTest(observed[name], np.array(null[name]), *how) for name in sets}
+
+
+def held_out_test(
+    label: Ints, probability: Array, sites: Sequence[str] | None, seed: int
 ) -> PermutationTest:
-    """Test how often shuffled labels give as high an AUC, through the whole pipeline.
+    """Test the AUC of held-out subjects, whose predictions do not depend on their labels.
 
-    The statistic is the nested cross-validated AUC of one estimator, not repeated. Labels are
-    shuffled between subjects, and everything is done again: folds, inner search, imputation,
-    harmonization, selection. So the test is exact. Controls are given (one flag per subject) if
-    the predicted column defines them: they are shuffled along with the labels.
+    `probability` has shape (subjects, classes). Only the labels are shuffled, within sites if
+    they are given; nothing is fitted again.
     """
-    rng = np.random.default_rng(computing.seed)
-    orders = [data.everybody, *(rng.permutation(data.everybody) for _ in range(permutations))]
-    shuffled = [_shuffled(data, schema, order, control) for order in orders]
-    steps = schema.preprocessing()
-    tasks = [delayed(_cv_auc)(one, steps, estimator, folds, computing.seed) for one in shuffled]
-    observed, *null = run_tasks(tasks, "shuffles", computing)
-    # The tolerance counts shuffles as equal that differ by rounding only.
-    as_good = np.sum(np.array(null) >= observed - 1e-12)
-    p = float((1 + as_good) / (1 + permutations))
-    return PermutationTest(estimator, p, observed, np.array(null))
+    fold = np.zeros(len(label), dtype=np.int64)
+
+    def auc(labels: Ints) -> float:
+        return float(metrics(labels, probability, fold)["auc"][0])
+
+    orders = shuffle_orders(len(label), sites, np.random.default_rng(seed))
+    null = [auc(label[order]) for order in islice(orders, _HELD_OUT_SHUFFLES)]
+    never = _HELD_OUT_SHUFFLES + 1
+    return PermutationTest(
+        auc(label), np.array(null), _HELD_OUT_SHUFFLES, sites is not None, enough=never
+    )
 
 
-def importance(
-    data: LabeledSubjects,
-    schema: Schema,
-    predictions: Predictions,
-    computing: Computing = ONE_PROCESS,
-) -> pd.DataFrame:
-    """Measure by how much the AUC falls when a column is shuffled in the test folds.
-
-    Folds and selections are those of the first repeat. The table has the mean fall and its SD
-    over folds for each column that is used, and for the ICV if volumes are adjusted for it.
-    Values are NaN if no fold has an AUC.
-    """
-    folds = predictions.folds[0]
-    names = [*schema.used]
-    if schema.icv and set(schema.used) & set(schema.volumes):
-        names.append(schema.icv)
-    columns = [schema.columns.index(name) for name in names]
-    preprocessing = schema.preprocessing()
-    tasks = [
-        delayed(_falls)(data, preprocessing, one, folds == fold, columns, computing.seed)
-        for (repeat, fold), one in predictions.selections.items()
-        if repeat == 0
+def _aucs(
+    shuffled: Sequence[LabeledSubjects],
+    sets: Mapping[str, Schema],
+    estimators: Sequence[str],
+    make_folds: Callable[[Ints], Ints],
+    computing: Computing,
+) -> dict[str, list[float]]:
+    """Compute the AUC of each shuffle by set of features; folds are spread over the processes."""
+    folds = [make_folds(one.label) for one in shuffled]
+    keys = [
+        (number, name, int(k))
+        for number, fold in enumerate(folds)
+        for name in sets
+        for k in np.unique(fold[fold >= 0])
     ]
-    falls = np.array(run_tasks(tasks, "folds for importance", computing))
-    falls = falls[np.isfinite(falls).all(axis=1)]
-    nothing = np.full(len(names), np.nan)
-    mean = falls.mean(axis=0) if len(falls) else nothing
-    spread = falls.std(axis=0, ddof=1) if len(falls) > 1 else nothing
-    return pd.DataFrame({"column": names, "auc_fall": mean, "sd": spread})
+    steps = {name: schema.preprocessing() for name, schema in sets.items()}
+    tasks = [
+        delayed(predict_selected)(
+            shuffled[i], steps[name], estimators, folds[i] == k, computing.seed
+        )
+        for i, name, k in keys
+    ]
+    shape = (len(shuffled[0].ids), len(shuffled[0].classes))
+    probability = {name: [np.full(shape, np.nan) for _ in shuffled] for name in sets}
+    found = run_tasks(tasks, "fits of shuffles", computing)
+    for (i, name, k), predicted in zip(keys, found, strict=True):
+        probability[name][i][folds[i] == k] = predicted
+    return {
+        name: [
+            float(metrics(one.label, values, fold)["auc"][0])
+            for one, values, fold in zip(shuffled, probability[name], folds, strict=True)
+        ]
+        for name in sets
+    }
+
+
+def _batch_size(sets: int, nprocs: int) -> int:
+    """Take enough shuffles at a time for all processes; a test may only end between batches."""
+    return -(-_TASKS_PER_PROCESS * nprocs // (sets * 5))
 
 
 def _shuffled(
-    data: LabeledSubjects, schema: Schema, order: Ints, control: Bools | None
+    data: LabeledSubjects, columns: Sequence[str], order: Ints, control: Bools | None
 ) -> LabeledSubjects:
     matrix = data.matrix
     if control is not None:
         matrix = matrix.copy()
-        matrix[:, schema.columns.index("(control)")] = control[order][data.subject]
+        matrix[:, columns.index("(control)")] = control[order][data.subject]
     return replace(data, label=data.label[order], matrix=matrix)
-
-
-def _cv_auc(
-    data: LabeledSubjects, preprocessing: Pipeline, estimator: str, folds: int, seed: int
-) -> float:
-    fold = stratified_folds(data.label, folds, 1, seed)[0]
-    probability = np.full((len(data.ids), len(data.classes)), np.nan)
-    for k in np.unique(fold):
-        ((_, probability[fold == k]),) = predict_fold(
-            data, preprocessing, [estimator], fold == k, seed
-        )
-    return float(metrics(data.label, probability, fold)["auc"][0])
-
-
-def _falls(
-    data: LabeledSubjects,
-    preprocessing: Pipeline,
-    selection: Search,
-    test: Bools,
-    columns: Sequence[int],
-    seed: int,
-) -> list[float]:
-    """Refit the selected estimator of a fold, and predict its test set with shuffled columns."""
-    rng = np.random.default_rng(seed)
-    (fitted,) = fit_each(data, preprocessing, [selection], np.flatnonzero(~test), seed)
-    model = fitted.model
-    subjects = np.flatnonzero(test)
-    label, fold = data.label[subjects], np.zeros(len(subjects), dtype=np.int64)
-    rows = data.scans_of(subjects)
-
-    def auc(matrix: Array) -> float:
-        probability = predict_subjects(replace(data, matrix=matrix), model, subjects)
-        return float(metrics(label, probability, fold)["auc"][0])
-
-    def auc_shuffled(column: int) -> float:
-        matrix = data.matrix.copy()
-        matrix[rows, column] = matrix[rng.permutation(rows), column]
-        return auc(matrix)
-
-    whole = auc(data.matrix)
-    return [
-        float(np.mean([whole - auc_shuffled(column) for _ in range(_SHUFFLES)]))
-        for column in columns
-    ]

@@ -57,6 +57,8 @@ class Plan:
     estimators: tuple[str, ...]
     #: Site of each subject; None without --site.
     sites: tuple[str, ...] | None
+    #: Site of each held-out subject; None without --site or held-out subjects.
+    held_out_sites: tuple[str, ...] | None
     #: Marks the subjects that are controls, if the target defines them.
     control: Bools | None
     #: Warnings for the card, which have been logged.
@@ -137,6 +139,7 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     matrix = schema.matrix(rows, controls)
     held_out = _held_out(settings, rows, set(frame["participant_id"].astype(str)))
     subjects = _subjects(matrix, rows, label, contrast, ~held_out)
+    others = _subjects(matrix, rows, label, contrast, held_out) if held_out.any() else None
     estimators = _usable_estimators(settings, subjects, contrast, warnings)
     for text in _confounding(settings, rows, subjects):
         warnings.add(text)
@@ -146,11 +149,14 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
         target=settings.target,
         rows=rows[~held_out].reset_index(drop=True),
         subjects=subjects,
-        held_out=_subjects(matrix, rows, label, contrast, held_out) if held_out.any() else None,
+        held_out=others,
         schema=schema,
         sets=feature_sets(schema),
         estimators=estimators,
         sites=_by_subject(rows, subjects, settings.site) if settings.site else None,
+        held_out_sites=_by_subject(rows, others, settings.site)
+        if settings.site and others
+        else None,
         control=np.isin(subjects.ids, rows.loc[controls, "participant_id"].astype(str))
         if by_target
         else None,
@@ -313,12 +319,23 @@ def _confounding(
     columns = [settings.site] if settings.site else []
     columns += [str(c) for c in rows if str(c).lower() in _SITE_LIKE and str(c) not in columns]
     for column in columns:
-        strength, confounded = site_association(subjects.label, _by_subject(rows, subjects, column))
+        strength, p, confounded = site_association(
+            subjects.label, _by_subject(rows, subjects, column)
+        )
         if confounded:
             yield (
                 f"{column} and diagnosis are fully confounded: every level of {column} has one "
                 "class only, so the classifier may see the scanner instead of the disease, and "
                 "harmonization would remove both. These metrics say nothing about the disease"
             )
-        elif strength > 0.5:
-            yield f"{column} and diagnosis are strongly associated (Cramér's V {strength:.2f})"
+        # Chance alone gives a large V with many sites and a small p with many subjects.
+        elif strength > 0.5 or (strength > 0.1 and p < 0.05):
+            advice = (
+                "compare the AUC within sites, which the site cannot help"
+                if column == settings.site
+                else f"name it with --site {column}, so that p-values take it into account"
+            )
+            yield (
+                f"{column} and diagnosis are associated (Cramér's V {strength:.2f}, p = {p:.2g}), "
+                f"so the classifier may see the scanner instead of the disease: {advice}"
+            )

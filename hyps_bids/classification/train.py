@@ -27,7 +27,7 @@ from hyps_bids.classification.features import text_levels
 from hyps_bids.classification.plan import Plan, done_scans, list_contrasts, make_plan
 from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
-from hyps_bids.classification.validate import CROSS_VALIDATION, Results, validate
+from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results, validate
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.outputs.ownership import refuse_foreign_file
@@ -182,19 +182,42 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
             "Seed": settings.seed,
             "Unit": "subject: mean of the probabilities of its scans",
         },
+        "AUCWithinSites": results.auc_within_sites,
         "PermutationTest": {
-            features: {
-                "Estimator": test.estimator,
+            _test_name(validation, features): {
+                "Validation": validation,
+                "Features": features,
+                "Statistic": _statistic(validation),
+                "Estimator": SELECTED,
                 "AUC": test.auc,
                 "P": test.p,
-                "Permutations": settings.permutations,
+                "Permutations": len(test.null),
+                "Planned": test.planned,
+                "StoppedEarly": test.stopped_early,
+                "WithinSites": test.within_sites,
                 "NullMean": float(test.null.mean()),
                 "NullAUC": [round(float(value), 4) for value in test.null],
             }
-            for features, test in results.permutation_tests.items()
+            for (validation, features), test in results.permutation_tests.items()
         },
         "Warnings": [*plan.warnings, *results.warnings, *doubts],
     }
+
+
+def _test_name(validation: str, features: str) -> str:
+    return features if validation == CROSS_VALIDATION else f"{features}, {validation}"
+
+
+def _statistic(validation: str) -> str:
+    """Say what is tested, and which steps see the shuffled labels."""
+    if validation == HELD_OUT:
+        return "AUC of the held-out subjects; their labels are shuffled against fixed predictions"
+    folds = (
+        "one repeat of the nested cross-validation"
+        if validation == CROSS_VALIDATION
+        else "leave-one-site-out"
+    )
+    return f"AUC in {folds}, choice of settings and estimator included"
 
 
 def _cohort_facts(plan: Plan) -> dict[str, Any]:

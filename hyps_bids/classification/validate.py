@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,10 +24,19 @@ from hyps_bids.classification.cross_validation import (
     site_folds,
     stratified_folds,
 )
+from hyps_bids.classification.duration import forecast
+from hyps_bids.classification.importance import importance
 from hyps_bids.classification.intervals import compare, metric_rows
-from hyps_bids.classification.permutation import PermutationTest, importance, permutation_test
+from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.permutation import (
+    PermutationTest,
+    Shuffling,
+    held_out_test,
+    permutation_tests,
+    sites_with_one_class,
+)
 from hyps_bids.classification.plan import Plan
-from hyps_bids.messages import format_count
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings
 
@@ -44,6 +54,8 @@ _PAIRS = (
 )
 
 Row = dict[str, float | str]
+#: Makes the folds (repeats, subjects) of one validation from the labels.
+FoldMaker = Callable[[Ints], Ints]
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,14 @@ class Results:
     held_out: Predictions | None
     metrics: pd.DataFrame
     comparisons: pd.DataFrame
-    permutation_tests: dict[str, PermutationTest]
+    #: By validation and set of features.
+    permutation_tests: dict[tuple[str, str], PermutationTest]
+    #: Cross-validated AUC among pairs of subjects from the same site, by set of features.
+    auc_within_sites: dict[str, float]
     importance: pd.DataFrame
     #: The final model, fitted on all subjects with the full set of features.
     final: Search
-    #: Validations that could not be done.
+    #: Validations and tests that could not be done.
     warnings: list[str]
 
 
@@ -73,7 +88,11 @@ def validate(settings: Settings, plan: Plan) -> Results:
     data, full = plan.subjects, plan.full_set
     progress(f"subjects: {sizes(data.counts)}, {format_count(len(data.subject), 'scan')}")
     computing = Computing(settings.seed, settings.nprocs or available_cpus(), progress)
-    folds, warnings = _folds(settings, plan)
+    makers, warnings = _fold_makers(settings, plan)
+    folds = {validation: make(data.label) for validation, make in makers.items()}
+    expected = forecast(data, plan.sets, plan.estimators, list(folds.values()), computing)
+    shuffles = expected.affordable if settings.permutations is None else settings.permutations
+    progress(expected.text(shuffles))
     predictions = {
         validation: nested_cv(data, plan.sets, one, plan.estimators, computing, settings.threshold)
         for validation, one in folds.items()
@@ -84,30 +103,35 @@ def validate(settings: Settings, plan: Plan) -> Results:
     if plan.held_out is not None:
         tested.append((HELD_OUT, plan.held_out, held_out))
     main = predictions[CROSS_VALIDATION][full]
+    tests, untested = _permutation_tests(plan, shuffles, predictions, makers, computing)
+    if shuffles and plan.held_out is not None:
+        tests |= _held_out_tests(plan, held_out, settings.seed)
     return Results(
         predictions=predictions,
         held_out=held_out.get(full),
         metrics=pd.DataFrame([row for one in tested for row in _metric_rows(*one)]),
         comparisons=pd.DataFrame([row for one in tested for row in _comparison_rows(*one)]),
-        permutation_tests=_permutation_tests(settings, plan, computing),
+        permutation_tests=tests,
+        auc_within_sites=_auc_within_sites(plan, predictions[CROSS_VALIDATION]),
         importance=importance(data, plan.sets[full], main, computing),
         final=choose(finals[full].values()),
-        warnings=warnings,
+        warnings=[*warnings, *untested],
     )
 
 
-def _folds(settings: Settings, plan: Plan) -> tuple[dict[str, Ints], list[str]]:
-    """Assign subjects to the folds of each validation; the warnings say what cannot be done."""
-    label = plan.subjects.label
-    folds = {
-        CROSS_VALIDATION: stratified_folds(label, settings.folds, settings.repeats, settings.seed)
-    }
-    if plan.sites is not None and settings.leave_one_site_out:
-        by_site = site_folds(label, plan.sites)
-        if (by_site < 0).all():
-            return folds, ["leave-one-site-out: no site can be left out"]
-        folds[LEAVE_ONE_SITE_OUT] = by_site
-    return folds, []
+def _fold_makers(settings: Settings, plan: Plan) -> tuple[dict[str, FoldMaker], list[str]]:
+    """Choose the folds of each validation; the warnings say what cannot be done."""
+    sites = plan.sites
+
+    def by_class(label: Ints) -> Ints:
+        return stratified_folds(label, settings.folds, settings.repeats, settings.seed, sites)
+
+    makers: dict[str, FoldMaker] = {CROSS_VALIDATION: by_class}
+    if sites is None or not settings.leave_one_site_out:
+        return makers, []
+    if (site_folds(plan.subjects.label, sites) < 0).all():
+        return makers, ["leave-one-site-out: no site can be left out"]
+    return makers | {LEAVE_ONE_SITE_OUT: partial(site_folds, site=sites)}, []
 
 
 def _predict_held_out(
@@ -167,21 +191,83 @@ def _comparison_rows(
 
 
 def _permutation_tests(
-    settings: Settings, plan: Plan, computing: Computing
-) -> dict[str, PermutationTest]:
-    """Test the full set of features and the volumes alone, with the first estimator."""
-    if settings.permutations < 1:
-        return {}
-    estimator = next(name for name in plan.estimators if name != "dummy")
-    return {
-        features: permutation_test(
+    plan: Plan,
+    shuffles: int,
+    predictions: Mapping[str, Mapping[str, Predictions]],
+    makers: Mapping[str, FoldMaker],
+    computing: Computing,
+) -> tuple[dict[tuple[str, str], PermutationTest], list[str]]:
+    """Test the selected estimators on all sets of features, in the first repeat."""
+    if shuffles < 1:
+        return {}, []
+    label = plan.subjects.label
+    warnings: list[str] = []
+    if plan.sites is not None:
+        alike, all_alike = sites_with_one_class(label, plan.sites)
+        if all_alike:
+            return {}, [
+                "no permutation p-value: every site has one class only, so labels cannot be "
+                "shuffled within sites"
+            ]
+        if alike:
+            warnings.append(
+                f"the permutation test shuffles labels within sites, to which {join_names(alike)} "
+                "cannot contribute, with one class only"
+            )
+    shuffling = Shuffling(shuffles, plan.sites, plan.control)
+    out: dict[tuple[str, str], PermutationTest] = {}
+    for validation, sets in predictions.items():
+        observed = {name: _first_auc(label, one) for name, one in sets.items()}
+        if not np.isfinite(list(observed.values())).all():
+            warnings.append(f"no permutation p-value of {validation}: no fold has all classes")
+            continue
+        tests = permutation_tests(
             plan.subjects,
-            plan.sets[features],
-            estimator,
-            permutations=settings.permutations,
-            folds=settings.folds,
-            control=plan.control,
-            computing=computing,
+            plan.sets,
+            observed,
+            plan.estimators,
+            partial(_first_folds, makers[validation]),
+            shuffling,
+            computing,
         )
-        for features in dict.fromkeys((plan.full_set, "volumes"))
+        out |= {(validation, name): test for name, test in tests.items()}
+    return out, warnings
+
+
+def _first_folds(make: FoldMaker, label: Ints) -> Ints:
+    return make(label)[0]
+
+
+def _first_auc(label: Ints, predictions: Predictions) -> float:
+    """Compute the AUC of the first repeat."""
+    probability = predictions.probability[SELECTED][0]
+    return float(metrics(label, probability, predictions.folds[0])["auc"][0])
+
+
+def _held_out_tests(
+    plan: Plan, predictions: Mapping[str, Predictions], seed: int
+) -> dict[tuple[str, str], PermutationTest]:
+    assert plan.held_out is not None
+    label, sites = plan.held_out.label, plan.held_out_sites
+    if sites is not None and sites_with_one_class(label, sites)[1]:
+        return {}
+    return {
+        (HELD_OUT, name): held_out_test(label, one.probability[SELECTED][0], sites, seed)
+        for name, one in predictions.items()
+        if np.isfinite(_first_auc(label, one))
     }
+
+
+def _auc_within_sites(plan: Plan, sets: Mapping[str, Predictions]) -> dict[str, float]:
+    """Compute the AUC from pairs of the same fold and site, where the site cannot help."""
+    if plan.sites is None:
+        return {}
+    _, site = np.unique(np.asarray(plan.sites), return_inverse=True)
+    label, out = plan.subjects.label, {}
+    for name, one in sets.items():
+        strata = one.folds * (site.max() + 1) + site
+        pairs = zip(one.probability[SELECTED], strata, strict=True)
+        values = [metrics(label, each, stratum)["auc"][0] for each, stratum in pairs]
+        if np.isfinite(values).all():
+            out[name] = float(np.mean(values))
+    return out

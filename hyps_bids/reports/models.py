@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes
+from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes, test_lines
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.reading import load_json, read_table
 from hyps_bids.reports import charts
@@ -172,12 +172,7 @@ def _add_classifier_card(model: TrainedModel, path: Path) -> None:
         ["Harmonization", card["Harmonization"]],
         ["Validation", f"{folds}, by {validation['Unit']}"],
     ]
-    for name, test in card["PermutationTest"].items():
-        result = (
-            f"p = {test['P']:.3g} from {test['Permutations']} shuffles "
-            f"({test['Estimator']}, AUC {test['AUC']:.2f})"
-        )
-        rows.append([f"Permutation test, {name}", result])
+    rows += [["Permutation test", text] for text in test_lines(card["PermutationTest"])]
     model.tables.append(ModelTable("How the classifier was made.", [], rows))
 
 

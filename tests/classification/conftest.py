@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ import pandas as pd
 import pytest
 
 from hyps_bids.classification import cross_validation, train
-from hyps_bids.classification.contrast import Contrast, LabeledSubjects
+from hyps_bids.classification.contrast import Contrast, Ints, LabeledSubjects
+from hyps_bids.classification.cross_validation import (
+    ONE_PROCESS,
+    SELECTED,
+    Computing,
+    nested_cv,
+    stratified_folds,
+)
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
+from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.permutation import PermutationTest, Shuffling, permutation_tests
 from hyps_bids.classification.plan import make_plan
 from hyps_bids.settings import Settings
 
@@ -62,3 +72,25 @@ def make_subjects(
     defaults = {"covariates": ("age", "sex"), "site": "site", "harmonize": True}
     plan = make_plan(replace(SETTINGS, **defaults | options), frame, Contrast.parse(contrast))
     return plan.subjects, plan.schema
+
+
+def permuted(
+    data: LabeledSubjects,
+    sets: dict[str, Schema],
+    shuffling: Shuffling,
+    folds: int = 3,
+    estimators: Sequence[str] = ("logistic",),
+    computing: Computing = ONE_PROCESS,
+) -> dict[str, PermutationTest]:
+    """Cross-validate in one repeat and test the AUC, as a whole run does."""
+
+    def make_folds(label: Ints) -> Ints:
+        return stratified_folds(label, folds, 1, computing.seed, shuffling.sites)[0]
+
+    dealt = make_folds(data.label)
+    found = nested_cv(data, sets, dealt[None], estimators, computing)
+    observed = {
+        name: float(metrics(data.label, one.probability[SELECTED][0], dealt)["auc"][0])
+        for name, one in found.items()
+    }
+    return permutation_tests(data, sets, observed, estimators, make_folds, shuffling, computing)

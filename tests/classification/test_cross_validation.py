@@ -12,7 +12,7 @@ from joblib import delayed
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.classification import cross_validation, permutation
+from hyps_bids.classification import cross_validation
 from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
 from hyps_bids.classification.cross_validation import (
     SELECTED,
@@ -28,7 +28,7 @@ from hyps_bids.classification.cross_validation import (
     stratified_folds,
 )
 from hyps_bids.classification.estimators import ESTIMATORS, anova
-from hyps_bids.classification.permutation import importance, permutation_test
+from hyps_bids.classification.importance import importance
 from tests.classification.conftest import make_subjects
 from tests.cohorts import simulate
 
@@ -136,26 +136,6 @@ def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_tasks(tasks, "fits", Computing(progress=told.append)) == [0, 1, 2, 3]
     assert "2 of 4 fits" in told[0]
     assert "20 s" in told[0]
-
-
-def test_shuffled_controls_move_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, schema = make_subjects(simulate({"AD": 8, "CN": 8}, scans=2), covariates=())
-    control = (data.label == 1) & (np.arange(16) % 2 == 1)
-    seen = []
-
-    def remember(one: LabeledSubjects, *_: object) -> float:
-        flags = one.matrix[:, schema.columns.index("(control)")]
-        seen.append((one.label, mean_by_subject(flags, one.subject, 16)))
-        return 0.5
-
-    monkeypatch.setattr(permutation, "_cv_auc", remember)
-    permutation_test(data, schema, "dummy", permutations=3, folds=2, control=control)
-    assert len(seen) == 4
-    assert np.array_equal(seen[0][1], control)
-    for label, flags in seen:
-        assert flags.sum() == control.sum()
-        assert (label[flags == 1] == 1).all()
-    assert any(not np.array_equal(label, data.label) for label, _ in seen)
 
 
 def test_importance_finds_the_column_that_matters() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import chi2
 
 from hyps_bids.classification.columns import choose_columns, feature_sets, find_giveaways
 from hyps_bids.classification.contrast import (
@@ -74,11 +75,15 @@ def test_every_subject_needs_a_scan() -> None:
 
 def test_confounding_is_measured() -> None:
     label = np.array([0] * 10 + [1] * 10)
-    assert site_association(label, ["a"] * 10 + ["b"] * 5 + ["c"] * 5) == (pytest.approx(1), True)
-    value, full = site_association(label, ["a"] * 9 + ["b"] + ["b"] * 9 + ["a"])
+    value, _, full = site_association(label, ["a"] * 10 + ["b"] * 5 + ["c"] * 5)
+    assert full
+    assert value == pytest.approx(1)
+    # In this table of 9, 1, 1 and 9 people chi-squared is 4 · 4² / 5 = 12.8.
+    value, p, full = site_association(label, ["a"] * 9 + ["b"] + ["b"] * 9 + ["a"])
     assert value == pytest.approx(0.8)
+    assert p == pytest.approx(chi2.sf(12.8, 1))
     assert not full
-    assert site_association(label, ["a"] * 20) == (0, False)
+    assert site_association(label, ["a"] * 20) == (0, 1, False)
 
 
 def test_the_second_session_comes_before_the_tenth() -> None:

@@ -20,8 +20,8 @@ from hyps_bids.classification.cross_validation import (
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.intervals import metric_rows
 from hyps_bids.classification.metrics import metrics
-from hyps_bids.classification.permutation import permutation_test
-from tests.classification.conftest import make_subjects
+from hyps_bids.classification.permutation import Shuffling
+from tests.classification.conftest import make_subjects, permuted
 from tests.cohorts import simulate, theoretical_auc
 
 
@@ -123,8 +123,8 @@ def test_p_values_without_effect_are_uniform() -> None:
     for seed in range(30):
         frame = simulate({"AD": 12, "CN": 9}, seed=seed, sites=("A", "B"), site_shift=200)
         data, schema = make_subjects(frame, covariates=("age",))
-        options = {"permutations": 4, "folds": 2, "computing": Computing(seed)}
-        test = permutation_test(data, schema, "logistic", **options)
+        found = permuted(data, {"all": schema}, Shuffling(4), folds=2, computing=Computing(seed))
+        test = found["all"]
         # Spread over the steps of 1/5, so that the values of an exact test are uniform.
         values.append(test.p - rng.random() / 5)
     assert kstest(values, "uniform").pvalue > 0.01

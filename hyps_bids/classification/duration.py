@@ -1,0 +1,126 @@
+"""Say beforehand how long a contrast will take, and how many shuffles are affordable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from joblib import delayed
+from sklearn.pipeline import Pipeline
+
+from hyps_bids.classification.contrast import Bools, Ints, LabeledSubjects
+from hyps_bids.classification.cross_validation import Computing, predict_fold, run_tasks
+from hyps_bids.classification.features import Schema
+
+#: Numbers of shuffles to choose from; with each, p-values have round steps.
+_NUMBERS = (199, 99, 39, 19)
+#: Seconds that the shuffles may take in any case, and at most. Between these bounds they may take
+#: twice as long as everything else.
+_LEAST_S, _MOST_S = 40.0, 900.0
+#: A fit that is faster than this is timed again, because the first one also loads libraries.
+_FAST_S = 1.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Expected wall time in seconds."""
+
+    cross_validation: float
+    #: Including the importance of columns.
+    final_fits: float
+    #: Time of one shuffle of the labels with all sets of features.
+    shuffle: float
+
+    @property
+    def affordable(self) -> int:
+        """Number of shuffles for which there is time, at least 19.
+
+        Examples
+        --------
+        >>> Forecast(cross_validation=10, final_fits=5, shuffle=1).affordable
+        39
+        """
+        rest = self.cross_validation + self.final_fits
+        budget = min(_MOST_S, max(_LEAST_S, 2 * rest))
+        return next((n for n in _NUMBERS if n * self.shuffle <= budget), _NUMBERS[-1])
+
+    def text(self, shuffles: int) -> str:
+        """Describe the expected time in one line.
+
+        Examples
+        --------
+        >>> Forecast(cross_validation=100, final_fits=20, shuffle=10).text(39)
+        'about 8 min: cross-validation 2 min, final fits 20 s, 39 shuffles of labels 6 min at most'
+        """
+        last = shuffles * self.shuffle
+        total = self.cross_validation + self.final_fits + last
+        text = (
+            f"about {_duration(total)}: cross-validation {_duration(self.cross_validation)}, "
+            f"final fits {_duration(self.final_fits)}"
+        )
+        if not shuffles:
+            return text
+        return f"{text}, {shuffles} shuffles of labels {_duration(last)} at most"
+
+
+def forecast(
+    data: LabeledSubjects,
+    sets: Mapping[str, Schema],
+    estimators: Sequence[str],
+    folds: Sequence[Ints],
+    computing: Computing,
+) -> Forecast:
+    """Time one fold of each set of features, and add up all that is to do.
+
+    `folds` has an array (repeats, subjects) for each validation. Labels are shuffled before, so
+    that nothing is learned about the result.
+    """
+    # Folds move along with the labels, so that they stay stratified.
+    order = np.random.default_rng(computing.seed).permutation(data.everybody)
+    blind, test = replace(data, label=data.label[order]), (folds[0][0] == 0)[order]
+    quiet = replace(computing, progress=None)
+    tasks = [
+        delayed(_seconds)(blind, schema.preprocessing(), estimators, test, computing.seed)
+        for schema in sets.values()
+    ]
+    seconds = np.array(run_tasks(tasks, "timed fits", quiet))
+    each = seconds.sum() / computing.nprocs
+    tested = [[len(np.unique(one[one >= 0])) for one in array] for array in folds]
+    return Forecast(
+        cross_validation=each * sum(map(sum, tested)),
+        # The longest of them takes its time even with many processes.
+        final_fits=max(each, seconds.max()) * 1.25 + each / len(sets) * tested[0][0],
+        shuffle=each * sum(counts[0] for counts in tested),
+    )
+
+
+def _seconds(
+    data: LabeledSubjects,
+    preprocessing: Pipeline,
+    estimators: Sequence[str],
+    test: Bools,
+    seed: int,
+) -> float:
+    taken = 0.0
+    for _ in range(2):
+        began = time.monotonic()
+        predict_fold(data, preprocessing, estimators, test, seed)
+        taken = time.monotonic() - began
+        if taken > _FAST_S:
+            break
+    return taken
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration as people do.
+
+    Examples
+    --------
+    >>> _duration(4.2), _duration(42), _duration(150), _duration(5500)
+    ('4 s', '42 s', '2 min', '1.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
