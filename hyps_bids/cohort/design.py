@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -250,31 +250,28 @@ def _references(spec: Any, parsed: ParsedFormula) -> dict[str, str | None]:
     result: dict[str, str | None] = {}
     for structure in spec.structure:
         for scoped in structure.scoped_terms:
-            pieces = [_pieces(factor, spec) for factor in scoped.factors]
+            factors = [each.factor.factor for each in scoped.factors]
+            names = [", ".join(parsed.variables_of(factor)) for factor in factors]
+            pieces = [_pieces(each, spec) for each in scoped.factors]
+            # A column is named NAME[LEVEL]:NAME[LEVEL], but levels may have colons too.
             pattern = ":".join(
-                f"({'|'.join(map(re.escape, piece))})" if piece else rf"({escaped}(?:\[[^\]]*\])*)"
-                for piece, escaped in zip(
-                    pieces, (re.escape(f.factor.expr) for f in scoped.factors), strict=True
-                )
+                "(" + ("|".join(map(re.escape, piece)) or rf"{re.escape(str(factor))}.*") + ")"
+                for factor, piece in zip(factors, pieces, strict=True)
             )
-            names = [parsed.restored(factor.factor.expr) for factor in scoped.factors]
-            for column in structure.columns:
-                match = re.fullmatch(pattern, str(column))
-                found = {
-                    name: reference
-                    for name, piece, text in zip(
-                        names, pieces, match.groups() if match else (), strict=False
-                    )
-                    if (reference := piece.get(text))
-                }
-                if found and len(scoped.factors) == 1:
-                    (result[str(column)],) = found.values()
-                elif found:
-                    result[str(column)] = ", ".join(f"{name}={at}" for name, at in found.items())
+            for column in map(str, structure.columns):
+                if match := re.fullmatch(pattern, column):
+                    found = zip(names, map(dict.get, pieces, match.groups()), strict=True)
+                    result[column] = _in_words([(name, at) for name, at in found if at], factors)
     return result
 
 
-def _pieces(scoped: Any, spec: Any) -> Mapping[str, str | None]:
+def _in_words(found: list[tuple[str, str]], factors: list[Any]) -> str | None:
+    if len(found) == len(factors) == 1:
+        return found[0][1]
+    return ", ".join(f"{name}={at}" for name, at in found) or None
+
+
+def _pieces(scoped: Any, spec: Any) -> dict[str, str | None]:
     """Return the columns of a categorical factor and what each compares with; {} for numbers."""
     _, state = spec.encoder_state.get(scoped.factor.expr, (None, {}))
     if "contrasts" not in state:

@@ -87,9 +87,9 @@ class ParsedFormula:
         """Put the user's names of columns back into a text that formulaic has made."""
         return _restore(text, list(self.columns.values()))
 
-    def variables_of(self, term: Any) -> list[str]:
-        """Name the columns of a formulaic term, in order and each once."""
-        names = [name for factor in term.factors for name in _names_in(factor)]
+    def variables_of(self, *factors: Any) -> list[str]:
+        """Name the columns of some formulaic factors, in order and each once."""
+        names = [name for factor in factors for name in names_in(factor)]
         return list(dict.fromkeys(self.columns[name] for name in names if name in self.columns))
 
 
@@ -258,7 +258,7 @@ def parse_formula(formula: str, known: frozenset[str] = frozenset()) -> ParsedFo
     from formulaic import Formula
 
     before, after = (
-        [name for term in side for factor in term.factors for name in _names_in(factor)]
+        [name for term in side for factor in term.factors for name in names_in(factor)]
         for side in (left, right)
     )
     outcome = tuple(dict.fromkeys(names.safe[name] for name in before if name in names.safe))
@@ -296,7 +296,8 @@ def _restore(text: str, columns: list[str]) -> str:
     return _SAFE.sub(name_of, text)
 
 
-def _names_in(factor: Any) -> list[str]:
+def names_in(factor: Any) -> list[str]:
+    """List the names in a formulaic factor, those of functions among them."""
     if factor.eval_method.value == "literal":
         return []
     nodes = ast.walk(ast.parse(factor.expr, mode="eval"))
@@ -347,6 +348,9 @@ def _not_understood(start: str, formula: str, error: Exception, names: _Names) -
     text = " ".join(re.sub(r"\x1b\[[\d;]*m|[⧛⧚]", "", str(error)).split())
     text = _restore(text, [*names.safe.values()])
     bare = re.sub(r"\(.*?\)|\{.*?\}", "", formula)
+    if "integer" in text:
+        # Only whole powers of sets of terms have a meaning.
+        bare += "="
     hints = [hint for marks, hint in _HINTS.items() if set(marks) & set(bare)]
     return UsageError(
         " ".join([f"{start} the formula cannot be understood.", text, *hints[:1]]),

@@ -193,7 +193,8 @@ def fit_model(
     models = pd.DataFrame(rows, columns=list(LINEAR_MODEL_COLUMNS))
     models["p_fdr"] = _adjusted(models[models["term"] != "Intercept"], ["term", "coefficient"])
     table = pd.DataFrame(compared, columns=list(POSTHOC_COLUMNS))
-    table["p_fdr"] = _adjusted(table, ["posthoc", "by", "kind", "contrast"])
+    if compared:
+        table["p_fdr"] = _adjusted(table, ["posthoc", "by", "kind", "contrast"])
     _log_result(formula, models)
     harmonized = pd.DataFrame() if site is None else harmonized_table(formula, ready, site)
     return ModelTables(models, table, harmonized)
@@ -249,7 +250,8 @@ def _fit_measure(
 
 def _warn_of_codes(data: pd.DataFrame, formulas: Sequence[str]) -> None:
     """Name the columns of numbers that are fitted as straight lines, but look like groups."""
-    names = {name for formula in formulas for name in parse_formula(formula, frozenset(data)).plain}
+    parsed = [parse_formula(formula, frozenset(data)) for formula in formulas]
+    names = {name for one in parsed for name in one.plain - {*one.outcome}}
     done = data[data["status"] == "done"]
     codes = [
         name

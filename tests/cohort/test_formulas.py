@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids.cohort.design import build_design
+from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.levels import looks_like_codes
 from hyps_bids.cohort.statistics import fit_formulas, fit_models
@@ -17,23 +17,34 @@ from tests.cohort.formula_data import table_of_r
 from tests.raising import raises
 
 
+def design_of(formula: str, frame: pd.DataFrame, controls: tuple[str, str] | None = None) -> Design:
+    frame = frame.assign(volume=frame["volume_mm3_L_whole"])
+    text = f"volume ~ {formula}"
+    used = frame[["participant_id", *formula_variables(text, frame.columns)]].dropna()
+    return build_design(text, used, "volume", controls)
+
+
 def coefficients(
     formula: str, frame: pd.DataFrame, controls: tuple[str, str] | None = None
 ) -> dict[str, float]:
-    table = fit_models(frame, [f"volume ~ {formula}"], controls)
-    rows = table[table["coefficient"] != "(all)"]
-    return dict(zip(rows["coefficient"], rows["estimate"].astype(float), strict=True))
+    design = design_of(formula, frame, controls)
+    solution = np.linalg.lstsq(design.matrix / design.scales, design.outcome, rcond=None)[0]
+    return dict(zip(design.names, solution / design.scales, strict=True))
 
 
 def references(
     formula: str, frame: pd.DataFrame, controls: tuple[str, str] | None = None
 ) -> dict[str, str]:
-    table = fit_models(frame, [f"volume ~ {formula}"], controls).dropna(subset="reference")
-    return dict(zip(table["coefficient"], table["reference"], strict=True))
+    design = design_of(formula, frame, controls)
+    found = zip(design.names, design.references, strict=True)
+    return {name: reference for name, reference in found if reference}
 
 
 def warnings_of(formula: str, frame: pd.DataFrame, controls: Any = None) -> str:
-    return str(fit_models(frame, [f"volume ~ {formula}"], controls)["warnings"].iloc[0])
+    try:
+        return "; ".join(design_of(formula, frame, controls).warnings)
+    except CannotFit as why:
+        return f"not fitted: {why}"
 
 
 SPLINE = "bs(age, df=4)"
@@ -194,6 +205,8 @@ def test_columns_of_any_name(name: str) -> None:
         ("volume ~ 2:age", "formula-arithmetic", "2"),
         ("volume ~ age + 5", "formula-arithmetic", "5"),
         ("volume ~ age > 70", "formula-syntax", "{age > 70}"),
+        ("volume ~ age**0.5", "formula-syntax", "{age > 70}"),
+        ("", "formula-outcome-count", "~"),
         ("volume ~ 'age'", "formula-syntax", "backquotes"),
         ("volume - 1 ~ age", "formula-outcome-count", "{volume / icv}"),
         ("volume/icv ~ age", "formula-outcome-count", "{volume / icv}"),
@@ -240,7 +253,7 @@ def test_what_looks_like_arithmetic_is_explained(
     "formula", ["(age + sex)**2", "age*sex - age:sex", "sex/group", "0 + sex", "sex - 1", "age:sex"]
 )
 def test_what_means_what_it_says_has_no_warning(formula: str) -> None:
-    assert warnings_of(formula, table_of_r()) == "None"
+    assert warnings_of(formula, table_of_r()) == ""
 
 
 def test_values_that_are_not_finite() -> None:
@@ -325,14 +338,20 @@ def test_references_of_interactions() -> None:
     assert references("sex/group", table_of_r())["sex[M]:group[T.AD]"] == "group=CN"
     assert references("age*sex", table_of_r())["age:sex[T.M]"] == "sex=F"
     assert references("0 + sex", table_of_r()) == {}
+    name = "bs(age, df=4)[2]:C(group, contr.sum)[S.CN]"
+    found = references("bs(age, df=4)*C(group, contr.sum)", table_of_r())
+    assert found[name] == "group=mean of CN, MCI, AD"
+    odd = table_of_r()
+    odd["group"] = odd["group"].cat.rename_categories({"CN": "a:b", "MCI": "sex[T.M]"})
+    assert references("group*sex", odd)["group[T.sex[T.M]]:sex[T.M]"] == "group=a:b, sex=F"
 
 
 def test_controls_without_effect_are_named() -> None:
     frame = table_of_r()
     assert "code=2" in warnings_of("code", frame, ("code", "2"))
     assert "C(code)" in warnings_of("poly(code, 2)", frame, ("code", "2"))
-    assert warnings_of("C(code)", frame, ("code", "2")) == "None"
-    assert warnings_of("age", frame, ("code", "2")) == "None"
+    assert warnings_of("C(code)", frame, ("code", "2")) == ""
+    assert warnings_of("age", frame, ("code", "2")) == ""
     frame.loc[frame["code"] == 2, "age"] = np.nan
     assert "no scan of the controls (code=2)" in warnings_of("C(code) + age", frame, ("code", "2"))
 
