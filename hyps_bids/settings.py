@@ -168,8 +168,14 @@ class StatisticsSettings:
     model: tuple[str, ...] = option(
         (),
         "Fit this linear model to each volume in turn, such as 'volume ~ diagnosis + age + sex + "
-        "icv'; participants with several scans get a random intercept.",
+        "icv'. Participants with several scans get a random intercept and random slopes of what "
+        "changes within them; a term such as (time | subject) chooses others.",
         "FORMULA",
+    )
+    robust_errors: bool = option(
+        False,
+        "Use standard errors of --model that do not rely on equal variances (HC3) nor, where "
+        "participants have several scans, on the random effects (CR2).",
     )
     controls: str | None = option(
         None,

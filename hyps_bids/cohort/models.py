@@ -1,27 +1,24 @@
-"""Fit one linear model to one measure, by least squares or with random intercepts."""
+"""Fit one linear model to one measure, by least squares or with random effects of subjects."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from hyps_bids.cohort.cluster_robust import cluster_robust
 from hyps_bids.cohort.design import CannotFit, Design
+from hyps_bids.cohort.mixed import MixedFit, MixedModel, fit_mixed
+from hyps_bids.cohort.random_design import RandomPlan, plan_random_effects, random_columns
+from hyps_bids.cohort.random_effects import Block
+from hyps_bids.messages import join_names
 
-_LEVEL = 0.95
-#: Cumulative probabilities at which a noncentral distribution has the interval's lower, upper end.
-_ENDS = ((1 + _LEVEL) / 2, (1 - _LEVEL) / 2)
-#: Noncentrality above which SciPy fails (F) or becomes very slow (t); such a fit is perfect.
-_FARTHEST = 1e4
 #: Degrees of freedom below which a fit warns.
 _FEW_DF = 10
-#: SciPy's L-BFGS is faster, but often steps so far that matrices become singular.
-_OPTIMIZERS = ["bfgs", "powell"]
-
-Row = dict[str, Any]
+#: Residual standard deviation, as a share of the outcome's range, of a perfect fit.
+_PERFECT = 1e-8
 
 
 @dataclass(frozen=True)
@@ -31,149 +28,138 @@ class Fit:
     estimate: np.ndarray  # (coefficients,)
     covariance: np.ndarray  # (coefficients, coefficients)
     sd: float  # residual standard deviation, including that between subjects
-    df: float  # degrees of freedom of t
-    method: Literal["ols", "mixed"]
+    method: Literal["ols", "ols_hc3", "mixed", "mixed_cr2"]
     converged: bool
     warnings: tuple[str, ...]
-
-    def freedom(self, contrasts: np.ndarray) -> np.ndarray:
-        """Return the degrees of freedom of each contrast, the rows of (contrasts, coefficients)."""
-        return np.full(len(contrasts), self.df)
-
-
-def fit_design(design: Design) -> Fit:
-    """Fit by least squares, or with a random intercept per subject if some have several scans."""
-    return _least_squares(design) if design.n_subjects == len(design.outcome) else _mixed(design)
+    freedom: Callable[[np.ndarray], np.ndarray]
+    """Degrees of freedom of t of each contrast, the rows of (contrasts, coefficients)."""
+    random: str | None = None  # the random effects, in the notation of lme4
 
 
-def _least_squares(design: Design) -> Fit:
+def fit_design(design: Design, requested: Sequence[Block] = (), *, robust: bool = False) -> Fit:
+    """Fit by least squares, or with random effects of subjects if some have several scans.
+
+    The mixed model is fitted by REML, with the degrees of freedom of Satterthwaite. Its random
+    effects are those `requested`, or an intercept and the slopes that
+    :func:`~hyps_bids.cohort.random_design.plan_random_effects` finds. If their fit does not
+    converge, they lose their covariance. If that does not help, if the request cannot be estimated,
+    or if something changes within subjects without having a random slope that was not asked to have
+    none, the errors are cluster-robust (CR2): they hold whatever the covariance within subjects.
+    A random intercept with the errors of its model would find differences in change that are not
+    there.
+
+    With `robust`, the errors are cluster-robust in all of these cases, and those of least squares
+    are consistent under heteroscedasticity (HC3).
+    """
+    if design.n_subjects == len(design.outcome):
+        return _least_squares(design, robust=robust)
+    subjects, count = design.n_subjects, design.matrix.shape[1]
+    if subjects <= count:
+        raise CannotFit(f"{subjects} subjects for {count} coefficients")
+    return _mixed(design, requested, robust=robust)
+
+
+def _least_squares(design: Design, *, robust: bool) -> Fit:
     from statsmodels.regression.linear_model import OLS
 
     scales = design.scales
-    result = OLS(design.outcome, design.matrix / scales).fit()
+    result = OLS(design.outcome, design.matrix / scales).fit(
+        cov_type="HC3" if robust else "nonrobust"
+    )
     sd, df = float(np.sqrt(result.mse_resid)), float(result.df_resid)
     texts = _few_subjects(design, df)
-    if not sd > 1e-8 * np.ptp(design.outcome):
+    if not sd > _PERFECT * np.ptp(design.outcome):
         texts = (*texts, "the fit is perfect")
     return Fit(
         estimate=result.params / scales,
         covariance=np.asarray(result.cov_params()) / np.outer(scales, scales),
         sd=sd,
-        df=df,
-        method="ols",
+        method="ols_hc3" if robust else "ols",
         converged=True,
         warnings=texts,
+        freedom=lambda contrasts: np.full(len(contrasts), df),
     )
 
 
-def _mixed(design: Design) -> Fit:
-    from statsmodels.regression.mixed_linear_model import MixedLM
-
+def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
+    plan = plan_random_effects(design, requested)
+    # Volumes and coefficients are brought to one size before the fit.
     scales, unit = design.scales, float(design.outcome.std())
-    subjects, count = design.n_subjects, len(scales)
-    if subjects <= count:
-        raise CannotFit(f"{subjects} subjects for {count} coefficients")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            model = MixedLM(design.outcome / unit, design.matrix / scales, design.subjects)
-            result = model.fit(reml=True, method=_OPTIMIZERS)
-        except np.linalg.LinAlgError as why:
-            raise CannotFit(f"the mixed model cannot be solved ({why})") from why
-        covariance = np.asarray(result.cov_params())[:count, :count]
-        between = float(np.asarray(result.cov_re)[0, 0])
-    texts = dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
-    covariance = covariance * unit**2 / np.outer(scales, scales)
-    # Each subject counts as one observation: z-tests find too much in few subjects.
-    df = float(subjects - count)
+    texts = list(_few_subjects(design, design.n_subjects - len(scales)))
+    failed = []
+    for blocks in (*plan.steps, (Block(True),)):
+        columns = random_columns(design, blocks)
+        sizes = tuple(block.intercept + len(block.slopes) for block in blocks)
+        model = MixedModel(
+            design.outcome / unit, design.matrix / scales, columns, sizes, design.subjects
+        )
+        fit = fit_mixed(model)
+        if fit.converged:
+            break
+        failed.append(" + ".join(map(str, blocks)))
+    lacking = blocks not in plan.steps
+    texts += _warnings(plan, blocks, fit, failed, asked=bool(requested), robust=robust)
+    if fit.sd * unit <= _PERFECT * np.ptp(design.outcome):
+        texts.append("the fit is perfect")
+    by_subject = columns @ fit.factor
+    size = unit / scales
+    robust = robust or lacking or (bool(plan.uncovered) and not requested)
+    if robust:
+        residuals = design.outcome / unit - design.matrix / scales @ fit.estimate
+        errors = cluster_robust(residuals, design.matrix / scales, by_subject, design.subjects)
+        covariance, freedom = errors.covariance, errors.degrees_of_freedom
+    else:
+        covariance, freedom = fit.covariance, fit.degrees_of_freedom
     return Fit(
-        estimate=np.asarray(result.fe_params) * unit / scales,
-        covariance=covariance,
-        sd=float(np.sqrt(between + result.scale)) * unit,
-        df=df,
-        method="mixed",
-        converged=bool(result.converged) and bool(np.isfinite(_errors(covariance)).all()),
-        warnings=(*_few_subjects(design, df), *texts),
+        estimate=fit.estimate * size,
+        covariance=covariance * np.outer(size, size),
+        sd=fit.sd * unit * float(np.sqrt(1 + (by_subject**2).sum(axis=1).mean())),
+        method="mixed_cr2" if robust else "mixed",
+        converged=fit.converged,
+        warnings=tuple(texts),
+        freedom=lambda contrasts: freedom(contrasts * size),
+        random=" + ".join(map(str, blocks)),
     )
 
 
-def _errors(covariance: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.sqrt(np.diag(covariance))
+def _warnings(
+    plan: RandomPlan,
+    blocks: tuple[Block, ...],
+    fit: MixedFit,
+    failed: list[str],
+    *,
+    asked: bool,
+    robust: bool,
+) -> list[str]:
+    """Say what was fitted instead of what was wanted, and which variances are zero."""
+    texts = [plan.refused] if plan.refused else []
+    texts += [f"the fit with {text} did not converge" for text in failed]
+    if blocks not in plan.steps:
+        texts.append("a random intercept with cluster-robust errors (CR2) was fitted instead")
+    elif plan.uncovered and asked and not robust:
+        texts.append(
+            f"terms with {join_names(plan.uncovered)} may have errors that are too small, because "
+            "subjects may differ in their effect but have no random slope; leave the random "
+            "effects out of the formula, or use --robust-errors"
+        )
+    elif plan.uncovered and not robust:
+        texts.append(
+            "errors are cluster-robust (CR2), because no random slope can be estimated for "
+            f"{join_names(plan.uncovered)}, which changes within subjects"
+        )
+    names: list[str] = []
+    for block in blocks:
+        names += ["level"] * block.intercept + [f"effect of {name}" for name in block.slopes]
+    zero = [name for name, singular in zip(names, fit.singular, strict=True) if singular]
+    if zero:
+        texts.append(
+            f"boundary (singular) fit: subjects do not differ in {join_names(zero)}, or not "
+            "independently of their other random effects"
+        )
+    return texts
 
 
 def _few_subjects(design: Design, df: float) -> tuple[str, ...]:
     count = design.matrix.shape[1]
     text = f"few subjects ({design.n_subjects}) for {count} coefficients"
     return (text,) if df < _FEW_DF else ()
-
-
-def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
-    """Test each coefficient, and all coefficients of a term with several together."""
-    from scipy import stats
-
-    t = stats.t.ppf((1 + _LEVEL) / 2, fit.df)
-    errors = _errors(fit.covariance)
-    for term, where in design.terms.items():
-        for i in range(len(design.names))[where]:
-            estimate, error = fit.estimate[i], errors[i]
-            statistic = estimate / error
-            row = {
-                "term": term,
-                "coefficient": design.names[i],
-                "reference": design.references[i],
-                "estimate": estimate,
-                "se": error,
-                "ci_low": estimate - t * error,
-                "ci_high": estimate + t * error,
-                "statistic": statistic,
-                "df": f"{fit.df:g}",
-                "p": 2 * stats.t.sf(abs(statistic), fit.df),
-            }
-            if term != "Intercept":
-                row |= _effect(design.matrix[:, i], row, fit)
-            yield row
-        if where.stop - where.start > 1:
-            yield {"term": term, "coefficient": "(all)"} | _joint_test(where, fit)
-
-
-def _effect(column: np.ndarray, row: Row, fit: Fit) -> Row:
-    """Standardize a coefficient by the residual standard deviation."""
-    from scipy.special import nctdtrinc
-
-    is_indicator = set(np.unique(column)) <= {0.0, 1.0}
-    scale = (1.0 if is_indicator else float(column.std(ddof=1))) / fit.sd
-    low, high = row["ci_low"] * scale, row["ci_high"] * scale
-    if fit.method == "ols":
-        # The estimate and the SD are both uncertain.
-        known = abs(row["statistic"]) < _FARTHEST
-        ends = nctdtrinc(fit.df, _ENDS, row["statistic"] if known else np.nan)
-        low, high = ends * row["se"] * scale
-    return {
-        "effect": row["estimate"] * scale,
-        "effect_low": low,
-        "effect_high": high,
-        "effect_kind": "d" if is_indicator else "d_per_sd",
-    }
-
-
-def _joint_test(where: slice, fit: Fit) -> Row:
-    """Test all coefficients of a term at once."""
-    from scipy import stats
-    from scipy.special import ncfdtrinc
-
-    estimate, count = fit.estimate[where], where.stop - where.start
-    wald = float(estimate @ np.linalg.solve(fit.covariance[where, where], estimate))
-    f = wald / count
-    test = {"statistic": f, "df": f"{count}, {fit.df:g}", "p": stats.f.sf(f, count, fit.df)}
-    if fit.method != "ols":
-        return test
-    ends = ncfdtrinc(count, fit.df, _ENDS, f)
-    ends = np.where(ends < _FARTHEST, ends, np.nan)
-    low, high = ends / (ends + count + fit.df + 1)
-    return test | {
-        "effect": wald / (wald + fit.df),
-        "effect_low": low,
-        "effect_high": high,
-        "effect_kind": "partial_eta2",
-    }

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.design import CannotFit, Design
-from hyps_bids.cohort.models import Fit, Row
+from hyps_bids.cohort.effects import Row
+from hyps_bids.cohort.models import Fit
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import suggest_names
 

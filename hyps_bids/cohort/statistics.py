@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
 from hyps_bids.cohort.design import CannotFit, Design, build_design
+from hyps_bids.cohort.effects import Row, coefficient_rows
 from hyps_bids.cohort.formulas import find_measures, formula_variables, parse_formula
 from hyps_bids.cohort.harmonize import (
     Harmonized,
@@ -19,14 +21,17 @@ from hyps_bids.cohort.harmonize import (
     harmonized_table,
 )
 from hyps_bids.cohort.levels import looks_like_codes
-from hyps_bids.cohort.models import Fit, Row, coefficient_rows, fit_design
+from hyps_bids.cohort.models import Fit, fit_design
 from hyps_bids.cohort.posthoc import ALL, comparison_rows, find_comparisons, parse_comparison
+from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.errors import HypsError, UsageError
 from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
 
 _LOG = logging.getLogger("hyps_bids")
 
+#: Seconds of work that are announced.
+_LONG = 10.0
 #: Short names of columns of the wide table.
 _ALIASES = {"icv": "icv_mm3", "time": "years_since_first_scan"}
 
@@ -62,6 +67,8 @@ def fit_formulas(
     controls: tuple[str, str] | None = None,
     site: str | None = None,
     posthoc: Sequence[str] = (),
+    *,
+    robust: bool = False,
 ) -> ModelTables:
     """Fit each formula to each region; one that fails is logged and does not stop the others.
 
@@ -78,6 +85,8 @@ def fit_formulas(
         Column of the sites by which the measures are harmonized before each formula is fitted.
     posthoc : sequence of str
         What to compare after each model, see :func:`~hyps_bids.cohort.posthoc.find_comparisons`.
+    robust : bool
+        Whether standard errors are robust, see :func:`hyps_bids.cohort.models.fit_design`.
     """
     data = _with_aliases(frame)
     failed = list[str]()
@@ -104,7 +113,7 @@ def fit_formulas(
     fitted = list[ModelTables]()
     for formula in sound:
         try:
-            fitted.append(fit_model(frame, formula, controls, site, wanted))
+            fitted.append(fit_model(frame, formula, controls, site, wanted, robust=robust))
         except HypsError as error:
             _LOG.error("%s", error)
             failed.append(formula)
@@ -130,6 +139,8 @@ def fit_models(
     formulas: Sequence[str],
     controls: tuple[str, str] | None = None,
     site: str | None = None,
+    *,
+    robust: bool = False,
 ) -> pd.DataFrame:
     """Fit each formula to each region, and stop at the first that is refused.
 
@@ -147,7 +158,9 @@ def fit_models(
         If a formula cannot be understood, or names columns that do not exist or that have mistyped
         numbers.
     """
-    tables = [fit_model(frame, formula, controls, site).models for formula in formulas]
+    tables = [
+        fit_model(frame, formula, controls, site, robust=robust).models for formula in formulas
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -157,6 +170,8 @@ def fit_model(
     controls: tuple[str, str] | None = None,
     site: str | None = None,
     posthoc: Sequence[str] = (),
+    *,
+    robust: bool = False,
 ) -> ModelTables:
     """Fit one formula to each region; :func:`fit_formulas` describes the parameters.
 
@@ -174,8 +189,11 @@ def fit_model(
         check_site(formula, data, site)
         ready = harmonize_measures(formula, data, name, measures, site, controls)
     rows, compared, reasons = list[Row](), list[Row](), dict[str, None]()
-    for measure in measures:
-        design, fit, about = _fit_measure(ready, name, measure, controls)
+    start = time.monotonic()
+    for done, measure in enumerate(measures):
+        if done == 1 and (left := (time.monotonic() - start) * (len(measures) - 1)) > _LONG:
+            _LOG.info("Model '%s': the other measures take about %.0f s", formula, left)
+        design, fit, about = _fit_measure(ready, name, measure, controls, robust=robust)
         about |= {"model": formula, "harmonized": site if ready.columns else None}
         if design is None or fit is None:
             rows.append(about)
@@ -210,7 +228,12 @@ def _with_aliases(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fit_measure(
-    ready: Harmonized, name: str, measure: str, controls: tuple[str, str] | None
+    ready: Harmonized,
+    name: str,
+    measure: str,
+    controls: tuple[str, str] | None,
+    *,
+    robust: bool,
 ) -> tuple[Design | None, Fit | None, Row]:
     """Return design and fit, if there is one, and what all rows of the measure say."""
     try:
@@ -229,9 +252,10 @@ def _fit_measure(
             raise CannotFit(ready.problem)
         design = build_design(ready.formula, used, name, controls)
         subjects = design.subjects
-        fit = fit_design(design)
+        fit = fit_design(design, split_random_effects(ready.formula).random, robust=robust)
         about = {
             "method": fit.method,
+            "random": fit.random,
             "converged": fit.converged,
             "warnings": "; ".join([*ready.warnings, *design.warnings, *fit.warnings]) or None,
         }

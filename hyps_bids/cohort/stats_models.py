@@ -128,7 +128,7 @@ def _software(formula: str, fitted: pd.DataFrame, harmonized: pd.DataFrame) -> d
         "Formula": formula,
         "Measures": list(map(str, fitted["measure"].unique())),
         "Methods": sorted(map(str, fitted["method"].dropna().unique())),
-        "RandomEffects": [str(block) for block in split_random_effects(formula).random],
+        "RandomEffects": sorted(map(str, fitted["random"].dropna().unique())),
         "ReferenceLevels": {
             str(row["coefficient"]): str(row["reference"])
             for row in fitted.drop_duplicates("coefficient").to_dict("records")

@@ -114,7 +114,14 @@ def write_group_tables(settings: Settings) -> GroupTables:
     if settings.model:
         controls = parse_controls(settings.controls) if settings.controls else None
         site = settings.site if settings.harmonize else None
-        fitted = statistics.fit_formulas(wide, settings.model, controls, site, settings.posthoc)
+        fitted = statistics.fit_formulas(
+            wide,
+            settings.model,
+            controls,
+            site,
+            settings.posthoc,
+            robust=settings.robust_errors,
+        )
         harmonized = columns | described(HARMONIZED_COLUMNS)
         _write(output, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
         _write(output, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)

@@ -80,8 +80,11 @@ VISIT_COLUMNS = {
 #: Column of the table of linear models → description
 LINEAR_MODEL_COLUMNS = {
     "model": "The formula.",
-    "method": "ols: least squares. mixed: linear mixed model, fitted by REML, with a random "
-    "intercept per subject; used where a subject has several scans.",
+    "method": "ols: least squares. ols_hc3: with standard errors that are consistent under "
+    "heteroscedasticity (HC3). mixed: linear mixed model, fitted by REML, with random effects of "
+    "subjects; used where a subject has several scans. mixed_cr2: with cluster-robust standard "
+    "errors (CR2), which hold whatever the covariance of the scans of a subject.",
+    "random": "Random effects of the mixed model, in the notation of lme4.",
     "measure": "Column of the wide table that was modeled.",
     "harmonized": "Column of the sites by which the measures were harmonized (ComBat) before the "
     "model was fitted; n/a if they were not. The model has the sites as further coefficients that "
@@ -98,8 +101,8 @@ LINEAR_MODEL_COLUMNS = {
     "ci_low": "Lower end of the 95 % confidence interval of the coefficient.",
     "ci_high": "Upper end of the 95 % confidence interval of the coefficient.",
     "statistic": "t of a coefficient, or F of a joint test.",
-    "df": "Degrees of freedom of t, or 'numerator, denominator' of F. Mixed models have subjects "
-    "minus coefficients, which is conservative for terms that vary within subjects.",
+    "df": "Degrees of freedom of t, or 'numerator, denominator' of F; of mixed models by "
+    "Satterthwaite's method.",
     "p": "Two-sided p-value.",
     "p_fdr": "p adjusted over all measures of the model for this coefficient (Benjamini-Hochberg).",
     "effect": "Effect size. For a coefficient: d, which is estimate / residual SD, for a column of "

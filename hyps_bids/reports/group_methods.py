@@ -21,8 +21,12 @@ GROUP_METHODS = Path("logs", "CITATION_group.md")
 #: Estimator, as the table of models names it → words.
 _METHODS = {
     "ols": "ordinary least squares",
-    "mixed": "a linear mixed model with a random intercept for each participant (restricted "
-    "maximum likelihood)",
+    "ols_hc3": "ordinary least squares with standard errors that are consistent under "
+    "heteroscedasticity (HC3)",
+    "mixed": "a linear mixed model with random effects of participants (restricted maximum "
+    "likelihood, Satterthwaite's degrees of freedom)",
+    "mixed_cr2": "a linear mixed model with random effects of participants (restricted maximum "
+    "likelihood), cluster-robust standard errors (CR2) and Satterthwaite's degrees of freedom",
 }
 
 

@@ -76,7 +76,7 @@ def test_least_squares_agree_with_statsmodels() -> None:
 
 def test_mixed_models_agree_with_statsmodels() -> None:
     frame = simulated(scans=3)
-    table = fit_models(frame, ["volume ~ group + age + visit"])
+    table = fit_models(frame, ["volume ~ group + age + visit + (1 | subject)"])
     assert set(table["method"]) == {"mixed"}
     assert set(table["n_subjects"]) == {90}
     assert set(table["n_scans"]) == {270}
@@ -86,9 +86,10 @@ def test_mixed_models_agree_with_statsmodels() -> None:
         row = one(table, name)
         assert row["estimate"] == pytest.approx(100 * expected.params[name], rel=1e-3)
         assert row["se"] == pytest.approx(100 * expected.bse[name], rel=1e-2)
-        # The evidence is counted in subjects, not in scans.
-        assert row["p"] == pytest.approx(2 * stats.t.sf(abs(row["statistic"]), 90 - 5))
-        assert row["df"] == "85"
+        assert row["p"] == pytest.approx(2 * stats.t.sf(abs(row["statistic"]), float(row["df"])))
+    # What differs between subjects is known from subjects, and what changes in them from scans.
+    assert float(one(table, "age")["df"]) == pytest.approx(90 - 4, abs=0.5)
+    assert float(one(table, "visit")["df"]) == pytest.approx(90 * 2 - 1, abs=0.5)
     assert one(table, "visit")["estimate"] == pytest.approx(-50, abs=30)
     # D is in units of the SD between and within subjects.
     d = one(table, "group[T.AD]")
@@ -99,7 +100,7 @@ def test_mixed_models_agree_with_statsmodels() -> None:
 def test_mixed_models_of_balanced_visits_are_least_squares_of_means(seed: int) -> None:
     """Exact for what does not change with time; volumes of the right vary less between subjects."""
     frame = simulated(n=30, scans=2, seed=seed)
-    table = fit_models(frame, ["volume ~ group + age + visit"])
+    table = fit_models(frame, ["volume ~ group + age + visit + (1 | subject)"])
     assert set(table["method"]) == {"mixed"}
     assert table["converged"].all()
     means = frame.groupby("participant_id", as_index=False).agg(

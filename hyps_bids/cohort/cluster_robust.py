@@ -1,0 +1,103 @@
+"""Standard errors that hold when the covariance within subjects is not the one of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Eigenvalues of 1 - leverage below which a subject alone determines a coefficient.
+_DETERMINED = 1e-10
+
+
+@dataclass(frozen=True)
+class ClusterRobust:
+    """The CR2 covariance of coefficients, and the degrees of freedom of its contrasts.
+
+    The source of both is Pustejovsky & Tipton (2018), J. Bus. Econ. Stat. 36(4), 672-683, who
+    extend Bell & McCaffrey (2002); ``clubSandwich::vcovCR(type = "CR2")`` and ``coef_test(test =
+    "Satterthwaite")`` are the same in R.
+
+    Attributes
+    ----------
+    covariance : numpy.ndarray
+        (coefficients, coefficients)
+    bread : numpy.ndarray
+        The inverse of the cross product of the whitened design (coefficients, coefficients).
+    weights : numpy.ndarray
+        (scans, coefficients): each subject's whitened design times its adjustment matrix.
+    matrix : numpy.ndarray
+        The whitened design (scans, coefficients), sorted like `weights`.
+    starts : numpy.ndarray
+        First scan of each subject.
+    """
+
+    covariance: np.ndarray
+    bread: np.ndarray
+    weights: np.ndarray
+    matrix: np.ndarray
+    starts: np.ndarray
+
+    def degrees_of_freedom(self, contrasts: np.ndarray) -> np.ndarray:
+        """Return Satterthwaite's degrees of freedom of contrasts (contrasts, coefficients).
+
+        The products of the subjects' vectors, p_ij = d_ij u_i'u_i - v_i' M v_j with v_i = X_i' u_i,
+        are summed without the matrix of all pairs of subjects.
+        """
+        root = np.linalg.cholesky(self.bread)
+        freedom = []
+        for contrast in contrasts:
+            u = self.weights @ (self.bread @ contrast)
+            own = np.add.reduceat(u**2, self.starts)
+            v = np.add.reduceat(self.matrix * u[:, None], self.starts) @ root
+            shared = (v**2).sum(axis=1)
+            squares = (own**2 - 2 * own * shared).sum() + ((v.T @ v) ** 2).sum()
+            freedom.append((own - shared).sum() ** 2 / squares)
+        return np.array(freedom)
+
+
+def cluster_robust(
+    residuals: np.ndarray,
+    matrix: np.ndarray,
+    random: np.ndarray,
+    subjects: np.ndarray,
+) -> ClusterRobust:
+    """Estimate the covariance of generalized least squares from the residuals of each subject.
+
+    Parameters
+    ----------
+    residuals : numpy.ndarray
+        (scans,)
+    matrix : numpy.ndarray
+        (scans, coefficients) of full rank.
+    random : numpy.ndarray
+        (scans, effects): random effects of variance one, relative to that of the residual; they
+        are the working model, which needs not be right.
+    subjects : numpy.ndarray
+        (scans,)
+    """
+    order = np.argsort(subjects, kind="stable")
+    e, x, z = residuals[order].copy(), matrix[order].copy(), random[order]
+    _, starts, sizes = np.unique(subjects[order], return_index=True, return_counts=True)
+    for at in _same_size(starts, sizes):
+        identity = np.eye(at.shape[1])
+        root = np.linalg.cholesky(identity + z[at] @ z[at].transpose(0, 2, 1))
+        e[at] = np.linalg.solve(root, e[at][..., None])[..., 0]
+        x[at] = np.linalg.solve(root, x[at])
+    bread = np.linalg.inv(x.T @ x)
+    weights = np.empty_like(x)
+    for at in _same_size(starts, sizes):
+        leverage = x[at] @ bread @ x[at].transpose(0, 2, 1)
+        values, vectors = np.linalg.eigh(np.eye(at.shape[1]) - leverage)
+        powers = np.where(values > _DETERMINED, np.maximum(values, _DETERMINED) ** -0.5, 0.0)
+        adjustment = (vectors * powers[:, None, :]) @ vectors.transpose(0, 2, 1)
+        weights[at] = adjustment @ x[at]
+    scores = np.add.reduceat(weights * e[:, None], starts)
+    return ClusterRobust(bread @ (scores.T @ scores) @ bread, bread, weights, x, starts)
+
+
+def _same_size(starts: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the positions of the scans of all subjects with one number of scans, row by row."""
+    for size in np.unique(sizes):
+        yield starts[sizes == size][:, None] + np.arange(size)
