@@ -143,7 +143,10 @@ def _impossible(comparison: Comparison, design: Design) -> str | None:
     if set(numbers) & set(comparison.by):
         return f"{numbers[0]} is a number and has no levels. Write C({numbers[0]}) in the formula."
     if len(numbers) > 1:
-        return f"{' and '.join(numbers)} are numbers; name one of them for its slopes."
+        return (
+            f"{' and '.join(numbers)} are numbers; name one of them for its slopes, or write "
+            f"C({numbers[0]}) in the formula."
+        )
     return None
 
 
@@ -173,6 +176,11 @@ def comparison_rows(design: Design, fit: Fit, comparison: Comparison) -> Iterato
     kind = "slope" if slope_of else "mean"
     groups = [*comparison.by, *(name for name in comparison.variables if name != slope_of)]
     weights = _weights(design, groups, slope_of)
+    if len(weights) > 1 and np.allclose(list(weights.values()), next(iter(weights.values()))):
+        raise CannotFit(
+            f"--posthoc {comparison.text}: all {kind}s are the same, because the formula has no "
+            f"term of {' and '.join(comparison.variables)} that lets them differ"
+        )
     families: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
     for levels, weight in weights.items():
         outer, inner = levels[: len(comparison.by)], levels[len(comparison.by) :]
@@ -238,7 +246,8 @@ def _tests(contrasts: np.ndarray, fit: Fit) -> list[Row]:
 
     estimates, df = contrasts @ fit.estimate, fit.freedom(contrasts)
     errors = np.sqrt(np.einsum("ij,jk,ik->i", contrasts, fit.covariance, contrasts))
-    statistics = estimates / errors
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistics = estimates / errors
     width = stats.t.ppf((1 + _LEVEL) / 2, df) * errors
     return pd.DataFrame(
         {
@@ -257,7 +266,8 @@ def _differences(family: dict[str, np.ndarray], fit: Fit) -> list[Row]:
     """Compare all pairs of a family, and adjust the p-values for their number.
 
     Tukey's method, with the studentized range, is exact for independent groups of the same size
-    and conservative for others (Hayter 1984, Annals of Statistics 12:61). Holm's holds always.
+    and conservative for others (Hayter 1984, Annals of Statistics 12:61). It needs errors that
+    share one residual variance; with robust errors, only Holm's method is used, which holds always.
     """
     from scipy.stats import studentized_range
 
@@ -266,12 +276,15 @@ def _differences(family: dict[str, np.ndarray], fit: Fit) -> list[Row]:
         return []
     rows = _tests(np.array([family[a] - family[b] for a, b in pairs]), fit)
     statistic, df, p = (np.array([row[key] for row in rows]) for key in ("statistic", "df", "p"))
-    tukey = p.copy()
-    if len(pairs) > 1 and np.isfinite(p).all():
-        tukey = studentized_range.sf(np.sqrt(2) * np.abs(statistic), len(family), df)
+    adjusted = holm = _holm(p)
+    by_tukey = fit.method in ("ols", "mixed") and np.isfinite(p).all()
+    if by_tukey:
+        adjusted = studentized_range.sf(np.sqrt(2) * np.abs(statistic), len(family), df)
     return [
-        {"contrast": f"{a} - {b}"} | row | {"p_adjusted": adjusted, "p_holm": other}
-        for (a, b), row, adjusted, other in zip(pairs, rows, tukey, _holm(p), strict=True)
+        {"contrast": f"{a} - {b}", "adjustment": "tukey" if by_tukey else "holm"}
+        | row
+        | {"p_adjusted": adjusted[i], "p_holm": holm[i]}
+        for i, ((a, b), row) in enumerate(zip(pairs, rows, strict=True))
     ]
 
 

@@ -99,7 +99,7 @@ def fit_formulas(
                 check_site(formula, data, site)
             sound.append(formula)
         except HypsError as error:
-            _LOG.error("%s", error)
+            _LOG.error("%s [%s]", error, error.code)
             failed.append(formula)
     wanted = list[str]()
     for text in posthoc if sound else ():
@@ -107,7 +107,7 @@ def fit_formulas(
             parse_comparison(text)
             wanted.append(text)
         except UsageError as error:
-            _LOG.error("%s", error)
+            _LOG.error("%s [%s]", error, error.code)
             failed.append(f"--posthoc {text}")
     _warn_of_codes(data, sound)
     fitted = list[ModelTables]()
@@ -115,7 +115,7 @@ def fit_formulas(
         try:
             fitted.append(fit_model(frame, formula, controls, site, wanted, robust=robust))
         except HypsError as error:
-            _LOG.error("%s", error)
+            _LOG.error("%s [%s]", error, error.code)
             failed.append(formula)
             continue
         if not fitted[-1].models["estimate"].notna().any():

@@ -164,8 +164,8 @@ POSTHOC_COLUMNS = {
     "statistic": "t. n/a for means, because zero is no hypothesis about them.",
     "df": "Degrees of freedom of t.",
     "p": "Two-sided p-value, not adjusted.",
-    "p_adjusted": "p adjusted by Tukey's method for all differences between the n_compared means "
-    "or slopes.",
+    "p_adjusted": "p adjusted for all differences between the n_compared means or slopes.",
+    "adjustment": "Method of p_adjusted: tukey, or holm where standard errors are robust.",
     "p_holm": "p adjusted by Holm's method for the same differences.",
     "p_fdr": "p adjusted over all measures of the model for this row (Benjamini-Hochberg).",
     "effect": "Difference / residual SD (d); for slopes per SD of the number.",

@@ -227,6 +227,11 @@ def test_what_cannot_be_compared(caplog: pytest.LogCaptureFixture) -> None:
         parse_comparison("group::")
 
 
+def test_slopes_that_cannot_differ(caplog: pytest.LogCaptureFixture) -> None:
+    assert compare("group:age", formula="volume ~ group + age").empty
+    assert any("all slopes are the same" in text for text in caplog.messages)
+
+
 def test_functions_that_depend_on_other_scans_are_not_extrapolated() -> None:
     formula = "volume ~ {age - age.mean()} + group"
     tables = fit_formulas(table_of_r(), [formula], posthoc=["group"])
