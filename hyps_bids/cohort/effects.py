@@ -55,23 +55,41 @@ def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
 
 
 def _effect(column: np.ndarray, row: Row, fit: Fit, df: float) -> Row:
-    """Standardize a coefficient by the residual standard deviation."""
+    if set(np.unique(column)) <= {0.0, 1.0}:
+        return standardized(row, fit, df) | {"effect_kind": "d"}
+    spread = float(column.std(ddof=1))
+    return standardized(row, fit, df, spread) | {"effect_kind": "d_per_sd"}
+
+
+def standardized(row: Row, fit: Fit, df: float, spread: float = 1.0) -> Row:
+    """Divide an estimate by the residual standard deviation.
+
+    Parameters
+    ----------
+    row : dict
+        With estimate, se, ci_low, ci_high and statistic.
+    fit : Fit
+        The fit that it comes from.
+    df : float
+        Its degrees of freedom.
+    spread : float
+        Standard deviation of the variable, for an estimate per unit of it.
+
+    Returns
+    -------
+    dict
+        effect, effect_low and effect_high.
+    """
     from scipy.special import nctdtrinc
 
-    is_indicator = set(np.unique(column)) <= {0.0, 1.0}
-    scale = (1.0 if is_indicator else float(column.std(ddof=1))) / fit.sd
+    scale = spread / fit.sd
     low, high = row["ci_low"] * scale, row["ci_high"] * scale
     if fit.method == "ols":
         # The estimate and the SD are both uncertain.
         known = abs(row["statistic"]) < _FARTHEST
         ends = nctdtrinc(df, _ENDS, row["statistic"] if known else np.nan)
         low, high = ends * row["se"] * scale
-    return {
-        "effect": row["estimate"] * scale,
-        "effect_low": low,
-        "effect_high": high,
-        "effect_kind": "d" if is_indicator else "d_per_sd",
-    }
+    return {"effect": row["estimate"] * scale, "effect_low": low, "effect_high": high}
 
 
 def joint_test(contrasts: np.ndarray, fit: Fit) -> Row:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.design import CannotFit, Design
-from hyps_bids.cohort.effects import Row
+from hyps_bids.cohort.effects import Row, standardized
 from hyps_bids.cohort.models import Fit
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import suggest_names
@@ -29,8 +29,6 @@ _LEVEL = 0.95
 _LARGEST_GRID = 200_000
 #: Part of the range of a number over which its slope is measured, as in emmeans.
 _STEP = 0.001
-#: A noncentral t distribution this far out takes SciPy very long; such a fit is perfect.
-_FARTHEST = 1e4
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,10 @@ def comparison_rows(design: Design, fit: Fit, comparison: Comparison) -> Iterato
             tests = row if slope_of else row | {"statistic": None, "p": None}
             yield about | {"kind": kind, "contrast": name} | tests
         for row in _differences(family, fit):
-            yield about | {"kind": f"{kind}_difference"} | row | _effect(design, fit, row, slope_of)
+            spread = float(design.variables[slope_of].std(ddof=1)) if slope_of else 1.0
+            effect = standardized(row, fit, row["df"], spread)
+            effect |= {"effect_kind": "d_per_sd" if slope_of else "d"}
+            yield about | {"kind": f"{kind}_difference"} | row | effect
 
 
 def _interacting(design: Design, comparison: Comparison) -> str:
@@ -299,23 +300,3 @@ def _holm(p: np.ndarray) -> np.ndarray:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(stepped, 1)
     return adjusted
-
-
-def _effect(design: Design, fit: Fit, row: Row, slope_of: str | None) -> Row:
-    """Divide a difference by the residual standard deviation; slopes are per SD of the number."""
-    from scipy.special import nctdtrinc
-
-    scale = float(design.variables[slope_of].std(ddof=1)) if slope_of else 1.0
-    scale /= fit.sd
-    low, high = row["ci_low"] * scale, row["ci_high"] * scale
-    if fit.method == "ols":
-        # The estimate and the SD are both uncertain.
-        known = row["statistic"] if abs(row["statistic"]) < _FARTHEST else np.nan
-        ends = nctdtrinc(row["df"], ((1 + _LEVEL) / 2, (1 - _LEVEL) / 2), known)
-        low, high = ends * row["se"] * scale
-    return {
-        "effect": row["estimate"] * scale,
-        "effect_low": low,
-        "effect_high": high,
-        "effect_kind": "d_per_sd" if slope_of else "d",
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from hyps_bids.cohort.posthoc import parse_comparison
 from hyps_bids.cohort.statistics import fit_formulas
@@ -174,24 +175,34 @@ def test_mixed_models() -> None:
     )
     formula = "volume ~ group*visit + (1 | subject)"
     table = compare("group", "group:visit", formula=formula, frame=frame)
-    # m <- lmer(volume ~ group*visit + (1|id)); emmeans(m, ~group)
+    # m <- lmer(volume ~ group*visit + (1|id)); emmeans(m, ~group, lmer.df="satterthwaite")
     check(
-        rows_of(table, "mean", ["estimate", "se"]),
+        rows_of(table, "mean", ["estimate", "se", "df"]),
         {
-            "CN": [2955.0556, 57.887824],
-            "MCI": [2967.8160, 57.887824],
-            "AD": [2920.9312, 57.887824],
+            "CN": [2955.0556, 57.887824, 9],
+            "MCI": [2967.8160, 57.887824, 9],
+            "AD": [2920.9312, 57.887824, 9],
         },
     )
-    # pairs(emtrends(m, ~group, var="visit"))
+    # pairs(emtrends(m, ~group, var="visit", lmer.df="satterthwaite"))
     check(
-        rows_of(table, "slope_difference", ["estimate", "se"]),
+        rows_of(table, "slope_difference", ["estimate", "se", "df", "p_adjusted"]),
         {
-            "CN - MCI": [3.2078977, 13.317173],
-            "CN - AD": [23.1196574, 13.317173],
-            "MCI - AD": [19.9117598, 13.317173],
+            "CN - MCI": [3.2078977, 13.317173, 21, 0.96856654],
+            "CN - AD": [23.1196574, 13.317173, 21, 0.21560710],
+            "MCI - AD": [19.9117598, 13.317173, 21, 0.31334267],
         },
     )
+
+
+def test_robust_errors_are_adjusted_by_holm() -> None:
+    formula = "volume ~ group + age"
+    table = fit_formulas(table_of_r(), [formula], posthoc=["group"], robust=True).posthoc
+    rows = table[table["kind"] == "mean_difference"]
+    assert set(rows["method"]) == {"ols_hc3"}
+    assert set(rows["adjustment"]) == {"holm"}
+    expected = multipletests(rows["p"].astype(float), method="holm")[1]
+    assert rows["p_adjusted"].tolist() == pytest.approx(expected.tolist())
 
 
 def test_effect_sizes_of_two_groups_are_those_of_the_model() -> None:
