@@ -91,6 +91,7 @@ def fit_formulas(
     data = _with_aliases(frame)
     failed = list[str]()
     sound = list[str]()
+    refused = list[ModelTables]()
     # All formulas are checked first, because mixed models of thousands of scans take minutes.
     for formula in dict.fromkeys(formulas):
         try:
@@ -101,6 +102,7 @@ def fit_formulas(
         except HypsError as error:
             _LOG.error("%s [%s]", error, error.code)
             failed.append(formula)
+            refused.append(_refused(formula, error))
     wanted = list[str]()
     for text in posthoc if sound else ():
         try:
@@ -117,16 +119,26 @@ def fit_formulas(
         except HypsError as error:
             _LOG.error("%s [%s]", error, error.code)
             failed.append(formula)
+            refused.append(_refused(formula, error))
             continue
         if not fitted[-1].models["estimate"].notna().any():
             _LOG.error("Model '%s' could not be fitted to any measure.", formula)
             failed.append(formula)
-    result = ModelTables(*(_joined(fitted, name) for name in ("models", "posthoc", "harmonized")))
+    every = [*fitted, *refused]
+    result = ModelTables(*(_joined(every, name) for name in ("models", "posthoc", "harmonized")))
     for text in wanted if fitted else ():
         if result.posthoc.empty or (text != ALL and not (result.posthoc["posthoc"] == text).any()):
             _LOG.error("--posthoc %s: no model was fitted that has such variables.", text)
             failed.append(f"--posthoc {text}")
     return replace(result, failed=tuple(failed))
+
+
+def _refused(formula: str, error: HypsError) -> ModelTables:
+    """Keep the reason why a formula was refused, for the table and the report."""
+    why = str(error).removeprefix(f"--model '{formula}': ")
+    row = {"model": formula, "converged": False, "warnings": f"not fitted: {why}"}
+    models = pd.DataFrame([row], columns=list(LINEAR_MODEL_COLUMNS))
+    return ModelTables(models, pd.DataFrame(columns=list(POSTHOC_COLUMNS)), pd.DataFrame())
 
 
 def _joined(fitted: Sequence[ModelTables], name: str) -> pd.DataFrame:

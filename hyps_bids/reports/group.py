@@ -12,12 +12,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from hyps_bids.errors import HypsError, MissingInput
-from hyps_bids.outputs.columns import CHANGE_COLUMNS, LINEAR_MODEL_COLUMNS
+from hyps_bids.outputs.columns import CHANGE_COLUMNS, LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.reading import (
     CHANGE,
     LINEAR_MODELS,
+    POSTHOC,
     WIDE,
     read_json_object,
     read_table,
@@ -28,7 +29,8 @@ from hyps_bids.reports.charts import scan_charts
 from hyps_bids.reports.citation import to_html
 from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
 from hyps_bids.reports.group_methods import GROUP_METHODS
-from hyps_bids.reports.models import describe_linear_models, read_adapters, read_classifiers
+from hyps_bids.reports.linear_models import describe_linear_models
+from hyps_bids.reports.models import read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
 
 _LOG = logging.getLogger("hyps_bids")
@@ -60,7 +62,10 @@ def write_group_report(output_dir: Path) -> Path:
         If the report cannot be written.
     """
     group = _read_group(output_dir)
-    linear = describe_linear_models(_read_optional(output_dir, LINEAR_MODELS, LINEAR_MODEL_COLUMNS))
+    linear = describe_linear_models(
+        _read_optional(output_dir, LINEAR_MODELS, LINEAR_MODEL_COLUMNS),
+        _read_optional(output_dir, POSTHOC, POSTHOC_COLUMNS),
+    )
     classifiers, adapters = read_classifiers(output_dir), read_adapters(output_dir)
     specs = scan_charts() if group else {}
     # Charts have numbers as names, because folders and coefficients may have any name.

@@ -14,20 +14,19 @@ from hyps_bids import __version__
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.reading import CHANGE, LINEAR_MODELS, WIDE, load_json, read_table, read_wide
+from hyps_bids.outputs.reading import (
+    CHANGE,
+    LINEAR_MODELS,
+    POSTHOC,
+    WIDE,
+    load_json,
+    read_table,
+    read_wide,
+)
+from hyps_bids.reports.linear_models import method_words
 
 #: The file with the text; ``CITATION.md`` beside it is that of the participant level.
 GROUP_METHODS = Path("logs", "CITATION_group.md")
-#: Estimator, as the table of models names it → words.
-_METHODS = {
-    "ols": "ordinary least squares",
-    "ols_hc3": "ordinary least squares with standard errors that are consistent under "
-    "heteroscedasticity (HC3)",
-    "mixed": "a linear mixed model with random effects of participants (restricted maximum "
-    "likelihood, Satterthwaite's degrees of freedom)",
-    "mixed_cr2": "a linear mixed model with random effects of participants (restricted maximum "
-    "likelihood), cluster-robust standard errors (CR2) and Satterthwaite's degrees of freedom",
-}
 
 
 def group_methods_markdown(output_dir: Path) -> str:
@@ -92,25 +91,36 @@ def _models(output: Path) -> Iterator[str]:
     fitted = table[table["estimate"].notna()]
     if fitted.empty:
         return
-    texts = [_model(str(formula), rows) for formula, rows in fitted.groupby("model", sort=False)]
-    yield " ".join(
-        [
-            *texts,
-            f"Models were fitted with statsmodels {version('statsmodels')} [@statsmodels]. For "
-            "each coefficient, p-values were corrected for the number of measures by the false "
-            "discovery rate [@fdr]. Effect sizes were differences in units of the residual "
-            "standard deviation, with 95 % confidence intervals.",
-        ]
+    yield " ".join(_model(str(formula), rows) for formula, rows in fitted.groupby("model", sort=False))
+    methods = set(fitted["method"])
+    text = ""
+    if methods & {"ols", "ols_hc3"}:
+        text += f"Least-squares fits used statsmodels {version('statsmodels')} [@statsmodels]. "
+    if methods & {"mixed", "mixed_cr2"}:
+        text += "Mixed models were fitted as in [@mixed_models], with tests as in [@satterthwaite]. "
+    if "mixed_cr2" in methods:
+        text += "Cluster-robust standard errors were those of [@cluster_robust]. "
+    text += (
+        "For each coefficient, p-values were corrected for the number of measures by the false "
+        "discovery rate [@fdr]. Effect sizes were in units of the residual standard deviation, and "
+        "intervals were 95 % confidence intervals."
     )
+    posthoc = group_path(output, POSTHOC)
+    if posthoc.is_file():
+        compared = read_table(posthoc)["posthoc"].unique()
+        text += (
+            f" After the models, estimated marginal means or slopes of {join_names(compared)} were "
+            "compared in pairs, with p-values corrected by Tukey's and Holm's methods."
+        )
+    yield text
 
 
 def _model(formula: str, rows: pd.DataFrame) -> str:
     count = rows["measure"].nunique()
-    methods = [_METHODS.get(name, name) for name in rows["method"].dropna().unique()]
     text = (
         f"The model {_code(formula)} was fitted to {format_count(count, 'measure')} of "
         f"{_range(rows['n_subjects'])} participants ({_range(rows['n_scans'])} scans) by "
-        f"{' or '.join(methods)}."
+        f"{method_words(rows)}."
     )
     sites = rows["harmonized"].dropna().unique() if "harmonized" in rows else []
     if not len(sites):

@@ -1,4 +1,4 @@
-"""Facts of the group report about linear models, classifiers and adapters."""
+"""Facts of the group report about classifiers and adapters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes, test_lines
-from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
+from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import load_json, read_table
 from hyps_bids.reports import charts
 from hyps_bids.reports.charts import Spec
 
 _LOG = logging.getLogger("hyps_bids")
-_EFFECT_UNITS = {"d": "d", "d_per_sd": "d per SD", "partial_eta2": "partial η²"}
 #: Charts of a classifier: table → title, caption and how to draw it
 _CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] = {
     "roc": (
@@ -45,16 +44,6 @@ _CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] =
         charts.importance_chart,
     ),
 }
-
-
-@dataclass(frozen=True)
-class LinearModel:
-    """A linear model: the formatted rows of its table, and a chart of effects per coefficient."""
-
-    formula: str
-    method: str
-    rows: list[dict[str, str]]
-    forests: dict[str, Spec]
 
 
 @dataclass(frozen=True)
@@ -107,26 +96,6 @@ class TrainedModel:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self.problems.append(f"{path.name} cannot be shown ({type(error).__name__}: {error}).")
             _LOG.warning("%s: cannot be shown in the group report (%s)", path, error)
-
-
-def describe_linear_models(table: pd.DataFrame) -> list[LinearModel]:
-    """Make the table of linear models readable."""
-    found = []
-    for formula, rows in table.groupby("model", sort=False):
-        shown = rows[rows["coefficient"] != "Intercept"]
-        sized = shown[shown["effect_kind"].isin(["d", "d_per_sd"])]
-        records = sized.to_dict("records")
-        sized = sized.assign(
-            label=[_region(row) for row in records], title=[_coefficient(row) for row in records]
-        )
-        forests = {
-            str(title): charts.forest_chart(of_one)
-            for title, of_one in sized.groupby("title", sort=False)
-        }
-        method = ", ".join(map(str, rows["method"].dropna().unique()))
-        formatted = [_linear_row(row) for row in shown.to_dict("records")]
-        found.append(LinearModel(str(formula), method, formatted, forests))
-    return found
 
 
 def read_classifiers(output_dir: Path) -> list[TrainedModel]:
@@ -287,47 +256,6 @@ def _add_scans(model: TrainedModel, path: Path) -> None:
         caption = "Thick: mean difference; dashed: 95 % limits of agreement."
         chart = charts.agreement_chart(table, part, limits)
         model.charts.append(ModelChart(f"Bland–Altman, {part}", caption, chart))
-
-
-def _linear_row(row: Mapping[str, Any]) -> dict[str, str]:
-    effect = _interval(row, "effect", "effect_low", "effect_high")
-    return {
-        "measure": _region(row),
-        "coefficient": _coefficient(row),
-        "estimate": _interval(row, "estimate", "ci_low", "ci_high"),
-        "p": _number(row["p"], ".2g"),
-        "p_fdr": _number(row["p_fdr"], ".2g"),
-        "effect": f"{effect} {_EFFECT_UNITS.get(row['effect_kind'], '')}".strip(),
-        "n": f"{row['n_subjects']:.0f} ({row['n_scans']:.0f})" if pd.notna(row["n_scans"]) else "",
-        "warnings": str(row["warnings"]) if pd.notna(row["warnings"]) else "",
-        "sure": "yes" if row["p_fdr"] < 0.05 else "",
-    }
-
-
-def _coefficient(row: Mapping[str, Any]) -> str:
-    """Name a coefficient: ``group[T.AD]`` with the reference CN is ``group: AD against CN``."""
-    if pd.isna(row["coefficient"]):
-        # The model could not be fitted.
-        return ""
-    level = re.sub(r"^(.*)\[T\.(.*)\]$", r"\1: \2", str(row["coefficient"]))
-    return f"{level} against {row['reference']}" if pd.notna(row["reference"]) else level
-
-
-def _region(row: Mapping[str, Any]) -> str:
-    sides = SIDE_NAMES | {"bilateral": "both sides"}
-    names = [sides.get(row["side"], row["side"]), row["part"]]
-    words = " ".join(str(name) for name in names if pd.notna(name) and name)
-    return words or str(row["measure"])
-
-
-def _interval(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
-    if pd.isna(row[value]):
-        return ""
-    digits = ",.0f" if abs(row[value]) >= 100 else ".3g"
-    text = format(row[value], digits)
-    if pd.isna(row[low]):
-        return text
-    return f"{text} [{row[low]:{digits}}, {row[high]:{digits}}]"
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -224,7 +224,11 @@ def test_failing_models_stop_neither_each_other_nor_other_tables(
     good, wrong = "volume_mm3_L_whole ~ group", ("volume ~ nonsense", "volume ~ age +")
     settings = study.settings(model=(wrong[0], good, wrong[1]), posthoc=("group",))
     assert set(write_group_tables(settings).failed_models) == {*wrong}
-    assert study.group_table(MODELS)["model"].unique().tolist() == [good]
+    table = study.group_table(MODELS).set_index("model")
+    assert set(table.index) == {good, *wrong}
+    # The reasons are in the table, where the report finds them.
+    assert table.loc[list(wrong), "estimate"].isna().all()
+    assert "nonsense" in table.loc[wrong[0], "warnings"]
     assert set(study.group_table(POSTHOC)["kind"]) == {"mean", "mean_difference"}
     assert set(study.group_sidecar(POSTHOC)) == set(study.group_table(POSTHOC))
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
@@ -233,9 +237,9 @@ def test_failing_models_stop_neither_each_other_nor_other_tables(
     # Models of an earlier table do not stay beside a new one, even if its formula is wrong.
     assert write_group_tables(study.settings(model=wrong[:1])).failed_models == wrong[:1]
     assert group_path(study.output, WIDE).exists()
-    for kind in (MODELS, POSTHOC):
-        assert not group_path(study.output, kind).exists()
-        assert not sidecar_path(group_path(study.output, kind)).exists()
+    assert set(study.group_table(MODELS)["model"]) == {wrong[0]}
+    assert not group_path(study.output, POSTHOC).exists()
+    assert not sidecar_path(group_path(study.output, POSTHOC)).exists()
 
 
 def test_a_model_that_cannot_be_fitted_ends_with_1(study: Any) -> None:
