@@ -91,15 +91,22 @@ def _models(output: Path) -> Iterator[str]:
     fitted = table[table["estimate"].notna()]
     if fitted.empty:
         return
-    yield " ".join(_model(str(formula), rows) for formula, rows in fitted.groupby("model", sort=False))
+    yield " ".join(
+        _model(str(formula), rows) for formula, rows in fitted.groupby("model", sort=False)
+    )
     methods = set(fitted["method"])
     text = ""
     if methods & {"ols", "ols_hc3"}:
         text += f"Least-squares fits used statsmodels {version('statsmodels')} [@statsmodels]. "
     if methods & {"mixed", "mixed_cr2"}:
-        text += "Mixed models were fitted as in [@mixed_models], with tests as in [@satterthwaite]. "
+        text += (
+            "Mixed models were fitted as in [@mixed_models], with tests as in [@satterthwaite]. "
+        )
     if "mixed_cr2" in methods:
-        text += "Cluster-robust standard errors were those of [@cluster_robust]. "
+        text += (
+            "Cluster-robust standard errors and their degrees of freedom were those of "
+            "clubSandwich [@cluster_robust]. "
+        )
     text += (
         "For each coefficient, p-values were corrected for the number of measures by the false "
         "discovery rate [@fdr]. Effect sizes were in units of the residual standard deviation, and "
