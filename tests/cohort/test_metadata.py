@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hyps_bids.cohort.column_types import infer_types
 from hyps_bids.cohort.metadata import join, read_metadata
 from hyps_bids.errors import UsageError
 from tests.raising import raises
@@ -139,40 +138,6 @@ def test_our_columns_keep_their_names(study: Any) -> None:
         "participants_status": "x",
     }
     assert list(origins.values()) == ["status", "scan", "visit", "participants_status"]
-
-
-@pytest.mark.parametrize(
-    ("values", "described", "expected"),
-    [
-        (["1", "2.5", None], {}, [1.0, 2.5, "?"]),
-        (["-1e3", ".5", "+2"], {}, [-1000.0, 0.5, 2.0]),
-        (["1", "N/A", "NaN"], {}, [1.0, "?", "?"]),
-        (["01", "02", None], {}, ["01", "02", "?"]),
-        (["1", "x"], {}, ["1", "x"]),
-        (["a", "NA"], {}, ["a", "?"]),
-        (["a", "NA"], {"Levels": {"a": "", "NA": "Native American"}}, ["a", "NA"]),
-        (["1", "0", "1.0"], {"Levels": {"0": "no", "1": "yes"}}, ["1", "0", "1"]),
-        (["12", "999"], {"Levels": {"999": "refused"}}, [12.0, 999.0]),
-        (["1", "2"], {"Levels": "any number"}, [1.0, 2.0]),
-        (["b", "a"], {"Levels": ["b", "a"]}, ["b", "a"]),
-        (["1", "2"], {"Format": "string"}, ["1", "2"]),
-        ([None, None], {}, ["?", "?"]),
-    ],
-)
-def test_types(values: list[str | None], described: dict[str, Any], expected: list[Any]) -> None:
-    frame = pd.DataFrame({"x": pd.Series(values, dtype="str")})
-    column = infer_types(frame, {"x": described}, "made.tsv")["x"]
-    assert column.astype("object").fillna("?").tolist() == expected
-
-
-def test_levels_keep_their_order(caplog: pytest.LogCaptureFixture) -> None:
-    frame = pd.DataFrame({"group": ["b", "z", "a", "b"]})
-    sidecar = {"group": {"Levels": {"b": "B", "a": "A", "c": "C"}}}
-    column = infer_types(frame, sidecar, "made.tsv")["group"]
-    assert column.cat.categories.tolist() == ["b", "a", "c", "z"]
-    (record,) = caplog.records
-    for fact in ("made.tsv", "group", ": z"):
-        assert fact in record.getMessage()
 
 
 def test_many_files_with_one_fault_give_one_warning(
