@@ -68,7 +68,7 @@ def _draw_calibration(axes: Any, table: pd.DataFrame) -> None:
 
 
 def _draw_confusion(axes: Any, table: pd.DataFrame) -> None:
-    classes = table["true"]
+    classes = table.iloc[:, 0]
     counts = table[list(classes)].to_numpy()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)

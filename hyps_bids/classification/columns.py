@@ -12,6 +12,8 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.features import Schema, circular, levels_of
+from hyps_bids.cohort.column_types import too_many_levels
+from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import suggest_names
 from hyps_bids.outputs.names import group_path
@@ -32,7 +34,7 @@ def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> N
     if missing:
         raise UsageError(
             f"{option}: no column {', '.join(missing)} in the group table, participants.tsv, "
-            f"sessions.tsv or phenotype/; there are: {suggest_names(missing, list(frame.columns))}",
+            f"sessions.tsv or phenotype/; there are: {suggest_names(missing, users_first(frame))}",
             code="column-unknown",
         )
 
@@ -75,6 +77,12 @@ def choose_columns(settings: Settings, frame: pd.DataFrame) -> Schema:
     kept = _informative(frame, covariates, "covariate")
     categories = [n for n in kept if not pd.api.types.is_numeric_dtype(frame[n])]
     for name in categories:
+        if why := too_many_levels(frame[name], frame["participant_id"]):
+            raise UsageError(
+                f"--covariates {name}: {why}, so it can hardly be a category. Correct the column "
+                "if it should have numbers, or leave it out.",
+                code="covariate-levels-too-many",
+            )
         _warn_of_numbers_as_text(frame[name])
     volumes = tuple(n for n in names if "volume" in n)
     has_icv = _ICV in frame and frame[_ICV].nunique() > 1

@@ -104,17 +104,15 @@ class Schema:
         values and unknown levels become NaN. `control` marks the scans on which the adjustment
         for ICV is fitted, if the training set has enough.
         """
-        numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in self.features}
+        numbers = [pd.to_numeric(frame[name], errors="coerce") for name in self.features]
         missing = pd.Series(np.nan, index=frame.index)
-        numbers["icv"] = pd.to_numeric(frame[self.icv], errors="coerce") if self.icv else missing
+        icv = pd.to_numeric(frame[self.icv], errors="coerce") if self.icv else missing
         flags = np.zeros(len(frame)) if control is None else control.astype(float)
-        numbers["control"] = pd.Series(flags, index=frame.index)
-        numbers["site"] = _codes(frame[self.site], self.sites) if self.site else missing
-        for name in self.numeric:
-            numbers[f"covariate {name}"] = pd.to_numeric(frame[name], errors="coerce")
-        for name, levels in (self.categories or {}).items():
-            numbers[f"covariate {name}"] = _codes(frame[name], levels)
-        matrix = np.column_stack([np.asarray(column, dtype=float) for column in numbers.values()])
+        site = _codes(frame[self.site], self.sites) if self.site else missing
+        numbers += [icv, pd.Series(flags, index=frame.index), site]
+        numbers += [pd.to_numeric(frame[name], errors="coerce") for name in self.numeric]
+        numbers += [_codes(frame[name], known) for name, known in (self.categories or {}).items()]
+        matrix = np.column_stack([np.asarray(column, dtype=float) for column in numbers])
         matrix[~np.isfinite(matrix)] = np.nan
         return matrix
 

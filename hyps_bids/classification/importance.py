@@ -43,7 +43,10 @@ def importance(
     names = [*schema.used]
     if schema.icv and set(schema.used) & set(schema.volumes):
         names.append(schema.icv)
-    columns = [schema.columns.index(name) for name in names]
+    # A covariate may be the ICV or the site too; what the classifier sees comes last.
+    position = {name: i for i, name in enumerate(schema.columns)}
+    columns = [position[name] for name in schema.used]
+    columns += [schema.columns.index(name) for name in names[len(columns) :]]
     preprocessing = schema.preprocessing()
     tasks = [
         delayed(_falls)(data, preprocessing, one, folds == fold, columns, computing.seed)

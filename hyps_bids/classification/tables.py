@@ -53,10 +53,11 @@ def write_tables(
     folder: Path, tables: Mapping[str, pd.DataFrame], classes: tuple[str, ...]
 ) -> None:
     """Write tables as TSV, each with a sidecar that describes its columns."""
-    of_class = {name: f"Subjects called {name}, mean over repeats." for name in classes}
-    of_class |= {f"p_{name}": f"Probability of {name}." for name in classes}
+    counts = {name: f"Subjects called {name}, mean over repeats." for name in classes}
+    of_class = {f"p_{name}": f"Probability of {name}." for name in classes}
     for name, table in tables.items():
         texts = of_class | _COLUMNS["all"] | _COLUMNS.get(name, {})
+        texts |= counts if name == "confusion" else {}
         path = folder / f"{name}.tsv"
         write_table(path, table)
         write_json(sidecar_path(path), described({column: texts[column] for column in table}))
@@ -121,7 +122,8 @@ def confusion_table(label: Ints, called: Ints, classes: tuple[str, ...]) -> pd.D
         known = one >= 0
         counts += confusion_matrix(label[known], one[known], labels=range(len(classes)))
     table = pd.DataFrame(counts / len(called), columns=classes)
-    table.insert(0, "true", classes)
+    # A class may be named "true" itself.
+    table.insert(0, "true" if "true" not in classes else "true class", classes)
     return table
 
 

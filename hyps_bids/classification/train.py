@@ -232,8 +232,10 @@ def _cohort_facts(plan: Plan) -> dict[str, Any]:
     classes = pd.Series(
         np.array(plan.subjects.classes)[plan.subjects.label], index=plan.subjects.ids
     )
+    # A covariate may have any name, such as Scans.
+    covariates: dict[str, Any] = {name: {} for name in plan.schema.covariates}
+    facts["Covariates"] = covariates
     for name in plan.schema.covariates:
-        facts[name] = {}
         for value, ids in classes.groupby(classes, sort=False):
             values = first.loc[ids.index, name]
             summary: dict[str, float] = (
@@ -241,5 +243,5 @@ def _cohort_facts(plan: Plan) -> dict[str, Any]:
                 if name in plan.schema.numeric
                 else {str(k): int(v) for k, v in text_levels(values).value_counts().items()}
             )
-            facts[name][value] = summary | {"Missing": int(values.isna().sum())}
+            covariates[name][value] = summary | {"Missing": int(values.isna().sum())}
     return facts

@@ -144,14 +144,15 @@ class _Findings:
 def _infer_type(
     values: pd.Series, description: ColumnDescription, name: str, findings: _Findings
 ) -> pd.Series:
-    missing = missing_values(values, description)
-    findings.note("missing", name, sorted(set(values[missing])))
-    listed = [level for level in _listed_levels(description) if level not in set(values[missing])]
-    values = values.mask(missing)
-    # pandas writes the integers of a column with missing values as 1.0.
-    plain = values.str.removesuffix(".0")
-    values = values.mask(plain.isin(listed), plain)
-    known = values.dropna()
+    missing = missing_values(values.dropna().unique().tolist(), description)
+    findings.note("missing", name, sorted(missing))
+    listed = [level for level in _listed_levels(description) if level not in missing]
+    values = values.mask(values.isin(missing)) if missing else values
+    if listed:
+        # pandas writes the integers of a column with missing values as 1.0.
+        plain = values.str.removesuffix(".0")
+        values = values.mask(plain.isin(listed), plain)
+    known = values.dropna().drop_duplicates()
     unlisted = set(known) - set(listed)
     # A numeric scale may list only its special values, such as 999 for "refused".
     if listed and not (unlisted and known.str.fullmatch(NUMBER).all()):
@@ -166,8 +167,9 @@ def _infer_type(
     if found := read_numbers(known, about):
         numbers, unusual = found
         findings.note("numbers", name, [unusual] if unusual else [])
-        findings.note("codes", name, [f"{code:g}" for code in doubtful_numbers(numbers)])
-        return numbers.reindex(values.index)
+        result = values.map(dict(zip(known, numbers, strict=True))).astype("float64")
+        findings.note("codes", name, [f"{code:g}" for code in doubtful_numbers(result)])
+        return result
     if wrong := mistyped_numbers(values):
         _LOG.warning(
             "%s: %s is taken as text, because these of its values are not numbers: %s; correct "
@@ -177,7 +179,7 @@ def _infer_type(
             join_names(map(repr, wrong)),
         )
         return values
-    findings.note("codes", name, doubtful_words(values))
+    findings.note("codes", name, doubtful_words(known.tolist()))
     return _joined(values, name, [], findings)
 
 

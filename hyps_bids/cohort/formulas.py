@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids.cohort.arithmetic import nesting_warning, read_arithmetic
-from hyps_bids.cohort.column_types import mistyped_numbers
+from hyps_bids.cohort.column_types import mistyped_numbers, too_many_levels
 from hyps_bids.cohort.derived import MEASURES, volume_columns
+from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
@@ -374,7 +375,7 @@ def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
     if unknown:
         raise UsageError(
             f"{start} there is no column {', '.join(unknown)} in the group table. Choose from "
-            f"{suggest_names(unknown, list(data.columns))}; before ~ also from "
+            f"{suggest_names(unknown, users_first(data))}; before ~ also from "
             f"{', '.join(sorted(FAMILIES))}.",
             code="formula-column-unknown",
         )
@@ -411,6 +412,14 @@ def _check_columns(parsed: ParsedFormula, data: pd.DataFrame, start: str) -> Non
                 f"{join_names(map(repr, wrong))}. Correct the table, or write "
                 f"C({variable}) if it is a category.",
                 code="formula-number-mistyped",
+            )
+    used = {column for safe, column in parsed.columns.items() if safe in parsed.predictors}
+    for variable in sorted(used & set(data) - {"participant_id"}):
+        if why := too_many_levels(data[variable], data["participant_id"]):
+            raise UsageError(
+                f"{start} {variable} can hardly be a category: {why}. Correct the column if it "
+                "should have numbers, or leave it out.",
+                code="formula-levels-too-many",
             )
 
 

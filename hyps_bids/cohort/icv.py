@@ -10,6 +10,7 @@ import pandas as pd
 
 from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
 from hyps_bids.cohort.levels import equals_level
+from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ICVAdjustment
@@ -54,7 +55,7 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
     if column not in frame:
         raise UsageError(
             f"--controls {controls}: there is no column {column} in the group table. Choose one "
-            f"of these: {suggest_names([column], list(frame.columns))}",
+            f"of these: {suggest_names([column], users_first(frame))}",
             code="controls-column-unknown",
         )
     values = frame[column]

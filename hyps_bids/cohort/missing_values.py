@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
@@ -42,39 +43,40 @@ _FEWEST = 3
 _SHORT_SCALE = 6
 
 
-def missing_values(values: pd.Series, description: ColumnDescription) -> pd.Series:
-    """Mark the values of a column of text that mean a missing value.
+def missing_values(values: Collection[str], description: ColumnDescription) -> set[str]:
+    """Find the values of a column of text that mean a missing value.
 
     Words such as `unknown` do so only if all other values contain digits, and a value that the
     sidecar lists among its Levels only if its meaning there says so.
 
     Examples
     --------
-    >>> values = pd.Series(["29", "unknown", ".", "-4"])
-    >>> missing_values(values, {"Levels": {"-4": "Missing"}}).tolist()
-    [False, True, True, True]
-    >>> missing_values(pd.Series(["SSRI", "none", "#N/A"]), {}).tolist()
-    [False, False, True]
+    >>> sorted(missing_values(["29", "unknown", ".", "-4"], {"Levels": {"-4": "Missing"}}))
+    ['-4', '.', 'unknown']
+    >>> missing_values(["SSRI", "none", "#N/A"], {})
+    {'#N/A'}
     """
     levels = description.get("Levels")
     meanings = {str(k): str(v) for k, v in levels.items()} if isinstance(levels, dict) else {}
     listed = {str(level) for level in levels} if isinstance(levels, dict | list) else set()
-    folded = values.str.casefold()
-    spelled = (folded.isin(_SPELLINGS) | values.str.fullmatch(_SPREADSHEET)).fillna(False)
-    words = folded.isin(_AMONG_NUMBERS)
-    rest = values[~spelled & ~words].dropna()
-    if len(rest) and rest.str.contains(r"\d").all():
+    spelled = {v for v in values if v.casefold() in _SPELLINGS or _SPREADSHEET.fullmatch(v)}
+    words = {v for v in values if v.casefold() in _AMONG_NUMBERS}
+    rest = {*values} - spelled - words
+    if rest and all(any(map(str.isdigit, value)) for value in rest):
         spelled |= words
     # A numeric scale lists only its special values, which are then all no numbers.
-    is_scale = bool(set(rest.str.removesuffix(".0")) - listed)
+    is_scale = bool({value.removesuffix(".0") for value in rest} - listed)
     said = {
         level
         for level, meaning in meanings.items()
         if _MEANING.fullmatch(meaning) or (is_scale and _NOT_APPLICABLE.fullmatch(meaning))
     }
-    plain = values.str.removesuffix(".0")
-    is_listed = values.isin(listed) | plain.isin(listed)
-    return (spelled & ~is_listed) | values.isin(said) | plain.isin(said)
+    return {
+        value
+        for value in values
+        for names in [{value, value.removesuffix(".0")}]
+        if names & said or (value in spelled and not names & listed)
+    }
 
 
 def doubtful_numbers(values: pd.Series) -> list[float]:
@@ -102,7 +104,8 @@ def doubtful_numbers(values: pd.Series) -> list[float]:
     if len(levels) <= _SHORT_SCALE and (np.diff(levels) == 1).all():
         return []
     doubtful = negative if len(rest) >= _FEWEST else []
-    for code in (v for v in codes if v > 0):
+    highest = others.max(initial=0.0)
+    for code in (v for v in codes if v > highest):
         below = rest[rest < code]
         if len(below) >= _FEWEST and code - below.max() > np.ptp(below):
             doubtful = [*doubtful, code]
@@ -110,13 +113,21 @@ def doubtful_numbers(values: pd.Series) -> list[float]:
     return doubtful
 
 
-def doubtful_words(values: pd.Series) -> list[str]:
-    """List the levels of a column of words that may mean a missing value."""
-    levels = values.dropna().drop_duplicates()
-    is_code = levels.str.fullmatch(_CODE) & (len(levels) > 1)
+def doubtful_words(levels: Collection[str]) -> list[str]:
+    """List the levels of a column of words that may mean a missing value.
+
+    Examples
+    --------
+    >>> doubtful_words(["AD", "CN", "-4", "Unknown"]), doubtful_words(["+", "-"])
+    (['-4', 'Unknown'], [])
+    """
+    codes = {level for level in levels if _CODE.fullmatch(level)}
     # Among other numbers, or words that contain some, a number is a level.
-    is_code &= not levels[~is_code].str.contains(r"\d").any()
-    words = levels.str.casefold().isin(_AMONG_NUMBERS - {"none"})
-    # Status may be written as + and -.
-    signs = levels.isin(["-", "--", "---"]) & levels.str.fullmatch(r"\++").any()
-    return sorted(levels[is_code | (words & ~signs)])
+    others = {*levels} - codes
+    if not others or any(any(map(str.isdigit, level)) for level in others):
+        codes = set()
+    words = {level for level in others if level.casefold() in _AMONG_NUMBERS - {"none"}}
+    if any(level and not level.strip("+") for level in levels):
+        # Status may be written as + and -.
+        words = {level for level in words if level.strip("-")}
+    return sorted(codes | words)

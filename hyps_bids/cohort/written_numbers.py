@@ -79,6 +79,8 @@ def read_numbers(values: pd.Series, about: WrittenColumn) -> tuple[pd.Series, st
     >>> read_numbers(pd.Series(["1,234", "1,410"]), WrittenColumn("eTIV")) is None
     True
     """
+    if values.str.fullmatch(NUMBER).all():
+        return values.astype("float64"), ""
     texts = values.map(_cleaned)
     if about.is_age:
         texts = texts.str.replace(

@@ -105,7 +105,7 @@ def calibration_chart(table: pd.DataFrame) -> Spec:
 
 def confusion_chart(table: pd.DataFrame) -> Spec:
     """Draw ``confusion.tsv``: true classes in rows against predicted ones in columns."""
-    counts = table.set_index("true")
+    counts = table.set_index(table.columns[0])
     values: list[Spec] = []
     for true, row in counts.iterrows():
         total = row.sum()

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
+from hyps_bids.cohort.own_columns import OWN_COLUMNS
 from hyps_bids.cohort.visits import scan_order
-from hyps_bids.outputs.columns import KEYS, VISIT_COLUMNS, ColumnDescription, ICVAdjustment
+from hyps_bids.outputs.columns import ColumnDescription, ICVAdjustment
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.quality import quality_bounds
 from hyps_bids.reports.flags import Note, describe_bounds, describe_flag, short_name
@@ -31,11 +32,8 @@ STATES = {
     "outlier": "The scan has no flag, but a volume or the asymmetry is far from the other scans.",
     "done": "The scan is inconspicuous.",
 }
-#: Columns of the wide table that the group level adds, besides the measures.
-_OWN = {
-    *(*KEYS, "status", "reason", "flags", "remarks"),
-    *("software_version", "adapter", "models", "icv_mm3", "acq_time", *VISIT_COLUMNS),
-}
+#: Columns of the wide table by which scans are not compared, besides the measures.
+_OWN = {*OWN_COLUMNS, "acq_time"}
 #: Measure of the wide table → words, unit, factor to the unit
 _MEASURES = {
     "volume_mm3": ("volume", "mm³", 1),

@@ -169,7 +169,8 @@ def _add_classifier_chart(model: TrainedModel, path: Path) -> None:
     title, caption, draw = _CLASSIFIER_CHARTS[path.stem]
     table = read_table(path)
     # Classes stay text even if they are numbers.
-    table = table.astype({name: str for name in ("class", "true", "column") if name in table})
+    labels = ("class", "true" if "true class" not in table else "true class", "column")
+    table = table.astype({name: str for name in labels if name in table})
     model.charts.append(ModelChart(title, caption, draw(table)))
 
 

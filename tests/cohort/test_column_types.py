@@ -162,6 +162,7 @@ def test_codes_that_the_sidecar_explains(
         # Real numbers: an old person, a delay of 999 days, a z-score, short scales.
         (["61", "75", "82", "99"], None),
         (["0", "850", "999", "1204"], None),
+        (["1", "2", "3", "8", "35"], None),
         (["-1", "-0.3", "0.2", "1.4", "-2"], None),
         (["-1", "0", "1", "0"], None),
         (["1", "2", "3", "4", "5", "7"], None),

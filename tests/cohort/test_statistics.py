@@ -236,7 +236,7 @@ def test_the_table_says_why_there_is_no_fit(
 @pytest.mark.parametrize(
     ("formula", "code", "fact"),
     [
-        ("volume ~ diagnosis + age", "formula-column-unknown", "participant_id, group"),
+        ("volume ~ diagnosis + age", "formula-column-unknown", "group, sex, age, visit"),
         ("volume ~ volume_soft", "formula-column-unknown", "volume_soft"),
         ("size ~ age", "formula-column-unknown", "size"),
         ("volume ~ age +", "formula-syntax", "--model 'volume ~ age +'"),
