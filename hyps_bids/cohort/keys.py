@@ -200,7 +200,10 @@ class KeyMatcher:
         return scanned | self._folders[participant]
 
     def _report_sessions(self, table: pd.DataFrame, where: object) -> None:
-        """Name the rows about sessions that their participant does not have."""
+        """Name the rows about sessions of which their participant has neither scans nor a folder.
+
+        Rows of sessions with a folder, but without a T1w image, are as they should be.
+        """
         keys = table[table[_SESSION].notna()]
         pairs = set(zip(keys[_PARTICIPANT], keys[_SESSION], strict=True))
         whole = set(table.loc[table[_SESSION].isna(), _PARTICIPANT])
@@ -217,7 +220,13 @@ class KeyMatcher:
             for session in self._sessions[participant]
             if session and (participant, session) not in pairs
         }
-        report_unmatched([f"{p} {s}" for p, s in odd], without, where)
+        if odd:
+            _LOG.warning(
+                "%s: these sessions are not in the dataset, so their rows are not used; nothing is "
+                "wrong if they are visits without images: %s",
+                where,
+                with_nearest([f"{p} {s}" for p, s in odd], sorted(without)),
+            )
 
 
 def report_unmatched(unmatched: Collection[str], without: Collection[str], where: object) -> None:

@@ -107,14 +107,16 @@ def test_keys_that_match_nothing_are_named(
     assert messages(caplog, name.rpartition("_")[2].rpartition("/")[2], *facts) == [logging.WARNING]
 
 
-def test_visits_without_scans_are_no_warning(study: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_sessions_that_are_not_in_the_dataset_are_named(
+    study: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = "session_id age\nses-01 70\nses-M06 71\nses-M12 72\nses-PET 73"
     study.table("sub-01/sub-01_sessions.tsv", rows)
     (study.raw / "sub-01/ses-PET/pet").mkdir(parents=True)
     assert ages(study, VISITS) == [70, 71]
-    assert messages(caplog, "ses-M12") == [logging.INFO]
-    assert messages(caplog, "ses-PET") == []
+    # The folder of a session without a T1w image is there.
+    assert messages(caplog, "_sessions.tsv", "sub-01 ses-M12") == [logging.WARNING]
+    assert messages(caplog, "nearest") == messages(caplog, "ses-PET") == []
     caplog.clear()
     # Rows about scans that are not selected are not named.
     study.write_tables(session_label=("01",))
