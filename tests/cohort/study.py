@@ -83,7 +83,7 @@ class MadeStudy:
             table = rows.drop(columns="participant_id")
             self._write_table(f"{name}/{name}_sessions.tsv", table)
         numbers = scans[["Age", "CDR", "eTIV"]].apply(
-            lambda c: c.str.replace(",", ".").astype(float)
+            lambda c: c.str.replace(",", ".").str.extract(r"(\d+(?:\.\d+)?)")[0].astype(float)
         )
         whole = 3500 - 15 * (numbers["Age"] - 65) - 300 * (numbers["CDR"] > 0)
         for row, name in scans["participant_id"].items():
