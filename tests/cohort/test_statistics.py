@@ -11,7 +11,7 @@ import statsmodels.formula.api as smf
 from scipy import stats
 from scipy.stats import false_discovery_control
 
-from hyps_bids.cohort.formulas import formula_variables
+from hyps_bids.cohort.formulas import find_measures, formula_variables
 from hyps_bids.cohort.statistics import fit_models
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
@@ -291,5 +291,8 @@ def test_mistyped_number_does_not_make_levels_of_a_covariate() -> None:
     frame["age"] = ages
     with raises(UsageError, "formula-number-mistyped", "age", "'71,5'", "C(age)"):
         fit_models(frame, ["volume ~ age + sex"])
-    # C() says that the numbers are categories.
-    assert not fit_models(frame, ["volume ~ C(age)"]).empty
+    # C() says that the numbers are categories, if that is possible.
+    with raises(UsageError, "formula-levels-too-many", "age", "30 levels", "30 participants"):
+        find_measures("volume ~ C(age)", frame)
+    frame["age"] = pd.Series(["60", "70", "71,5"]).iloc[np.arange(30) % 3].to_numpy()
+    assert find_measures("volume ~ C(age)", frame)[0] == "volume"
