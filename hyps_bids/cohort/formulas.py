@@ -155,7 +155,8 @@ class _Rename(ast.NodeTransformer):
         text = ast.unparse(node)
         if text in self.names.known:
             return ast.Name(self.names.add(text), ast.Load())
-        return node if text.split(".")[0] in _MODULES else self.generic_visit(node)
+        is_of_module = re.fullmatch(rf"({'|'.join(_MODULES)})(\.\w+)+", text)
+        return node if is_of_module else self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         function = ast.unparse(node.func)

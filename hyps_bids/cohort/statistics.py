@@ -128,7 +128,7 @@ def fit_formulas(
     result = ModelTables(*(_joined(every, name) for name in ("models", "posthoc", "harmonized")))
     for text in wanted if fitted else ():
         if result.posthoc.empty or (text != ALL and not (result.posthoc["posthoc"] == text).any()):
-            _LOG.error("--posthoc %s: no model was fitted that has such variables.", text)
+            _LOG.error("--posthoc %s: there is nothing to compare after any of the models.", text)
             failed.append(f"--posthoc {text}")
     return replace(result, failed=tuple(failed))
 

@@ -146,6 +146,8 @@ def test_transforms_agree_with_numpy() -> None:
         "exp2(age/10)": 2 ** (age / 10),
         "np.sqrt(age)": np.sqrt(age),
         "{age/10}": age / 10,
+        "{np.log(age).clip(4.2)}": np.log(age).clip(4.2),
+        "{np.pi*Q('age') + 1}": np.pi * age + 1,
     }.items():
         name, value = list(coefficients(formula, frame).items())[1]
         assert value == pytest.approx(np.polyfit(column, volume, 1)[0]), name

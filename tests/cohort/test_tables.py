@@ -296,9 +296,10 @@ def test_unreadable_metadata_stops_nothing(study: Any, broken: str) -> None:
 def test_the_validator_accepts_the_tables(study: Any, validator: str) -> None:
     made_cohort(study, 4)
     write_dataset_files(study.settings(), labels=label_table(["anterior", "posterior"]))
-    study.write_tables(model=("volume_mm3_L_whole ~ age",))
+    study.write_tables(model=("volume_mm3_L_whole ~ age",), posthoc=("age",))
     names = {path.name for path in study.output.glob("group*tsv")}
-    assert names >= {group_path(study.output, kind).name for kind in (WIDE, LONGITUDINAL, MODELS)}
+    kinds = (WIDE, LONGITUDINAL, MODELS, POSTHOC)
+    assert names >= {group_path(study.output, kind).name for kind in kinds}
     result = subprocess.run(
         [validator, str(study.output), "--format", "json"], capture_output=True, text=True
     )
