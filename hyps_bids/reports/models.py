@@ -141,6 +141,15 @@ def _add_classifier_card(model: TrainedModel, path: Path) -> None:
         ["Harmonization", card["Harmonization"]],
         ["Validation", f"{folds}, by {validation['Unit']}"],
     ]
+    # Cards of version 0.1 have neither cuts nor areas within sites.
+    if threshold := card.get("Threshold"):
+        cuts = ", ".join(f"{cut:.3g} ({name})" for name, cut in threshold["Cuts"].items())
+        rows.append(
+            ["Called class", f"largest ratio of probability to {cuts}; rule: {threshold['Rule']}"]
+        )
+    if within := card.get("AUCWithinSites"):
+        areas = ", ".join(f"{area:.2f} ({name})" for name, area in within.items())
+        rows.append(["AUC among subjects of the same site", areas])
     rows += [["Permutation test", text] for text in test_lines(card["PermutationTest"])]
     model.tables.append(ModelTable("How the classifier was made.", [], rows))
 
