@@ -50,6 +50,11 @@ SETTINGS = (
     Setting("slope SD 30, 3-4 visits", Cohort(30)),
     Setting("slope SD 60, 3-4 visits", Cohort(60)),
     Setting("slope SD 60, 6 visits", Cohort(60, visits=(6, 6))),
+    Setting(
+        "slope SD 60, 6 visits, random intercept only",
+        Cohort(60, visits=(6, 6)),
+        "dx*time + (1 | subject)",
+    ),
     Setting("slope SD 60, 1-6 visits", Cohort(60, visits=(1, 6))),
     Setting("slope SD 60, 6 visits with dropout", Cohort(60, visits=(6, 6), dropout=0.3)),
     Setting("slope SD 30, 6 visits with dropout", Cohort(30, visits=(6, 6), dropout=0.3)),

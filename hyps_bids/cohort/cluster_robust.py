@@ -22,7 +22,8 @@ class ClusterRobust:
     Attributes
     ----------
     covariance : numpy.ndarray
-        (coefficients, coefficients)
+        (coefficients, coefficients); NaN for those that one subject alone determines, as the only
+        one of its group.
     bread : numpy.ndarray
         The inverse of the cross product of the whitened design (coefficients, coefficients).
     weights : numpy.ndarray
@@ -86,15 +87,49 @@ def cluster_robust(
         e[at] = np.linalg.solve(root, e[at][..., None])[..., 0]
         x[at] = np.linalg.solve(root, x[at])
     bread = np.linalg.inv(x.T @ x)
-    weights = np.empty_like(x)
+    weights, alone = np.empty_like(x), np.zeros(x.shape[1], dtype=bool)
     for at in _same_size(starts, sizes):
         leverage = x[at] @ bread @ x[at].transpose(0, 2, 1)
         values, vectors = np.linalg.eigh(np.eye(at.shape[1]) - leverage)
         powers = np.where(values > _DETERMINED, np.maximum(values, _DETERMINED) ** -0.5, 0.0)
         adjustment = (vectors * powers[:, None, :]) @ vectors.transpose(0, 2, 1)
         weights[at] = adjustment @ x[at]
+        determined = vectors * (values <= _DETERMINED)[:, None, :]
+        alone |= _touched(bread, (determined.transpose(0, 2, 1) @ x[at]).reshape(-1, x.shape[1]))
     scores = np.add.reduceat(weights * e[:, None], starts)
-    return ClusterRobust(bread @ (scores.T @ scores) @ bread, bread, weights, x, starts)
+    covariance = _without(bread @ (scores.T @ scores) @ bread, alone)
+    return ClusterRobust(covariance, bread, weights, x, starts)
+
+
+def heteroscedasticity_consistent(residuals: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the HC3 covariance of the coefficients of least squares (coefficients, coefficients).
+
+    It is that of Long & Ervin (2000), Am. Stat. 54(3), and of statsmodels, which however has no
+    errors at all if one scan alone determines a coefficient. Here only that one has none.
+
+    Parameters
+    ----------
+    residuals : numpy.ndarray
+        (scans,)
+    matrix : numpy.ndarray
+        (scans, coefficients) of full rank.
+    """
+    bread = np.linalg.inv(matrix.T @ matrix)
+    left = 1 - np.einsum("ij,jk,ik->i", matrix, bread, matrix)
+    alone = left <= _DETERMINED
+    scores = matrix * np.where(alone, 0.0, residuals / np.where(alone, 1.0, left))[:, None]
+    covariance = bread @ (scores.T @ scores) @ bread
+    return _without(covariance, _touched(bread, matrix[alone]))
+
+
+def _touched(bread: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Tell which coefficients depend on rows that are fitted perfectly."""
+    effects = np.abs(rows @ bread) / np.sqrt(np.diag(bread))
+    return np.asarray((effects > 1e-6).any(axis=0))
+
+
+def _without(covariance: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    return np.where(unknown[:, None] | unknown[None, :], np.nan, covariance)
 
 
 def _same_size(starts: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:

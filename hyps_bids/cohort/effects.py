@@ -100,7 +100,9 @@ def joint_test(contrasts: np.ndarray, fit: Fit) -> Row:
     """
     from scipy import stats
 
-    covariance = contrasts @ fit.covariance @ contrasts.T
+    if np.isnan(fit.variances(contrasts)).any():
+        return {"statistic": np.nan, "df": None, "p": np.nan}
+    covariance = contrasts @ np.nan_to_num(fit.covariance) @ contrasts.T
     variances, vectors = np.linalg.eigh(covariance)
     rotated = vectors.T @ contrasts
     count = len(contrasts)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from hyps_bids.cohort.cluster_robust import cluster_robust
+from hyps_bids.cohort.cluster_robust import cluster_robust, heteroscedasticity_consistent
 from hyps_bids.cohort.design import CannotFit, Design
 from hyps_bids.cohort.mixed import MixedFit, MixedModel, fit_mixed
 from hyps_bids.cohort.random_design import RandomPlan, plan_random_effects, random_columns
@@ -34,6 +34,13 @@ class Fit:
     freedom: Callable[[np.ndarray], np.ndarray]
     """Degrees of freedom of t of each contrast, the rows of (contrasts, coefficients)."""
     random: str | None = None  # the random effects, in the notation of lme4
+
+    def variances(self, contrasts: np.ndarray) -> np.ndarray:
+        """Return the variance of each contrast; NaN if it has a coefficient of unknown variance."""
+        unknown = np.isnan(np.diag(self.covariance))
+        known = np.where(np.isnan(self.covariance), 0.0, self.covariance)
+        result = np.einsum("ci,ij,cj->c", contrasts, known, contrasts)
+        return np.where((contrasts[:, unknown] != 0).any(axis=1), np.nan, result)
 
 
 def fit_design(design: Design, requested: Sequence[Block] = (), *, robust: bool = False) -> Fit:
@@ -63,16 +70,18 @@ def _least_squares(design: Design, *, robust: bool) -> Fit:
     from statsmodels.regression.linear_model import OLS
 
     scales = design.scales
-    result = OLS(design.outcome, design.matrix / scales).fit(
-        cov_type="HC3" if robust else "nonrobust"
-    )
+    result = OLS(design.outcome, design.matrix / scales).fit()
+    covariance = np.asarray(result.cov_params())
+    if robust:
+        covariance = heteroscedasticity_consistent(result.resid, design.matrix / scales)
     sd, df = float(np.sqrt(result.mse_resid)), float(result.df_resid)
     texts = _few_subjects(design, df)
     if not sd > _PERFECT * np.ptp(design.outcome):
         texts = (*texts, "the fit is perfect")
+    texts = (*texts, *_unknown_errors(design, covariance))
     return Fit(
         estimate=result.params / scales,
-        covariance=np.asarray(result.cov_params()) / np.outer(scales, scales),
+        covariance=covariance / np.outer(scales, scales),
         sd=sd,
         method="ols_hc3" if robust else "ols",
         converged=True,
@@ -108,6 +117,7 @@ def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
         residuals = design.outcome / unit - design.matrix / scales @ fit.estimate
         errors = cluster_robust(residuals, design.matrix / scales, by_subject, design.subjects)
         covariance, freedom = errors.covariance, errors.degrees_of_freedom
+        texts += _unknown_errors(design, covariance)
     else:
         covariance, freedom = fit.covariance, fit.degrees_of_freedom
     return Fit(
@@ -144,8 +154,8 @@ def _warnings(
         )
     elif plan.uncovered and not robust:
         texts.append(
-            "errors are cluster-robust (CR2), because no random slope can be estimated for "
-            f"{join_names(plan.uncovered)}, which changes within subjects"
+            "errors are cluster-robust (CR2), because no random slope can be estimated for what "
+            f"changes within subjects: {join_names(plan.uncovered)}"
         )
     names: list[str] = []
     for block in blocks:
@@ -157,6 +167,13 @@ def _warnings(
             "independently of their other random effects"
         )
     return texts
+
+
+def _unknown_errors(design: Design, covariance: np.ndarray) -> tuple[str, ...]:
+    unknown = np.isnan(np.diag(covariance))
+    names = [name for name, is_not in zip(design.names, unknown, strict=True) if is_not]
+    text = f"no robust errors of {join_names(names)}: one subject alone determines the estimate"
+    return (text,) if names else ()
 
 
 def _few_subjects(design: Design, df: float) -> tuple[str, ...]:

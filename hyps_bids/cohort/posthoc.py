@@ -246,7 +246,7 @@ def _tests(contrasts: np.ndarray, fit: Fit) -> list[Row]:
     from scipy import stats
 
     estimates, df = contrasts @ fit.estimate, fit.freedom(contrasts)
-    errors = np.sqrt(np.einsum("ij,jk,ik->i", contrasts, fit.covariance, contrasts))
+    errors = np.sqrt(fit.variances(contrasts))
     with np.errstate(invalid="ignore", divide="ignore"):
         statistics = estimates / errors
     width = stats.t.ppf((1 + _LEVEL) / 2, df) * errors

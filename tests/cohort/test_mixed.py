@@ -237,3 +237,20 @@ def test_ages_and_volumes_of_any_size_give_the_same_tests() -> None:
     ours, theirs = fitted(frame, "dx*age"), fitted(small, "dx*age")
     assert theirs.loc[AGE, "p"] == pytest.approx(ours.loc[AGE, "p"], rel=1e-3)
     assert theirs.loc[AGE, "se"] * 365.25e6 == pytest.approx(ours.loc[AGE, "se"], rel=1e-3)
+
+
+@pytest.mark.parametrize("visits", [(1, 1), (2, 4)])
+def test_a_site_of_one_subject_has_no_robust_error(visits: tuple[int, int]) -> None:
+    """Without this subject, the errors of the other coefficients are the same."""
+    frame = repeated(visits=visits, n=30).assign(site="one")
+    frame["site"] = np.where(frame["participant_id"] < "sub-10", "two", frame["site"])
+    alone = frame["participant_id"] == "sub-29"
+    table = fitted(
+        frame.assign(site=frame["site"].where(~alone, "three")), "dx + site", robust=True
+    )
+    without = fitted(frame[~alone], "dx + site", robust=True)
+    assert np.isnan(table.loc["site[T.three]", "p"])
+    assert table["warnings"].str.contains(r"robust errors of site\[T.three\]: one subject").all()
+    tolerance = 1e-6 if visits == (1, 1) else 0.05  # The scans of the subject are not one number.
+    for name in ("dx[T.CN]", "site[T.two]"):
+        assert table.loc[name, "se"] == pytest.approx(without.loc[name, "se"], rel=tolerance)
