@@ -170,7 +170,9 @@ def _zero_padded(names: pd.Series) -> pd.Series:
 
 def _warn_of_contradictions(participant: pd.Series, dates: pd.Series, ages: pd.Series) -> None:
     """Warn of dates and ages that cannot both be right; the dates of visits are moved wrongly."""
-    known = _known(dates, participant) & _known(ages, participant) & _differs(ages, participant)
+    known = pd.Series(True, index=participant.index)
+    for values in (dates, ages):
+        known &= _known(values, participant) & _differs(values, participant)
     both = pd.DataFrame({"dates": dates, "ages": ages})[known]
     if both.empty:
         return

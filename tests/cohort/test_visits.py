@@ -51,6 +51,8 @@ def order_of(frame: pd.DataFrame, *args: Any) -> tuple[list[int], str, list[floa
         # Two scans of one day, with and without a time of day.
         ([("s", "2001-01-01T09:00:00", D), ("s", "2001-01-01", D)], ([2, 1], "acq_time", [0, 0])),
         ([("ses-2", "2001-01-01", D), ("ses-1", "2001-01-01", D)], ([2, 1], "name", [0, 0])),
+        # The dates of all visits were set to one day.
+        ([("a", "1900-01-01", 75), ("b", "1900-01-01", 70)], ([2, 1], "age", [5, 0])),
         # Repeated scans of one visit, and a single scan, need no date.
         ([("ses-1", N, D), ("ses-1", N, D)], ([1, 2], "name", [0, 0])),
         ([(N, N, D), (N, N, 70)], ([1, 2], "name", [0, 0])),
@@ -58,11 +60,16 @@ def order_of(frame: pd.DataFrame, *args: Any) -> tuple[list[int], str, list[floa
         ([(N, "2001-01-01", 70)], ([1], "acq_time", [0])),
     ],
 )
-def test_order(rows: list[Any], expected: tuple[list[int], str, list[float]]) -> None:
+def test_order(
+    caplog: pytest.LogCaptureFixture,
+    rows: list[Any],
+    expected: tuple[list[int], str, list[float]],
+) -> None:
     frame = visits(*rows).set_axis([7] * len(rows))
     numbers, source, years = order_of(frame)
     assert (numbers, source) == expected[:2]
     assert years == pytest.approx(expected[2], abs=0.01)
+    assert not caplog.records
 
 
 def test_rows_of_a_table_come_before_names() -> None:
