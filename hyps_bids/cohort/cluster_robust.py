@@ -24,34 +24,32 @@ class ClusterRobust:
     covariance : numpy.ndarray
         (coefficients, coefficients); NaN for those that one subject alone determines, as the only
         one of its group.
-    bread : numpy.ndarray
-        The inverse of the cross product of the whitened design (coefficients, coefficients).
-    weights : numpy.ndarray
-        (scans, coefficients): each subject's whitened design times its adjustment matrix.
+    inverse : numpy.ndarray
+        From coefficients of the orthonormal columns to those of the design (both: coefficients).
     matrix : numpy.ndarray
-        The whitened design (scans, coefficients), sorted like `weights`.
+        The whitened design with orthonormal columns (scans, coefficients).
+    weights : numpy.ndarray
+        (scans, coefficients): each subject's rows of `matrix` times its adjustment matrix.
     starts : numpy.ndarray
         First scan of each subject.
     """
 
     covariance: np.ndarray
-    bread: np.ndarray
-    weights: np.ndarray
+    inverse: np.ndarray
     matrix: np.ndarray
+    weights: np.ndarray
     starts: np.ndarray
 
     def degrees_of_freedom(self, contrasts: np.ndarray) -> np.ndarray:
         """Return Satterthwaite's degrees of freedom of contrasts (contrasts, coefficients).
 
-        The products of the subjects' vectors, p_ij = d_ij u_i'u_i - v_i' M v_j with v_i = X_i' u_i,
+        The products of the subjects' vectors, p_ij = d_ij u_i'u_i - v_i'v_j with v_i = Q_i'u_i,
         are summed without the matrix of all pairs of subjects.
         """
-        root = np.linalg.cholesky(self.bread)
         freedom = []
-        for contrast in contrasts:
-            u = self.weights @ (self.bread @ contrast)
+        for u in (self.weights @ self.inverse.T @ contrasts.T).T:
             own = np.add.reduceat(u**2, self.starts)
-            v = np.add.reduceat(self.matrix * u[:, None], self.starts) @ root
+            v = np.add.reduceat(self.matrix * u[:, None], self.starts)
             shared = (v**2).sum(axis=1)
             squares = (own**2 - 2 * own * shared).sum() + ((v.T @ v) ** 2).sum()
             freedom.append((own - shared).sum() ** 2 / squares)
@@ -86,19 +84,18 @@ def cluster_robust(
         root = np.linalg.cholesky(identity + z[at] @ z[at].transpose(0, 2, 1))
         e[at] = np.linalg.solve(root, e[at][..., None])[..., 0]
         x[at] = np.linalg.solve(root, x[at])
-    bread = np.linalg.inv(x.T @ x)
-    weights, alone = np.empty_like(x), np.zeros(x.shape[1], dtype=bool)
+    q, triangle = np.linalg.qr(x)
+    inverse = np.linalg.inv(triangle)
+    weights, alone = np.empty_like(q), np.zeros(q.shape[1], dtype=bool)
     for at in _same_size(starts, sizes):
-        leverage = x[at] @ bread @ x[at].transpose(0, 2, 1)
-        values, vectors = np.linalg.eigh(np.eye(at.shape[1]) - leverage)
+        left = np.eye(at.shape[1]) - q[at] @ q[at].transpose(0, 2, 1)
+        values, vectors = np.linalg.eigh(left)
         powers = np.where(values > _DETERMINED, np.maximum(values, _DETERMINED) ** -0.5, 0.0)
-        adjustment = (vectors * powers[:, None, :]) @ vectors.transpose(0, 2, 1)
-        weights[at] = adjustment @ x[at]
-        determined = vectors * (values <= _DETERMINED)[:, None, :]
-        alone |= _touched(bread, (determined.transpose(0, 2, 1) @ x[at]).reshape(-1, x.shape[1]))
-    scores = np.add.reduceat(weights * e[:, None], starts)
-    covariance = _without(bread @ (scores.T @ scores) @ bread, alone)
-    return ClusterRobust(covariance, bread, weights, x, starts)
+        weights[at] = (vectors * powers[:, None, :]) @ vectors.transpose(0, 2, 1) @ q[at]
+        determined = (vectors * (values <= _DETERMINED)[:, None, :]).transpose(0, 2, 1) @ q[at]
+        alone |= _touched(inverse, determined.reshape(-1, q.shape[1]))
+    scores = np.add.reduceat(weights * e[:, None], starts) @ inverse.T
+    return ClusterRobust(_without(scores.T @ scores, alone), inverse, q, weights, starts)
 
 
 def heteroscedasticity_consistent(residuals: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -114,18 +111,18 @@ def heteroscedasticity_consistent(residuals: np.ndarray, matrix: np.ndarray) -> 
     matrix : numpy.ndarray
         (scans, coefficients) of full rank.
     """
-    bread = np.linalg.inv(matrix.T @ matrix)
-    left = 1 - np.einsum("ij,jk,ik->i", matrix, bread, matrix)
+    q, triangle = np.linalg.qr(matrix)
+    inverse = np.linalg.inv(triangle)
+    left = 1 - (q**2).sum(axis=1)
     alone = left <= _DETERMINED
-    scores = matrix * np.where(alone, 0.0, residuals / np.where(alone, 1.0, left))[:, None]
-    covariance = bread @ (scores.T @ scores) @ bread
-    return _without(covariance, _touched(bread, matrix[alone]))
+    scores = q * np.where(alone, 0.0, residuals / np.where(alone, 1.0, left))[:, None] @ inverse.T
+    return _without(scores.T @ scores, _touched(inverse, q[alone]))
 
 
-def _touched(bread: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _touched(inverse: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Tell which coefficients depend on rows that are fitted perfectly."""
-    effects = np.abs(rows @ bread) / np.sqrt(np.diag(bread))
-    return np.asarray((effects > 1e-6).any(axis=0))
+    shares = np.abs(rows @ inverse.T) / np.sqrt((inverse**2).sum(axis=1))
+    return np.asarray((shares > 1e-6).any(axis=0))
 
 
 def _without(covariance: np.ndarray, unknown: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -59,7 +59,9 @@ def fit_design(design: Design, requested: Sequence[Block] = (), *, robust: bool 
     are consistent under heteroscedasticity (HC3).
     """
     if design.n_subjects == len(design.outcome):
-        return _least_squares(design, robust=robust)
+        fit = _least_squares(design, robust=robust)
+        note = "no random effects were fitted, because no subject has several scans"
+        return replace(fit, warnings=(*fit.warnings, note)) if requested else fit
     subjects, count = design.n_subjects, design.matrix.shape[1]
     if subjects <= count:
         raise CannotFit(f"{subjects} subjects for {count} coefficients")

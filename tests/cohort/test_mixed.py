@@ -193,6 +193,12 @@ def test_what_was_asked_for_is_fitted_or_said_to_be_impossible(
         assert table["warnings"].str.contains(warning).all()
 
 
+def test_random_effects_of_single_scans_are_left_out_with_a_warning() -> None:
+    table = fitted(repeated(visits=(1, 1)), "dx + age + (age | subject)")
+    assert set(table["method"]) == {"ols"}
+    assert table["warnings"].str.contains("no random effects").all()
+
+
 def test_measured_icv_gets_no_random_slope() -> None:
     """The volume of the head does not change; its measurement does."""
     frame = repeated(visits=(4, 4))
@@ -254,3 +260,14 @@ def test_a_site_of_one_subject_has_no_robust_error(visits: tuple[int, int]) -> N
     tolerance = 1e-6 if visits == (1, 1) else 0.05  # The scans of the subject are not one number.
     for name in ("dx[T.CN]", "site[T.two]"):
         assert table.loc[name, "se"] == pytest.approx(without.loc[name, "se"], rel=tolerance)
+
+
+@pytest.mark.slow
+def test_group_by_time_is_not_found_without_an_effect() -> None:
+    """A random intercept alone finds one in about a third of such cohorts."""
+    found = 0
+    for seed in range(60):
+        frame = repeated(n=40, visits=(6, 6), slope_sd=60, seed=seed)
+        found += fitted(frame, "dx*time").loc[INTERACTION, "p"] < 0.05
+    # Binomial: 3 of 60 are expected, and more than 8 in less than one of 200 studies.
+    assert found <= 8
