@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 import pandas as pd
 
+from hyps_bids.classification.recalibration import calibration_sentence
 from hyps_bids.outputs.writing import write_template
 
 _FEW = 20
@@ -139,13 +140,23 @@ repeat.']
     return lines
 
 
-def write_card(path: Path, card: Card, metrics: pd.DataFrame, comparisons: pd.DataFrame) -> None:
-    """Write the card in Markdown, with the content of ``figures.tsv`` and ``comparisons.tsv``."""
+def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_set: str) -> None:
+    """Write the card in Markdown.
+
+    `tables` are those of :func:`hyps_bids.classification.tables.result_tables`. Calibration is
+    described for `full_set`, the set of features of the final model.
+    """
+    comparisons, rows = tables["comparisons"], tables["recalibration"]
+    rows = rows[rows["features"] == full_set]
     values = {
         "card": card,
         "subjects": sizes(card["Cohort"]["Subjects"]),
-        "headlines": headlines(metrics),
+        "headlines": headlines(tables["figures"]),
         "tests": test_lines(card["PermutationTest"]),
         "comparisons": comparison_rows(comparisons) if len(comparisons) else [],
+        "full_set": full_set,
+        "calibration": [
+            (row["validation"], calibration_sentence(row)) for row in rows.to_dict("records")
+        ],
     }
     write_template(path, "hyps_bids.classification", "card.md.jinja", values)

@@ -42,7 +42,7 @@ _NOTHING = (float("nan"), float("nan"))
 #: Subjects are left out in at most so many groups, each with the same share of the classes.
 _GROUPS = 200
 #: Factor of the variance where the tested subjects also train the models.
-_TRAINING = 2.0
+TRAINING = 2.0
 _COMPARED = ("auc", "balanced_accuracy", "brier")
 
 
@@ -160,7 +160,7 @@ def t_interval(value: float, variance: float, df: int) -> Limits:
     Examples
     --------
     >>> [round(x, 3) for x in t_interval(0.8, 0.0016, 1000)]
-    [0.709, 0.867]
+    [0.71, 0.867]
     """
     if not (0 < value < 1 and variance > 0 and df > 0):
         return _NOTHING
@@ -304,7 +304,7 @@ def _variances(without: Mapping[str, Array], label: Ints, trained_on: bool) -> d
     members = (_groups(label) == np.arange(len(next(iter(without.values()))))[:, None]).astype(int)
     of_class = label == np.unique(label)[:, None]
     kept = 1 - (members @ of_class.T / of_class.sum(axis=1)).max(axis=1)
-    factor = _TRAINING if trained_on else 1.0
+    factor = TRAINING if trained_on else 1.0
     return {
         name: float(factor * (kept * (values - values.mean()) ** 2).sum())
         for name, values in without.items()

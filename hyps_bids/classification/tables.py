@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix, roc_curve
 from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import SELECTED, Predictions
 from hyps_bids.classification.plan import Plan
+from hyps_bids.classification.recalibration import recalibration_rows
 from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
@@ -44,6 +45,7 @@ def result_tables(plan: Plan, results: Results) -> dict[str, pd.DataFrame]:
         "chosen": _chosen_table(results),
         "confusion": confusion_table(data.label, main.called[SELECTED], data.classes),
         "roc": roc_table(data.label, probability, data.classes),
+        "recalibration": _recalibration_table(plan, results),
         "calibration": calibration_table(data.label, probability, data.classes),
         "importance": results.importance,
     }
@@ -130,6 +132,29 @@ def confusion_table(label: Ints, called: Ints, classes: tuple[str, ...]) -> pd.D
 def _positive(classes: tuple[str, ...]) -> range:
     """Return the classes that count as positive in turn: the first of two, or each of more."""
     return range(1 if len(classes) == 2 else len(classes))
+
+
+def _recalibration_table(plan: Plan, results: Results) -> pd.DataFrame:
+    """Make one row per validation, set of features and positive class."""
+    tested = [
+        (validation, features, plan.subjects, one)
+        for validation, sets in results.predictions.items()
+        for features, one in sets.items()
+    ]
+    if plan.held_out is not None and results.held_out is not None:
+        tested.append((HELD_OUT, plan.full_set, plan.held_out, results.held_out))
+    return pd.DataFrame(
+        [
+            {"validation": validation, "features": features, **row}
+            for validation, features, data, one in tested
+            for row in recalibration_rows(
+                data.label,
+                one.probability[SELECTED],
+                data.classes,
+                trained_on=validation != HELD_OUT,
+            )
+        ]
+    )
 
 
 def _chosen_table(results: Results) -> pd.DataFrame:

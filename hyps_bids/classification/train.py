@@ -120,7 +120,7 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {subjects}"
     draw_charts(folder, title, tables)
     save_classifier(folder, results.final.model, card)
-    write_card(folder / "README.md", card, metrics, results.comparisons)
+    write_card(folder / "README.md", card, tables, plan.full_set)
     name = plan.contrast.text
     for text in doubts:
         _LOG.warning("%s: %s", name, text)

@@ -21,7 +21,7 @@ from tests.cohorts import PARTS, simulate
 from tests.raising import raises
 
 CHARTS = ("roc", "calibration", "confusion", "importance")
-TABLES = ("figures", "comparisons", "chosen", "predictions", *CHARTS)
+TABLES = ("figures", "comparisons", "chosen", "predictions", "recalibration", *CHARTS)
 FILES = [
     *("README.md", "classifier.json", "model.skops"),
     *(f"{name}.{kind}" for name in TABLES for kind in ("tsv", "json")),
