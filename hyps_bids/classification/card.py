@@ -24,6 +24,7 @@ class Card(TypedDict):
     Classes: dict[str, list[str]]
     Estimator: str
     Settings: dict[str, Any]
+    Selection: NotRequired[str]
     Features: dict[str, dict[str, str]]
     Covariates: dict[str, dict[str, Any]]
     IcvAdjustment: str
@@ -100,7 +101,7 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
     >>> uncertainty({"AD": 100, "CN": 120}, 0.8, 0.9)
     []
     >>> uncertainty({"AD": 9, "CN": 12}, 0.45, 0.9)[1]
-    'the interval of the AUC includes 0.5: the classifier may be no better than chance'
+    'the interval of the AUC is not above 0.5: the classifier may be no better than chance'
     """
     texts = []
     if min(counts.values()) < _FEW or high - low > _WIDE:
@@ -108,9 +109,9 @@ def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]
             f"very uncertain: with {sizes(counts)} the AUC may be anywhere from {low:.2f} to "
             f"{high:.2f}"
         )
-    if low <= 0.5 <= high:
+    if low <= 0.5:
         texts.append(
-            "the interval of the AUC includes 0.5: the classifier may be no better than chance"
+            "the interval of the AUC is not above 0.5: the classifier may be no better than chance"
         )
     return texts
 
@@ -154,6 +155,7 @@ def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_
         "headlines": headlines(tables["figures"]),
         "tests": test_lines(card["PermutationTest"]),
         "comparisons": comparison_rows(comparisons) if len(comparisons) else [],
+        "validations": list(tables["figures"]["validation"].unique()),
         "full_set": full_set,
         "calibration": [
             (row["validation"], calibration_sentence(row)) for row in rows.to_dict("records")

@@ -141,8 +141,11 @@ def _doubts(plan: Plan, selected: pd.DataFrame) -> list[str]:
 def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str]) -> Card:
     schema = plan.sets[plan.full_set]
     units = read_units(settings.output_dir)
-    adjustment = f"volumes - slope * (ICV - mean), fitted on {settings.controls or 'all'}"
-    harmonization = f"ComBat-style by {schema.site}; kept: {', '.join(schema.preserve)}"
+    controls = f"{settings.controls}, or on all if they have fewer than 3 scans"
+    fitted_on = controls if settings.controls else "all"
+    adjustment = f"volumes - slope * (ICV - mean), fitted on {fitted_on}"
+    kept = ", ".join(schema.preserve) or "nothing"
+    harmonization = f"ComBat-style by {schema.site}; kept: {kept}"
     subjects = plan.subjects.counts
     return {
         "Name": plan.contrast.name,
@@ -151,6 +154,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
         "Classes": {name: list(levels) for name, levels in plan.contrast.classes.items()},
         "Estimator": results.final.estimator,
         "Settings": results.final.params,
+        "Selection": _selection(plan, results),
         "Features": {
             name: {"Units": units.get(name, "n/a")}
             for name in schema.features
@@ -167,7 +171,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
         "Harmonization": harmonization if schema.site else "none",
         "Schema": asdict(schema),
         "Threshold": {
-            "Rule": settings.threshold,
+            "Rule": _rule(settings, plan, results),
             "Cuts": dict(
                 zip(plan.subjects.classes, np.asarray(results.final.cuts).tolist(), strict=True)
             ),
@@ -204,6 +208,21 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
     }
 
 
+def _selection(plan: Plan, results: Results) -> str:
+    """Say how the estimator and its settings came about."""
+    if np.isnan(results.final.score):
+        return "the first to try, because there are too few subjects for an inner cross-validation"
+    if len(set(plan.estimators) - {"dummy"}) > 1:
+        return "estimator and settings chosen by inner cross-validation"
+    return "settings chosen by inner cross-validation; no other estimator was tried"
+
+
+def _rule(settings: Settings, plan: Plan, results: Results) -> str:
+    """Name the rule of the cuts, which is not Youden's where that is not possible."""
+    impossible = len(plan.subjects.classes) > 2 or np.isnan(results.final.score)
+    return "prevalence" if settings.threshold == "youden" and impossible else settings.threshold
+
+
 def _test_name(validation: str, features: str) -> str:
     return features if validation == CROSS_VALIDATION else f"{features}, {validation}"
 
@@ -217,7 +236,7 @@ def _statistic(validation: str) -> str:
         if validation == CROSS_VALIDATION
         else "leave-one-site-out"
     )
-    return f"AUC in {folds}, choice of settings and estimator included"
+    return f"AUC in {folds}, every choice included"
 
 
 def _cohort_facts(plan: Plan) -> dict[str, Any]:

@@ -135,7 +135,10 @@ def _add_classifier_card(model: TrainedModel, path: Path) -> None:
     rows = [
         ["Contrast", f"{card['Contrast']} (column {card['Target']})"],
         ["Subjects", subjects + (f"; {held_out} more held out" if held_out else "")],
-        ["Estimator", f"{card['Estimator']}, chosen by inner cross-validation"],
+        [
+            "Estimator",
+            f"{card['Estimator']}; {card.get('Selection', 'chosen by inner cross-validation')}",
+        ],
         ["Covariates", ", ".join(card["Covariates"]) or "none"],
         ["ICV adjustment", card["IcvAdjustment"]],
         ["Harmonization", card["Harmonization"]],
