@@ -29,7 +29,7 @@ def recalibration_rows(
     """Compute slope and intercept for the first of two classes, or for each of more.
 
     Both are means over repeats, with 95 % intervals from the standard errors of the regression.
-    As for the metrics, the variance is doubled if the tested subjects also trained the models. The
+    As for the metrics, the variance is larger if the tested subjects also trained the models. The
     slope is NaN if the probabilities separate the classes perfectly, because it is infinite then,
     or if they are all alike. Both are NaN if one class has no subject.
     """

@@ -18,7 +18,7 @@ def test_slope_and_intercept_are_those_of_r() -> None:
     assert row["intercept"] == pytest.approx(-0.08211006183, rel=1e-6)
     assert row["intercept_low"] == pytest.approx(-0.08211006183 - 1.959964 * 0.6413813673, rel=1e-5)
     (trained,) = recalibration_rows(LABEL, two_columns(A[None]), ("AD", "CN"))
-    half = 1.959964 * 0.7123641139 * 2**0.5
+    half = 1.959964 * 0.7123641139 * 2.5**0.5
     assert trained["slope_high"] == pytest.approx(1.23642537961 + half, rel=1e-5)
 
 
