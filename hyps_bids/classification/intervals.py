@@ -6,13 +6,13 @@ nothing when all subjects are predicted right.
 
 The jackknife holds the predictions fixed, so it knows about the subjects as those who are tested
 only. In cross-validation the same subjects also train the models. Where the effect is weak, a
-subject changes the metric about as much by training as by being tested, so that the variance of the
-metric between cohorts is one to four times the jackknife's. No estimate of it from one
-cross-validation is without bias (Bengio and Grandvalet 2004, J Mach Learn Res 5: 1089); the
-correction of Nadeau and Bengio (2003, Mach Learn 52: 239) is a factor of about 1.25 with 5 folds. In
-simulations 2.5 was needed at most, and this is the factor here: it is too much where the effect is
-strong or the cohort large. ``benchmarks/statistics/coverage.py`` shows how well it does. Models that
-are tested on new subjects have the factor 1.
+subject may change the metric as much by training as by being tested. No estimate of the whole
+variance from one cross-validation is without bias (Bengio and Grandvalet 2004, J Mach Learn Res 5:
+1089), and the correction of Nadeau and Bengio (2003, Mach Learn 52: 239) was too small in pilot
+simulations. There the variance between cohorts was 0.6 to 2.6 times the jackknife's, most for the
+AUC of weak effects. The factor is therefore 2.5, which is too much for strong effects and in large
+cohorts; ``benchmarks/statistics/coverage.py`` shows the coverage. Models that are tested on new
+subjects have the factor 1.
 
 Arrays are as in :mod:`hyps_bids.classification.metrics`.
 """
