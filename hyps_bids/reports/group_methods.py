@@ -100,7 +100,8 @@ def _models(output: Path) -> Iterator[str]:
         text += f"Least-squares fits used statsmodels {version('statsmodels')} [@statsmodels]. "
     if methods & {"mixed", "mixed_cr2"}:
         text += (
-            "Mixed models were fitted as in [@mixed_models], with tests as in [@satterthwaite]. "
+            "The likelihood of mixed models was profiled as in lme4 [@mixed_models], and degrees of "
+            "freedom were computed as in lmerTest [@satterthwaite]. "
         )
     if "mixed_cr2" in methods:
         text += (
