@@ -100,8 +100,8 @@ def _models(output: Path) -> Iterator[str]:
         text += f"Least-squares fits used statsmodels {version('statsmodels')} [@statsmodels]. "
     if methods & {"mixed", "mixed_cr2"}:
         text += (
-            "The likelihood of mixed models was profiled as in lme4 [@mixed_models], and degrees of "
-            "freedom were computed as in lmerTest [@satterthwaite]. "
+            "Mixed models had the profiled likelihood of lme4 [@mixed_models], and the degrees of "
+            "freedom of lmerTest [@satterthwaite]. "
         )
     if "mixed_cr2" in methods:
         text += (
