@@ -176,10 +176,7 @@ def harmonized_table(formula: str, found: Harmonized, site: str) -> pd.DataFrame
     """
     if not found.columns:
         return pd.DataFrame()
-    data = found.data
-    if "icv" in found.columns and "icv_mm3" not in found.columns:
-        data = data.assign(icv_mm3=data["icv"])
-    columns = [{"icv": "icv_mm3"}.get(column, column) for column in found.columns]
+    data, columns = found.data, list(found.columns)
     rows = data[data[columns].notna().any(axis=1)]
     keys = ["participant_id", "session_id", "scan"]
     table = rows[[*(key for key in keys if key in rows), *columns]].copy()

@@ -151,7 +151,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, str]:
         "measure": _region(row),
         "coefficient": _coefficient(row),
         "estimate": _interval(row, "estimate", "ci_low", "ci_high"),
-        "df": "" if pd.isna(row["df"]) else str(row["df"]),
+        "df": "" if pd.isna(row["df"]) else re.sub(r"\.\d+", lambda d: d[0][:2], str(row["df"])),
         "p": _p(row["p"]),
         "p_fdr": _p(row["p_fdr"]),
         "effect": f"{effect} {_EFFECT_UNITS.get(row['effect_kind'], '')}".strip(),

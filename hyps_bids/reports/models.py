@@ -120,6 +120,10 @@ def _read_classifier(folder: Path) -> TrainedModel:
     # The table is empty where there is only one set of features.
     if comparisons.is_file() and comparisons.read_text(encoding="utf-8").strip():
         model.read(comparisons, _add_comparisons)
+    recalibration = folder / "recalibration.tsv"
+    # Folders of earlier versions do not have it.
+    if recalibration.is_file():
+        model.read(recalibration, _add_recalibration)
     for name in _CLASSIFIER_CHARTS:
         model.read(folder / f"{name}.tsv", _add_classifier_chart)
     return model
@@ -174,6 +178,26 @@ def _add_comparisons(model: TrainedModel, path: Path) -> None:
     rows = comparison_rows(read_table(path))
     caption = "Gain by sets of features: differences of the AUC, with 95 % intervals."
     head = ["validation", "AUC of", "minus AUC of", "difference", "p"]
+    model.tables.append(ModelTable(caption, head, rows))
+
+
+def _add_recalibration(model: TrainedModel, path: Path) -> None:
+    head = ["validation", "features", "class", "slope", "intercept"]
+    rows = [
+        [
+            *(str(row[name]) for name in head[:3]),
+            *(
+                f"{_number(row[name], '.2f')} [{_number(row[f'{name}_low'], '.2f')}, "
+                f"{_number(row[f'{name}_high'], '.2f')}]"
+                for name in head[3:]
+            ),
+        ]
+        for row in read_table(path).to_dict("records")
+    ]
+    caption = (
+        "Calibration, with 95 % intervals: if the slope is below 1, probabilities are too extreme; "
+        "if the intercept is above 0, they are too low on average."
+    )
     model.tables.append(ModelTable(caption, head, rows))
 
 

@@ -56,7 +56,8 @@ def test_volumes_and_icv_of_all_sites_are_alike_and_effects_stay() -> None:
     frame = cohort(each=60)
     found = fit_formulas(frame, ["volume ~ diagnosis + age + icv"], None, "site").harmonized
     assert list(found["harmonized"]) == list(frame["site"])
-    for name in (LEFT, "icv_mm3"):
+    frame["icv"] = frame["icv_mm3"]
+    for name in (LEFT, "icv"):
         before, after = (f.groupby(frame["site"])[name].mean() for f in (frame, found))
         assert np.ptp(after) < 0.25 * np.ptp(before)
     gap = found.groupby(frame["diagnosis"])[LEFT].mean()
