@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
-    Computing,
     nested_cv,
     stratified_folds,
 )
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.intervals import metric_rows
+from hyps_bids.classification.processes import Computing
 from tests.cohorts import PARTS, simulate
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,62 @@ def test_full_disk_is_74(demo_bids: Path, tmp_path: Path, full: str) -> None:
     assert done.returncode == 74, done.stderr
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+#: Classifies without end, with the exit code and the message of the command.
+_CLASSIFICATION = """
+import sys
+from pathlib import Path
+from hyps_bids import app, cli
+from hyps_bids.classification.train import train_classifiers
+from tests.cohorts import simulate
+
+frame = simulate({"AD": 20, "CN": 20})
+app.run = lambda settings: train_classifiers(settings, frame)
+options = "--target diagnosis --contrast AD:CN --estimators logistic --repeats 500 --nprocs 2"
+sys.exit(cli.main([".", sys.argv[1], "group", *options.split()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_to_all_processes_ends_a_classification_cleanly(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", _CLASSIFICATION, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert run.stderr is not None
+    while "cross-validation" not in (line := run.stderr.readline()):
+        assert line, run.wait()
+    # By now the workers are busy.
+    time.sleep(0.5)
+    os.killpg(run.pid, number)
+    _, message = run.communicate(timeout=_PATIENCE_S)
+    assert run.returncode == code
+    # The command tells it in one line, and nobody else says a word.
+    lines = [line for line in message.splitlines() if " AD:CN: " not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("hyps-bids: interrupted")
+    # The process that removes temporary files ends a moment after the command.
+    until = time.monotonic() + _PATIENCE_S
+    while _living(run.pid):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _living(leader: int) -> list[str]:
+    """List the states of a group's processes, except those of which process 1 must take notice."""
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                states.append(state)
+    return states
 
 
 @pytest.mark.slow

@@ -21,9 +21,13 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hyps_bids.classification.contrast import Contrast
-from hyps_bids.classification.cross_validation import Computing, nested_cv, stratified_folds
+from hyps_bids.classification.cross_validation import (
+    nested_cv,
+    stratified_folds,
+)
 from hyps_bids.classification.metrics import metrics
 from hyps_bids.classification.plan import make_plan
+from hyps_bids.classification.processes import Computing
 from hyps_bids.settings import Settings
 from tests.cohorts import simulate
 

@@ -11,8 +11,11 @@ from joblib import delayed
 from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.contrast import Bools, Ints, LabeledSubjects
-from hyps_bids.classification.cross_validation import Computing, predict_fold, run_tasks
+from hyps_bids.classification.cross_validation import (
+    predict_fold,
+)
 from hyps_bids.classification.features import Schema
+from hyps_bids.classification.processes import Computing, run_tasks
 
 #: Numbers of shuffles to choose from; with each, p-values have round steps.
 _NUMBERS = (199, 99, 39, 19)

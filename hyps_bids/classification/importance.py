@@ -12,16 +12,14 @@ from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.contrast import Array, Bools, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
-    ONE_PROCESS,
-    Computing,
     Predictions,
     Search,
     fit_each,
     predict_subjects,
-    run_tasks,
 )
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.processes import ONE_PROCESS, Computing, run_tasks
 
 #: Number of shuffles of each column in each fold.
 _SHUFFLES = 5

@@ -17,14 +17,11 @@ from joblib import delayed
 
 from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
-    ONE_PROCESS,
-    REPORT_EVERY_S,
-    Computing,
     predict_selected,
-    run_tasks,
 )
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.processes import ONE_PROCESS, REPORT_EVERY_S, Computing, run_tasks
 
 #: A test ends early when this many shuffles were as good as the true labels.
 ENOUGH = 10

@@ -25,7 +25,7 @@ from hyps_bids.classification.contrast import (
     label_scans,
     site_association,
 )
-from hyps_bids.classification.estimators import ESTIMATORS
+from hyps_bids.classification.estimators import ESTIMATORS, FEWEST_FOR_TREES, TREES
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.cohort.keys import match_labels, with_nearest
 from hyps_bids.cohort.visits import count_sources, first_scans
@@ -231,7 +231,9 @@ def _usable_estimators(
         warnings.add(
             f"{folds} folds instead of {settings.folds}: the smallest class has {smallest}"
         )
-    names = settings.estimators or tuple(ESTIMATORS)
+    names = settings.estimators or tuple(
+        name for name in ESTIMATORS if smallest >= FEWEST_FOR_TREES or name not in TREES
+    )
     largest_fold = -(-smallest // folds)
     if smallest - largest_fold < 2:
         left_out = [name for name in names if ESTIMATORS[name].calibrated]

@@ -14,7 +14,6 @@ from hyps_bids.classification.card import sizes
 from hyps_bids.classification.contrast import Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
-    Computing,
     Predictions,
     Search,
     choose,
@@ -36,6 +35,7 @@ from hyps_bids.classification.permutation import (
     sites_with_one_class,
 )
 from hyps_bids.classification.plan import Plan
+from hyps_bids.classification.processes import Computing
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.resources import available_cpus
 from hyps_bids.settings import Settings

@@ -13,9 +13,7 @@ import pytest
 from hyps_bids.classification import cross_validation, train
 from hyps_bids.classification.contrast import Contrast, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
-    ONE_PROCESS,
     SELECTED,
-    Computing,
     nested_cv,
     stratified_folds,
 )
@@ -24,6 +22,7 @@ from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics
 from hyps_bids.classification.permutation import PermutationTest, Shuffling, permutation_tests
 from hyps_bids.classification.plan import make_plan
+from hyps_bids.classification.processes import ONE_PROCESS, Computing
 from hyps_bids.settings import Settings
 
 SETTINGS = Settings(

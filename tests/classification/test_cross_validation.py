@@ -12,23 +12,22 @@ from joblib import delayed
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.classification import cross_validation
+from hyps_bids.classification import processes
 from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
 from hyps_bids.classification.cross_validation import (
     SELECTED,
-    Computing,
     Search,
     _inner_splits,
     choose,
     nested_cv,
     predict_subjects,
-    run_tasks,
     search,
     site_folds,
     stratified_folds,
 )
 from hyps_bids.classification.estimators import ESTIMATORS, anova
 from hyps_bids.classification.importance import importance
+from hyps_bids.classification.processes import Computing, run_tasks
 from tests.classification.conftest import make_subjects
 from tests.cohorts import simulate
 
@@ -130,7 +129,7 @@ def test_selection_survives_constant_columns() -> None:
 
 def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(cross_validation.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(processes.time, "monotonic", lambda: next(clock))
     told: list[str] = []
     tasks = [delayed(abs)(-i) for i in range(4)]
     assert run_tasks(tasks, "fits", Computing(progress=told.append)) == [0, 1, 2, 3]

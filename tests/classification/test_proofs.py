@@ -13,7 +13,6 @@ from sklearn.feature_selection import SelectKBest, f_classif
 from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
-    Computing,
     nested_cv,
     stratified_folds,
 )
@@ -21,6 +20,7 @@ from hyps_bids.classification.features import Schema
 from hyps_bids.classification.intervals import metric_rows
 from hyps_bids.classification.metrics import metrics
 from hyps_bids.classification.permutation import Shuffling
+from hyps_bids.classification.processes import Computing
 from tests.classification.conftest import make_subjects, permuted
 from tests.cohorts import simulate, theoretical_auc
 

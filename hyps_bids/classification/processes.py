@@ -1,0 +1,99 @@
+"""Spread independent tasks over processes, report progress, and end quietly when interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from typing import Any
+
+from joblib import Parallel
+
+#: Seconds between two reports of progress.
+REPORT_EVERY_S = 15
+#: Signals that end a run.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Seed of folds, shuffles and classifiers; processes; and who is told of progress."""
+
+    seed: int = 0
+    nprocs: int = 1
+    progress: Callable[[str], None] | None = None
+
+
+#: The default: one process, without reports of progress.
+ONE_PROCESS = Computing()
+
+
+def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any]:
+    """Run delayed calls in some processes and report their progress.
+
+    A signal that ends the run ends the processes as well, without a word from them.
+    """
+    began = told = time.monotonic()
+    results = []
+    with _only_we_end_the_run():
+        pool = Parallel(n_jobs=min(computing.nprocs, max(1, len(tasks))), return_as="generator")
+        with _signals_blocked():
+            # This starts the processes.
+            found = pool(tasks)
+        try:
+            for result in found:
+                results.append(result)
+                now = time.monotonic()
+                if computing.progress is not None and now - told > REPORT_EVERY_S:
+                    told = now
+                    left = (now - began) / len(results) * (len(tasks) - len(results))
+                    computing.progress(f"{len(results)} of {len(tasks)} {unit}, {left:.0f} s left")
+        finally:
+            found.close()
+    return results
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Let processes that are started here leave the signals that end a run to us.
+
+    A signal to the whole group of processes would otherwise end them before us, with tracebacks
+    of theirs and of joblib. Processes inherit which signals are blocked.
+    """
+    # The start of this process of the standard library would unblock the signals again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _only_we_end_the_run() -> Iterator[None]:
+    """Silence what joblib and its helpers say about tasks and files that an interruption leaves."""
+    # The process that cleans up is started with these options.
+    option = "ignore:resource_tracker:UserWarning"
+    if option not in sys.warnoptions:
+        sys.warnoptions.append(option)
+    before = threading.excepthook
+
+    def report(problem: threading.ExceptHookArgs) -> None:
+        # The thread that hands out tasks may look for one that was taken back.
+        name = problem.thread.name if problem.thread else ""
+        if not (name == "ExecutorManagerThread" and problem.exc_type is KeyError):
+            before(problem)
+
+    threading.excepthook = report
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*tasks which were still being processed")
+            yield
+    finally:
+        threading.excepthook = before
