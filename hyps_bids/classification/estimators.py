@@ -134,7 +134,8 @@ def anova(
     The sum of the weights, if given, is the number of observations.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        varying = np.ptp(X, axis=0) > 0
+        # The columns are scaled, so that less than this is the rounding error of a constant one.
+        varying = np.ptp(X, axis=0) > 1e-9
         scores = np.zeros(X.shape[1])
         if varying.any():
             used = X[:, varying]
