@@ -27,6 +27,7 @@ class Card(TypedDict):
     Selection: NotRequired[str]
     Features: dict[str, dict[str, str]]
     Covariates: dict[str, dict[str, Any]]
+    DoubtfulCovariates: NotRequired[list[str]]
     IcvAdjustment: str
     Harmonization: str
     Schema: dict[str, Any]

@@ -7,9 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.cohort.column_types import too_many_levels
@@ -24,8 +22,6 @@ _LOG = logging.getLogger("hyps_bids")
 
 _ICV = "icv_mm3"
 _RESIDUAL = "icv_residual"
-#: AUC, or share of subjects, from which on a single column is suspicious.
-_TOO_GOOD = 0.98
 
 
 def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> None:
@@ -101,46 +97,23 @@ def choose_columns(settings: Settings, frame: pd.DataFrame) -> Schema:
     )
 
 
-def feature_sets(schema: Schema) -> dict[str, Schema]:
+def feature_sets(schema: Schema, doubtful: Sequence[str] = ()) -> dict[str, Schema]:
     """List the sets of features to compare.
 
-    They are the volumes, the metadata, and both; and the last two without circular tests. The
-    final model is made from ``both``, or from ``volumes`` if there are no covariates.
+    They are the volumes, the metadata, and both; and the last two without doubtful covariates, as
+    ``…_reduced``. The final model is made from ``both``, or from ``volumes`` if there are no
+    covariates.
     """
     sets = {"volumes": schema.only(schema.features)}
     if not schema.covariates:
         return sets
     sets["metadata"] = schema.only(schema.covariates)
     sets["both"] = schema.only(schema.features + schema.covariates)
-    tests = circular(schema.covariates)
-    others = tuple(n for n in schema.covariates if n not in tests)
-    if tests and others:
-        sets["metadata_noncircular"] = schema.only(others)
-        sets["both_noncircular"] = schema.only(schema.features + others)
+    others = tuple(n for n in schema.covariates if n not in doubtful)
+    if doubtful and others:
+        sets["metadata_reduced"] = schema.only(others)
+        sets["both_reduced"] = schema.only(schema.features + others)
     return sets
-
-
-def find_giveaways(frame: pd.DataFrame, schema: Schema, label: pd.Series) -> list[str]:
-    """Warn of columns from which the diagnosis was made, or that look like it.
-
-    There is one warning for all circular covariates, then one for each suspicious column. `label`
-    has the class of each scan as a number.
-    """
-    tests = circular(schema.covariates)
-    warnings = []
-    if tests:
-        warnings.append(
-            f"circular: the diagnosis may have been made from {', '.join(tests)}; if so, the "
-            "classifier predicts it whatever the brain looks like; compare the results "
-            "without these tests"
-        )
-    warnings += [
-        f"suspicious: {name} alone tells the classes apart almost perfectly; check whether it was "
-        "made from the diagnosis, or is missing in one class"
-        for name in schema.features + schema.covariates
-        if name not in tests and _tells_apart(frame[name], label)
-    ]
-    return warnings
 
 
 def _matching(frame: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
@@ -221,17 +194,3 @@ def _warn_of_numbers_as_text(column: pd.Series) -> None:
             len(odd),
             odd.iloc[0] if len(odd) else values.iloc[0],
         )
-
-
-def _tells_apart(column: pd.Series, label: pd.Series) -> bool:
-    """Check whether a column alone separates the classes; few subjects are no evidence."""
-    known = column.notna()
-    if label[known].nunique() < 2 or known.sum() < 20:
-        return False
-    values = label[known].astype(int).to_numpy()
-    if not pd.api.types.is_numeric_dtype(column):
-        table = pd.crosstab(column[known].astype(str), values)
-        return bool(table.max(axis=1).sum() >= _TOO_GOOD * len(values) and len(table) < 20)
-    numbers = column[known].to_numpy(dtype=float)
-    areas = [roc_auc_score(values == k, numbers) for k in np.unique(values)]
-    return all(max(area, 1 - area) >= _TOO_GOOD for area in areas)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kruskal
 
 from hyps_bids.classification.columns import (
     choose_columns,
     feature_sets,
-    find_giveaways,
     require_columns,
 )
 from hyps_bids.classification.contrast import (
@@ -25,6 +25,7 @@ from hyps_bids.classification.contrast import (
     label_scans,
     site_association,
 )
+from hyps_bids.classification.doubts import find_doubts
 from hyps_bids.classification.estimators import ESTIMATORS, FEWEST_FOR_TREES, TREES
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.cohort.keys import match_labels, with_nearest
@@ -35,6 +36,8 @@ from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
 
+#: Chance of a false alarm about numbers of scans.
+_CHANCE = 0.01
 #: A column with more levels than this is hardly a diagnosis.
 _MANY_LEVELS = 10
 #: Names of columns that are checked for confounding even without --site.
@@ -54,6 +57,8 @@ class Plan:
     #: All columns, and the sets of features to compare.
     schema: Schema
     sets: dict[str, Schema]
+    #: Covariates that the reduced sets leave out, because they may tell the diagnosis.
+    doubtful: tuple[str, ...]
     estimators: tuple[str, ...]
     #: Site of each subject; None without --site.
     sites: tuple[str, ...] | None
@@ -128,12 +133,10 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     warnings = _Warnings(contrast.text)
     rows, label = _labeled_scans(settings, frame, contrast, warnings)
     schema = choose_columns(settings, rows)
-    for text in find_giveaways(rows, schema, label):
-        warnings.add(text)
     controls = _controls(settings, rows)
-    if controls is not None and schema.icv and controls.sum() < 3:
+    if controls is not None and schema.icv and rows.loc[controls, "participant_id"].nunique() < 3:
         warnings.add(
-            f"fewer than 3 scans are --controls {settings.controls}: the adjustment for ICV is "
+            f"fewer than 3 subjects are --controls {settings.controls}: the adjustment for ICV is "
             "fitted on all scans"
         )
     matrix = schema.matrix(rows, controls)
@@ -141,6 +144,12 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     subjects = _subjects(matrix, rows, label, contrast, ~held_out)
     others = _subjects(matrix, rows, label, contrast, held_out) if held_out.any() else None
     estimators = _usable_estimators(settings, subjects, contrast, warnings)
+    doubts = find_doubts(subjects, schema)
+    for text in (*doubts.warnings, *_visits(subjects)):
+        warnings.add(text)
+    # Harmonization must not keep the effect of what tells the diagnosis.
+    preserve = tuple(name for name in schema.preserve if name not in doubts.covariates)
+    schema = replace(schema, preserve=preserve)
     for text in _confounding(settings, rows, subjects):
         warnings.add(text)
     by_target = controls is not None and str(settings.controls).split("=")[0] == settings.target
@@ -151,7 +160,8 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
         subjects=subjects,
         held_out=others,
         schema=schema,
-        sets=feature_sets(schema),
+        sets=feature_sets(schema, doubts.covariates),
+        doubtful=doubts.covariates,
         estimators=estimators,
         sites=_by_subject(rows, subjects, settings.site) if settings.site else None,
         held_out_sites=_by_subject(rows, others, settings.site)
@@ -191,6 +201,20 @@ def _first_by(scans: pd.DataFrame) -> str:
     counts = count_sources(scans)
     texts = [f"{name} of {format_count(n, 'subject')}" for name, n in counts.items()]
     return f" (the first by {', '.join(texts)})" if texts else ""
+
+
+def _visits(subjects: LabeledSubjects) -> Iterator[str]:
+    """Warn if one class has more scans per subject than another."""
+    scans = np.bincount(subjects.subject)
+    groups = [scans[subjects.label == k] for k in range(len(subjects.classes))]
+    if np.ptp(scans) > 0 and kruskal(*groups).pvalue < _CHANCE:
+        means = zip(subjects.classes, groups, strict=True)
+        text = ", ".join(f"{name} {group.mean():.1f}" for name, group in means)
+        yield (
+            f"scans per subject differ between the classes: {text}. Each subject weighs the same, "
+            "but later scans show older people, so that a longer follow-up may look like a "
+            "disease; --session-label compares the same visit of everybody"
+        )
 
 
 def _check_comparable(rows: pd.DataFrame) -> None:

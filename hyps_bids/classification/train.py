@@ -167,6 +167,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
             }
             for name in schema.covariates
         },
+        "DoubtfulCovariates": list(plan.doubtful),
         "IcvAdjustment": adjustment if schema.icv else "none",
         "Harmonization": harmonization if schema.site else "none",
         "Schema": asdict(schema),

@@ -49,8 +49,9 @@ _PAIRS = (
     ("both", "metadata"),
     ("both", "volumes"),
     ("volumes", "metadata"),
-    ("both_noncircular", "metadata_noncircular"),
-    ("both", "both_noncircular"),
+    ("both_reduced", "metadata_reduced"),
+    ("both_reduced", "volumes"),
+    ("both", "both_reduced"),
 )
 
 Row = dict[str, float | str]

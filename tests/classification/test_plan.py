@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import chi2
 
-from hyps_bids.classification.columns import choose_columns, feature_sets, find_giveaways
+from hyps_bids.classification.columns import choose_columns, feature_sets
 from hyps_bids.classification.contrast import (
     Contrast,
     LabeledSubjects,
@@ -166,28 +166,14 @@ def test_volumes_without_icv_are_not_adjusted(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_sets_with_and_without_tests(frame: pd.DataFrame) -> None:
+def test_sets_with_and_without_doubtful_covariates(frame: pd.DataFrame) -> None:
     assert list(feature_sets(choose(frame))) == ["volumes"]
-    plain = feature_sets(choose(frame, covariates=["age"]))
-    assert list(plain) == ["volumes", "metadata", "both"]
-    sets = feature_sets(choose(frame, covariates=["age", "MMSE"]))
-    assert sets["both_noncircular"].used == (*sets["volumes"].used, "age")
-    assert sets["metadata_noncircular"].used == ("age",)
-    only_tests = feature_sets(choose(frame, covariates=["MMSE"]))
-    assert list(only_tests) == ["volumes", "metadata", "both"]
-
-
-def test_giveaways_are_found(frame: pd.DataFrame) -> None:
-    label = (frame["diagnosis"] == "CN").astype("Int64")
-    frame["code"] = frame["diagnosis"].map({"AD": "G30", "CN": "Z00"})
-    frame["score"] = frame["age"] + 100 * (frame["diagnosis"] == "AD")
-    schema = choose(frame, covariates=["age", "sex", "MMSE", "code", "score"])
-    circular, *suspicious = find_giveaways(frame, schema, label)
-    assert "MMSE" in circular
-    assert [text.split()[1] for text in suspicious] == ["score", "code"]
-    schema = choose(frame, features=["score", *PARTS])
-    (warning,) = find_giveaways(frame, schema, label)
-    assert "score" in warning
+    assert list(feature_sets(choose(frame, covariates=["age"]))) == ["volumes", "metadata", "both"]
+    schema = choose(frame, covariates=["age", "MMSE"])
+    sets = feature_sets(schema, ("MMSE",))
+    assert sets["both_reduced"].used == (*sets["volumes"].used, "age")
+    assert sets["metadata_reduced"].used == ("age",)
+    assert list(feature_sets(schema, ("age", "MMSE"))) == ["volumes", "metadata", "both"]
 
 
 def test_an_odd_value_that_turns_numbers_into_levels_is_reported(

@@ -74,7 +74,7 @@ def test_everything_on_a_simulated_cohort(
 
     # The table has every set, validation and estimator, and intervals around the values.
     metrics = read_table(out / "figures.tsv")
-    pairs = {"metadata", "both", "metadata_noncircular", "both_noncircular"}
+    pairs = {"metadata", "both", "metadata_reduced", "both_reduced"}
     assert set(metrics["features"]) == {"volumes", *pairs}
     assert set(metrics["estimator"]) == {"selected", "logistic", "dummy"}
     area = metric(out, "auc", features="volumes")
@@ -84,7 +84,7 @@ def test_everything_on_a_simulated_cohort(
         described = json.loads((out / f"{name}.json").read_text())
         assert list(read_table(out / f"{name}.tsv")) == list(described)
     comparisons = read_table(out / "comparisons.tsv")
-    assert {"both", "volumes", "both_noncircular"} == set(comparisons["first"])
+    assert {"both", "volumes", "both_reduced"} == set(comparisons["first"])
     assert read_table(out / "confusion.tsv")[["AD", "CN"]].to_numpy().sum() == 43
 
     # The card says what was done, with which subjects and which doubts.
