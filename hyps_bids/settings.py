@@ -217,7 +217,7 @@ class ClassifierSettings:
     features: tuple[str, ...] = option(
         (),
         "Classify by these measures of the wide table, or patterns of them, instead of the "
-        "volumes; name metadata with --covariates.",
+        "volumes; metadata belong to --covariates and are refused here.",
         "NAME",
     )
     covariates: tuple[str, ...] = option(

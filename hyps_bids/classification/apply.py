@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.classification.plan import done_scans
 from hyps_bids.classification.store import load_classifier
 from hyps_bids.classification.threshold import call_classes
+from hyps_bids.classification.training_set import describe_outside, far_outside, known_labels
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.writing import write_json, write_table
@@ -53,13 +55,22 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
     # Classifiers of version 0.1 call the most probable class.
     cuts = card.get("Threshold", {}).get("Cuts") or dict.fromkeys(classes, 1 / len(classes))
     called = call_classes(probability, np.array([cuts[name] for name in classes]))
+    owner = frame["participant_id"].astype(str)
+    outside = {
+        name: pd.DataFrame({"participant_id": owner, "value": frame[name]})[far]
+        for name, (low, high) in card.get("Ranges", {}).items()
+        if (far := far_outside(frame[name], low, high)).any()
+    }
+    facts = card["Model"]
+    trained = known_labels(ids.tolist(), facts.get("ParticipantHashes", ()), facts["SHA256"])
+    _warn(classifier, describe_outside(outside, card.get("Ranges", {})), trained, len(ids))
     table = pd.DataFrame(
         {
             "participant_id": ids,
             "predicted": [classes[k] for k in called],
             **{f"p_{name}": probability[:, k] for k, name in enumerate(classes)},
             "scans": np.bincount(subject),
-            "remarks": _remarks(frame, schema, ids),
+            "remarks": _remarks(frame, schema, ids, outside, trained),
         }
     )
     columns = {
@@ -67,7 +78,9 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
         + ", ".join(f"{name} {cut:.3g}" for name, cut in cuts.items()),
         **{f"p_{name}": f"Probability of {name}." for name in classes},
         "scans": "Number of scans whose probabilities were averaged.",
-        "remarks": "Values that were imputed, and levels that are unknown.",
+        "remarks": "Values that were imputed or are far outside the range of training, levels that "
+        "are unknown, and participants whose name was in the training set; in another dataset it "
+        "may be somebody else's.",
     }
     path = output_dir / f"group_classifier-{card['Name']}_predictions.tsv"
     write_table(path, table)
@@ -132,13 +145,40 @@ def _check_weights(frame: pd.DataFrame, card: Card, classifier: Path) -> None:
         )
 
 
-def _remarks(frame: pd.DataFrame, schema: Schema, ids: Iterable[str]) -> list[str | None]:
-    """List for each subject which values were missing or unknown."""
+def _warn(classifier: Path, outside: list[str], trained: set[str], subjects: int) -> None:
+    """Warn of subjects about whom the classifier knows too little or too much."""
+    if outside:
+        _LOG.warning(
+            "%s: values far outside the range of training, where predictions are guesses: %s",
+            *(classifier, "; ".join(outside)),
+        )
+    if trained:
+        _LOG.warning(
+            "%s: %d of %s have the name of a participant of the training set: %s. If they are the "
+            "same people, their predictions say nothing about the accuracy for new people.",
+            *(classifier, len(trained), format_count(subjects, "subject")),
+            join_names(sorted(trained)),
+        )
+
+
+def _remarks(
+    frame: pd.DataFrame,
+    schema: Schema,
+    ids: Iterable[str],
+    outside: Mapping[str, pd.DataFrame],
+    trained: set[str],
+) -> list[str | None]:
+    """List for each subject which values were missing, unknown or far from those of training."""
     texts: dict[str, set[str]] = {i: set() for i in ids}
     owner = frame["participant_id"].astype(str)
     for name in [*schema.used, *([schema.icv] if schema.icv else [])]:
         for i in owner[frame[name].isna()]:
             texts[i].add(f"{name} imputed")
+    for name, rows in outside.items():
+        for i, value in rows.itertuples(index=False):
+            texts[i].add(f"{name} {value:g} is outside the range of training")
+    for i in trained:
+        texts[i].add("a participant of this name was in the training set")
     known = dict(schema.categories or {}) | ({schema.site: schema.sites} if schema.site else {})
     for name, levels in known.items():
         text = text_levels(frame[name])

@@ -32,6 +32,7 @@ class Card(TypedDict):
     Harmonization: str
     Schema: dict[str, Any]
     Threshold: NotRequired[dict[str, Any]]
+    Ranges: NotRequired[dict[str, list[float]]]
     Adapter: str
     SoftwareVersion: str
     Models: str

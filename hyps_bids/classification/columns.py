@@ -11,6 +11,7 @@ import pandas as pd
 
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.cohort.column_types import too_many_levels
+from hyps_bids.cohort.derived import is_measure
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import suggest_names
@@ -63,7 +64,7 @@ def choose_columns(settings: Settings, frame: pd.DataFrame) -> Schema:
     requested, covariates, site = settings.features, settings.covariates, settings.site
     names = _matching(frame, requested) if requested else default_features(list(frame.columns))
     _refuse_overlap(names, covariates, settings.target)
-    _refuse_features(frame, names, requested)
+    _refuse_features(names, requested)
     names = _informative(frame, (n for n in names if n != _ICV), "feature")
     if not names:
         raise BadData(
@@ -122,13 +123,13 @@ def _matching(frame: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
         found = [str(c) for c in frame.columns if fnmatch.fnmatchcase(str(c), pattern)]
         if not found:
             require_columns(frame, "--features", [pattern])
-        # Only their full name selects the residuals, which are then refused.
-        plain = [c for c in found if not c.startswith(_RESIDUAL)]
-        names += found if pattern in found else plain
+        # Residuals and metadata are selected by their full name only, and are then refused.
+        plain = [c for c in found if is_measure(c) and not c.startswith(_RESIDUAL)]
+        names += plain if plain and pattern not in found else found
     return list(dict.fromkeys(names))
 
 
-def _refuse_features(frame: pd.DataFrame, names: Sequence[str], requested: Sequence[str]) -> None:
+def _refuse_features(names: Sequence[str], requested: Sequence[str]) -> None:
     for name in names:
         if name.startswith(_RESIDUAL):
             raise UsageError(
@@ -136,12 +137,6 @@ def _refuse_features(frame: pd.DataFrame, names: Sequence[str], requested: Seque
                 "volumes instead, which are adjusted for ICV within the training folds",
                 code="feature-leaks",
             )
-    if tests := circular(names):
-        raise UsageError(
-            f"--features {tests[0]}: diagnoses are made from such tests; name it in --covariates, "
-            "where results are shown with and without it",
-            code="feature-circular",
-        )
     if _ICV in requested:
         raise UsageError(
             f"--features {_ICV}: volumes are adjusted for it anyway; name it in --covariates to "
@@ -149,10 +144,11 @@ def _refuse_features(frame: pd.DataFrame, names: Sequence[str], requested: Seque
             code="feature-is-icv",
         )
     for name in names:
-        if not pd.api.types.is_numeric_dtype(frame[name]):
+        if name != _ICV and not is_measure(name):
             raise UsageError(
-                f"--features {name}: it does not hold numbers; name it in --covariates",
-                code="feature-not-numeric",
+                f"--features {name}: it is not a measure that HyPS-BIDS makes; name it in "
+                "--covariates, where it is shown as metadata, and results with and without it",
+                code="feature-is-metadata",
             )
 
 

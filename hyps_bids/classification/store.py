@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ import skops.io
 from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.card import Card
+from hyps_bids.classification.training_set import hash_labels
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.writing import write_bytes, write_json
@@ -37,15 +39,23 @@ TRUSTED = (
 )
 
 
-def save_classifier(folder: Path, model: Pipeline, card: Card) -> None:
-    """Write ``model.skops``, and ``classifier.json`` with the facts about it as ``Model``."""
+def save_classifier(
+    folder: Path, model: Pipeline, card: Card, participants: Collection[str] = ()
+) -> None:
+    """Write ``model.skops``, and ``classifier.json`` with the facts about it as ``Model``.
+
+    Of the labels of the participants of training only hashes are stored. Their salt is the digest
+    of the model, so that no two models have the same hashes.
+    """
     content = skops.io.dumps(model, compression=zipfile.ZIP_DEFLATED)
     if unknown := _untrusted_types(content):
         raise TypeError(f"types that could not be loaded again: {unknown}")
     write_bytes(folder / MODEL, content)
+    digest = hashlib.sha256(content).hexdigest()
     facts = {
         "File": MODEL,
-        "SHA256": hashlib.sha256(content).hexdigest(),
+        "SHA256": digest,
+        "ParticipantHashes": hash_labels(participants, digest),
         "TrustedTypes": list(TRUSTED),
         "ScikitLearn": sklearn.__version__,
     }

@@ -27,6 +27,7 @@ from hyps_bids.classification.features import text_levels
 from hyps_bids.classification.plan import Plan, done_scans, list_contrasts, make_plan
 from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
+from hyps_bids.classification.training_set import value_ranges
 from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results, validate
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
@@ -119,7 +120,7 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     subjects = sizes(plan.subjects.counts)
     title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {subjects}"
     draw_charts(folder, title, tables)
-    save_classifier(folder, results.final.model, card)
+    save_classifier(folder, results.final.model, card, plan.subjects.ids)
     write_card(folder / "README.md", card, tables, plan.full_set)
     name = plan.contrast.text
     for text in doubts:
@@ -171,6 +172,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
         "IcvAdjustment": adjustment if schema.icv else "none",
         "Harmonization": harmonization if schema.site else "none",
         "Schema": asdict(schema),
+        "Ranges": value_ranges(plan.subjects, schema),
         "Threshold": {
             "Rule": _rule(settings, plan, results),
             "Cuts": dict(

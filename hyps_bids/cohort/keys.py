@@ -60,17 +60,23 @@ def match_labels(written: Iterable[str], known: Collection[str]) -> dict[str, st
         return found
     by_form = defaultdict(list)
     for label in sorted(every):
-        by_form[_plain(label)].append(label)
+        by_form[plain_label(label)].append(label)
     claims = defaultdict(list)
     for value in others:
-        if len(labels := by_form.get(_plain(value), [])) == 1:
+        if len(labels := by_form.get(plain_label(value), [])) == 1:
             claims[labels[0]].append(value)
     sure = {v[0]: label for label, v in claims.items() if len(v) == 1 and label not in found}
     return found | sure
 
 
-def _plain(label: str) -> str:
-    """Reduce a label to what different spellings of it have in common."""
+def plain_label(label: str) -> str:
+    """Reduce a label to what different spellings of it have in common.
+
+    Examples
+    --------
+    >>> plain_label("sub-01"), plain_label("1"), plain_label("ses-Ses_m3")
+    ('1', '1', 'm3')
+    """
     text = re.sub(r"^(?:sub[-_ ]?|ses[-_ ]?)+(?=.)", "", label.casefold().strip())
     text = re.sub(r"(?<=\d)\.0+$", "", text)
     # A sign in front is kept: session -1 is not session 1.

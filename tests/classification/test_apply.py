@@ -130,3 +130,60 @@ def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
     (tmp_path / CARD).write_text("[]")
     with raises(BadData, "classifier-card-damaged", tmp_path / CARD):
         load_classifier(tmp_path)
+
+
+def test_values_outside_the_range_of_training_are_remarked(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = json.loads((trained / CARD).read_text())
+    training = simulate({"AD": 12, "CN": 12}, {"AD": -3}, sites=("A", "B"), site_shift=100)
+    assert card["Ranges"]["age"] == [training["age"].min(), training["age"].max()]
+    assert set(card["Ranges"]) == {*PARTS, "icv_mm3", "age"}
+    new = training.assign(participant_id=[f"sub-new{i}" for i in range(24)])
+    new.loc[0, "age"] = 20
+    new.loc[1, "icv_mm3"] *= 1000
+    new.loc[2, PARTS[0]] = 10
+    # A little beyond the range of a small group is nothing unusual.
+    new.loc[3, "age"] = training["age"].max() + 1
+    remarks = read_table(apply_classifier(trained, new, tmp_path))["remarks"]
+    found = dict(zip(sorted(new["participant_id"]), remarks.fillna(""), strict=True))
+    assert "age 20" in found["sub-new0"]
+    assert "icv_mm3" in found["sub-new1"]
+    assert PARTS[0] in found["sub-new2"]
+    assert set(found.values()) - {found[f"sub-new{i}"] for i in range(3)} == {""}
+    (warning,) = (r.getMessage() for r in caplog.records if "outside" in r.getMessage())
+    for fact in ("age of 1 (20; trained on", "icv_mm3 of 1", PARTS[0]):
+        assert fact in warning
+
+
+def test_participants_of_the_training_set_are_marked_however_they_are_spelled(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    new = simulate({"AD": 2, "CN": 2}, seed=9)
+    new["participant_id"] = ["sub-1", "sub-0002", "sub-99", "sub-x1"]
+    remarks = read_table(apply_classifier(trained, new, tmp_path))
+    marked = remarks["remarks"].fillna("").str.contains("training set")
+    assert remarks.loc[marked, "participant_id"].tolist() == ["sub-0002", "sub-1"]
+    assert any((r.args or ())[1:3] == (2, "4 subjects") for r in caplog.records)
+    # The labels themselves are nowhere in the folder's model and card.
+    assert "sub-0002" not in (trained / CARD).read_text()
+    assert len(json.loads((trained / CARD).read_text())["Model"]["ParticipantHashes"]) == 24
+
+
+def test_classifiers_of_earlier_versions_are_applied_as_before(tmp_path: Path) -> None:
+    # Version 0.1 made these predictions; its card has neither cuts nor ranges nor hashes.
+    frame = simulate({"AD": 4, "CN": 4}, {"AD": -3}, seed=9, sites=("A", "B"))
+    table = read_table(apply_classifier(Path(__file__).parent / "stored", frame, tmp_path))
+    expected = [0.998377, 0.928791, 0.374325, 0.999706, 0.556722, 0.739608, 0.294963, 0.685759]
+    assert table["p_AD"].to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert table["predicted"].tolist() == ["AD", "AD", "CN", "AD", "AD", "AD", "CN", "AD"]
+    assert table["remarks"].isna().all()
+
+
+def test_the_stored_cuts_call_the_class(trained: Path, tmp_path: Path) -> None:
+    card = json.loads((trained / CARD).read_text())
+    assert card["Threshold"] == {"Rule": "prevalence", "Cuts": {"AD": 0.5, "CN": 0.5}}
+    card["Threshold"]["Cuts"] = {"AD": 0.001, "CN": 0.999}
+    write_json(trained / CARD, card)
+    table = read_table(apply_classifier(trained, simulate({"AD": 3, "CN": 3}, seed=9), tmp_path))
+    assert (table["predicted"] == np.where(table["p_AD"] > 0.001, "AD", "CN")).all()

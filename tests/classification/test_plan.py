@@ -123,6 +123,10 @@ def test_patterns_and_ratios(frame: pd.DataFrame) -> None:
     assert schema.volumes == ("volume_mm3_L_whole", "volume_mm3_R_whole")
     assert schema.ratios == ("asymmetry_whole",)
     assert "icv_residual_mm3_L_whole" not in choose(frame, features=("*_L_*",)).features
+    # A pattern takes our measures only, and a column that is named like them has a prefix.
+    frame["participants_volume_mm3_L_whole"] = frame["age"]
+    assert "participants_volume_mm3_L_whole" not in choose(frame, features=("*_L_*",)).features
+    assert "age" not in choose(frame, features=("*a*",)).features
 
 
 @pytest.mark.parametrize(
@@ -131,10 +135,13 @@ def test_patterns_and_ratios(frame: pd.DataFrame) -> None:
         ({"features": ["icv_residual_mm3_L_whole"]}, "feature-leaks", ["icv_residual_mm3_L_whole"]),
         ({"features": ["volumes_*"]}, "column-unknown", ["--features", "volumes_*"]),
         ({"covariates": ["diagnosis"]}, "target-as-predictor", []),
-        ({"features": ["sex"]}, "feature-not-numeric", ["sex"]),
+        ({"features": ["sex"]}, "feature-is-metadata", ["sex", "--covariates"]),
+        ({"features": ["education"]}, "feature-is-metadata", ["education"]),
+        ({"features": ["educ*"]}, "feature-is-metadata", ["education"]),
+        ({"features": ["participants_volume_mm3_L_whole"]}, "column-unknown", ["participants_"]),
         ({"features": ["age"], "covariates": ["age"]}, "feature-and-covariate", ["age"]),
         # As a feature, a test would not be reported as circular.
-        ({"features": ["volume_mm3_L_*", "MMSE"]}, "feature-circular", ["MMSE"]),
+        ({"features": ["volume_mm3_L_*", "MMSE"]}, "feature-is-metadata", ["MMSE"]),
         ({"features": ["volume_mm3_L_*", "icv_mm3"]}, "feature-is-icv", ["icv_mm3"]),
     ],
 )

@@ -59,7 +59,8 @@ def test_auc_is_the_theoretical_one(effect: float) -> None:
 def test_leaks_outside_folds_gain_nothing() -> None:
     # A common mistake is to pick the best of many columns of noise on all subjects.
     frame = simulate({"AD": 40, "CN": 40}, seed=5, noise_features=400)
-    noise = [c for c in frame if c.startswith("noise_")]
+    frame.columns = [name.replace("noise", "asymmetry") for name in frame]
+    noise = [c for c in frame if c.startswith("asymmetry_")]
     best = SelectKBest(f_classif, k=10).fit(frame[noise], frame["diagnosis"])
     picked = [name for name, kept in zip(noise, best.get_support(), strict=True) if kept]
     options = {"covariates": (), "site": None, "harmonize": False}

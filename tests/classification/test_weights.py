@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.cross_validation import _prepare, predict_subjects, search
 from hyps_bids.classification.estimators import ESTIMATORS, anova
 from hyps_bids.classification.features import Schema
-from hyps_bids.classification.store import load_classifier
 from hyps_bids.classification.weights import equal_rows, scan_weights
 from tests.classification.conftest import make_subjects
 from tests.cohorts import simulate
@@ -121,13 +119,3 @@ def test_six_visits_of_patients_do_not_make_everybody_a_patient() -> None:
     sensitivity, specificity = ((called == k)[data.label == k].mean() for k in (0, 1))
     assert abs(sensitivity - specificity) < 0.15
     assert specificity > 0.6
-
-
-def test_models_of_earlier_versions_predict_what_they_did() -> None:
-    # Version 0.1 predicted these simulated people; its pipelines had no weights.
-    folder = Path(__file__).parent / "stored"
-    model, card = load_classifier(folder)
-    frame = simulate({"AD": 4, "CN": 4}, {"AD": -3}, seed=9, sites=("A", "B"))
-    probability = model.predict_proba(Schema.from_json(card["Schema"]).matrix(frame))[:, 0]
-    expected = [0.998377, 0.928791, 0.374325, 0.999706, 0.556722, 0.739608, 0.294963, 0.685759]
-    assert probability == pytest.approx(expected, abs=1e-6)

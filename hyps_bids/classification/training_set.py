@@ -1,0 +1,82 @@
+"""What a stored classifier remembers of its training set: ranges of values, and who was in it.
+
+Participants are stored as salted hashes of their labels, and nothing else of them. A hash tells
+whether a label is among them; labels that can be guessed can be tried, as with every such list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.classification.contrast import LabeledSubjects
+from hyps_bids.classification.features import Schema
+from hyps_bids.cohort.keys import plain_label
+
+#: Share of the range of training by which a value may be outside of it without a remark.
+_MARGIN = 0.1
+
+Ranges = dict[str, list[float]]
+
+
+def value_ranges(data: LabeledSubjects, schema: Schema) -> Ranges:
+    """Return the smallest and the largest value of each column of numbers that is used."""
+    icv = [schema.icv] if schema.icv else []
+    names = [*schema.features, *icv, *schema.numeric]
+    values = {name: data.matrix[:, schema.columns.index(name)] for name in names}
+    return {
+        name: [float(np.nanmin(column)), float(np.nanmax(column))]
+        for name, column in values.items()
+        if np.isfinite(column).any()
+    }
+
+
+def far_outside(column: pd.Series, low: float, high: float) -> pd.Series:
+    """Tell which values are outside of a range by more than a tenth of it.
+
+    Examples
+    --------
+    >>> far_outside(pd.Series([20.0, 54.0, 70.0, 91.0, None]), 55, 90).tolist()
+    [True, False, False, False, False]
+    """
+    values = pd.to_numeric(column, errors="coerce")
+    margin = _MARGIN * (high - low)
+    return (values < low - margin) | (values > high + margin)
+
+
+def describe_outside(outside: Mapping[str, pd.DataFrame], ranges: Ranges) -> list[str]:
+    """Say for each column how many subjects are outside of the range of training, and how far.
+
+    `outside` has, by column, participant_id and ``value`` of the scans that are outside.
+    """
+    texts = []
+    for name, rows in outside.items():
+        low, high = ranges[name]
+        values = " to ".join(f"{v:g}" for v in dict.fromkeys([rows.value.min(), rows.value.max()]))
+        count = rows["participant_id"].nunique()
+        texts.append(f"{name} of {count} ({values}; trained on {low:g} to {high:g})")
+    return texts
+
+
+def hash_labels(labels: Iterable[str], salt: str) -> list[str]:
+    """Hash labels of participants, however they are spelled; sorted, so that their order is lost.
+
+    Examples
+    --------
+    >>> hash_labels(["sub-01"], "x") == hash_labels(["1"], "x") != hash_labels(["sub-01"], "y")
+    True
+    """
+    return sorted({_hash(label, salt) for label in labels})
+
+
+def known_labels(labels: Sequence[str], hashes: Iterable[str], salt: str) -> set[str]:
+    """Return the labels that are among the hashed ones."""
+    known = set(hashes)
+    return {label for label in labels if _hash(label, salt) in known}
+
+
+def _hash(label: str, salt: str) -> str:
+    return hashlib.sha256(f"{salt} {plain_label(label)}".encode()).hexdigest()[:16]
