@@ -66,7 +66,7 @@ def main() -> None:
             table.insert(0, "subjects", f"{size}+{size}")
             table.insert(1, "d", effect)
             table.insert(2, "estimators", " ".join(options.estimators))
-            table.insert(3, "repeats", options.repeats)
+            table.insert(3, "repeats", 1 if options.held_out else options.repeats)
             _print_markdown(table.drop(columns="estimators"))
             print(f"{options.cohorts} cohorts in {time.monotonic() - began:.0f} s", flush=True)
             if options.out:

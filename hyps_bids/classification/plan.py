@@ -262,9 +262,8 @@ def _usable_estimators(
     if smallest - largest_fold < 2:
         left_out = [name for name in names if ESTIMATORS[name].calibrated]
         names = tuple(name for name in names if name not in left_out)
-        warnings.add(
-            f"too few subjects for an inner cross-validation; left out: {', '.join(left_out)}"
-        )
+        without = f", so these are left out: {', '.join(left_out)}" if left_out else ""
+        warnings.add(f"the folds have too few subjects for an inner cross-validation{without}")
     if not set(names) - {"dummy"}:
         raise BadData(
             f"contrast {contrast.text}: none of the estimators can be used with so few subjects",
