@@ -68,6 +68,12 @@ SETTINGS = (
     Setting("age, slope SD 60, 3-4 visits", Cohort(60), "dx*age", _AGE),
     Setting("age, slope SD 60 along age", Cohort(60, along_age=True), "dx*age", _AGE),
     Setting("visits as groups, slope SD 60", Cohort(60, visits=(4, 4)), "dx*visit", _VISIT),
+    Setting(
+        "visits as groups, 16 subjects",
+        Cohort(60, subjects=16, visits=(4, 4)),
+        "dx*visit",
+        _VISIT,
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -41,19 +42,34 @@ class ClusterRobust:
     starts: np.ndarray
 
     def degrees_of_freedom(self, contrasts: np.ndarray) -> np.ndarray:
-        """Return Satterthwaite's degrees of freedom of contrasts (contrasts, coefficients).
+        """Return Satterthwaite's degrees of freedom of contrasts (contrasts, coefficients)."""
+        return np.array([self.hotelling(contrast[None]) for contrast in contrasts])
 
-        The products of the subjects' vectors, p_ij = d_ij u_i'u_i - v_i'v_j with v_i = Q_i'u_i,
-        are summed without the matrix of all pairs of subjects.
+    def hotelling(self, contrasts: np.ndarray) -> float:
+        """Return the degrees of freedom of Hotelling's T squared of several contrasts together.
+
+        This is the test HTZ of Pustejovsky & Tipton, for which the covariance of the contrasts is a
+        Wishart matrix with the same sum of variances. The products of the subjects' vectors,
+        p_ij = d_ij u_i'u_i - v_i'v_j with v_i = Q_i'u_i, are summed without the matrix of all pairs
+        of subjects.
         """
-        freedom = []
-        for u in (self.weights @ self.inverse.T @ contrasts.T).T:
-            own = np.add.reduceat(u**2, self.starts)
-            v = np.add.reduceat(self.matrix * u[:, None], self.starts)
-            shared = (v**2).sum(axis=1)
-            squares = (own**2 - 2 * own * shared).sum() + ((v.T @ v) ** 2).sum()
-            freedom.append((own - shared).sum() ** 2 / squares)
-        return np.array(freedom)
+        basis = self.inverse.T @ contrasts.T
+        # Contrasts that are independent, with variances of one, if the working model is right.
+        u = self.weights @ np.linalg.qr(basis)[0]
+        count = u.shape[1]
+        own = np.add.reduceat(u[:, :, None] * u[:, None, :], self.starts)
+        v = np.add.reduceat(u[:, :, None] * self.matrix[:, None, :], self.starts)
+        shared = v @ v.transpose(0, 2, 1)
+        crossed = np.einsum("isa,itb->stab", v, v, optimize=True)
+
+        def total(s: int, t: int, k: int, m: int) -> float:
+            alone = own[:, s, t] * own[:, k, m]
+            mixed = own[:, s, t] * shared[:, k, m] + own[:, k, m] * shared[:, s, t]
+            return float((alone - mixed).sum() + (crossed[s, k] * crossed[t, m]).sum())
+
+        pairs = product(range(count), repeat=2)
+        variance = sum(total(s, s, t, t) + total(s, t, t, s) for s, t in pairs)
+        return count * (count + 1) / variance
 
 
 def cluster_robust(

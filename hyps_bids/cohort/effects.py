@@ -96,7 +96,9 @@ def joint_test(contrasts: np.ndarray, fit: Fit) -> Row:
     """Test several contrasts (contrasts, coefficients) at once by an F test.
 
     The denominator's degrees of freedom are those of lmerTest: the mean of the F distribution is
-    that of the mean of the squared t statistics of uncorrelated contrasts.
+    that of the mean of the squared t statistics of uncorrelated contrasts. With cluster-robust
+    errors, it is the test HTZ of clubSandwich, because the F test would be too liberal in few
+    subjects; there is no test if they are too few.
     """
     from scipy import stats
 
@@ -107,7 +109,14 @@ def joint_test(contrasts: np.ndarray, fit: Fit) -> Row:
     rotated = vectors.T @ contrasts
     count = len(contrasts)
     f = float(((rotated @ fit.estimate) ** 2 / variances).mean())
-    df = _denominator(fit.freedom(rotated))
+    if fit.hotelling is None:
+        df = _denominator(fit.freedom(rotated))
+    else:
+        total = fit.hotelling(contrasts)
+        df = total - count + 1
+        f *= df / total
+        if df <= 0:
+            return {"statistic": np.nan, "df": None, "p": np.nan}
     return {"statistic": f, "df": f"{count}, {df:g}", "p": stats.f.sf(f, count, df)}
 
 

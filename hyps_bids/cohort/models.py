@@ -33,6 +33,8 @@ class Fit:
     warnings: tuple[str, ...]
     freedom: Callable[[np.ndarray], np.ndarray]
     """Degrees of freedom of t of each contrast, the rows of (contrasts, coefficients)."""
+    hotelling: Callable[[np.ndarray], float] | None = None
+    """Degrees of freedom of Hotelling's T squared of several contrasts, if errors are CR2."""
     random: str | None = None  # the random effects, in the notation of lme4
 
     def variances(self, contrasts: np.ndarray) -> np.ndarray:
@@ -114,11 +116,13 @@ def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
         texts.append("the fit is perfect")
     by_subject = columns @ fit.factor
     size = unit / scales
+    joint = None
     robust = robust or lacking or (bool(plan.uncovered) and not requested)
     if robust:
         residuals = design.outcome / unit - design.matrix / scales @ fit.estimate
         errors = cluster_robust(residuals, design.matrix / scales, by_subject, design.subjects)
         covariance, freedom = errors.covariance, errors.degrees_of_freedom
+        joint = errors.hotelling
         texts += _unknown_errors(design, covariance)
     else:
         covariance, freedom = fit.covariance, fit.degrees_of_freedom
@@ -130,6 +134,7 @@ def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
         converged=fit.converged,
         warnings=tuple(texts),
         freedom=lambda contrasts: freedom(contrasts * size),
+        hotelling=joint and (lambda contrasts: joint(contrasts * size)),
         random=" + ".join(map(str, blocks)),
     )
 

@@ -271,3 +271,21 @@ def test_group_by_time_is_not_found_without_an_effect() -> None:
         found += fitted(frame, "dx*time").loc[INTERACTION, "p"] < 0.05
     # Binomial: 3 of 60 are expected, and more than 8 in less than one of 200 studies.
     assert found <= 8
+
+
+@pytest.mark.parametrize(
+    ("visits", "f", "df", "p"),
+    [
+        # m <- lme(v ~ dx * visit, d, random = ~ 1 | participant_id)
+        # Wald_test(m, constrain_zero("dxCN:", reg_ex = TRUE), vcov = "CR2", test = "HTZ")
+        ((4, 4), 1.56569577, 20, 0.228866894),
+        ((2, 5), 0.339302795, 7.197833, 0.843663905),
+    ],
+)
+def test_joint_tests_with_robust_errors_are_those_of_clubsandwich(
+    visits: tuple[int, int], f: float, df: float, p: float
+) -> None:
+    row = fitted(repeated(visits=visits), "dx*visit").loc["dx:visit"]
+    assert row["statistic"] == pytest.approx(f, rel=5e-3)
+    assert float(row["df"].split(",")[1]) == pytest.approx(df, rel=5e-3)
+    assert row["p"] == pytest.approx(p, rel=5e-3)
