@@ -4,7 +4,7 @@ The likelihood is profiled over the fixed effects and the residual variance, as 
 al. 2015, J. Stat. Softw. 67(1), equations 41 and 42), and its only parameters are the entries of
 the Cholesky factor of the relative covariance of the random effects. Fits at the boundary
 (a variance of zero, a correlation of one) are therefore ordinary points of a smooth function.
-MixedLM of statsmodels ends without convergence in such fits, and takes half a minute for 5,000
+MixedLM of statsmodels often ends without convergence, and takes half a minute for 5,000
 subjects instead of about a second; it remains the reference of the tests.
 """
 
