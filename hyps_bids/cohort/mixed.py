@@ -1,7 +1,7 @@
 """Linear mixed models with random effects of subjects, by restricted maximum likelihood (REML).
 
 The likelihood is profiled over the fixed effects and the residual variance, as lme4 does (Bates et
-al. 2015, J. Stat. Softw. 67(1), equations 41 and 42), and its only parameters are the entries of
+al. 2015, J. Stat. Softw. 67(1), section 3), and its only parameters are the entries of
 the Cholesky factor of the relative covariance of the random effects. Fits at the boundary
 (a variance of zero, a correlation of one) are therefore ordinary points of a smooth function.
 MixedLM of statsmodels often ends without convergence, and takes half a minute for 5,000
@@ -212,7 +212,7 @@ class MixedFit:
     def degrees_of_freedom(self, contrasts: np.ndarray) -> np.ndarray:
         """Return Satterthwaite's degrees of freedom of contrasts (contrasts, coefficients).
 
-        Equations 5 to 8 of Kuznetsova et al. (2017), J. Stat. Softw. 82(13), with the observed
+        As in lmerTest (Kuznetsova et al. 2017, J. Stat. Softw. 82(13)), with the observed
         information of the variance parameters; those at the boundary are left out.
         """
         variance = np.einsum("ci,ij,cj->c", contrasts, self.covariance, contrasts)
