@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects
 from hyps_bids.classification.features import Schema, circular
+from hyps_bids.classification.weights import one_scan_each
 from hyps_bids.messages import join_names
 
 #: AUC, or share of subjects, from which on a single column is suspicious.
@@ -106,7 +107,7 @@ class MissingValues:
         wanted = [*schema.features, *([schema.icv] if schema.icv else []), *schema.covariates]
         place = {name: schema.columns.index(name) for name in dict.fromkeys(wanted)}
         everywhere = np.isnan(data.matrix[:, list(place.values())])
-        one = everywhere[_one_scan_each(data)]
+        one = everywhere[one_scan_each(data.subject)]
         kept = np.flatnonzero(one.any(axis=0) & ~one.all(axis=0))
         weight = 1 / np.bincount(data.subject)[data.subject]
         of_class = data.label[data.subject] == np.arange(len(data.classes))[:, None]
@@ -190,14 +191,8 @@ def _family_p(values: Array, label: Ints) -> Array:
     return p
 
 
-def _one_scan_each(data: LabeledSubjects) -> Ints:
-    """Draw one scan of each subject, in the order of subjects."""
-    order = np.random.default_rng(0).permutation(len(data.subject))
-    return np.asarray(order[np.unique(data.subject[order], return_index=True)[1]])
-
-
 def _tell_apart_alone(data: LabeledSubjects, schema: Schema, known: set[str]) -> list[str]:
-    scans = _one_scan_each(data)
+    scans = one_scan_each(data.subject)
     values = dict(zip(schema.columns, data.matrix[scans].T, strict=True))
     levels = schema.categories or {}
     return [

@@ -22,9 +22,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, LinearSVC
 
-from hyps_bids.classification.weights import equal_rows, scan_weights
+from hyps_bids.classification.weights import one_scan_each, scan_weights
 
-#: Estimators that count rows, in leaves for example, and so need the same number for each subject.
+#: Estimators that count and draw rows, and therefore are fitted on one scan of each subject.
 TREES = ("random_forest", "gradient_boosting")
 
 Params = dict[str, Any]
@@ -65,18 +65,11 @@ class Estimator:
         subject: NDArray[np.int64],
     ) -> None:
         """Fit a classifier so that each subject weighs the same; `subject` is that of each row."""
-        if self.name not in TREES:
-            classifier.fit(X, y, sample_weight=scan_weights(subject))
-            return
-        rows, each = equal_rows(subject)
-        if self.name == "random_forest":
-            # Each tree draws as many rows as there are subjects.
-            classifier.set_params(model__max_samples=len(rows) // each)
+        if self.name in TREES:
+            rows = np.sort(one_scan_each(subject))
+            classifier.fit(X[rows], y[rows])
         else:
-            least = classifier.get_params()["model__min_samples_leaf"]
-            classifier.set_params(model__min_samples_leaf=least * each)
-        weight = None if each == 1 else np.full(len(rows), 1 / each)
-        classifier.fit(X[rows], y[rows], sample_weight=weight)
+            classifier.fit(X, y, sample_weight=scan_weights(subject))
 
     def probability(
         self, classifier: ClassifierMixin, scores: NDArray[np.float64]

@@ -2,8 +2,10 @@
 
 Estimators that take weights are given ``1 / scans of the subject`` for each scan, so that weights
 sum to the number of subjects, and a regularization means the same with one scan and with many.
-What counts rows (medians, leaves of trees, draws of a forest) is fitted on a table in which each
-subject has the same number of rows instead. With one scan per subject, both change nothing.
+The preprocessing, which counts rows for medians, is fitted on a table in which each subject has the
+same number of rows. Trees are fitted on one scan of each subject: even with weights, several scans
+of a subject fill more leaves than one does, which would favor their class. With one scan per
+subject nothing changes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,18 @@ def scan_weights(subject: Ints) -> NDArray[np.float64] | None:
     """
     _, which, counts = np.unique(subject, return_inverse=True, return_counts=True)
     return None if counts.max() == 1 else 1 / counts[which]
+
+
+def one_scan_each(subject: Ints) -> Ints:
+    """Draw one scan of each subject, always the same; positions in the order of subjects.
+
+    Examples
+    --------
+    >>> one_scan_each(np.array([5, 3, 5, 5])).tolist() in ([1, 0], [1, 2], [1, 3])
+    True
+    """
+    order = np.random.default_rng(0).permutation(len(subject))
+    return np.asarray(order[np.unique(subject[order], return_index=True)[1]])
 
 
 def equal_rows(subject: Ints) -> tuple[Ints, int]:

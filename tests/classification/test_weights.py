@@ -14,7 +14,7 @@ from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.cross_validation import _prepare, predict_subjects, search
 from hyps_bids.classification.estimators import ESTIMATORS, anova
 from hyps_bids.classification.features import Schema
-from hyps_bids.classification.weights import equal_rows, scan_weights
+from hyps_bids.classification.weights import equal_rows, one_scan_each, scan_weights
 from tests.classification.conftest import make_subjects
 from tests.cohorts import simulate
 
@@ -64,20 +64,16 @@ def test_preprocessing_is_the_same_with_repeated_scans() -> None:
     assert np.allclose(one.transform(data.matrix), other.transform(data.matrix), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n != "random_forest"])
+@pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_estimators_are_the_same_with_repeated_scans(name: str) -> None:
-    # Six scans that are the same tell no more than one. A forest draws other rows at random; it is
-    # in benchmarks/statistics/scan_weights.py.
+    # Six scans that are the same tell no more than one.
     data, schema = cohort()
     many = repeated(data, np.where(data.label == 0, 6, 1))
     train, new = np.arange(0, 40, 2), np.arange(1, 40, 2)
-    for params in ESTIMATORS[name].grid[:: max(1, len(ESTIMATORS[name].grid) - 1)]:
-        estimator = replace(ESTIMATORS[name], grid=(params,))
-        models = [
-            search(d, schema.preprocessing(), estimator, train, 0).model for d in (data, many)
-        ]
-        first, second = (predict_subjects(data, model, new) for model in models)
-        assert np.allclose(first, second, atol=2e-3), params
+    estimator = replace(ESTIMATORS[name], grid=ESTIMATORS[name].grid[-1:])
+    models = [search(d, schema.preprocessing(), estimator, train, 0).model for d in (data, many)]
+    first, second = (predict_subjects(data, model, new) for model in models)
+    assert np.allclose(first, second, atol=2e-3)
 
 
 def test_weighted_scores_of_features_are_those_of_subjects() -> None:
@@ -89,15 +85,14 @@ def test_weighted_scores_of_features_are_those_of_subjects() -> None:
     assert np.allclose(found, [*f_classif(X[:, :3], y)[0], 0])
 
 
-def test_trees_draw_subjects_and_have_leaves_of_subjects() -> None:
-    frame = simulate({"AD": 12, "CN": 12}, {"AD": -1}, scans=3)
-    data, schema = make_subjects(frame, covariates=(), site=None, harmonize=False)
-    train = np.arange(24)
-    forest = search(data, schema.preprocessing(), ESTIMATORS["random_forest"], train, 0).model
-    assert forest["classify"]["model"].max_samples == 24
-    steps = schema.preprocessing()
-    boosting = search(data, steps, ESTIMATORS["gradient_boosting"], train, 0).model
-    assert boosting["classify"]["model"].min_samples_leaf == 15
+def test_one_scan_of_each_subject_is_drawn() -> None:
+    subject = np.repeat([4, 2, 9], [3, 1, 2])
+    rows = one_scan_each(subject)
+    assert subject[rows].tolist() == [2, 4, 9]
+    # Each scan may be the one.
+    many = np.repeat(np.arange(300), 3)
+    shares = np.bincount(one_scan_each(many) % 3) / 300
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.1)
 
 
 def test_a_prior_counts_subjects() -> None:
