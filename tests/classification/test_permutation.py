@@ -81,11 +81,12 @@ def test_early_ends_keep_the_level() -> None:
 @pytest.mark.usefixtures("small_search")
 def test_hopeless_sets_end_early_and_the_others_go_on() -> None:
     frame = simulate({"AD": 20, "CN": 20}, seed=2, noise_features=1)
-    frame["noise_0"] += 6.0 * (frame["diagnosis"] == "AD")
+    frame = frame.rename(columns={"noise_0": "asymmetry_0"})
+    frame["asymmetry_0"] += 6.0 * (frame["diagnosis"] == "AD")
     data, schema = make_subjects(
-        frame, **PLAIN | {"features": ("noise_0",), "covariates": ("age",)}
+        frame, **PLAIN | {"features": ("asymmetry_0",), "covariates": ("age",)}
     )
-    sets = {"good": schema.only(("noise_0",)), "hopeless": schema.only(("age",))}
+    sets = {"good": schema.only(("asymmetry_0",)), "hopeless": schema.only(("age",))}
     found = permuted(data, sets, Shuffling(39, enough=2), folds=2)
     assert found["good"].auc == 1
     assert found["good"].p == 1 / 40
