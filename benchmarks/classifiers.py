@@ -1,87 +1,90 @@
-"""Time nested cross-validation on a simulated cohort.
+"""Time a classifier with the defaults of the app on a simulated cohort.
 
-    python benchmarks/classifiers.py --subjects 5000 --features 25 --nprocs 2
+    python benchmarks/classifiers.py --subjects 5000 --scans 10000 --nprocs 2
+    python benchmarks/classifiers.py --subjects 40 --scans 40 --nprocs 2
 
-Prints wall and CPU seconds and peak memory. Compare CPU seconds if the machine does something else
-at the same time.
+With three covariates there are three sets of features. The whole of `validate` is run: forecast,
+cross-validation, final fits, permutation tests and importance. Prints wall and CPU seconds and peak
+memory. Compare CPU seconds if the machine does something else at the same time, because both the
+forecast and the number of shuffles follow from the wall time. `--forecast` only says how long it
+would take.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hyps_bids.classification.contrast import LabeledSubjects
-from hyps_bids.classification.cross_validation import (
-    SELECTED,
-    nested_cv,
-    stratified_folds,
-)
-from hyps_bids.classification.estimators import ESTIMATORS
-from hyps_bids.classification.features import Schema
-from hyps_bids.classification.intervals import metric_rows
+from joblib.externals.loky import get_reusable_executor
+
+from hyps_bids.classification.contrast import Contrast
+from hyps_bids.classification.duration import forecast
+from hyps_bids.classification.plan import make_plan
 from hyps_bids.classification.processes import Computing
-from tests.cohorts import PARTS, simulate
+from hyps_bids.classification.validate import _fold_makers, validate
+from hyps_bids.cli import start_logging
+from hyps_bids.settings import Settings
+from tests.cohorts import simulate
 
 
 def main() -> None:
-    """Run one nested cross-validation."""
+    """Time one contrast."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", type=int, default=5000)
-    parser.add_argument("--features", type=int, default=25, help="volumes and covariates, > 8")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--scans", type=int, default=10000, help="in all")
+    parser.add_argument("--noise", type=int, default=0, help="features without information")
+    parser.add_argument("--effect", type=float, default=-1.0, help="in SD")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--permutations", type=int)
     parser.add_argument("--nprocs", type=int, default=2)
-    parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS))
+    parser.add_argument("--estimators", nargs="+", default=())
+    parser.add_argument("--forecast", action="store_true")
     options = parser.parse_args()
+    start_logging()
+    logging.captureWarnings(True)
     half = options.subjects // 2
-    extra = options.features - 8
     frame = simulate(
         {"AD": half, "CN": half},
-        {"AD": -1},
-        sites=("A", "B", "C"),
-        site_shift=100,
+        {"AD": options.effect},
+        scans=options.scans // options.subjects,
         missing=0.02,
-        noise_features=extra,
+        noise_features=options.noise,
     )
-    schema = Schema(
-        volumes=PARTS,
-        ratios=tuple(f"noise_{i}" for i in range(extra)),
-        icv="icv_mm3",
-        numeric=("age", "education", "MMSE"),
-        categories={"sex": ("F", "M")},
-        preserve=("age", "sex"),
-        site="site",
-        sites=("A", "B", "C"),
+    settings = Settings(
+        bids_dir=Path("bids"),
+        output_dir=Path("out"),
+        analysis_level="group",
+        target="diagnosis",
+        contrast=("AD:CN",),
+        covariates=("age", "sex", "education"),
+        estimators=tuple(options.estimators),
+        features=("volume_mm3_*", "noise_*") if options.noise else (),
+        repeats=options.repeats,
+        permutations=options.permutations,
+        nprocs=options.nprocs,
     )
-    label = (frame["diagnosis"] == "CN").to_numpy().astype(np.int64)
-    ids = tuple(frame["participant_id"])
-    data = LabeledSubjects(schema.matrix(frame), np.arange(len(ids)), label, ids, ("AD", "CN"))
+    plan = make_plan(settings, frame, Contrast.parse("AD:CN"))
     print(f"load before: {os.getloadavg()[0]:.1f}")
     began = time.monotonic()
-    folds = stratified_folds(label, options.folds, options.repeats, 0)
-    computing = Computing(nprocs=options.nprocs, progress=lambda text: print(text, flush=True))
-    found = nested_cv(data, {"all": schema}, folds, options.estimators, computing)["all"]
-    fitted = time.monotonic()
-    area = {
-        (name, row["figure"]): row["value"]
-        for name, probability in found.probability.items()
-        for row in metric_rows(label, probability, folds)
-    }
-    done = time.monotonic()
-    print(f"AUC of selected: {area[SELECTED, 'auc']:.3f}")
-    print(f"fits {fitted - began:.0f} s, intervals {done - fitted:.0f} s (wall)")
+    if options.forecast:
+        makers, _ = _fold_makers(settings, plan)
+        folds = [make(plan.subjects.label) for make in makers.values()]
+        computing = Computing(settings.seed, options.nprocs)
+        expected = forecast(plan.subjects, plan.sets, plan.estimators, folds, computing)
+        print(expected.text(expected.affordable))
+    else:
+        found = validate(settings, plan).metrics
+        chosen = (found["estimator"] == "selected") & (found["figure"] == "auc")
+        print(found.loc[chosen, ["features", "value", "low", "high"]].to_string(index=False))
+    print(f"wall {time.monotonic() - began:.0f} s")
     # The resources of idle workers are counted only after they have ended.
-    from joblib.externals.loky import get_reusable_executor
-
     get_reusable_executor().shutdown(wait=True)
     usage = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(u.ru_utime + u.ru_stime for u in usage)

@@ -18,6 +18,7 @@ from hyps_bids.classification.contrast import (
     site_association,
 )
 from hyps_bids.classification.features import Schema
+from hyps_bids.classification.plan import make_plan
 from hyps_bids.errors import BadData, UsageError
 from tests.classification.conftest import SETTINGS
 from tests.cohorts import PARTS, simulate
@@ -71,6 +72,20 @@ def test_numbers_are_levels_too() -> None:
 def test_every_subject_needs_a_scan() -> None:
     with pytest.raises(ValueError, match="scan"):
         LabeledSubjects(np.zeros((1, 1)), np.array([0]), np.array([0, 1]), ("a", "b"), ("x", "y"))
+
+
+@pytest.mark.parametrize(("given", "advice"), [(None, "--site scanner"), ("scanner", "AUC within")])
+def test_a_scanner_that_goes_with_the_diagnosis_is_warned_of(
+    given: str | None, advice: str
+) -> None:
+    # 15 of 20 patients but 6 of 20 controls were scanned with B: V = 0.45, p = 0.004.
+    frame = simulate({"AD": 20, "CN": 20}).assign(
+        scanner=["B"] * 15 + ["A"] * 5 + ["B"] * 6 + ["A"] * 14
+    )
+    plan = make_plan(replace(SETTINGS, site=given), frame, Contrast.parse("AD:CN"))
+    (text,) = [text for text in plan.warnings if "scanner" in text]
+    assert "V 0.45, p = 0.0044" in text
+    assert advice in text
 
 
 def test_confounding_is_measured() -> None:

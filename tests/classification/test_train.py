@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from hyps_bids.classification.apply import apply_classifier
 from hyps_bids.classification.estimators import ESTIMATORS
@@ -91,7 +92,24 @@ def test_everything_on_a_simulated_cohort(
     card = json.loads((out / "classifier.json").read_text())
     assert card["Cohort"]["Subjects"] == {"AD": 21, "CN": 22}
     assert card["Cohort"]["Scans"] == 86
-    assert card["PermutationTest"]["both"]["P"] == pytest.approx(1 / 3)
+    test = card["PermutationTest"]["both"]
+    assert test["P"] == pytest.approx(1 / 3)
+    assert (test["Permutations"], test["StoppedEarly"], test["WithinSites"]) == (2, False, True)
+    repeat = predictions.query(
+        "validation == 'cross-validation' and features == 'both' and repeat == 1"
+    )
+    by_fold = [
+        (len(one) - n) * n * roc_auc_score(one["true"] == "AD", one["p_AD"])
+        for _, one in repeat.groupby("fold")
+        if (n := int((one["true"] == "AD").sum()))
+    ]
+    pairs = [
+        (one["true"] == "AD").sum() * (one["true"] == "CN").sum()
+        for _, one in repeat.groupby("fold")
+    ]
+    assert test["AUC"] == pytest.approx(sum(by_fold) / sum(pairs), abs=1e-4)
+    assert {"volumes", "both, leave-one-site-out", "both, held-out"} < set(card["PermutationTest"])
+    assert set(card["AUCWithinSites"]) == set(metrics["features"])
     assert card["Estimator"] == "logistic"
     assert "fitted on diagnosis=CN" in card["IcvAdjustment"]
     assert "kept: age, sex" in card["Harmonization"]
@@ -113,6 +131,15 @@ def test_contrasts_that_fail_do_not_stop_the_others(options: Settings) -> None:
     assert "X:CN" in small
     assert (folder(options, "AD+X-vs-CN") / "model.skops").is_file()
     assert not folder(options, "X-vs-CN").exists()
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_sites_with_one_class_give_no_p_value(options: Settings) -> None:
+    frame = simulate({"AD": 8, "CN": 8}, {"AD": -3}, site_of_group={"AD": "A", "CN": "B"})
+    assert train_classifiers(replace(options, site="site", permutations=2), frame) == []
+    card = json.loads((folder(options) / "classifier.json").read_text())
+    assert card["PermutationTest"] == card["AUCWithinSites"] == {}
+    assert any("no permutation p-value" in text for text in card["Warnings"])
 
 
 @pytest.mark.usefixtures("no_charts")
