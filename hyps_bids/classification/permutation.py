@@ -14,13 +14,14 @@ from itertools import islice
 
 import numpy as np
 from joblib import delayed
+from scipy.stats import rankdata
 
 from hyps_bids.classification.contrast import Array, Bools, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     predict_selected,
 )
 from hyps_bids.classification.features import Schema
-from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.metrics import metrics, positive
 from hyps_bids.classification.processes import ONE_PROCESS, REPORT_EVERY_S, Computing, run_tasks
 
 #: A test ends early when this many shuffles were as good as the true labels.
@@ -171,16 +172,19 @@ def held_out_test(
     `probability` has shape (subjects, classes). Only the labels are shuffled, within sites if
     they are given; nothing is fitted again.
     """
-    fold = np.zeros(len(label), dtype=np.int64)
-
-    def auc(labels: Ints) -> float:
-        return float(metrics(labels, probability, fold)["auc"][0])
-
     orders = shuffle_orders(len(label), sites, np.random.default_rng(seed))
-    null = [auc(label[order]) for order in islice(orders, _HELD_OUT_SHUFFLES)]
+    drawn = [label, *(label[order] for order in islice(orders, _HELD_OUT_SHUFFLES))]
+    areas = []
+    for k in positive(probability.shape[1]):
+        # The AUC follows from the sum of ranks (Mann and Whitney 1947).
+        mine = np.array(drawn) == k
+        n = int(mine[0].sum())
+        ranks = mine @ rankdata(probability[:, k]) - n * (n + 1) / 2
+        areas.append(ranks / (n * (len(label) - n)))
+    observed, *null = np.mean(areas, axis=0)
     never = _HELD_OUT_SHUFFLES + 1
     return PermutationTest(
-        auc(label), np.array(null), _HELD_OUT_SHUFFLES, sites is not None, enough=never
+        float(observed), np.array(null), _HELD_OUT_SHUFFLES, sites is not None, enough=never
     )
 
 
