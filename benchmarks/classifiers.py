@@ -39,7 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", type=int, default=5000)
     parser.add_argument("--scans", type=int, default=10000, help="in all")
-    parser.add_argument("--noise", type=int, default=0, help="features without information")
     parser.add_argument("--effect", type=float, default=-1.0, help="in SD")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--permutations", type=int)
@@ -55,7 +54,6 @@ def main() -> None:
         {"AD": options.effect},
         scans=options.scans // options.subjects,
         missing=0.02,
-        noise_features=options.noise,
     )
     settings = Settings(
         bids_dir=Path("bids"),
@@ -65,7 +63,6 @@ def main() -> None:
         contrast=("AD:CN",),
         covariates=("age", "sex", "education"),
         estimators=tuple(options.estimators),
-        features=("volume_mm3_*", "noise_*") if options.noise else (),
         repeats=options.repeats,
         permutations=options.permutations,
         nprocs=options.nprocs,
