@@ -87,7 +87,7 @@ def test_two_columns_tell_together_what_none_tells_alone(frame: pd.DataFrame) ->
 
 @pytest.mark.slow
 def test_values_that_are_missing_by_chance_are_no_doubt(frame: pd.DataFrame) -> None:
-    # In 200 cohorts with 10 columns, 0.03 had a false alarm (benchmarks/statistics/missingness.py).
+    # Of 150 cohorts, 0.03 had a false alarm (benchmarks/statistics/missingness.py).
     alarms = []
     for seed in range(10):
         rng = np.random.default_rng(seed)
