@@ -9,14 +9,11 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE, harmonize
-from hyps_bids.cohort.derived import split_column, volume_columns
+from hyps_bids.cohort.derived import is_measure, split_column, volume_columns
 from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.formulas import formula_variables, parse_formula
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import format_count, join_names
-
-#: Names of the intracranial volume in formulas.
-_ICV = ("icv", "icv_mm3")
 
 
 @dataclass(frozen=True)
@@ -122,11 +119,11 @@ def _harmonize(
     site: str,
     controls: tuple[str, str] | None,
 ) -> Harmonized:
-    if not _is_measure(measures[0]):
+    if not _is_measure(measures[0], data):
         text = f"{name} is not measured in the images, so nothing was harmonized by {site}"
         return Harmonized(data, formula, warnings=(text,))
     variables = sorted(formula_variables(formula, data.columns) - {name, "participant_id"})
-    others = [column for column in variables if _is_measure(column)]
+    others = [column for column in variables if _is_measure(column, data)]
     family = [column for column in _family(measures, data) if column not in others]
     done = data["status"] == "done"
     known = done & data[[*variables, site]].notna().all(axis=1) & data[family].notna().any(axis=1)
@@ -193,11 +190,11 @@ def _family(measures: Sequence[str], data: pd.DataFrame) -> list[str]:
         return list(measures)
 
 
-def _is_measure(column: str) -> bool:
-    try:
-        return column in _ICV or bool(split_column(column))
-    except ValueError:
-        return False
+def _is_measure(column: str, data: pd.DataFrame) -> bool:
+    if column == "icv":
+        # The dataset may have a column of this name that was not measured in the images.
+        return "icv_mm3" in data and data["icv"].equals(data["icv_mm3"])
+    return column == "icv_mm3" or is_measure(column)
 
 
 def _usable_sites(known: pd.DataFrame, site: str) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -61,10 +61,11 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
     values = frame[column]
     chosen = equals_level(values, level)
     if not (done & chosen).any():
-        found = sorted(map(str, values[done].dropna().unique()))
+        found = join_names(sorted(map(str, values[done].dropna().unique())))
         raise UsageError(
             f"--controls {controls}: no scan with volumes has the value {level} in the column "
-            f"{column}. Choose one of these: {join_names(found)}",
+            f"{column}. "
+            + (f"Choose one of these: {found}" if found else "All of them have no value there."),
             code="controls-level-unknown",
         )
     return done & chosen, f"{column}={level}"

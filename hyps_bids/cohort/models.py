@@ -36,6 +36,7 @@ class Fit:
     hotelling: Callable[[np.ndarray], float] | None = None
     """Degrees of freedom of Hotelling's T squared of several contrasts, if errors are CR2."""
     random: str | None = None  # the random effects, in the notation of lme4
+    notes: tuple[str, ...] = ()  # what is ordinary, but should be known to readers of the table
 
     def variances(self, contrasts: np.ndarray) -> np.ndarray:
         """Return the variance of each contrast; NaN if it has a coefficient of unknown variance."""
@@ -111,13 +112,15 @@ def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
             break
         failed.append(" + ".join(map(str, blocks)))
     lacking = blocks not in plan.steps
-    texts += _warnings(plan, blocks, fit, failed, asked=bool(requested), robust=robust)
+    asked = bool(requested)
+    texts += _warnings(plan, failed, lacking=lacking, asked=asked, robust=robust)
+    notes = _notes(plan, blocks, fit, explain=not (robust or lacking or asked))
     if fit.sd * unit <= _PERFECT * np.ptp(design.outcome):
         texts.append("the fit is perfect")
     by_subject = columns @ fit.factor
     size = unit / scales
     joint = None
-    robust = robust or lacking or (bool(plan.uncovered) and not requested)
+    robust = robust or lacking or (bool(plan.uncovered) and not asked)
     if robust:
         residuals = design.outcome / unit - design.matrix / scales @ fit.estimate
         errors = cluster_robust(residuals, design.matrix / scales, by_subject, design.subjects)
@@ -136,22 +139,17 @@ def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
         freedom=lambda contrasts: freedom(contrasts * size),
         hotelling=joint and (lambda contrasts: joint(contrasts * size)),
         random=" + ".join(map(str, blocks)),
+        notes=notes,
     )
 
 
 def _warnings(
-    plan: RandomPlan,
-    blocks: tuple[Block, ...],
-    fit: MixedFit,
-    failed: list[str],
-    *,
-    asked: bool,
-    robust: bool,
+    plan: RandomPlan, failed: list[str], *, lacking: bool, asked: bool, robust: bool
 ) -> list[str]:
-    """Say what was fitted instead of what was wanted, and which variances are zero."""
+    """Say what was fitted instead of what was wanted, and which errors may be too small."""
     texts = [plan.refused] if plan.refused else []
     texts += [f"the fit with {text} did not converge" for text in failed]
-    if blocks not in plan.steps:
+    if lacking:
         texts.append("a random intercept with cluster-robust errors (CR2) was fitted instead")
     elif plan.uncovered and asked and not robust:
         texts.append(
@@ -159,8 +157,16 @@ def _warnings(
             "subjects may differ in their effect but have no random slope; leave the random "
             "effects out of the formula, or use --robust-errors"
         )
-    elif plan.uncovered and not robust:
-        texts.append(
+    return texts
+
+
+def _notes(
+    plan: RandomPlan, blocks: tuple[Block, ...], fit: MixedFit, *, explain: bool
+) -> tuple[str, ...]:
+    """Explain errors that are robust without being asked for, and variances of zero."""
+    notes = []
+    if plan.uncovered and explain:
+        notes.append(
             "errors are cluster-robust (CR2), because no random slope can be estimated for what "
             f"changes within subjects: {join_names(plan.uncovered)}"
         )
@@ -169,11 +175,11 @@ def _warnings(
         names += ["level"] * block.intercept + [f"effect of {name}" for name in block.slopes]
     zero = [name for name, singular in zip(names, fit.singular, strict=True) if singular]
     if zero:
-        texts.append(
+        notes.append(
             f"boundary (singular) fit: subjects do not differ in {join_names(zero)}, or not "
             "independently of their other random effects"
         )
-    return texts
+    return tuple(notes)
 
 
 def _unknown_errors(design: Design, covariance: np.ndarray) -> tuple[str, ...]:

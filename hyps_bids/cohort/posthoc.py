@@ -10,6 +10,7 @@ the difference of such predictions near the mean of a number, per unit.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -29,6 +30,8 @@ _LEVEL = 0.95
 _LARGEST_GRID = 200_000
 #: Part of the range of a number over which its slope is measured, as in emmeans.
 _STEP = 0.001
+#: Matches where an even number of backquotes follows, so outside of names in backquotes.
+_OUTSIDE_NAMES = r"(?=(?:[^`]*`[^`]*`)*[^`]*$)"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Comparison:
 
 
 def parse_comparison(text: str) -> Comparison:
-    """Read a value of ``--posthoc``.
+    """Read a value of ``--posthoc``; names that have a colon or a bar are in backquotes.
 
     Raises
     ------
@@ -63,15 +66,17 @@ def parse_comparison(text: str) -> Comparison:
     >>> parse_comparison("diagnosis:time | sex")
     Comparison(text='diagnosis:time | sex', variables=('diagnosis', 'time'), by=('sex',))
     """
-    left, bar, right = text.partition("|")
-    variables, by = ([name.strip(" `") for name in side.split(":")] for side in (left, right))
-    if not all(variables) or (bar and not all(by)):
+    sides = re.split(rf"\|{_OUTSIDE_NAMES}", text, maxsplit=1)
+    names = [
+        tuple(name.strip(" `") for name in re.split(f":{_OUTSIDE_NAMES}", side)) for side in sides
+    ]
+    if not all(map(all, names)):
         raise UsageError(
             f"--posthoc {text}: write names of variables joined by a colon, such as diagnosis:sex, "
             "and after a bar those within whose levels to compare, such as diagnosis|sex.",
             code="posthoc-syntax",
         )
-    return Comparison(text, tuple(variables), tuple(by) if bar else ())
+    return Comparison(text, *names)
 
 
 def find_comparisons(
@@ -118,13 +123,18 @@ def _is_function_of_rows(design: Design) -> bool:
 
 def _every_comparison(design: Design) -> list[Comparison]:
     assert design.parsed is not None
-    names = [str(name) for name in design.variables if _is_categorical(design, str(name))]
+    names: list[tuple[str, ...]]
+    names = [(str(name),) for name in design.variables if _is_categorical(design, str(name))]
     for term in design.parsed.formula.rhs:
         variables = design.parsed.variables_of(*term.factors)
         numbers = [name for name in variables if not _is_categorical(design, name)]
         if len(variables) == len(term.factors) > 1 and len(numbers) <= 1:
-            names.append(":".join(variables))
-    return [parse_comparison(text) for text in names]
+            names.append(tuple(variables))
+    return [Comparison(":".join(map(_quoted, variables)), variables) for variables in names]
+
+
+def _quoted(name: str) -> str:
+    return f"`{name}`" if set(name) & {*":|"} else name
 
 
 def _impossible(comparison: Comparison, design: Design) -> str | None:
@@ -133,7 +143,7 @@ def _impossible(comparison: Comparison, design: Design) -> str | None:
     if unknown:
         return (
             f"{', '.join(unknown)} is no variable after ~ of this formula. Choose from "
-            f"{suggest_names(unknown, list(design.variables))}."
+            f"{suggest_names(unknown, [_quoted(str(name)) for name in design.variables])}."
         )
     if len(set(names)) < len(names):
         return "a variable is named twice."

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.derived import split_column
+from hyps_bids.cohort.derived import split_column, volume_columns
 from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.effects import Row, coefficient_rows
-from hyps_bids.cohort.formulas import find_measures, formula_variables, parse_formula
+from hyps_bids.cohort.formulas import FAMILIES, find_measures, formula_variables, parse_formula
 from hyps_bids.cohort.harmonize import (
     Harmonized,
     check_site,
@@ -25,7 +26,7 @@ from hyps_bids.cohort.models import Fit, fit_design
 from hyps_bids.cohort.posthoc import ALL, comparison_rows, find_comparisons, parse_comparison
 from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.errors import HypsError, UsageError
-from hyps_bids.messages import join_names
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
 
 _LOG = logging.getLogger("hyps_bids")
@@ -112,6 +113,7 @@ def fit_formulas(
             _LOG.error("%s [%s]", error, error.code)
             failed.append(f"--posthoc {text}")
     _warn_of_codes(data, sound)
+    _tell_whose_columns(frame, sound)
     fitted = list[ModelTables]()
     for formula in sound:
         try:
@@ -122,7 +124,6 @@ def fit_formulas(
             refused.append(_refused(formula, error))
             continue
         if not fitted[-1].models["estimate"].notna().any():
-            _LOG.error("Model '%s' could not be fitted to any measure.", formula)
             failed.append(formula)
     every = [*fitted, *refused]
     result = ModelTables(*(_joined(every, name) for name in ("models", "posthoc", "harmonized")))
@@ -195,18 +196,25 @@ def fit_model(
     """
     data = _with_aliases(frame)
     name, measures = find_measures(formula, data)
-    _LOG.info("Model '%s': fitting %d measures", formula, len(measures))
+    _LOG.info("Model '%s': fitting %s", formula, format_count(len(measures), "measure"))
     ready = Harmonized(data, formula)
     if site is not None:
         check_site(formula, data, site)
         ready = harmonize_measures(formula, data, name, measures, site, controls)
     rows, compared, reasons = list[Row](), list[Row](), dict[str, None]()
+    found = list[_Measure]()
     start = time.monotonic()
     for done, measure in enumerate(measures):
         if done == 1 and (left := (time.monotonic() - start) * (len(measures) - 1)) > _LONG:
             _LOG.info("Model '%s': the other measures take about %.0f s", formula, left)
-        design, fit, about = _fit_measure(ready, name, measure, controls, robust=robust)
-        about |= {"model": formula, "harmonized": site if ready.columns else None}
+        found.append(_fit_measure(ready, name, measure, controls, robust=robust))
+        design, fit = found[-1].design, found[-1].fit
+        about = found[-1].row | {
+            "model": formula,
+            "harmonized": site if ready.columns else None,
+            "warnings": "; ".join(found[-1].warnings) or None,
+            "notes": "; ".join(found[-1].notes) or None,
+        }
         if design is None or fit is None:
             rows.append(about)
             continue
@@ -225,7 +233,7 @@ def fit_model(
     table = pd.DataFrame(compared, columns=list(POSTHOC_COLUMNS))
     if compared:
         table["p_fdr"] = _adjusted(table, ["posthoc", "by", "kind", "contrast"])
-    _log_result(formula, models)
+    _log_result(formula, found)
     harmonized = pd.DataFrame() if site is None else harmonized_table(formula, ready, site)
     return ModelTables(models, table, harmonized)
 
@@ -239,6 +247,17 @@ def _with_aliases(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**aliases)
 
 
+@dataclass(frozen=True)
+class _Measure:
+    """What was found for one measure."""
+
+    row: Row  # what all rows of its coefficients say
+    design: Design | None  # None, like the fit, if the measure cannot be modeled
+    fit: Fit | None
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 def _fit_measure(
     ready: Harmonized,
     name: str,
@@ -246,8 +265,7 @@ def _fit_measure(
     controls: tuple[str, str] | None,
     *,
     robust: bool,
-) -> tuple[Design | None, Fit | None, Row]:
-    """Return design and fit, if there is one, and what all rows of the measure say."""
+) -> _Measure:
     try:
         _, side, part = split_column(measure)
     except ValueError:
@@ -258,30 +276,28 @@ def _fit_measure(
     used = done[["participant_id", *variables]].dropna()
     subjects = used["participant_id"].to_numpy()
     design = fit = None
-    about: Row
     try:
         if ready.problem:
             raise CannotFit(ready.problem)
         design = build_design(ready.formula, used, name, controls)
         subjects = design.subjects
         fit = fit_design(design, split_random_effects(ready.formula).random, robust=robust)
-        about = {
-            "method": fit.method,
-            "random": fit.random,
-            "converged": fit.converged,
-            "warnings": "; ".join([*ready.warnings, *design.warnings, *fit.warnings]) or None,
-        }
+        warnings = (*ready.warnings, *design.warnings, *fit.warnings)
     except CannotFit as why:
-        about = {"converged": False, "warnings": f"not fitted: {why}"}
-    about |= {
+        warnings = (f"not fitted: {why}",)
+    row: Row = {
         "measure": measure,
         "side": side or None,
         "part": part or None,
         "n_scans": len(subjects),
         "n_subjects": len(np.unique(subjects)),
         "n_left_out": int(data["scan"].notna().sum()) - len(subjects),
+        "converged": fit is not None and fit.converged,
     }
-    return design, fit, about
+    if fit is None:
+        return _Measure(row, None, None, warnings)
+    row |= {"method": fit.method, "random": fit.random}
+    return _Measure(row, design, fit, warnings, fit.notes)
 
 
 def _warn_of_codes(data: pd.DataFrame, formulas: Sequence[str]) -> None:
@@ -304,6 +320,22 @@ def _warn_of_codes(data: pd.DataFrame, formulas: Sequence[str]) -> None:
         )
 
 
+def _tell_whose_columns(frame: pd.DataFrame, formulas: Sequence[str]) -> None:
+    """Name the columns of the dataset that formulas mean by a name which we give to ours."""
+    parsed = [parse_formula(formula, frozenset(frame)) for formula in formulas]
+    outcomes = {name for one in parsed for name in one.outcome if name in frame}
+    if taken := sorted(outcomes & set(FAMILIES)):
+        _LOG.warning(
+            "The models are of the dataset's own columns: %s. To model the measures of the images, "
+            "rename these columns in the dataset, or write the name of one measure, such as %s.",
+            join_names(taken),
+            next(iter(volume_columns(frame, FAMILIES[taken[0]])), "volume_mm3_L_whole"),
+        )
+    used = {name for one in parsed for name in (*one.columns.values(), *one.slopes)}
+    for short in sorted(used & set(frame) & set(_ALIASES)):
+        _LOG.info("The models use the dataset's own column %s; ours is %s.", short, _ALIASES[short])
+
+
 def _codes(values: pd.Series) -> str:
     return join_names(f"{code:g}" for code in sorted(values.dropna().unique()))
 
@@ -317,17 +349,29 @@ def _adjusted(table: pd.DataFrame, columns: list[str]) -> pd.Series:
     return groups.transform(false_discovery_control)
 
 
-def _log_result(formula: str, table: pd.DataFrame) -> None:
-    used = table.groupby("measure", sort=False)[["n_scans", "n_left_out"]].first()
-    used_scans, left_out = _range(used["n_scans"]), _range(used["n_left_out"])
-    _LOG.info("Model '%s': %s scans were used, %s left out", formula, used_scans, left_out)
-    for text, rows in table.groupby("warnings", sort=False):
-        _LOG.warning(
-            "Model '%s', %d of %d measures (see the column warnings of its table): %s",
-            *(formula, rows["measure"].nunique(), len(used), text),
+def _log_result(formula: str, measures: Sequence[_Measure]) -> None:
+    """Say how many scans were used, and each warning and note once."""
+    failed = all(measure.fit is None for measure in measures)
+    if not failed:
+        _LOG.info(
+            "Model '%s': scans used: %s; left out: %s",
+            formula,
+            _range(measure.row["n_scans"] for measure in measures),
+            _range(measure.row["n_left_out"] for measure in measures),
         )
+    warnings = Counter(text for measure in measures for text in measure.warnings)
+    notes = Counter(text for measure in measures for text in measure.notes)
+    for level, texts in (
+        (logging.ERROR if failed else logging.WARNING, warnings),
+        (logging.INFO, notes),
+    ):
+        for text, count in texts.items():
+            _LOG.log(
+                level, "Model '%s', %d of %d measures: %s", formula, count, len(measures), text
+            )
 
 
-def _range(values: pd.Series) -> str:
-    low, high = int(values.min()), int(values.max())
+def _range(numbers: Iterable[int]) -> str:
+    values = sorted(numbers)
+    low, high = values[0], values[-1]
     return str(low) if low == high else f"{low} to {high}"

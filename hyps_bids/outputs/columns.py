@@ -119,6 +119,8 @@ LINEAR_MODEL_COLUMNS = {
     "missing, or lack a value of the measure or of a term.",
     "converged": "Whether the fit ended as it should.",
     "warnings": "Warnings of the fit, or the reason why there is no fit.",
+    "notes": "What else is special about the fit: a variance of zero, or why standard errors are "
+    "cluster-robust without --robust-errors. Nothing is wrong.",
 }
 #: Column of the table of harmonized measures, besides KEYS and the measures → description
 HARMONIZED_COLUMNS = {

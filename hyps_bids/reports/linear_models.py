@@ -47,6 +47,8 @@ class LinearModel:
         Why measures, or the whole formula, could not be fitted.
     warnings : list of str
         Warnings of the fits, with the regions that they concern.
+    notes : list of str
+        What else is special about the fits, in the same way.
     rows : list of dict
         The formatted coefficients.
     forests : dict of str to Spec
@@ -59,6 +61,7 @@ class LinearModel:
     facts: str
     problems: list[str]
     warnings: list[str]
+    notes: list[str]
     rows: list[dict[str, str]]
     forests: dict[str, Spec]
     tables: list[ModelTable]
@@ -82,12 +85,13 @@ def _describe(formula: str, rows: pd.DataFrame, posthoc: pd.DataFrame) -> Linear
     )
     terms = dict(zip(sized["title"], sized["term"], strict=True))
     by_title = dict(list(sized.groupby("title", sort=False)))
-    notes = _notes(rows)
+    texts = _texts(rows, "warnings")
     return LinearModel(
         formula=formula,
         facts=_facts(fitted) if len(fitted) else "",
-        problems=[n.removeprefix(_NOT_FITTED) for n in notes if n.startswith(_NOT_FITTED)],
-        warnings=[note for note in notes if not note.startswith(_NOT_FITTED)],
+        problems=[t.removeprefix(_NOT_FITTED) for t in texts if t.startswith(_NOT_FITTED)],
+        warnings=[text for text in texts if not text.startswith(_NOT_FITTED)],
+        notes=_texts(rows, "notes") if "notes" in rows else [],
         rows=[_row(row) for row in shown.to_dict("records")],
         forests={
             title: charts.forest_chart(by_title[title])
@@ -127,15 +131,15 @@ def _facts(rows: pd.DataFrame) -> str:
     return text
 
 
-def _notes(rows: pd.DataFrame) -> list[str]:
-    """List the different warnings and the regions that they concern."""
+def _texts(rows: pd.DataFrame, column: str) -> list[str]:
+    """List the different texts of a column and the regions that they concern."""
     regions = rows.drop_duplicates("measure")
-    notes = []
-    for text, some in regions.groupby("warnings", sort=False):
+    texts = []
+    for text, some in regions.groupby(column, sort=False):
         names = [_region(row) for row in some.to_dict("records") if pd.notna(row["measure"])]
         whom = f" ({', '.join(names)})" if names and len(some) < len(regions) else ""
-        notes.append(f"{text}{whom}")
-    return notes
+        texts.append(f"{text}{whom}")
+    return texts
 
 
 def _order(term: str) -> tuple[bool, bool]:

@@ -103,7 +103,7 @@ def test_names_that_we_use_ourselves(study: Any, tmp_path: Path, rooms: tuple[st
         pd.testing.assert_frame_equal(study.group_table(kind)[list(ours)], ours)
     assert study.group_table("desc-models_morph")["estimate"].notna().sum() >= 5
     settings = replace(
-        study.settings(), target="group", features=("site", "icv", "years"), covariates=("order",)
+        study.settings(), target="group", covariates=("site", "icv", "years", "order")
     )
     plan = make_plan(settings, done_scans(wide), Contrast.parse("ill:well"))
     assert len(plan.subjects.ids) == 8

@@ -112,7 +112,7 @@ def test_what_cannot_be_harmonized_is_refused() -> None:
     ):
         table = fit_models(frame, [formula], None, site)
         assert table["estimate"].isna().all()
-        assert table["warnings"].str.contains(fact).all()
+        assert table["warnings"].str.contains(fact, na=False).all()
         assert len(table) == 6
 
 
@@ -120,7 +120,7 @@ def test_scans_of_small_sites_are_left_out_and_counted() -> None:
     frame = cohort()
     frame.loc[frame.index[:2], "site"] = "tiny"
     table = fit_models(frame, ["volume ~ age"], None, "site")
-    assert table["warnings"].str.contains("2 scans left out.*tiny").all()
+    assert table["warnings"].str.contains("2 scans left out.*tiny", na=False).all()
     assert set(table["n_left_out"]) == {2}
 
 
@@ -128,7 +128,7 @@ def test_an_outcome_that_is_no_measure_stays_as_it_is() -> None:
     table = fit_models(cohort(), ["MMSE ~ age"], None, "site")
     plain = fit_models(cohort(), ["MMSE ~ age"])
     assert table["harmonized"].isna().all()
-    assert table["warnings"].str.contains("MMSE is not measured in the images").all()
+    assert table["warnings"].str.contains("MMSE is not measured in the images", na=False).all()
     assert table["estimate"].to_numpy() == pytest.approx(plain["estimate"].to_numpy())
 
 
@@ -146,3 +146,12 @@ def test_harmonized_volumes_are_written_and_removed_when_stale(study: MadeStudy)
     assert set(sidecar) == set(table)
     study.write_tables(model=("volume ~ age",))
     assert not list(study.output.glob("*harmonized*"))
+
+
+def test_an_icv_of_the_dataset_is_no_measure_of_the_images() -> None:
+    frame = cohort()
+    frame["icv"] = frame["icv_mm3"] / 1000 + 1
+    found = fit_formulas(frame, [f"{LEFT} ~ diagnosis + icv"], None, "site").harmonized
+    assert "icv" not in found
+    frame["icv"] = frame["icv_mm3"]
+    assert "icv" in fit_formulas(frame, [f"{LEFT} ~ diagnosis + icv"], None, "site").harmonized

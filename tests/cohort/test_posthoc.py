@@ -249,3 +249,16 @@ def test_functions_that_depend_on_other_scans_are_not_extrapolated() -> None:
     assert tables.posthoc.empty
     assert not tables.models.empty
     assert len(compare("group", formula="volume ~ center(age) + group")) == 6
+
+
+def test_names_with_a_colon_or_a_bar_are_compared() -> None:
+    frame = table_of_r().rename(columns={"group": "dx:now", "sex": "m|f"})
+    formula = "volume_mm3_L_whole ~ `dx:now` * `m|f`"
+    plain = fit_formulas(
+        table_of_r(), ["volume_mm3_L_whole ~ group * sex"], posthoc=("all", "group|sex")
+    )
+    found = fit_formulas(frame, [formula], posthoc=("all", "`dx:now` | `m|f`"))
+    assert not found.failed
+    assert found.posthoc["estimate"].tolist() == plain.posthoc["estimate"].tolist()
+    assert set(found.posthoc["by"].dropna()) == {"m|f=F", "m|f=M"}
+    assert fit_formulas(frame, [formula], posthoc=("dx:now",)).failed == ("--posthoc dx:now",)

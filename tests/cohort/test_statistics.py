@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.stats import false_discovery_control
 
 from hyps_bids.cohort.formulas import find_measures, formula_variables
-from hyps_bids.cohort.statistics import fit_models
+from hyps_bids.cohort.statistics import fit_formulas, fit_models
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS
 from tests.raising import raises
@@ -124,13 +124,15 @@ def test_subjects_that_do_not_differ() -> None:
     table = fit_models(frame, ["volume_mm3_L_whole ~ age + visit"])
     row = one(table, "visit")
     assert row["estimate"] == pytest.approx(100)
-    assert "boundary" in row["warnings"]
+    assert "boundary" in row["notes"]
 
 
 def test_few_subjects_are_warned_of() -> None:
     for scans in (1, 2):
         table = fit_models(simulated(n=4, scans=scans), ["volume ~ age"])
-        assert table["warnings"].str.contains(r"few subjects \(4\) for 2 coefficients").all()
+        assert (
+            table["warnings"].str.contains(r"few subjects \(4\) for 2 coefficients", na=False).all()
+        )
         enough = fit_models(simulated(n=12, scans=scans), ["volume_mm3_L_whole ~ age"])
         assert enough["warnings"].isna().all()
 
@@ -146,15 +148,15 @@ def test_p_values_of_few_subjects_hold_under_the_null() -> None:
     assert sum(found) <= 5
 
 
-def test_warnings_of_a_mixed_model_are_in_the_table() -> None:
-    # Volumes of the right have no variance between subjects, so the estimate is at its bound.
-    frame = simulated(n=60, scans=2, seed=3)
+def test_notes_of_a_mixed_model_are_in_the_table() -> None:
+    # On the right, subjects vary less (mean square 16,462) than their scans do (25,493).
+    frame = simulated(n=60, scans=2, seed=0)
     table = fit_models(frame, ["volume ~ age + icv"])
     right = table[table["measure"] == "volume_mm3_R_whole"]
-    assert right["warnings"].str.contains("boundary|singular|no variance between").all()
+    assert right["notes"].str.contains("boundary|singular|no variance between", na=False).all()
     expected = smf.ols("volume_mm3_R_whole ~ age + icv_mm3", frame).fit()
     assert right["estimate"].tolist() == pytest.approx(expected.params.tolist(), rel=1e-3)
-    assert table.loc[table["measure"] == "volume_mm3_L_whole", "warnings"].isna().all()
+    assert table.loc[table["measure"] == "volume_mm3_L_whole", "notes"].isna().all()
 
 
 @pytest.mark.slow
@@ -224,7 +226,7 @@ def test_the_table_says_why_there_is_no_fit(
         frame[name] = 12 * frame["age"] if value == "age" else value
     table = fit_models(frame, [formula, "volume ~ icv"])
     bad = table[table["model"] == formula]
-    assert bad["warnings"].str.contains(message).all()
+    assert bad["warnings"].str.contains(message, na=False).all()
     assert not bad["converged"].any()
     assert bad["estimate"].isna().all()
     # The other model is fitted all the same.
@@ -296,3 +298,34 @@ def test_mistyped_number_does_not_make_levels_of_a_covariate() -> None:
         find_measures("volume ~ C(age)", frame)
     frame["age"] = pd.Series(["60", "70", "71,5"]).iloc[np.arange(30) % 3].to_numpy()
     assert find_measures("volume ~ C(age)", frame)[0] == "volume"
+
+
+def test_columns_of_the_dataset_that_are_named_like_ours_are_announced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    frame = simulated(n=20)
+    with caplog.at_level("INFO", "hyps_bids"):
+        fit_formulas(frame, ["volume ~ age + icv"])
+        assert not any("own column" in text for text in caplog.messages)
+        mine = frame.assign(volume=frame["age"] + 1, icv=frame["icv_mm3"] / 1000)
+        tables = fit_formulas(mine, ["volume ~ sex + icv"])
+    assert set(tables.models["measure"]) == {"volume"}
+    told = {r.levelname: r.getMessage() for r in caplog.records if "own column" in r.getMessage()}
+    assert set(told) == {"WARNING", "INFO"}
+    assert "volume_mm3_L_whole" in told["WARNING"]
+    assert "icv_mm3" in told["INFO"]
+
+
+def test_a_clean_study_gives_no_warning_and_a_failure_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "hyps_bids"):
+        # The right side has a variance of zero between subjects.
+        fit_formulas(simulated(n=60, scans=2, seed=0), ["volume ~ age + icv"])
+        assert {record.levelname for record in caplog.records} == {"INFO"}
+        assert sum("boundary" in text for text in caplog.messages) == 1
+        caplog.clear()
+        frame = simulated(n=20).assign(constant=1.0)
+        assert fit_formulas(frame, ["volume ~ constant"]).failed == ("volume ~ constant",)
+    assert [record.levelname for record in caplog.records] == ["INFO", "ERROR"]
+    assert "constant is 1.0 in all 20 scans" in caplog.messages[1]

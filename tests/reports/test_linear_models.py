@@ -49,6 +49,15 @@ def test_facts_and_reasons_are_told(described: list[LinearModel]) -> None:
     assert "asymmetry" in refused.problems[0]
 
 
+def test_notes_are_told_apart_from_warnings() -> None:
+    frame = simulate({"AD": 20, "CN": 20}, scans=2)
+    frame["years"] = frame["scan"].str[-1].astype(float)
+    found = fit_formulas(frame, ["volume_mm3_L_whole ~ diagnosis*years"])
+    (model,) = describe_linear_models(found.models, found.posthoc)
+    assert not model.warnings
+    assert "CR2" in model.notes[0]
+
+
 def test_means_and_differences_are_tables(described: list[LinearModel]) -> None:
     means, differences = described[0].tables
     assert means.head == ["region", "CN", "AD", "MCI"]
