@@ -534,6 +534,15 @@ def check_combinations(settings: Settings) -> None:
     if settings.posthoc and not settings.model:
         text = "--posthoc needs --model, the formula after which to compare."
         raise UsageError(text, code="posthoc-without-model")
+    if settings.robust_errors and not settings.model:
+        text = "--robust-errors needs --model, the formula whose errors are meant."
+        raise UsageError(text, code="robust-errors-without-model")
+    if settings.site and settings.model and not (settings.harmonize or classifies):
+        text = (
+            "--site has no effect on --model without --harmonize. Add --harmonize, or write "
+            f"C({settings.site}) in the formula."
+        )
+        raise UsageError(text, code="site-unused")
     if settings.contrast and not classifies:
         text = "--contrast needs --target, the column that holds the levels."
         raise UsageError(text, code="contrast-without-target")

@@ -457,6 +457,8 @@ def test_group_without_participants_is_66(raw: Path, tmp_path: Path) -> None:
         (["--harmonize"], "site-missing"),
         (["--harmonize", "--site", "scanner"], "nothing-to-harmonize"),
         (["--leave-one-site-out"], "site-missing"),
+        (["--robust-errors"], "robust-errors-without-model"),
+        (["--model", "volume ~ age", "--site", "scanner"], "site-unused"),
     ],
 )
 def test_group_options_that_contradict(

@@ -16,6 +16,11 @@ from hyps_bids.cohort.levels import as_categories, equals_level
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names
 
+#: Magnitudes whose squares could not be computed with.
+_LARGEST, _SMALLEST = 1e100, 1e-100
+#: Singular values below this share of the largest one are of columns that follow from others.
+_DEPENDENT = 1e-10
+
 
 class CannotFit(Exception):
     """The reason why one measure cannot be modeled; it is written to the table."""
@@ -199,12 +204,18 @@ def _checked(design: Design) -> Design:
     scans, count = design.matrix.shape
     if scans <= count:
         raise CannotFit(f"{scans} scans for {count} coefficients")
+    sizes = zip(
+        ("the measure", *design.names), (np.abs(design.outcome).max(), *design.scales), strict=True
+    )
+    for name, size in sizes:
+        if size > _LARGEST or 0 < size < _SMALLEST:
+            raise CannotFit(f"{name} is as large as {size:.0e}; please use another unit")
     scaled = design.matrix / design.scales
-    if np.linalg.matrix_rank(scaled) < count:
+    if _rank(scaled) < count:
         raise CannotFit(_dependent(design, scaled))
     if np.ptp(design.outcome) == 0:
         raise CannotFit("the measure is the same in all scans")
-    if np.linalg.matrix_rank(np.column_stack([scaled, np.ones(scans)])) > count:
+    if _rank(np.column_stack([scaled, np.ones(scans)])) > count:
         note = (
             "the formula has no intercept, so the line is forced through zero; to subtract a "
             "number, write arithmetic in braces, as in {age - 1}"
@@ -213,9 +224,13 @@ def _checked(design: Design) -> Design:
     return design
 
 
+def _rank(columns: np.ndarray) -> int:
+    return int(np.linalg.matrix_rank(columns, rtol=_DEPENDENT))
+
+
 def _dependent(design: Design, scaled: np.ndarray) -> str:
     """Name the columns that follow from those before them."""
-    ranks = [np.linalg.matrix_rank(scaled[:, :end]) for end in range(scaled.shape[1] + 1)]
+    ranks = [_rank(scaled[:, :end]) for end in range(scaled.shape[1] + 1)]
     names = [
         name for name, old, new in zip(design.names, ranks, ranks[1:], strict=False) if new == old
     ]

@@ -12,8 +12,9 @@ from hyps_bids.cohort.combat import FEWEST_AT_A_SITE, harmonize
 from hyps_bids.cohort.derived import is_measure, split_column, volume_columns
 from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.formulas import formula_variables, parse_formula
+from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import UsageError
-from hyps_bids.messages import format_count, join_names
+from hyps_bids.messages import format_count, join_names, suggest_names
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def check_site(formula: str, data: pd.DataFrame, site: str) -> None:
     """
     if site not in data:
         raise UsageError(
-            f"--site {site}: there is no column {site} in the group table.", code="site-unknown"
+            f"--site {site}: there is no column {site} in the group table. Choose one of these: "
+            f"{suggest_names([site], users_first(data))}",
+            code="site-unknown",
         )
     if site in formula_variables(formula, data.columns):
         raise UsageError(

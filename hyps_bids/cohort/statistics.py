@@ -93,6 +93,16 @@ def fit_formulas(
     failed = list[str]()
     sound = list[str]()
     refused = list[ModelTables]()
+    told = set[str]()
+
+    def refuse(formula: str, error: HypsError) -> None:
+        # An unknown --site is wrong for all formulas, and one line about it is enough.
+        if str(error) not in told:
+            _LOG.error("%s [%s]", error, error.code)
+        told.add(str(error))
+        failed.append(formula)
+        refused.append(_refused(formula, error))
+
     # All formulas are checked first, because mixed models of thousands of scans take minutes.
     for formula in dict.fromkeys(formulas):
         try:
@@ -101,17 +111,9 @@ def fit_formulas(
                 check_site(formula, data, site)
             sound.append(formula)
         except HypsError as error:
-            _LOG.error("%s [%s]", error, error.code)
-            failed.append(formula)
-            refused.append(_refused(formula, error))
-    wanted = list[str]()
-    for text in posthoc if sound else ():
-        try:
-            parse_comparison(text)
-            wanted.append(text)
-        except UsageError as error:
-            _LOG.error("%s [%s]", error, error.code)
-            failed.append(f"--posthoc {text}")
+            refuse(formula, error)
+    wanted, wrong = _well_formed(dict.fromkeys(posthoc) if sound else ())
+    failed += wrong
     _warn_of_codes(data, sound)
     _tell_whose_columns(frame, sound)
     fitted = list[ModelTables]()
@@ -119,9 +121,7 @@ def fit_formulas(
         try:
             fitted.append(fit_model(frame, formula, controls, site, wanted, robust=robust))
         except HypsError as error:
-            _LOG.error("%s [%s]", error, error.code)
-            failed.append(formula)
-            refused.append(_refused(formula, error))
+            refuse(formula, error)
             continue
         if not fitted[-1].models["estimate"].notna().any():
             failed.append(formula)
@@ -132,6 +132,19 @@ def fit_formulas(
             _LOG.error("--posthoc %s: there is nothing to compare after any of the models.", text)
             failed.append(f"--posthoc {text}")
     return replace(result, failed=tuple(failed))
+
+
+def _well_formed(posthoc: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the values of ``--posthoc`` that can be read, and log and name the others."""
+    wanted, wrong = list[str](), list[str]()
+    for text in posthoc:
+        try:
+            parse_comparison(text)
+            wanted.append(text)
+        except UsageError as error:
+            _LOG.error("%s [%s]", error, error.code)
+            wrong.append(f"--posthoc {text}")
+    return wanted, wrong
 
 
 def _refused(formula: str, error: HypsError) -> ModelTables:

@@ -30,7 +30,7 @@ def write_stats_models(output_dir: Path, models: pd.DataFrame, harmonized: pd.Da
     output_dir : Path
         The derivatives dataset.
     models, harmonized : pandas.DataFrame
-        Of :class:`~hyps_bids.cohort.statistics.Fitted`; both are empty without any model.
+        Of :class:`~hyps_bids.cohort.statistics.ModelTables`; both are empty without any model.
     """
     folder = output_dir / "models"
     tables = list(models.groupby("model", sort=False)) if len(models) else []

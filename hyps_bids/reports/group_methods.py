@@ -23,7 +23,7 @@ from hyps_bids.outputs.reading import (
     read_table,
     read_wide,
 )
-from hyps_bids.reports.linear_models import method_words
+from hyps_bids.reports.linear_models import adjustments, method_words
 
 #: The file with the text; ``CITATION.md`` beside it is that of the participant level.
 GROUP_METHODS = Path("logs", "CITATION_group.md")
@@ -115,10 +115,11 @@ def _models(output: Path) -> Iterator[str]:
     )
     posthoc = group_path(output, POSTHOC)
     if posthoc.is_file():
-        compared = read_table(posthoc)["posthoc"].unique()
+        table = read_table(posthoc)
+        compared = join_names(table["posthoc"].unique())
         text += (
-            f" After the models, estimated marginal means or slopes of {join_names(compared)} were "
-            "compared in pairs, with p-values corrected by Tukey's and Holm's methods."
+            f" After the models, estimated marginal means or slopes of {compared} were compared in "
+            f"pairs, with p-values corrected by {adjustments(table)}."
         )
     yield text
 

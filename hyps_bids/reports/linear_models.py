@@ -187,22 +187,33 @@ def _means(caption: str, rows: pd.DataFrame) -> ModelTable:
 
 
 def _differences(text: str, rows: pd.DataFrame) -> ModelTable:
+    # Tukey's method does not hold with robust errors, where p_adjusted is by Holm's.
+    tukey = rows["p_adjusted"].where(rows["adjustment"] == "tukey")
+    columns = {"p_holm": "p (Holm)", "p_fdr": "FDR p"}
+    if tukey.notna().any():
+        columns = {"p_tukey": "p (Tukey)"} | columns
     caption = (
-        f"{text}: differences with 95 % intervals. p by Tukey's and Holm's method for the "
-        "comparisons within a region, and FDR p over the regions."
+        f"{text}: differences with 95 % intervals. p by {adjustments(rows)} for the comparisons "
+        "within a region, and FDR p over the regions."
     )
-    head = ["region", "comparison", "difference", "effect size", "p (Tukey)", "p (Holm)", "FDR p"]
+    head = ["region", "comparison", "difference", "effect size", *columns.values()]
     body = [
         [
             _region(row),
             _contrast(row).replace(" - ", " − "),
             _interval(row, "estimate", "ci_low", "ci_high"),
             _interval(row, "effect", "effect_low", "effect_high"),
-            *(_p(row[name]) for name in ("p_adjusted", "p_holm", "p_fdr")),
+            *(_p(row[name]) for name in columns),
         ]
-        for row in rows.to_dict("records")
+        for row in rows.assign(p_tukey=tukey).to_dict("records")
     ]
     return ModelTable(caption, head, body)
+
+
+def adjustments(posthoc: pd.DataFrame) -> str:
+    """Name the methods that corrected the p-values of comparisons."""
+    by_tukey = (posthoc["adjustment"] == "tukey").any()
+    return "Tukey's and Holm's methods" if by_tukey else "Holm's method"
 
 
 def _contrast(row: Mapping[str, Any]) -> str:

@@ -401,3 +401,20 @@ def test_a_design_gives_its_own_rows_again() -> None:
     design = build_design(formula, frame, "volume", None)
     assert design.matrix_at(design.variables) == pytest.approx(design.matrix)
     assert design.matrix_at(design.variables.iloc[[3]]) == pytest.approx(design.matrix[[3]])
+
+
+@pytest.mark.parametrize(
+    ("values", "fact"),
+    [
+        (lambda age: age * 1e155, "x is as large as 8e+156"),
+        (lambda age: age * 1e-160, "x is as large as 8e-159"),
+        # R's lm leaves out the second of these columns too.
+        (lambda age: age + 1e-9 * np.sin(age), "x can be computed from the others"),
+    ],
+)
+def test_numbers_that_arithmetic_cannot_tell_apart_are_refused(values: Any, fact: str) -> None:
+    frame = table_of_r()
+    frame["x"] = values(frame["age"])
+    table = fit_models(frame, ["volume ~ age + x"])
+    assert table["p"].isna().all()
+    assert fact in table["warnings"].iloc[0]

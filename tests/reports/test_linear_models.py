@@ -78,3 +78,15 @@ def test_the_report_has_reasons_comparisons_and_methods(tmp_path: Path) -> None:
     assert "diagnosis: marginal means" in text
     assert 'id="methods"' in text
     assert "Benjamini et al. 1995" in text
+
+
+def test_tukey_is_not_claimed_where_errors_are_robust() -> None:
+    frame = simulate({"AD": 20, "CN": 20, "MCI": 20})
+    formula = "volume_mm3_L_whole ~ diagnosis"
+    for robust in (False, True):
+        found = fit_formulas(frame, [formula], posthoc=["diagnosis"], robust=robust)
+        (model,) = describe_linear_models(found.models, found.posthoc)
+        differences = model.tables[1]
+        assert ("p (Tukey)" in differences.head) is not robust
+        assert ("Tukey" in differences.caption) is not robust
+        assert all(len(row) == len(differences.head) for row in differences.rows)
