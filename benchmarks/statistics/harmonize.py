@@ -107,16 +107,18 @@ def p_values(frame: pd.DataFrame) -> dict[tuple[str, str], float]:
 def main() -> None:
     """Run all settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=400, help="of one scan per subject")
-    parser.add_argument("--repeated", type=int, default=100, help="studies of repeated scans")
+    parser.add_argument("--studies", type=int, default=200, help="of one scan per subject")
+    parser.add_argument("--repeated", type=int, default=80, help="studies of repeated scans")
     parser.add_argument("--seed", type=int, default=0, help="of the first study")
+    numbers = range(len(SETTINGS))
+    parser.add_argument("--settings", type=int, nargs="+", choices=numbers, default=list(numbers))
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     rows = []
     print("| sites | subjects each | AD at odd sites | visits | term | way | p < 0.05 | studies |")
     print("|---|---|---|---|---|---|---|---|")
-    for setting in SETTINGS:
+    for setting in (SETTINGS[number] for number in options.settings):
         count = options.studies if setting.visits == 1 else options.repeated
         found = pd.DataFrame(
             [p_values(study(setting, options.seed + i)) for i in range(count)]
