@@ -114,6 +114,11 @@ def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:
     lacking = blocks not in plan.steps
     asked = bool(requested)
     texts += _warnings(plan, failed, lacking=lacking, asked=asked, robust=robust)
+    if not robust and not any(block.intercept for block in blocks):
+        texts.append(
+            "errors may be too small, because subjects may differ in level but have no random "
+            "intercept; write (1 | subject) too, or use --robust-errors"
+        )
     notes = _notes(plan, blocks, fit, explain=not (robust or lacking or asked))
     if fit.sd * unit <= _PERFECT * np.ptp(design.outcome):
         texts.append("the fit is perfect")

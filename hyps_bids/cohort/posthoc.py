@@ -85,7 +85,7 @@ def find_comparisons(
     """Choose the comparisons that a model allows; `wanted` is known to be well-formed.
 
     ``all`` stands for each categorical variable, and for each interaction of categorical variables
-    with each other or with one number, without the variable to `exclude`.
+    with each other or with one number. The variable to `exclude` cannot be compared.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def find_comparisons(
             found += [one for one in every if exclude not in one.variables]
             continue
         comparison = parse_comparison(text)
-        if reason := _impossible(comparison, design):
+        if reason := _impossible(comparison, design, exclude):
             reasons.append(f"--posthoc {text}: {reason}")
         else:
             found.append(comparison)
@@ -137,13 +137,14 @@ def _quoted(name: str) -> str:
     return f"`{name}`" if set(name) & {*":|"} else name
 
 
-def _impossible(comparison: Comparison, design: Design) -> str | None:
+def _impossible(comparison: Comparison, design: Design, exclude: str | None) -> str | None:
     names = (*comparison.variables, *comparison.by)
-    unknown = [name for name in names if name not in design.variables]
+    known = [str(name) for name in design.variables if name != exclude]
+    unknown = [name for name in names if name not in known]
     if unknown:
         return (
             f"{', '.join(unknown)} is no variable after ~ of this formula. Choose from "
-            f"{suggest_names(unknown, [_quoted(str(name)) for name in design.variables])}."
+            f"{suggest_names(unknown, list(map(_quoted, known)))}."
         )
     if len(set(names)) < len(names):
         return "a variable is named twice."

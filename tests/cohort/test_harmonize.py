@@ -155,3 +155,10 @@ def test_an_icv_of_the_dataset_is_no_measure_of_the_images() -> None:
     assert "icv" not in found
     frame["icv"] = frame["icv_mm3"]
     assert "icv" in fit_formulas(frame, [f"{LEFT} ~ diagnosis + icv"], None, "site").harmonized
+
+
+def test_sites_are_not_compared_after_harmonization() -> None:
+    formula = f"{LEFT} ~ diagnosis"
+    found = fit_formulas(cohort(), [formula], None, "site", ("diagnosis", "site", "diagnosis|site"))
+    assert set(found.posthoc["posthoc"]) == {"diagnosis"}
+    assert found.failed == ("--posthoc site", "--posthoc diagnosis|site")

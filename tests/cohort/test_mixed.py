@@ -193,6 +193,17 @@ def test_what_was_asked_for_is_fitted_or_said_to_be_impossible(
         assert table["warnings"].str.contains(warning, na=False).all()
 
 
+def test_random_effects_without_an_intercept_are_warned_of() -> None:
+    frame = repeated(visits=(3, 5))
+    usual, alone = (fitted(frame, f"dx*time + ({e} + time | subject)") for e in "10")
+    assert usual["warnings"].isna().all()
+    assert alone["warnings"].str.contains("no random intercept").all()
+    # The subjects of a group count as so many as they have scans.
+    assert alone.loc["dx[T.CN]", "se"] < 0.7 * usual.loc["dx[T.CN]", "se"]
+    robust = fitted(frame, "dx*time + (0 + time | subject)", robust=True)
+    assert robust["warnings"].isna().all()
+
+
 def test_random_effects_of_single_scans_are_left_out_with_a_warning() -> None:
     table = fitted(repeated(visits=(1, 1)), "dx + age + (age | subject)")
     assert set(table["method"]) == {"ols"}
