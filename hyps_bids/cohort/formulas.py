@@ -414,12 +414,22 @@ def _check_columns(parsed: ParsedFormula, data: pd.DataFrame, start: str) -> Non
                 f"C({variable}) if it is a category.",
                 code="formula-number-mistyped",
             )
-    used = {column for safe, column in parsed.columns.items() if safe in parsed.predictors}
-    for variable in sorted(used & set(data) - {"participant_id"}):
-        if why := too_many_levels(data[variable], data["participant_id"]):
+    for safe in sorted(parsed.predictors):
+        variable = parsed.columns[safe]
+        if variable == "participant_id" or variable not in data:
+            continue
+        column = data[variable]
+        is_number = pd.api.types.is_numeric_dtype(column)
+        if safe in parsed.groups:
+            column = column.astype("category")
+        if why := too_many_levels(column, data["participant_id"]):
+            advice = (
+                f"Write {variable} without C()"
+                if is_number
+                else "Correct the column if it should have numbers"
+            )
             raise UsageError(
-                f"{start} {variable} can hardly be a category: {why}. Correct the column if it "
-                "should have numbers, or leave it out.",
+                f"{start} {variable} can hardly be a category: {why}. {advice}, or leave it out.",
                 code="formula-levels-too-many",
             )
 

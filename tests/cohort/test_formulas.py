@@ -418,3 +418,10 @@ def test_numbers_that_arithmetic_cannot_tell_apart_are_refused(values: Any, fact
     table = fit_models(frame, ["volume ~ age + x"])
     assert table["p"].isna().all()
     assert fact in table["warnings"].iloc[0]
+
+
+def test_numbers_with_nearly_as_many_levels_as_people_are_no_categories() -> None:
+    frame = table_of_r()
+    with raises(UsageError, "formula-levels-too-many", "age", "31 levels among 41", "C()"):
+        fit_models(frame, ["volume ~ C(age)"])
+    assert fit_models(frame, ["volume ~ C(code)"])["p"].notna().all()
