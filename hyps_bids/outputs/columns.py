@@ -126,7 +126,7 @@ LINEAR_MODEL_COLUMNS = {
 HARMONIZED_COLUMNS = {
     "model": "The formula whose effects were kept.",
     "harmonized": "Site of the scan.",
-    "icv": "Intracranial volume, which is icv_mm3 unless the dataset has a column of this name.",
+    "icv": "Intracranial volume, which is icv_mm3; formulas may call it so.",
 }
 #: Column of the table of change over time → description
 CHANGE_COLUMNS = {
