@@ -267,6 +267,7 @@ class _Measure:
     row: Row  # what all rows of its coefficients say
     design: Design | None  # None, like the fit, if the measure cannot be modeled
     fit: Fit | None
+    lacking: Counter[str]  # scans without a value of each variable
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -307,10 +308,11 @@ def _fit_measure(
         "n_left_out": int(data["scan"].notna().sum()) - len(subjects),
         "converged": fit is not None and fit.converged,
     }
+    lacking = Counter({str(k): int(n) for k, n in done[variables].isna().sum().items() if n})
     if fit is None:
-        return _Measure(row, None, None, warnings)
+        return _Measure(row, None, None, lacking, warnings)
     row |= {"method": fit.method, "random": fit.random}
-    return _Measure(row, design, fit, warnings, fit.notes)
+    return _Measure(row, design, fit, lacking, warnings, fit.notes)
 
 
 def _warn_of_codes(data: pd.DataFrame, formulas: Sequence[str]) -> None:
@@ -366,11 +368,16 @@ def _log_result(formula: str, measures: Sequence[_Measure]) -> None:
     """Say how many scans were used, and each warning and note once."""
     failed = all(measure.fit is None for measure in measures)
     if not failed:
+        lacking = Counter[str]()
+        for measure in measures:
+            lacking |= measure.lacking  # The larger of both counts.
+        names = join_names(f"without {name}: {n}" for name, n in lacking.most_common())
         _LOG.info(
-            "Model '%s': scans used: %s; left out: %s",
+            "Model '%s': scans used: %s; left out: %s%s",
             formula,
             _range(measure.row["n_scans"] for measure in measures),
             _range(measure.row["n_left_out"] for measure in measures),
+            f" ({names})" if names else "",
         )
     warnings = Counter(text for measure in measures for text in measure.warnings)
     notes = Counter(text for measure in measures for text in measure.notes)

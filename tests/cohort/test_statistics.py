@@ -325,6 +325,11 @@ def test_a_clean_study_gives_no_warning_and_a_failure_is_told_once(
         assert {record.levelname for record in caplog.records} == {"INFO"}
         assert sum("boundary" in text for text in caplog.messages) == 1
         caplog.clear()
+        some = simulated(n=20)
+        some.loc[:2, "age"] = np.nan
+        fit_formulas(some, ["volume ~ age + sex"])
+        assert "scans used: 17; left out: 3 (without age: 3)" in caplog.text
+        caplog.clear()
         frame = simulated(n=20).assign(constant=1.0)
         assert fit_formulas(frame, ["volume ~ constant"]).failed == ("volume ~ constant",)
     assert [record.levelname for record in caplog.records] == ["INFO", "ERROR"]
