@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,16 +11,14 @@ from joblib import delayed
 from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.contrast import Bools, Ints, LabeledSubjects
-from hyps_bids.classification.cross_validation import (
-    predict_fold,
-)
+from hyps_bids.classification.cross_validation import predict_fold, predict_selected
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.processes import Computing, run_tasks
 
 #: Numbers of shuffles to choose from; with each, p-values have round steps.
 _NUMBERS = (199, 99, 39, 19)
 #: Seconds that the shuffles may take in any case, and at most. Between these bounds they may take
-#: twice as long as everything else.
+#: four times as long as everything else.
 _LEAST_S, _MOST_S = 40.0, 900.0
 #: A fit that is faster than this is timed again, because the first one also loads libraries.
 _FAST_S = 1.0
@@ -46,7 +44,7 @@ class Forecast:
         39
         """
         rest = self.cross_validation + self.final_fits
-        budget = min(_MOST_S, max(_LEAST_S, 2 * rest))
+        budget = min(_MOST_S, max(_LEAST_S, 4 * rest))
         return next((n for n in _NUMBERS if n * self.shuffle <= budget), _NUMBERS[-1])
 
     def text(self, shuffles: int) -> str:
@@ -88,14 +86,14 @@ def forecast(
         delayed(_seconds)(blind, schema.preprocessing(), estimators, test, computing.seed)
         for schema in sets.values()
     ]
-    seconds = np.array(run_tasks(tasks, "timed fits", quiet))
+    seconds, selected = np.transpose(run_tasks(tasks, "timed fits", quiet))
     each = seconds.sum() / computing.nprocs
     tested = [[len(np.unique(one[one >= 0])) for one in array] for array in folds]
     return Forecast(
         cross_validation=each * sum(map(sum, tested)),
         # The longest of them takes its time even with many processes.
         final_fits=max(each, seconds.max()) * 1.25 + each / len(sets) * tested[0][0],
-        shuffle=each * sum(counts[0] for counts in tested),
+        shuffle=selected.sum() / computing.nprocs * sum(counts[0] for counts in tested),
     )
 
 
@@ -105,15 +103,18 @@ def _seconds(
     estimators: Sequence[str],
     test: Bools,
     seed: int,
-) -> float:
-    taken = 0.0
-    for _ in range(2):
+) -> tuple[float, float]:
+    """Time one fold with all estimators, and with the selected one only, as for a shuffle."""
+
+    def took(predict: Callable[..., object]) -> float:
         began = time.monotonic()
-        predict_fold(data, preprocessing, estimators, test, seed)
-        taken = time.monotonic() - began
-        if taken > _FAST_S:
-            break
-    return taken
+        predict(data, preprocessing, estimators, test, seed)
+        return time.monotonic() - began
+
+    whole = took(predict_fold)
+    if whole < _FAST_S:
+        whole = took(predict_fold)
+    return whole, took(predict_selected)
 
 
 def _duration(seconds: float) -> str:
