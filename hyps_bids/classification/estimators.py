@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 from sklearn.base import ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.dummy import DummyClassifier
@@ -26,6 +27,9 @@ from hyps_bids.classification.weights import one_scan_each, scan_weights
 
 #: Estimators that count and draw rows, and therefore are fitted on one scan of each subject.
 TREES = ("random_forest", "gradient_boosting")
+
+#: Slope of a logistic curve where there is no evidence that the score means anything.
+_LEAST_SLOPE = 1e-3
 
 Params = dict[str, Any]
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -69,7 +73,10 @@ class Estimator:
             rows = np.sort(one_scan_each(subject))
             classifier.fit(X[rows], y[rows])
         else:
-            classifier.fit(X, y, sample_weight=scan_weights(subject))
+            weight = scan_weights(subject)
+            classifier.fit(X, y, sample_weight=weight)
+            if isinstance(classifier, CalibratedClassifierCV):
+                _keep_direction(classifier, y, weight)
 
     def probability(
         self, classifier: ClassifierMixin, scores: NDArray[np.float64]
@@ -80,6 +87,22 @@ class Estimator:
         (curve,) = classifier.calibrated_classifiers_[0].calibrators
         first = curve.predict(scores[:, 1])
         return np.column_stack([1 - first, first])
+
+
+def _keep_direction(
+    classifier: CalibratedClassifierCV, y: NDArray[np.int64], weight: NDArray[np.float64] | None
+) -> None:
+    """Level out logistic curves that fall with the score, as they do by chance in small cohorts.
+
+    Such a curve would call the opposite of what the classifier has learned. The best curve that
+    does not fall is level, at the share of the class; a tiny slope keeps the order of the scores.
+    """
+    curves = classifier.calibrated_classifiers_[0].calibrators
+    # Of two classes, the only curve is that of the second one.
+    for k, curve in enumerate(curves, start=1 if len(curves) == 1 else 0):
+        if curve.a_ > -_LEAST_SLOPE:
+            share = np.average(y == classifier.classes_[k], weights=weight)
+            curve.a_, curve.b_ = -_LEAST_SLOPE, -float(logit(share))
 
 
 class WeightedPipeline(Pipeline):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joblib import delayed
+from scipy.stats import spearmanr
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline
 
@@ -130,6 +131,23 @@ def test_selection_survives_constant_columns() -> None:
         warnings.simplefilter("error")
         scores = anova(X, np.repeat([0, 1], 5))
     assert scores[0] == scores[2] == scores[3] == 0 < scores[1]
+
+
+def test_a_calibration_never_turns_a_classifier_around() -> None:
+    # Without an effect, pooled out-of-fold scores are often higher in the wrong class.
+    turned = 0
+    for seed in range(3):
+        data, schema = make_subjects(simulate({"AD": 8, "CN": 12}, seed=seed), covariates=())
+        found = search(data, schema.preprocessing(), ESTIMATORS["linear_svm"], np.arange(20), 0)
+        X = found.model["prepare"].transform(data.matrix)
+        fitted = found.model["classify"].calibrated_classifiers_[0]
+        probability = found.model.predict_proba(data.matrix)[:, 1]
+        score = fitted.estimator.decision_function(X)
+        assert spearmanr(probability, score).statistic == pytest.approx(1)
+        if fitted.calibrators[0].a_ == -1e-3:
+            turned += 1
+            assert probability == pytest.approx(np.full(20, 12 / 20), abs=0.01)
+    assert turned
 
 
 def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
