@@ -247,6 +247,7 @@ class ClassifierSettings:
         "Number of shuffles of the labels for p-values; 0 does none. The default is 19, 39, 99 or "
         "199, as time allows.",
         "N",
+        least=0,
     )
     apply_classifier: Path | None = option(
         None, "Predict the participants with this trained classifier.", "PATH"

@@ -49,6 +49,12 @@ def with_values(*names: str) -> Settings:
     )
 
 
+def test_no_shuffles_can_be_asked_for() -> None:
+    assert parse("--permutations", "0").permutations == 0
+    with pytest.raises(SystemExit):
+        parse("--permutations=-1")
+
+
 def test_defaults_are_those_of_the_settings() -> None:
     assert parse() == with_values()
     assert parse("--notrack") == with_values()

@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 import pandas as pd
 
 from hyps_bids.classification.recalibration import calibration_sentence
+from hyps_bids.messages import format_count
 from hyps_bids.outputs.writing import write_template
 
 _FEW = 20
@@ -95,25 +96,37 @@ def comparison_rows(comparisons: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def uncertainty(counts: Mapping[str, int], low: float, high: float) -> list[str]:
+def uncertainty(
+    features: str, counts: Mapping[str, int], low: float, high: float, p: float | None = None
+) -> list[str]:
     """Warn if the AUC, from its interval, is very uncertain or cannot be told from chance.
+
+    `features` is the set of features, and `p` that of its permutation test, if there was one.
 
     Examples
     --------
-    >>> uncertainty({"AD": 100, "CN": 120}, 0.8, 0.9)
+    >>> uncertainty("both", {"AD": 100, "CN": 120}, 0.8, 0.9)
     []
-    >>> uncertainty({"AD": 9, "CN": 12}, 0.45, 0.9)[1]
-    'the interval of the AUC is not above 0.5: the classifier may be no better than chance'
+    >>> uncertainty("both", {"AD": 90, "CN": 120}, 0.45, 0.7)
+    ['both: the interval of the AUC reaches 0.5: the classifier may be no better than chance']
+    >>> uncertainty("both", {"AD": 90, "CN": 120}, 0.45, 0.7, 0.025)
+    ['both: the interval of the AUC reaches 0.5 although the permutation test gives p = 0.025: the \
+interval is wide by design']
     """
     texts = []
     if min(counts.values()) < _FEW or high - low > _WIDE:
         texts.append(
-            f"very uncertain: with {sizes(counts)} the AUC may be anywhere from {low:.2f} to "
-            f"{high:.2f}"
+            f"{features}: very uncertain: with {sizes(counts)} the AUC may be anywhere from "
+            f"{low:.2f} to {high:.2f}"
         )
     if low <= 0.5:
         texts.append(
-            "the interval of the AUC is not above 0.5: the classifier may be no better than chance"
+            f"{features}: the interval of the AUC reaches 0.5"
+            + (
+                f" although the permutation test gives p = {p:.3g}: the interval is wide by design"
+                if p is not None and p < 0.05
+                else ": the classifier may be no better than chance"
+            )
         )
     return texts
 
@@ -123,24 +136,38 @@ def test_lines(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     Examples
     --------
-    >>> test_lines({"both": {"AUC": 0.83, "P": 0.05, "Permutations": 19, "NullMean": 0.51,
-    ...     "WithinSites": True, "Statistic": "AUC in one repeat"}})
-    ['both: AUC 0.83, p = 0.05 from 19 shuffles within sites (their mean 0.51). Tested: AUC in one \
-repeat.']
+    >>> test = {"AUC": 0.83, "P": 0.05, "Permutations": 19, "Planned": 19, "AsGood": 0,
+    ...     "EndsAt": 10, "NullMean": 0.51, "WithinSites": True, "Statistic": "AUC in one repeat"}
+    >>> test_lines({"both": test})
+    ['both: AUC 0.83, p = 0.05 (the smallest possible) from 19 shuffles within sites, of which 0 \
+were as good; their mean AUC is 0.51. Tested: AUC in one repeat.']
+    >>> test_lines({"both": test | {"P": 10 / 14, "Permutations": 14, "AsGood": 10}})[0][:76]
+    'both: AUC 0.83, p = 0.714 = 10 / 14: the test ended after 14 of 19 shuffles '
     """
-    lines = []
-    for name, test in tests.items():
-        # Cards of version 0.1 have no more than the estimator.
-        tested = test.get("Statistic", f"AUC of {test.get('Estimator')}")
-        early = test.get("StoppedEarly", False)
-        number = f"{test['Permutations']} of {test['Planned']}" if early else test["Permutations"]
-        lines.append(
-            f"{name}: AUC {test['AUC']:.2f}, p = {test['P']:.3g} from {number} shuffles"
-            f"{' within sites' if test.get('WithinSites') else ''}"
-            f"{', which ended early because ten were as good' if early else ''}"
-            f" (their mean {test['NullMean']:.2f}). Tested: {tested}."
+    return [f"{name}: {_test_line(test)}" for name, test in tests.items()]
+
+
+def _test_line(test: Mapping[str, Any]) -> str:
+    drawn, good, sites = test["Permutations"], test.get("AsGood"), test.get("WithinSites")
+    # Cards of version 0.1 have no more than the estimator.
+    tested = test.get("Statistic", f"AUC of {test.get('Estimator')}")
+    within = " within sites" if sites else ""
+    mean = f"{'its' if drawn == 1 else 'their mean'} AUC is {test['NullMean']:.2f}"
+    text = f"AUC {test['AUC']:.2f}, p = {test['P']:.3g}"
+    if good is None:
+        text += f" from {format_count(drawn, 'shuffle')}{within}"
+    elif good >= test["EndsAt"]:
+        text += (
+            f" = {good} / {drawn}: the test ended after {drawn} of {test['Planned']} shuffles"
+            f"{within}, because {good} were as good"
         )
-    return lines
+    else:
+        least = " (the smallest possible)" if good == 0 else ""
+        text += (
+            f"{least} from {format_count(drawn, 'shuffle')}{within}, of which {good} "
+            f"{'was' if good == 1 else 'were'} as good"
+        )
+    return f"{text}; {mean}. Tested: {tested}."
 
 
 def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_set: str) -> None:
@@ -151,6 +178,7 @@ def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_
     """
     comparisons, rows = tables["comparisons"], tables["recalibration"]
     rows = rows[rows["features"] == full_set]
+    brier = _brier_sentences(tables["figures"], full_set)
     values = {
         "card": card,
         "subjects": sizes(card["Cohort"]["Subjects"]),
@@ -159,8 +187,26 @@ def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_
         "comparisons": comparison_rows(comparisons) if len(comparisons) else [],
         "validations": list(tables["figures"]["validation"].unique()),
         "full_set": full_set,
+        "brier": brier,
         "calibration": [
-            (row["validation"], calibration_sentence(row)) for row in rows.to_dict("records")
+            (validation, "; ".join(map(calibration_sentence, of_classes.to_dict("records"))))
+            for validation, of_classes in rows.groupby("validation", sort=False)
         ],
     }
     write_template(path, "hyps_bids.classification", "card.md.jinja", values)
+
+
+def _brier_sentences(metrics: pd.DataFrame, full_set: str) -> dict[str, str]:
+    """Write the Brier score of the selected estimators by validation, and what it is without."""
+    rows = metrics[
+        (metrics["estimator"] == "selected")
+        & (metrics["features"] == full_set)
+        & (metrics["figure"] == "brier")
+    ]
+    return {
+        str(row["validation"]): (
+            f"the Brier score is {row['value']:.2f} [{row['low']:.2f}-{row['high']:.2f}], and "
+            f"{row['baseline']:.2f} if one knows only how frequent the classes are"
+        )
+        for row in rows.to_dict("records")
+    }

@@ -14,6 +14,7 @@ from hyps_bids.classification.contrast import Bools, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import predict_fold, predict_selected
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.processes import Computing, run_tasks
+from hyps_bids.messages import format_count
 
 #: Numbers of shuffles to choose from; with each, p-values have round steps.
 _NUMBERS = (199, 99, 39, 19)
@@ -63,7 +64,7 @@ class Forecast:
         )
         if not shuffles:
             return text
-        return f"{text}, {shuffles} shuffles of labels {_duration(last)} at most"
+        return f"{text}, {format_count(shuffles, 'shuffle')} of labels {_duration(last)} at most"
 
 
 def forecast(

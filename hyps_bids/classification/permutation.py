@@ -52,6 +52,11 @@ class PermutationTest:
         return len(self.null) < self.planned
 
     @property
+    def as_good(self) -> int:
+        """Number of shuffles that were as good as the true labels."""
+        return _as_good(self.auc, self.null)
+
+    @property
     def p(self) -> float:
         """The p-value, see :func:`sequential_p`."""
         return sequential_p(self.auc, self.null, self.planned, self.enough)

@@ -111,7 +111,7 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     selected = metrics[
         (metrics["validation"] == CROSS_VALIDATION) & (metrics["estimator"] == SELECTED)
     ]
-    doubts = _doubts(plan, selected)
+    doubts = _doubts(plan, results, selected)
     card = _card(settings, plan, results, doubts)
     # The card is written after all that it describes: a folder without it is no classifier.
     (folder / CARD).unlink(missing_ok=True)
@@ -133,10 +133,16 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     )
 
 
-def _doubts(plan: Plan, selected: pd.DataFrame) -> list[str]:
-    of_auc = (selected["features"] == plan.full_set) & (selected["figure"] == "auc")
-    area = selected[of_auc].iloc[0]
-    return uncertainty(plan.subjects.counts, float(area["low"]), float(area["high"]))
+def _doubts(plan: Plan, results: Results, selected: pd.DataFrame) -> list[str]:
+    """Warn of uncertain AUCs of the full set, and of the one without doubtful covariates."""
+    areas = selected[selected["figure"] == "auc"].set_index("features")
+    texts = []
+    for name in (plan.full_set, "both_reduced"):
+        if name in areas.index:
+            low, high = areas.loc[name, ["low", "high"]].astype(float)
+            test = results.permutation_tests.get((CROSS_VALIDATION, name))
+            texts += uncertainty(name, plan.subjects.counts, low, high, test.p if test else None)
+    return texts
 
 
 def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str]) -> Card:
@@ -201,6 +207,8 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
                 "Permutations": len(test.null),
                 "Planned": test.planned,
                 "StoppedEarly": test.stopped_early,
+                "AsGood": test.as_good,
+                "EndsAt": test.enough,
                 "WithinSites": test.within_sites,
                 "NullMean": float(test.null.mean()),
                 "NullAUC": [round(float(value), 4) for value in test.null],

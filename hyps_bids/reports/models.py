@@ -167,7 +167,10 @@ def _add_metrics(model: TrainedModel, path: Path) -> None:
     head = ["validation", "features", "metrics"]
     caption = "Metrics of the selected estimator, with 95 % intervals."
     model.tables.append(ModelTable(caption, head, rows))
-    model.headline = next((row[2] for row in rows if row[1] == "both"), rows[0][2] if rows else "")
+    # Where covariates may tell the diagnosis, the set without them is what to look at first.
+    by_set = {features: text for _, features, text in reversed(rows)}
+    names = [name for name in ("both_reduced", "both", "volumes") if name in by_set]
+    model.headline = f"{by_set[names[0]]}; features: {names[0]}" if names else ""
     areas = table[(table["estimator"] == "selected") & (table["figure"] == "auc")]
     caption = "AUC with 95 % intervals. Line: chance."
     chart = charts.comparison_chart(areas)

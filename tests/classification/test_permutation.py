@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from hyps_bids.classification import permutation
+from hyps_bids.classification.card import test_lines as lines_of_tests
 from hyps_bids.classification.contrast import mean_by_subject
 from hyps_bids.classification.permutation import (
     PermutationTest,
@@ -156,3 +157,19 @@ def test_held_out_sites_explain_nothing_within_sites() -> None:
 def test_p_of_a_test_that_went_to_the_end() -> None:
     null = np.linspace(0.4, 0.6, 19)
     assert PermutationTest(0.595, null, 19).p == pytest.approx(2 / 20)
+
+
+def test_p_of_each_case_is_explained() -> None:
+    worse, better = [0.4] * 5, [0.9] * 10
+    cases = {
+        "no shuffle": ([0.4] * 9, 9, "p = 0.1 (the smallest possible) from 9 shuffles, of which 0"),
+        "early": (worse + better, 99, "p = 0.667 = 10 / 15: the test ended after 15 of 99"),
+        "the last": (worse + better, 15, "p = 0.667 = 10 / 15: the test ended after 15 of 15"),
+        "one": ([0.9], 1, "p = 1 from 1 shuffle, of which 1 was as good; its AUC is 0.90"),
+    }
+    for name, (null, planned, words) in cases.items():
+        test = PermutationTest(0.8, np.array(null), planned)
+        facts = {"AUC": test.auc, "P": test.p, "Permutations": len(null), "Planned": planned}
+        facts |= {"AsGood": test.as_good, "EndsAt": test.enough, "NullMean": np.mean(null)}
+        (line,) = lines_of_tests({name: facts})
+        assert words in line

@@ -22,16 +22,51 @@ def test_slope_and_intercept_are_those_of_r() -> None:
     assert trained["slope_high"] == pytest.approx(1.23642537961 + half, rel=1e-5)
 
 
-def test_probabilities_that_separate_or_are_alike_have_no_slope() -> None:
+SEPARATE = np.repeat([0.9, 0.1], 8)
+
+
+@pytest.mark.parametrize(
+    ("repeats", "words"),
+    [
+        ([SEPARATE], "because the probabilities separate the classes perfectly;"),
+        ([1 - SEPARATE], "wrong way round"),
+        ([np.full(16, 0.5)], "all alike"),
+        ([SEPARATE, np.tile([0.8, 0.2], 8)], "in 1 of 2 repeats the probabilities separate"),
+    ],
+)
+def test_no_slope_has_a_reason_and_the_intercept_is_told(repeats: list, words: str) -> None:
     label = np.repeat([0, 1], 8)
-    separate = np.where(label == 0, 1.0, 0.0)
-    for first in (separate, 1 - separate, np.full(16, 0.5), np.where(label == 0, 0.5, 0.2)):
-        (row,) = recalibration_rows(label, two_columns(first[None]), ("AD", "CN"))
-        assert np.isnan(float(row["slope"]))
-        assert np.isfinite(float(row["intercept"]))
-        assert "not defined" in calibration_sentence(row)
-    (row,) = recalibration_rows(label * 0, two_columns(separate[None]), ("AD", "CN"))
+    probability = two_columns(np.array(repeats))
+    (row,) = recalibration_rows(label, probability, ("AD", "CN"))
+    assert np.isnan(float(row["slope"]))
+    # Half of the subjects are of each class, as the mean of the probabilities says.
+    assert row["intercept"] == pytest.approx(0, abs=1e-6)
+    text = calibration_sentence(row)
+    assert words in text
+    assert f"(intercept {row['intercept']:.2f} [" in text
+
+
+def test_one_class_has_neither_slope_nor_intercept() -> None:
+    probability = two_columns(SEPARATE[None])
+    (row,) = recalibration_rows(np.zeros(16, dtype=int), probability, ("AD", "CN"))
     assert np.isnan(float(row["intercept"]))
+    assert "all AD, or none of them is" in calibration_sentence(row)
+
+
+@pytest.mark.parametrize(
+    ("slope", "low", "high", "words"),
+    [
+        (-0.8, -1.4, -0.2, "do not go with the class AD (slope"),
+        (-0.3, -1.4, 0.8, "do not go with the class AD, as far as can be told"),
+        (0.4, -0.1, 0.9, "too extreme, if they go with the class at all"),
+        (3.0, -2.0, 8.0, "cannot be told"),
+        (1.0, 0.7, 1.3, "neither clearly"),
+    ],
+)
+def test_slopes_have_words(slope: float, low: float, high: float, words: str) -> None:
+    row = {"class": "AD", "slope": slope, "slope_low": low, "slope_high": high}
+    row |= {"intercept": 0.1, "intercept_low": -0.3, "intercept_high": 0.5}
+    assert words in calibration_sentence(row)
 
 
 @pytest.mark.parametrize(("factor", "words"), [(3.0, "too extreme"), (0.3, "too cautious")])
