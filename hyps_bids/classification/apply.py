@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,15 @@ from hyps_bids.classification.card import Card
 from hyps_bids.classification.columns import read_units
 from hyps_bids.classification.contrast import mean_by_subject
 from hyps_bids.classification.cross_validation import predict_scans
-from hyps_bids.classification.features import Schema, levels_of, text_levels
+from hyps_bids.classification.features import Schema, levels_of
 from hyps_bids.classification.plan import done_scans
+from hyps_bids.classification.remarks import count_remarks, find_remarks, join_remarks
 from hyps_bids.classification.store import load_classifier
 from hyps_bids.classification.threshold import call_classes
 from hyps_bids.classification.training_set import describe_outside, far_outside, known_labels
+from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, MissingInput
-from hyps_bids.messages import format_count, join_names
+from hyps_bids.messages import format_count, join_names, suggest_names
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.writing import write_json, write_table
@@ -63,6 +64,9 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
     }
     facts = card["Model"]
     trained = known_labels(ids.tolist(), facts.get("ParticipantHashes", ()), facts["SHA256"])
+    remarks = list(find_remarks(model, schema, frame))
+    if counts := count_remarks(remarks, len(ids)):
+        _LOG.warning("%s: %s", classifier, "; ".join(counts))
     _warn(classifier, describe_outside(outside, card.get("Ranges", {})), trained, len(ids))
     table = pd.DataFrame(
         {
@@ -70,7 +74,7 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
             "predicted": [classes[k] for k in called],
             **{f"p_{name}": probability[:, k] for k, name in enumerate(classes)},
             "scans": np.bincount(subject),
-            "remarks": _remarks(frame, schema, ids, outside, trained),
+            "remarks": join_remarks(ids.tolist(), remarks, outside, trained),
         }
     )
     columns = {
@@ -78,9 +82,10 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
         + ", ".join(f"{name} {cut:.3g}" for name, cut in cuts.items()),
         **{f"p_{name}": f"Probability of {name}." for name in classes},
         "scans": "Number of scans whose probabilities were averaged.",
-        "remarks": "Values that were imputed or are far outside the range of training, levels that "
-        "are unknown, and participants whose name was in the training set; in another dataset it "
-        "may be somebody else's.",
+        "remarks": "Values that were imputed; values outside the range of training by more than "
+        "10 % of this range (others have no remark); levels that are unknown; why measures were "
+        "not harmonized; and participants whose name was in the training set, which in another "
+        "dataset may be somebody else's.",
     }
     path = output_dir / f"group_classifier-{card['Name']}_predictions.tsv"
     write_table(path, table)
@@ -98,7 +103,8 @@ def _check_columns(frame: pd.DataFrame, schema: Schema, classifier: Path) -> Non
     missing = [name for name in wanted if name not in frame]
     if missing:
         raise BadData(
-            f"{classifier}: needs columns that the group table lacks: {', '.join(missing)}",
+            f"{classifier}: needs columns that the group table lacks: {', '.join(missing)}; "
+            f"there are: {suggest_names(missing, users_first(frame))}",
             code="column-missing",
         )
     for name in (*schema.features, *schema.numeric, *icv):
@@ -159,31 +165,3 @@ def _warn(classifier: Path, outside: list[str], trained: set[str], subjects: int
             *(classifier, len(trained), format_count(subjects, "subject")),
             join_names(sorted(trained)),
         )
-
-
-def _remarks(
-    frame: pd.DataFrame,
-    schema: Schema,
-    ids: Iterable[str],
-    outside: Mapping[str, pd.DataFrame],
-    trained: set[str],
-) -> list[str | None]:
-    """List for each subject which values were missing, unknown or far from those of training."""
-    texts: dict[str, set[str]] = {i: set() for i in ids}
-    owner = frame["participant_id"].astype(str)
-    for name in [*schema.used, *([schema.icv] if schema.icv else [])]:
-        for i in owner[frame[name].isna()]:
-            texts[i].add(f"{name} imputed")
-    for name, rows in outside.items():
-        for i, value in rows.itertuples(index=False):
-            texts[i].add(f"{name} {value:g} is outside the range of training")
-    for i in trained:
-        texts[i].add("a participant of this name was in the training set")
-    known = dict(schema.categories or {}) | ({schema.site: schema.sites} if schema.site else {})
-    for name, levels in known.items():
-        text = text_levels(frame[name])
-        remark = "not harmonized: unknown" if name == schema.site else "imputed: unknown"
-        for i, level in zip(owner[text.notna()], text.dropna(), strict=True):
-            if level not in levels:
-                texts[i].add(f"{remark} {name} {level}")
-    return ["; ".join(sorted(texts[i])) or None for i in ids]

@@ -15,6 +15,7 @@ import pandas as pd
 from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.features import Schema
 from hyps_bids.cohort.keys import plain_label
+from hyps_bids.messages import format_count
 
 #: Share of the range of training by which a value may be outside of it without a remark.
 _MARGIN = 0.1
@@ -56,7 +57,7 @@ def describe_outside(outside: Mapping[str, pd.DataFrame], ranges: Ranges) -> lis
     for name, rows in outside.items():
         low, high = ranges[name]
         values = " to ".join(f"{v:g}" for v in dict.fromkeys([rows.value.min(), rows.value.max()]))
-        count = rows["participant_id"].nunique()
+        count = format_count(rows["participant_id"].nunique(), "subject")
         texts.append(f"{name} of {count} ({values}; trained on {low:g} to {high:g})")
     return texts
 

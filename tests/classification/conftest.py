@@ -39,12 +39,17 @@ SETTINGS = Settings(
 )
 
 
-@pytest.fixture
-def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def shrink_search(patch: pytest.MonkeyPatch) -> None:
     """Make the inner search small, where its size does not matter."""
     grid = ({"C": 0.1, "percentile": 50}, {"C": 0.1, "percentile": 100})
-    monkeypatch.setitem(ESTIMATORS, "logistic", replace(ESTIMATORS["logistic"], grid=grid))
-    monkeypatch.setattr(cross_validation, "_INNER_FOLDS", 2)
+    patch.setitem(ESTIMATORS, "logistic", replace(ESTIMATORS["logistic"], grid=grid))
+    patch.setattr(cross_validation, "_INNER_FOLDS", 2)
+
+
+@pytest.fixture
+def small_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search as :func:`shrink_search` does."""
+    shrink_search(monkeypatch)
 
 
 @pytest.fixture

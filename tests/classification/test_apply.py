@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import skops.io
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from hyps_bids.classification import train
 from hyps_bids.classification.apply import apply_classifier
 from hyps_bids.classification.cross_validation import predict_subjects, search
 from hyps_bids.classification.estimators import ESTIMATORS
@@ -23,28 +25,40 @@ from hyps_bids.classification.train import train_classifiers
 from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import write_json
-from hyps_bids.settings import Settings
-from tests.classification.conftest import folder, make_subjects
+from tests.classification.conftest import SETTINGS, folder, make_subjects, shrink_search
 from tests.cohorts import PARTS, simulate
 from tests.raising import raises
 
 SIDECAR = "group_seg-hippocampus_desc-wide_morph.json"
 
 
-@pytest.fixture
-def trained(options: Settings, no_charts: None) -> Path:
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on 12 + 12 subjects of the sites A and B, one of C and one of D."""
     frame = simulate({"AD": 12, "CN": 12}, {"AD": -3}, sites=("A", "B"), site_shift=100)
+    frame.loc[[5, 20], "site"] = ["C", "D"]
+    options = replace(SETTINGS, output_dir=tmp_path_factory.mktemp("trained"))
     sidecar = {name: {"Units": "mm3"} for name in PARTS} | {"age": {"Units": "year"}}
     write_json(options.output_dir / SIDECAR, sidecar)
     chosen = replace(options, covariates=("age", "sex"), site="site", harmonize=True)
-    assert train_classifiers(chosen, frame) == []
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_search(patch)
+        patch.setattr(train, "draw_charts", lambda *_: None)
+        assert train_classifiers(chosen, frame) == []
     return folder(options)
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(trained_once, tmp_path / "trained"))
 
 
 def test_new_subjects_are_predicted(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    new = simulate({"AD": 10, "CN": 10}, {"AD": -3}, seed=9, scans=2, sites=("A", "C"))
+    new = simulate({"AD": 10, "CN": 10}, {"AD": -3}, seed=9, scans=2, sites=("A", "C", "E", "n/a"))
+    new["site"] = new["site"].replace("n/a", None)
     new.loc[0, "sex"] = "X"
     new.loc[2, "age"] = np.nan
     truth = new.drop_duplicates("participant_id")["diagnosis"].to_numpy()
@@ -58,10 +72,35 @@ def test_new_subjects_are_predicted(
     assert (table["scans"] == 2).all()
     assert "sex X" in table["remarks"][0]
     assert "age imputed" in table["remarks"][1]
-    harmonized = table["remarks"].fillna("").str.contains("site C")
-    assert 0 < harmonized.sum() < 20
+    remarks = dict(zip(table["participant_id"], table["remarks"].fillna(""), strict=True))
+    # A site that was never seen, one with a single subject in training, none, and a known one.
+    sites = new.drop_duplicates("participant_id").set_index("participant_id")["site"]
+    for name, site in sites.items():
+        about = {"C": "site C in training", "E": "unknown site E", "A": ""}
+        expected = "no site" if pd.isna(site) else about[site]
+        assert ("not harmonized" in remarks[name]) == (site != "A")
+        assert expected in remarks[name]
     warned = [record.args for record in caplog.records if record.levelname == "WARNING"]
     assert (trained, "0.1.0", "0.2.0") in warned
+    (counted,) = (r.getMessage() for r in caplog.records if "not harmonized" in r.getMessage())
+    for fact in (
+        f"{(sites != 'A').sum()} of 20 subjects not harmonized",
+        "1 of 20 subjects unknown levels (sex X)",
+        "1 of 20 subjects imputed (age)",
+    ):
+        assert fact in counted
+
+
+def test_where_no_site_could_be_harmonized_every_subject_is_told(
+    tmp_path: Path, small_search: None, no_charts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = simulate({"AD": 6, "CN": 6}, {"AD": -3})
+    frame.loc[0, "site"] = "B"
+    options = replace(SETTINGS, output_dir=tmp_path, site="site", harmonize=True, folds=2)
+    assert train_classifiers(options, frame) == []
+    remarks = read_table(apply_classifier(folder(options), frame, tmp_path))["remarks"]
+    assert remarks.str.contains("fewer than two levels of site").all()
+    assert any("12 of 12 subjects not harmonized" in r.getMessage() for r in caplog.records)
 
 
 def test_tables_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
@@ -69,6 +108,7 @@ def test_tables_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> No
     other = "localizer:0 base:0 adapter-other:1 n4:none"
     cases: list[tuple[pd.DataFrame, type[HypsError], str, str]] = [
         (new.drop(columns=[PARTS[1], "age"]), BadData, "column-missing", f"{PARTS[1]}, age"),
+        (new.rename(columns={"age": "Age"}), BadData, "column-missing", "there are: Age, "),
         (new.assign(models=other), BadData, "weights-differ", other),
         (new.assign(age="70 years"), BadData, "column-not-numeric", "'70 years'"),
         (new.assign(sex=[1.0, 2.0] * 3), BadData, "levels-unknown", "1, 2"),
@@ -152,7 +192,7 @@ def test_values_outside_the_range_of_training_are_remarked(
     assert PARTS[0] in found["sub-new2"]
     assert set(found.values()) - {found[f"sub-new{i}"] for i in range(3)} == {""}
     (warning,) = (r.getMessage() for r in caplog.records if "outside" in r.getMessage())
-    for fact in ("age of 1 (20; trained on", "icv_mm3 of 1", PARTS[0]):
+    for fact in ("age of 1 subject (20; trained on", "icv_mm3 of 1 subject (", PARTS[0]):
         assert fact in warning
 
 
