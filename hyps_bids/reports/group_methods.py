@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -151,47 +151,107 @@ def _model(formula: str, rows: pd.DataFrame) -> str:
 def _classifiers(output: Path) -> Iterator[str]:
     for path in sorted((output / "models").glob("classifier-*/classifier.json")):
         try:
-            yield _classifier(load_json(path))
+            validations = set(read_table(path.with_name("figures.tsv"))["validation"])
+            yield " ".join(_classifier(load_json(path), validations))
         except (OSError, ValueError, KeyError, TypeError):
             # The report says that this card cannot be read.
             continue
 
 
-def _classifier(card: Mapping[str, Any]) -> str:
-    cohort, validation = card["Cohort"], card["Validation"]
-    sizes = ", ".join(f"{n} {name}" for name, n in cohort["Subjects"].items())
+def _classifier(card: Mapping[str, Any], validations: Collection[str]) -> Iterator[str]:
+    sizes = ", ".join(f"{n} {name}" for name, n in card["Cohort"]["Subjects"].items())
     inputs = [*card["Features"], *card["Covariates"]]
-    text = (
+    yield (
         f"A classifier of {card['Contrast']} ({card['Target']}; {sizes}) was trained on "
-        f"{join_names(inputs)} with scikit-learn {version('scikit-learn')} [@scikit_learn]. "
-        f"Performance was estimated by nested cross-validation [@nested_cv] with "
-        f"{validation['Folds']} folds and {validation['Repeats']} repeats, grouped by "
-        "participant: whatever was chosen or fitted was chosen and fitted within the training "
-        "folds. The 95 % intervals of metrics were the wider of a t interval with a jackknife "
-        "variance over participants, enlarged for the variance due to training, and a score "
-        "interval."
+        f"{join_names(inputs)} with scikit-learn {version('scikit-learn')} [@scikit_learn]."
     )
+    yield from _validation(card, validations)
     if card["IcvAdjustment"] != "none":
-        text += " Volumes were adjusted for intracranial volume within the training folds."
+        yield "Volumes were adjusted for intracranial volume within the training folds."
     if card["Harmonization"] != "none":
-        text += (
-            " Sites were harmonized within the training folds with ComBat [@combat; "
+        yield (
+            "Sites were harmonized within the training folds with ComBat [@combat; "
             "@combat_imaging]."
         )
-    held_out = cohort.get("HeldOutSubjects") or 0
-    if held_out:
-        text += f" {format_count(held_out, 'participant')} were held out and tested once."
     selection = f" ({card['Selection']})" if "Selection" in card else ""
-    text += f" The final model was {card['Estimator']}{selection}."
-    for test in card["PermutationTest"].values():
-        within = " within sites" if test.get("WithinSites") else ""
-        early = ", ended early [@sequential_p]" if test.get("StoppedEarly") else ""
-        text += (
-            f" A permutation test shuffled the labels{within} {test['Permutations']} times{early} "
-            f"(statistic: {test.get('Statistic', 'AUC of ' + str(test.get('Estimator')))})."
+    yield f"The final model was {card['Estimator']}{selection}."
+    yield from _permutation_tests(card)
+
+
+def _validation(card: Mapping[str, Any], validations: Collection[str]) -> Iterator[str]:
+    """Say how performance was estimated, and what no fold could choose anew."""
+    facts, doubtful = card["Validation"], card.get("DoubtfulCovariates")
+    beforehand = (
+        f", except that {join_names(doubtful)}, which may tell the diagnosis, had been found among "
+        "all participants of training; the sets of features named reduced are without them"
+        if doubtful
+        else ""
+    )
+    yield (
+        f"Performance was estimated by nested cross-validation [@nested_cv] with "
+        f"{format_count(facts['Folds'], 'fold')} and {format_count(facts['Repeats'], 'repeat')}, "
+        "grouped by participant: whatever was chosen or fitted was chosen and fitted within the "
+        f"training folds{beforehand}."
+    )
+    if "leave-one-site-out" in validations:
+        measured = (
+            ", whose own volumes were not harmonized" if card["Harmonization"] != "none" else ""
         )
-        break
-    return text
+        yield (
+            "In leave-one-site-out validation the participants of each site were predicted by "
+            f"models of the other sites{measured}."
+        )
+    if held_out := card["Cohort"].get("HeldOutSubjects"):
+        were = "was" if held_out == 1 else "were"
+        yield (
+            f"{format_count(held_out, 'participant')} {were} held out: nothing was chosen or "
+            "fitted on them, and the final fit of each estimator on each set of features predicted "
+            "them."
+        )
+    enlarged = " and leave-one-site-out" if "leave-one-site-out" in validations else ""
+    yield (
+        "The 95 % intervals of metrics were the wider of a t interval with a jackknife variance "
+        f"over participants, which in cross-validation{enlarged} was enlarged for the variance due "
+        "to training, and a score interval."
+    )
+
+
+def _permutation_tests(card: Mapping[str, Any]) -> Iterator[str]:
+    """Say for each validation how labels were shuffled, and the result of each set of features."""
+    # Cards of version 0.1 have one test of a single estimator, by set of features.
+    tests = [{"Features": name, **test} for name, test in card["PermutationTest"].items()]
+    for validation in dict.fromkeys(test.get("Validation") for test in tests):
+        mine = [test for test in tests if test.get("Validation") == validation]
+        planned = mine[0].get("Planned", mine[0]["Permutations"])
+        within = " within sites" if mine[0].get("WithinSites") else ""
+        results = "; ".join(map(_test_result, mine))
+        text = (
+            f"{_tested(validation, mine[0].get('Estimator'))} was tested by "
+            f"{format_count(planned, 'shuffle')} of the labels{within}"
+        )
+        if any(test.get("StoppedEarly") for test in mine):
+            text += ", or fewer where ten shuffles were as good before [@sequential_p]"
+        yield f"{text}: {results}."
+
+
+def _tested(validation: str | None, estimator: object) -> str:
+    if validation is None:
+        return f"The cross-validated AUC of {estimator}"
+    if validation == "held-out":
+        return "The AUC of the held-out participants, whose predictions stayed the same,"
+    where = "one repeat" if validation == "cross-validation" else validation
+    return (
+        f"The AUC in {where}, for which settings and estimator were chosen again for each shuffle,"
+    )
+
+
+def _test_result(test: Mapping[str, Any]) -> str:
+    early = (
+        f" after {format_count(test['Permutations'], 'shuffle')}"
+        if test.get("StoppedEarly")
+        else ""
+    )
+    return f"{test['Features']}, AUC {test['AUC']:.2f}, p = {test['P']:.3g}{early}"
 
 
 def _adapters(output: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes, test_lines
+from hyps_bids.messages import format_count
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import load_json, read_table
 from hyps_bids.reports import charts
@@ -24,7 +25,8 @@ _LOG = logging.getLogger("hyps_bids")
 _CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] = {
     "roc": (
         "ROC",
-        "Out-of-fold predictions. Thin: each repeat; thick: their mean; dotted: chance.",
+        "Out-of-fold predictions. Thin: each repeat; thick: their mean; dotted: chance. A curve "
+        "joins subjects of all folds, but the AUC in the table compares subjects of the same fold.",
         charts.roc_chart,
     ),
     "calibration": (
@@ -39,8 +41,8 @@ _CLASSIFIER_CHARTS: dict[str, tuple[str, str, Callable[[pd.DataFrame], Spec]]] =
     ),
     "importance": (
         "Permutation importance",
-        "This shows what the classifier uses, not what the disease does. Correlated columns each "
-        "look unimportant.",
+        "This shows what the classifier uses, not what the disease does. Each of several "
+        "correlated columns may look unimportant.",
         charts.importance_chart,
     ),
 }
@@ -135,7 +137,10 @@ def _add_classifier_card(model: TrainedModel, path: Path) -> None:
     subjects = sizes(card["Cohort"]["Subjects"])
     held_out = card["Cohort"].get("HeldOutSubjects") or 0
     validation = card["Validation"]
-    folds = f"{validation['Folds']} folds, {validation['Repeats']} repeats"
+    folds = (
+        f"{format_count(validation['Folds'], 'fold')}, "
+        f"{format_count(validation['Repeats'], 'repeat')}"
+    )
     rows = [
         ["Contrast", f"{card['Contrast']} (column {card['Target']})"],
         ["Subjects", subjects + (f"; {held_out} more held out" if held_out else "")],
