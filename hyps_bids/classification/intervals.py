@@ -25,7 +25,6 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 from scipy.stats import norm, t
-from statsmodels.stats.proportion import proportion_confint
 
 from hyps_bids.classification.metrics import (
     METRICS,
@@ -211,6 +210,9 @@ def wilson(share: float, n: float) -> Limits:
     """
     if not n or not np.isfinite(share):
         return _NOTHING
+    # The report, which imports this module, starts without this library.
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(share * n, n, alpha=1 - _LEVEL, method="wilson")
     # Rounding must not put the end beyond a share of 0 or 1.
     return min(float(low), share), max(float(high), share)

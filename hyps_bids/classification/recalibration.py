@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy.special import logit
 from scipy.stats import norm
@@ -133,15 +132,21 @@ def _reason(obstacles: Sequence[str | None], name: str) -> str | None:
 def _slope(truth: NDArray[np.bool_], logits: Array) -> tuple[float, float]:
     if _obstacle(truth, logits):
         return _NOTHING
-    fit = sm.GLM(truth.astype(float), sm.add_constant(logits), sm.families.Binomial()).fit()
-    return float(fit.params[1]), float(fit.bse[1])
+    return _logistic(truth, np.column_stack([np.ones(len(logits)), logits]))
 
 
 def _intercept(truth: NDArray[np.bool_], logits: Array) -> tuple[float, float]:
     if truth.all() or not truth.any():
         return _NOTHING
-    model = sm.GLM(
-        truth.astype(float), np.ones((len(truth), 1)), sm.families.Binomial(), offset=logits
-    )
-    fit = model.fit()
-    return float(fit.params[0]), float(fit.bse[0])
+    return _logistic(truth, np.ones((len(truth), 1)), offset=logits)
+
+
+def _logistic(
+    truth: NDArray[np.bool_], design: Array, offset: Array | None = None
+) -> tuple[float, float]:
+    """Return the last coefficient of a logistic regression, and its standard error."""
+    # The report, which needs the sentences of this module, starts without this library.
+    import statsmodels.api as sm
+
+    fit = sm.GLM(truth.astype(float), design, sm.families.Binomial(), offset=offset).fit()
+    return float(fit.params[-1]), float(fit.bse[-1])
