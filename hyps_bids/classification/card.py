@@ -12,6 +12,8 @@ from hyps_bids.classification.recalibration import calibration_sentence
 from hyps_bids.messages import format_count
 from hyps_bids.outputs.writing import write_template
 
+#: The validation that every classifier has.
+_MAIN = "cross-validation"
 _FEW = 20
 _WIDE = 0.3
 
@@ -179,8 +181,14 @@ def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_
     comparisons, rows = tables["comparisons"], tables["recalibration"]
     rows = rows[rows["features"] == full_set]
     brier = _brier_sentences(tables["figures"], full_set)
+    cohort, counted = card["Cohort"], card["Validation"]["FoldsWithoutInner"][_MAIN]
     values = {
         "card": card,
+        "scans": f"{cohort['Scans']} ({sizes(cohort['ScansByClass'])})",
+        "converters": sizes(cohort["Converters"]),
+        "held_out": sizes(cohort["HeldOutByClass"]),
+        "reduced": "both_reduced" in set(tables["figures"]["features"]),
+        "nested": counted[0] < counted[1],
         "subjects": sizes(card["Cohort"]["Subjects"]),
         "headlines": headlines(tables["figures"]),
         "tests": test_lines(card["PermutationTest"]),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from hyps_bids.classification.contrast import (
 from hyps_bids.classification.doubts import find_doubts
 from hyps_bids.classification.estimators import ESTIMATORS, FEWEST_FOR_TREES, TREES
 from hyps_bids.classification.features import Schema, levels_of, text_levels
+from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
 from hyps_bids.cohort.keys import match_labels, with_nearest
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, UsageError
@@ -66,6 +68,8 @@ class Plan:
     held_out_sites: tuple[str, ...] | None
     #: Marks the subjects that are controls, if the target defines them.
     control: Bools | None
+    #: Subjects of whom scans with another class than at their first scan were left out.
+    converters: frozenset[str]
     #: Warnings for the card, which have been logged.
     warnings: list[str]
 
@@ -131,13 +135,13 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     """Choose scans, columns, controls, held-out subjects and estimators of one contrast."""
     assert settings.target is not None
     warnings = _Warnings(contrast.text)
-    rows, label = _labeled_scans(settings, frame, contrast, warnings)
+    rows, label, converters = _labeled_scans(settings, frame, contrast, warnings)
     schema = choose_columns(settings, rows)
     controls = _controls(settings, rows)
     if controls is not None and schema.icv and rows.loc[controls, "participant_id"].nunique() < 3:
         warnings.add(
             f"fewer than 3 subjects are --controls {settings.controls}: the adjustment for ICV is "
-            "fitted on all scans"
+            "fitted on all training subjects"
         )
     matrix = schema.matrix(rows, controls)
     held_out = _held_out(settings, rows, set(frame["participant_id"].astype(str)))
@@ -152,6 +156,13 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     schema = replace(schema, preserve=preserve)
     for text in _confounding(settings, rows, subjects):
         warnings.add(text)
+    sites, others_sites = (
+        _by_subject(rows, some, settings.site) if settings.site and some else None
+        for some in (subjects, others)
+    )
+    if settings.harmonize:
+        for text in _not_harmonized(sites or (), others_sites or ()):
+            warnings.add(text)
     by_target = controls is not None and str(settings.controls).split("=")[0] == settings.target
     return Plan(
         contrast=contrast,
@@ -163,44 +174,67 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
         sets=feature_sets(schema, doubts.covariates),
         doubtful=doubts.covariates,
         estimators=estimators,
-        sites=_by_subject(rows, subjects, settings.site) if settings.site else None,
-        held_out_sites=_by_subject(rows, others, settings.site)
-        if settings.site and others
-        else None,
+        sites=sites,
+        held_out_sites=others_sites,
         control=np.isin(subjects.ids, rows.loc[controls, "participant_id"].astype(str))
         if by_target
         else None,
+        converters=converters,
         warnings=warnings.texts,
     )
 
 
 def _labeled_scans(
     settings: Settings, frame: pd.DataFrame, contrast: Contrast, warnings: _Warnings
-) -> tuple[pd.DataFrame, pd.Series]:
-    """Take the scans of the contrast and their classes."""
+) -> tuple[pd.DataFrame, pd.Series, frozenset[str]]:
+    """Take the scans of the contrast and their classes, and name the subjects who change class."""
+    in_contrast = text_levels(frame[settings.target]).isin(contrast.levels)
     used = [settings.site] if settings.harmonize or settings.leave_one_site_out else []
-    no_site = frame[used].isna().any(axis=1)
+    no_site = in_contrast & frame[used].isna().any(axis=1)
     label = label_scans(frame[~no_site], str(settings.target), contrast).dropna()
     if no_site.any():
         warnings.add(f"{format_count(int(no_site.sum()), 'scan')} without {settings.site} left out")
     rows = frame.loc[label.index].reset_index(drop=True)
     _check_comparable(rows)
-    in_contrast = text_levels(frame[settings.target]).isin(contrast.levels)
-    if dropped := int(in_contrast.sum()) - len(rows):
+    labeled = frame[in_contrast & ~no_site]
+    changed = labeled.drop(label.index)
+    converters = frozenset(changed["participant_id"].astype(str))
+    if converters:
+        theirs = labeled[labeled["participant_id"].astype(str).isin(converters)]
         warnings.add(
-            f"{format_count(dropped, 'scan')} left out: without a site, or with another class than "
-            f"at the first scan of the subject{_first_by(frame[in_contrast])}"
+            f"{format_count(len(changed), 'scan')} of {format_count(len(converters), 'subject')} "
+            "left out, because the class is another one than at the subject's first scan of this "
+            f"contrast{_order_by(theirs)}"
         )
     if flagged := int(rows["flags"].notna().sum()):
         warnings.add(f"quality flags: {flagged} of {format_count(len(rows), 'scan')}")
-    return rows, label.reset_index(drop=True)
+    return rows, label.reset_index(drop=True), converters
 
 
-def _first_by(scans: pd.DataFrame) -> str:
+def _order_by(scans: pd.DataFrame) -> str:
     """Say from what the order of scans follows, with the numbers of subjects."""
     counts = count_sources(scans)
     texts = [f"{name} of {format_count(n, 'subject')}" for name, n in counts.items()]
-    return f" (the first by {', '.join(texts)})" if texts else ""
+    return f" (the order is known by {', '.join(texts)})" if texts else ""
+
+
+def _not_harmonized(sites: Sequence[str], held_out: Sequence[str]) -> Iterator[str]:
+    """Warn of sites whose effect cannot be learned from the subjects to develop with."""
+    counts = Counter(sites)
+    few = sorted(name for name, n in counts.items() if n < FEWEST_AT_A_SITE)
+    if len(counts) - len(few) < 2:
+        yield f"nothing is harmonized: fewer than 2 sites have {FEWEST_AT_A_SITE} training subjects"
+    elif few:
+        yield (
+            f"not harmonized, because they have fewer than {FEWEST_AT_A_SITE} training subjects: "
+            f"sites {join_names(few)}"
+        )
+    unseen = [name for name in held_out if name not in counts]
+    if unseen:
+        yield (
+            f"{format_count(len(unseen), 'held-out subject')} not harmonized, because their sites "
+            f"have no training subjects: {join_names(sorted(set(unseen)))}"
+        )
 
 
 def _visits(subjects: LabeledSubjects) -> Iterator[str]:
@@ -221,7 +255,10 @@ def _check_comparable(rows: pd.DataFrame) -> None:
     """Refuse volumes of different weights or versions: they are not comparable."""
     kinds = rows.groupby(["software_version", "models"], dropna=False).size()
     if len(kinds) > 1:
-        texts = [f"{n} scans by {version} with {models}" for (version, models), n in kinds.items()]
+        texts = [
+            f"{format_count(n, 'scan')} by {version} with {models}"
+            for (version, models), n in kinds.items()
+        ]
         raise BadData(
             "volumes were made by different versions or weights and cannot be mixed: "
             f"{'; '.join(texts)}; process them again, or leave participants out with "
@@ -262,8 +299,15 @@ def _usable_estimators(
     if smallest - largest_fold < 2:
         left_out = [name for name in names if ESTIMATORS[name].calibrated]
         names = tuple(name for name in names if name not in left_out)
-        without = f", so these are left out: {', '.join(left_out)}" if left_out else ""
-        warnings.add(f"the folds have too few subjects for an inner cross-validation{without}")
+        without = (
+            f"; these estimators need one and are left out: {', '.join(left_out)}"
+            if left_out
+            else ""
+        )
+        warnings.add(
+            "the folds have too few subjects for an inner cross-validation, so they use the first "
+            f"estimator and the first of its settings{without}"
+        )
     if not set(names) - {"dummy"}:
         raise BadData(
             f"contrast {contrast.text}: none of the estimators can be used with so few subjects",

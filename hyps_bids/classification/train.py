@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import pandas as pd
 
 from hyps_bids.classification.card import (
     Card,
-    headline,
+    headlines,
     sizes,
     uncertainty,
     write_card,
 )
 from hyps_bids.classification.charts import draw_charts
 from hyps_bids.classification.columns import read_units, require_columns
-from hyps_bids.classification.contrast import Contrast
+from hyps_bids.classification.contrast import Contrast, LabeledSubjects
 from hyps_bids.classification.cross_validation import SELECTED
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import text_levels
@@ -29,6 +30,7 @@ from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.training_set import value_ranges
 from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results, validate
+from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.outputs.ownership import refuse_foreign_file
@@ -118,15 +120,15 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     tables = result_tables(plan, results)
     write_tables(folder, tables, classes)
     subjects = sizes(plan.subjects.counts)
-    title = f"{plan.contrast.text}, {plan.full_set}: nested cross-validation of {subjects}"
+    title = f"{plan.contrast.text}, {plan.full_set}: cross-validation of {subjects}"
     draw_charts(folder, title, tables)
     save_classifier(folder, results.final.model, card, plan.subjects.ids)
     write_card(folder / "README.md", card, tables, plan.full_set)
     name = plan.contrast.text
     for text in doubts:
         _LOG.warning("%s: %s", name, text)
-    for features, rows in selected.groupby("features", sort=False):
-        _LOG.info("%s: %s: %s", name, features, headline(rows))
+    for validation, features, text in headlines(metrics):
+        _LOG.info("%s: %s: %s: %s", name, validation, features, text)
     _LOG.info(
         "%s: the final model is %s on %s, in %s",
         *(name, results.final.estimator, plan.full_set, folder),
@@ -148,11 +150,17 @@ def _doubts(plan: Plan, results: Results, selected: pd.DataFrame) -> list[str]:
 def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str]) -> Card:
     schema = plan.sets[plan.full_set]
     units = read_units(settings.output_dir)
-    controls = f"{settings.controls}, or on all if they have fewer than 3 scans"
-    fitted_on = controls if settings.controls else "all"
+    controls = (
+        f"the training subjects with {settings.controls}, or on all if these are fewer than 3"
+    )
+    fitted_on = controls if settings.controls else "all training subjects"
     adjustment = f"volumes - slope * (ICV - mean), fitted on {fitted_on}"
     kept = ", ".join(schema.preserve) or "nothing"
-    harmonization = f"ComBat-style by {schema.site}; kept: {kept}"
+    harmonization = (
+        f"ComBat-style by {schema.site}; kept: {kept}; sites with fewer than {FEWEST_AT_A_SITE} "
+        "training subjects stay as they are"
+    )
+    without_inner = _folds_without_inner(results)
     subjects = plan.subjects.counts
     return {
         "Name": plan.contrast.name,
@@ -194,13 +202,14 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
             "Repeats": settings.repeats,
             "Seed": settings.seed,
             "Unit": "subject: mean of the probabilities of its scans",
+            "FoldsWithoutInner": without_inner,
         },
         "AUCWithinSites": results.auc_within_sites,
         "PermutationTest": {
             _test_name(validation, features): {
                 "Validation": validation,
                 "Features": features,
-                "Statistic": _statistic(validation),
+                "Statistic": _statistic(validation, features, without_inner),
                 "Estimator": SELECTED,
                 "AUC": test.auc,
                 "P": test.p,
@@ -219,12 +228,23 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
     }
 
 
+def _folds_without_inner(results: Results) -> dict[str, list[int]]:
+    """Count the folds of each validation that were too small for choices, and all folds."""
+    out = {}
+    for validation, sets in results.predictions.items():
+        scores = [one.score for each in sets.values() for one in each.selections.values()]
+        folds = len(scores) // len(sets)
+        out[validation] = [int(np.isnan(scores).sum()) // len(sets), folds]
+    return out
+
+
 def _selection(plan: Plan, results: Results) -> str:
     """Say how the estimator and its settings came about."""
     if np.isnan(results.final.score):
         return "the first to try, because there are too few subjects for an inner cross-validation"
-    if len(set(plan.estimators) - {"dummy"}) > 1:
-        return "estimator and settings chosen by inner cross-validation"
+    tried = [name for name in plan.estimators if name != "dummy"]
+    if len(tried) > 1:
+        return f"estimator and settings chosen by inner cross-validation among {', '.join(tried)}"
     return "settings chosen by inner cross-validation; no other estimator was tried"
 
 
@@ -238,16 +258,16 @@ def _test_name(validation: str, features: str) -> str:
     return features if validation == CROSS_VALIDATION else f"{features}, {validation}"
 
 
-def _statistic(validation: str) -> str:
+def _statistic(validation: str, features: str, without_inner: Mapping[str, list[int]]) -> str:
     """Say what is tested, and which steps see the shuffled labels."""
     if validation == HELD_OUT:
         return "AUC of the held-out subjects; their labels are shuffled against fixed predictions"
-    folds = (
-        "one repeat of the nested cross-validation"
-        if validation == CROSS_VALIDATION
-        else "leave-one-site-out"
-    )
-    return f"AUC in {folds}, every choice included"
+    folds = "one repeat of the cross-validation" if validation == CROSS_VALIDATION else validation
+    without, total = without_inner[validation]
+    choices = "no choice was made" if without == total else "every choice is made anew"
+    if features.endswith("_reduced"):
+        choices += ", except that doubtful covariates were left out by the true labels"
+    return f"AUC in {folds}; {choices}"
 
 
 def _cohort_facts(plan: Plan) -> dict[str, Any]:
@@ -255,8 +275,11 @@ def _cohort_facts(plan: Plan) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "Subjects": plan.subjects.counts,
         "Scans": len(plan.rows),
+        "ScansByClass": _scans_by_class(plan.subjects),
+        "Converters": _count_classes(plan.subjects, plan.converters),
         "FirstScanBy": count_sources(plan.rows),
         "HeldOutSubjects": len(plan.held_out.ids) if plan.held_out else 0,
+        "HeldOutByClass": plan.held_out.counts if plan.held_out else {},
     }
     first = first_scans(plan.rows)
     classes = pd.Series(
@@ -275,3 +298,14 @@ def _cohort_facts(plan: Plan) -> dict[str, Any]:
             )
             covariates[name][value] = summary | {"Missing": int(values.isna().sum())}
     return facts
+
+
+def _scans_by_class(data: LabeledSubjects) -> dict[str, int]:
+    counts = np.bincount(data.label[data.subject], minlength=len(data.classes)).tolist()
+    return dict(zip(data.classes, counts, strict=True))
+
+
+def _count_classes(data: LabeledSubjects, ids: Collection[str]) -> dict[str, int]:
+    """Count some subjects in each class; classes without any are left out."""
+    found = Counter(data.classes[k] for k, i in zip(data.label, data.ids, strict=True) if i in ids)
+    return {name: found[name] for name in data.classes if found[name]}

@@ -204,3 +204,31 @@ def test_an_odd_value_that_turns_numbers_into_levels_is_reported(
     frame["age"] = frame["age"].round(-1).astype(str).where(frame.index > 0, "70y")
     choose(frame, covariates=["age", "sex"])
     assert [record.args for record in caplog.records] == [("age", 1, "70y")]
+
+
+def test_scans_that_are_left_out_have_a_reason_each() -> None:
+    frame = simulate({"MCI": 4, "CN": 4, "X": 3}, scans=3, sites=("A", "B"))
+    # Two subjects change at the second or third visit, and two scans have no site.
+    frame.loc[[1, 2, 14], "diagnosis"] = ["CN", "CN", "MCI"]
+    frame.loc[[5, 26], "site"] = None
+    chosen = replace(SETTINGS, site="site", leave_one_site_out=True)
+    plan = make_plan(chosen, frame, Contrast.parse("MCI:CN"))
+    site, changed, *_ = plan.warnings
+    # The other scan is of no class.
+    assert "1 scan without site" in site
+    assert changed.startswith("3 scans of 2 subjects left out")
+    assert changed.endswith("(the order is known by name of 2 subjects)")
+    assert plan.converters == {"sub-0001", "sub-0005"}
+    assert len(plan.rows) == 24 - 1 - 3
+
+
+def test_sites_that_cannot_be_harmonized_are_named() -> None:
+    frame = simulate({"AD": 8, "CN": 8})
+    frame["site"] = [*"AAABBBCH", *"AAABBBAI"]
+    last = replace(SETTINGS, site="site", harmonize=True, held_out="site=H")
+    texts = make_plan(last, frame, Contrast.parse("AD:CN")).warnings
+    assert any("fewer than 3 training subjects: sites C, I" in text for text in texts)
+    assert any("1 held-out subject not harmonized" in text and text[-1] == "H" for text in texts)
+    frame["site"] = [*"AAAAAAAB"] * 2
+    texts = make_plan(replace(last, held_out=None), frame, Contrast.parse("AD:CN")).warnings
+    assert any("nothing is harmonized" in text for text in texts)

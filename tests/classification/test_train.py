@@ -111,7 +111,7 @@ def test_everything_on_a_simulated_cohort(
     assert {"volumes", "both, leave-one-site-out", "both, held-out"} < set(card["PermutationTest"])
     assert set(card["AUCWithinSites"]) == set(metrics["features"])
     assert card["Estimator"] == "logistic"
-    assert "fitted on diagnosis=CN" in card["IcvAdjustment"]
+    assert "fitted on the training subjects with diagnosis=CN" in card["IcvAdjustment"]
     assert "kept: age, sex" in card["Harmonization"]
     text = (out / "README.md").read_text()
     assert "1 of 94 scans" in card["Warnings"][0]
@@ -226,6 +226,33 @@ def test_two_subjects_a_class_still_work(options: Settings) -> None:
     # The training sets are too small for an inner cross-validation.
     assert read_table(folder(options) / "chosen.tsv")["inner_auc"].isna().all()
     assert read_table(folder(options) / "predictions.tsv")["p_AD"].notna().all()
+    card = json.loads((folder(options) / "classifier.json").read_text())
+    assert card["Validation"]["FoldsWithoutInner"] == {"cross-validation": [2, 2]}
+    text = (folder(options) / "README.md").read_text()
+    assert "nested" not in text
+    assert "In 2 of 2 folds of cross-validation" in text
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_the_card_counts_who_was_used_and_how(options: Settings) -> None:
+    frame = simulate({"AD": 12, "CN": 14}, {"AD": -3}, scans=2)
+    frame.loc[[1, 27], "diagnosis"] = ["CN", "AD"]
+    frame["role"] = [
+        "test" if name in ("sub-0003", "sub-0004", "sub-0020") else "train"
+        for name in frame["participant_id"]
+    ]
+    frame["code"] = (frame["diagnosis"] == "AD").astype(float)
+    chosen = replace(options, held_out="role=test", covariates=("code",), site="site")
+    assert train_classifiers(chosen, frame) == []
+    facts = json.loads((folder(options) / "classifier.json").read_text())["Cohort"]
+    assert facts["HeldOutByClass"] == {"AD": 2, "CN": 1}
+    assert facts["ScansByClass"] == {"AD": 2 * 10 - 1, "CN": 2 * 13 - 1}
+    assert facts["Converters"] == {"AD": 1, "CN": 1}
+    text = (folder(options) / "README.md").read_text()
+    assert "| Scans | 44 (19 AD, 25 CN) |" in text
+    # The only covariate is doubtful.
+    assert "`…_reduced`" not in text
+    assert "code: they may tell" in text
 
 
 USAGE = [
