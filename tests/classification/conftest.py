@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hyps_bids.classification import cross_validation, train
+from hyps_bids.classification import cross_validation, duration, train
 from hyps_bids.classification.contrast import Contrast, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
@@ -44,6 +44,7 @@ def shrink_search(patch: pytest.MonkeyPatch) -> None:
     grid = ({"C": 0.1, "percentile": 50}, {"C": 0.1, "percentile": 100})
     patch.setitem(ESTIMATORS, "logistic", replace(ESTIMATORS["logistic"], grid=grid))
     patch.setattr(cross_validation, "_INNER_FOLDS", 2)
+    patch.setattr(duration, "_FAST_S", 0.0)
 
 
 @pytest.fixture

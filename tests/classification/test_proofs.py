@@ -46,7 +46,7 @@ def auc_with_intervals(data: LabeledSubjects, schema: Schema, folds: int = 5) ->
     return pd.DataFrame(rows).set_index("figure").loc["auc"]
 
 
-@pytest.mark.parametrize("effect", [-2.0, -1.0])
+@pytest.mark.parametrize("effect", [pytest.param(-2.0, marks=pytest.mark.slow), -1.0])
 def test_auc_is_the_theoretical_one(effect: float) -> None:
     frame = simulate({"AD": 250, "CN": 250}, {"AD": effect}, seed=1)
     data, schema = make_subjects(frame, site=None, harmonize=False)
@@ -58,7 +58,7 @@ def test_auc_is_the_theoretical_one(effect: float) -> None:
 @pytest.mark.usefixtures("small_search")
 def test_leaks_outside_folds_gain_nothing() -> None:
     # A common mistake is to pick the best of many columns of noise on all subjects.
-    frame = simulate({"AD": 40, "CN": 40}, seed=5, noise_features=400)
+    frame = simulate({"AD": 40, "CN": 40}, seed=5, noise_features=200)
     frame.columns = [name.replace("noise", "asymmetry") for name in frame]
     noise = [c for c in frame if c.startswith("asymmetry_")]
     best = SelectKBest(f_classif, k=10).fit(frame[noise], frame["diagnosis"])

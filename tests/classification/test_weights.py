@@ -64,7 +64,11 @@ def test_preprocessing_is_the_same_with_repeated_scans() -> None:
     assert np.allclose(one.transform(data.matrix), other.transform(data.matrix), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize(
+    # Both estimators of trees are fitted on one scan of each subject.
+    "name",
+    [n if n != "random_forest" else pytest.param(n, marks=pytest.mark.slow) for n in ESTIMATORS],
+)
 def test_estimators_are_the_same_with_repeated_scans(name: str) -> None:
     # Six scans that are the same tell no more than one.
     data, schema = cohort()

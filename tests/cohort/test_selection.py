@@ -38,17 +38,27 @@ def remove(study: MadeStudy, stem: str) -> None:
     (study.raw / image.folder / image.path).unlink()
 
 
+def every_place(values: list[Any]) -> list[Any]:
+    """Combine folders with values; every day, each occurs once, and the other pairs are slow."""
+    places = ["sub-02", "sub-02/ses-1", "sub-02/ses-1/anat"]
+    return [
+        pytest.param(place, value, marks=[] if i == k else [pytest.mark.slow])
+        for i, place in enumerate(places)
+        for k, value in enumerate(values)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("before", "gone"),
+    ("before", "gone", "database"),
     [
-        (["sub-01", "sub-01_ses-1"], "sub-01"),
-        (["sub-01_acq-a", "sub-01_acq-b"], "sub-01_acq-b"),
-        (["sub-01_ses-1_run-1", "sub-01_ses-1_run-2"], "sub-01_ses-1_run-2"),
-        (["sub-01_ses-1", "sub-01_ses-2"], "sub-01_ses-2"),
-        (["sub-01", "sub-02"], "sub-02"),
+        (["sub-01", "sub-01_ses-1"], "sub-01", False),
+        (["sub-01_acq-a", "sub-01_acq-b"], "sub-01_acq-b", False),
+        (["sub-01_ses-1_run-1", "sub-01_ses-1_run-2"], "sub-01_ses-1_run-2", True),
+        (["sub-01_ses-1", "sub-01_ses-2"], "sub-01_ses-2", False),
+        (["sub-01", "sub-02"], "sub-02", False),
+        (["sub-01", "sub-02"], "sub-02", True),
     ],
 )
-@pytest.mark.parametrize("database", [False, True])
 def test_scans_whose_image_is_gone(
     study: MadeStudy,
     caplog: pytest.LogCaptureFixture,
@@ -146,8 +156,7 @@ def public_study() -> Iterator[MadeStudy]:
             path.chmod(0o755)
 
 
-@pytest.mark.parametrize("place", ["sub-02", "sub-02/ses-1", "sub-02/ses-1/anat"])
-@pytest.mark.parametrize("mode", [0o000, 0o100, 0o400])
+@pytest.mark.parametrize(("place", "mode"), every_place([0o000, 0o100, 0o400]))
 def test_a_folder_without_permission(
     public_study: MadeStudy, caplog: pytest.LogCaptureFixture, place: str, mode: int
 ) -> None:
@@ -161,8 +170,7 @@ def test_a_folder_without_permission(
     assert "Permission denied" in wide.loc[1, "reason"]
 
 
-@pytest.mark.parametrize("place", ["sub-02", "sub-02/ses-1", "sub-02/ses-1/anat"])
-@pytest.mark.parametrize("link", [None, "nowhere", "itself"])
+@pytest.mark.parametrize(("place", "link"), every_place([None, "nowhere", "itself"]))
 def test_no_folder_where_one_should_be(study: MadeStudy, place: str, link: str | None) -> None:
     study.scan("sub-01")
     study.scan("sub-02_ses-1")

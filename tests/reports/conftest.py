@@ -19,6 +19,7 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
 from hyps_bids.reports.group import write_group_report
 from hyps_bids.reports.subject import write_subject_report
+from tests.classification.conftest import shrink_search
 from tests.reports import simulated
 
 if TYPE_CHECKING:
@@ -188,7 +189,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("everything")
     simulated.write_derivatives(output, 40, sessions=2)
     simulated.write_models(output)
-    simulated.write_classifier(output)
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_search(patch)
+        simulated.write_classifier(output)
     simulated.write_adapter(output)
     simulated.write_change(output)
     return write_group_report(output)

@@ -36,8 +36,7 @@ def report(study: Study, subject: str = "02", settings_text: str = SETTINGS) -> 
 
 def check(html: str) -> str:
     """Check a page more strictly than a browser does, and return its text."""
-    html5lib.HTMLParser(strict=True).parse(html)
-    tree = html5lib.parse(html, namespaceHTMLElements=False)
+    tree = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(html)
     identifiers = [e.get("id") for e in tree.iter() if e.get("id")]
     assert len(identifiers) == len(set(identifiers))
     for link in tree.iter("a"):
