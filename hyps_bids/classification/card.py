@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.recalibration import calibration_sentence
@@ -14,6 +15,9 @@ from hyps_bids.outputs.writing import write_template
 
 #: The validation that every classifier has.
 _MAIN = "cross-validation"
+_BY_SITE = "leave-one-site-out"
+#: An AUC among subjects of the same site says nothing with fewer pairs than this.
+FEWEST_PAIRS = 20
 _FEW = 20
 _WIDE = 0.3
 
@@ -42,6 +46,7 @@ class Card(TypedDict):
     Cohort: dict[str, Any]
     Validation: dict[str, Any]
     AUCWithinSites: dict[str, float]
+    PairsWithinSites: NotRequired[dict[str, float]]
     PermutationTest: dict[str, dict[str, Any]]
     Warnings: list[str]
     Model: NotRequired[dict[str, Any]]
@@ -55,7 +60,8 @@ def sizes(counts: Mapping[str, int]) -> str:
 def headline(metrics: pd.DataFrame) -> str:
     """Put AUC, accuracy and their intervals in one line, from rows of ``figures.tsv``.
 
-    Accuracy comes with that of calling everybody the most frequent class.
+    Accuracy comes with that of calling everybody the most frequent class. What is not defined has
+    the reason instead, and so has an AUC of leave-one-site-out from few pairs.
 
     Examples
     --------
@@ -63,17 +69,28 @@ def headline(metrics: pd.DataFrame) -> str:
     ...     "baseline": [0.6]})
     >>> headline(rows)
     'accuracy 0.80 [0.70-0.90] (majority class 0.60)'
+    >>> rows = pd.DataFrame({"figure": ["auc"], "value": [0.8], "low": [0.7], "high": [0.9],
+    ...     "validation": ["leave-one-site-out"], "pairs": [30.0], "folds_with_pairs": [2.0]})
+    >>> headline(rows), headline(rows.assign(pairs=16, folds_with_pairs=1))
+    ('AUC 0.80 [0.70-0.90] (30 pairs at 2 sites)', 'AUC n/a (only 16 pairs at 1 site)')
     """
     names = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
-    rows = metrics.set_index("figure")
+    rows = {str(row["figure"]): row for row in metrics.to_dict("records")}
+    area = rows.get("auc", {})
+    why = "one class only" if area.get("pairs") == 0 else "a class without subjects"
     texts = []
     for name, text in names.items():
-        if name in rows.index:
-            value, low, high = rows.loc[name, ["value", "low", "high"]]
-            texts.append(f"{text} {value:.2f} [{low:.2f}-{high:.2f}]")
-    # Tables of earlier versions have no baseline.
-    if "accuracy" in rows.index and "baseline" in rows:
-        texts[-1] += f" (majority class {rows.loc['accuracy', 'baseline']:.2f})"
+        if name in rows:
+            value, low, high = (float(rows[name][key]) for key in ("value", "low", "high"))
+            shown = f"{value:.2f} [{low:.2f}-{high:.2f}]" if np.isfinite(value) else f"n/a ({why})"
+            texts.append(f"{text} {shown}")
+    # Tables of earlier versions have no pairs and no baseline.
+    if area.get("validation") == _BY_SITE and "pairs" in area:
+        pairs, sites = int(area["pairs"]), int(area["folds_with_pairs"])
+        count = f"{format_count(pairs, 'pair')} at {format_count(sites, 'site')}"
+        texts[0] = f"AUC n/a (only {count})" if pairs < FEWEST_PAIRS else f"{texts[0]} ({count})"
+    if "baseline" in rows.get("accuracy", {}):
+        texts[-1] += f" (majority class {rows['accuracy']['baseline']:.2f})"
     return ", ".join(texts)
 
 
@@ -85,17 +102,21 @@ def headlines(metrics: pd.DataFrame) -> list[list[str]]:
 
 
 def comparison_rows(comparisons: pd.DataFrame) -> list[list[str]]:
-    """List validation, both sets of features, the difference of their AUC, and p."""
-    return [
-        [
-            str(row["validation"]),
-            str(row["first"]),
-            str(row["second"]),
+    """List validation, both sets of features, the difference of their AUC, and p.
+
+    The last two are n/a where the AUC is not defined or, in leave-one-site-out, from few pairs.
+    """
+    rows = []
+    for row in comparisons[comparisons["figure"] == "auc"].to_dict("records"):
+        few = row["validation"] == _BY_SITE and row.get("pairs", FEWEST_PAIRS) < FEWEST_PAIRS
+        result = [
             f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
             f"{row['p']:.3g}",
         ]
-        for row in comparisons[comparisons["figure"] == "auc"].to_dict("records")
-    ]
+        unknown = few or not np.isfinite(row["difference"])
+        sets = [str(row[name]) for name in ("validation", "first", "second")]
+        rows.append([*sets, *(["n/a", "n/a"] if unknown else result)])
+    return rows
 
 
 def uncertainty(
@@ -195,6 +216,8 @@ def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_
         "comparisons": comparison_rows(comparisons) if len(comparisons) else [],
         "validations": list(tables["figures"]["validation"].unique()),
         "full_set": full_set,
+        "within_sites": _within_sites(card),
+        "fewest_pairs": FEWEST_PAIRS,
         "brier": brier,
         "calibration": [
             (validation, "; ".join(map(calibration_sentence, of_classes.to_dict("records"))))
@@ -218,3 +241,24 @@ def _brier_sentences(metrics: pd.DataFrame, full_set: str) -> dict[str, str]:
         )
         for row in rows.to_dict("records")
     }
+
+
+def _within_sites(card: Card) -> str | None:
+    """Say what the AUC among subjects of the same site is, and on how many pairs it rests."""
+    facts = card.get("PairsWithinSites")
+    if not facts:
+        return None
+    count = format_count(round(facts["Pairs"]), "pair")
+    rests = f"{count} in each repeat, at {facts['Sites']:g} of {facts['AllSites']:g} sites"
+    if not card["AUCWithinSites"]:
+        few = facts["Pairs"] < FEWEST_PAIRS
+        why = f"it would rest on {rests}" if few else "a class shares no site with another class"
+        return (
+            "The AUC among pairs of subjects from the same site, where the site itself cannot "
+            f"help, is not shown, because {why}."
+        )
+    areas = ", ".join(f"{value:.2f} ({name})" for name, value in card["AUCWithinSites"].items())
+    return (
+        "Among pairs of subjects from the same site, where the site itself cannot help, the "
+        f"cross-validated AUC is {areas}. It rests on {rests}."
+    )

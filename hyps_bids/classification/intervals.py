@@ -31,6 +31,7 @@ from hyps_bids.classification.metrics import (
     Array,
     Ints,
     brier_losses,
+    count_pairs,
     metrics,
     parts_of_metrics,
     positive,
@@ -70,6 +71,7 @@ def metric_rows(
     variances = _variances(_jackknife(label, probability, folds, called), label, trained_on)
     scores = score_intervals(label, probability, folds, called)
     baselines = baseline(counts)
+    pairs = np.array([count_pairs(label, fold) for fold in folds])
     rows: list[dict[str, float | str]] = []
     for name in METRICS:
         by_repeat = np.array([one[name][0] for one in values])
@@ -86,6 +88,8 @@ def metric_rows(
                 "baseline": baselines.get(name, float("nan")),
                 "repeats_sd": float(by_repeat.std(ddof=1)) if len(by_repeat) > 1 else float("nan"),
                 "subjects": len(label),
+                "pairs": float(pairs[:, 0].mean()) if name == "auc" else float("nan"),
+                "folds_with_pairs": float(pairs[:, 1].mean()) if name == "auc" else float("nan"),
             }
         )
     return rows
@@ -135,6 +139,7 @@ def compare(
     step = 1 / max(len(counts) * int(counts.min()), 1)
     least = {"auc": step, "balanced_accuracy": step, "brier": 0.25 / max(len(label), 1)}
     df = len(label) - len(counts)
+    compared = float(np.mean([count_pairs(label, fold)[0] for fold in folds]))
     rows: list[dict[str, float | str]] = []
     for name in _COMPARED:
         difference = float(once[0][name][0] - once[1][name][0])
@@ -148,6 +153,7 @@ def compare(
                 "high": float(np.clip(difference + half, -1, 1)),
                 "p": float(2 * t.sf(abs(difference) / error, df)),
                 "subjects": len(label),
+                "pairs": compared if name == "auc" else float("nan"),
             }
         )
     return rows

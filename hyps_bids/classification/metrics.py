@@ -99,6 +99,22 @@ def brier_losses(label: Ints, probability: Array) -> Array:
     return np.asarray(((probability - truth) ** 2).sum(axis=1) / 2)
 
 
+def count_pairs(label: Ints, fold: Ints) -> tuple[int, int]:
+    """Count the pairs that an AUC compares, and the folds that have some.
+
+    A pair is of two subjects of the same fold and of different classes.
+
+    Examples
+    --------
+    >>> count_pairs(np.array([0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, -1]))
+    (2, 1)
+    """
+    table = np.zeros((int(fold.max(initial=0)) + 1, int(label.max(initial=0)) + 1), dtype=np.int64)
+    np.add.at(table, (fold[fold >= 0], label[fold >= 0]), 1)
+    pairs = (table.sum(axis=1) ** 2 - (table**2).sum(axis=1)) // 2
+    return int(pairs.sum()), int((pairs > 0).sum())
+
+
 def positive(classes: int) -> list[int]:
     """List the classes that count as positive in turn: the first of two, or each of more."""
     return [0] if classes == 2 else list(range(classes))

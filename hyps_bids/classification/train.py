@@ -125,7 +125,7 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
     save_classifier(folder, results.final.model, card, plan.subjects.ids)
     write_card(folder / "README.md", card, tables, plan.full_set)
     name = plan.contrast.text
-    for text in doubts:
+    for text in (*results.warnings, *doubts):
         _LOG.warning("%s: %s", name, text)
     for validation, features, text in headlines(metrics):
         _LOG.info("%s: %s: %s: %s", name, validation, features, text)
@@ -205,6 +205,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
             "FoldsWithoutInner": without_inner,
         },
         "AUCWithinSites": results.auc_within_sites,
+        "PairsWithinSites": results.pairs_within_sites,
         "PermutationTest": {
             _test_name(validation, features): {
                 "Validation": validation,

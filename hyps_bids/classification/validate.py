@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import sizes
+from hyps_bids.classification.card import FEWEST_PAIRS, sizes
 from hyps_bids.classification.contrast import Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
@@ -26,7 +26,7 @@ from hyps_bids.classification.cross_validation import (
 from hyps_bids.classification.duration import forecast
 from hyps_bids.classification.importance import importance
 from hyps_bids.classification.intervals import compare, metric_rows
-from hyps_bids.classification.metrics import metrics
+from hyps_bids.classification.metrics import count_pairs, metrics
 from hyps_bids.classification.permutation import (
     PermutationTest,
     Shuffling,
@@ -71,8 +71,11 @@ class Results:
     comparisons: pd.DataFrame
     #: By validation and set of features.
     permutation_tests: dict[tuple[str, str], PermutationTest]
-    #: Cross-validated AUC among pairs of subjects from the same site, by set of features.
+    #: Cross-validated AUC among pairs of subjects from the same site, by set of features; empty if
+    #: there are few pairs.
     auc_within_sites: dict[str, float]
+    #: Numbers of these pairs (mean over repeats), of sites that have some, and of all sites.
+    pairs_within_sites: dict[str, float]
     importance: pd.DataFrame
     #: The final model, fitted on all subjects with the full set of features.
     final: Search
@@ -106,14 +109,17 @@ def validate(settings: Settings, plan: Plan) -> Results:
     main = predictions[CROSS_VALIDATION][full]
     tests, untested = _permutation_tests(plan, shuffles, predictions, makers, computing)
     if shuffles and plan.held_out is not None:
-        tests |= _held_out_tests(plan, held_out, settings.seed)
+        of_held_out, why = _held_out_tests(plan, held_out, settings.seed)
+        tests, untested = tests | of_held_out, [*untested, *why]
+    within_sites, pairs_within_sites = _auc_within_sites(plan, predictions[CROSS_VALIDATION])
     return Results(
         predictions=predictions,
         held_out=held_out.get(full),
         metrics=pd.DataFrame([row for one in tested for row in _metric_rows(*one)]),
         comparisons=pd.DataFrame([row for one in tested for row in _comparison_rows(*one)]),
         permutation_tests=tests,
-        auc_within_sites=_auc_within_sites(plan, predictions[CROSS_VALIDATION]),
+        auc_within_sites=within_sites,
+        pairs_within_sites=pairs_within_sites,
         importance=importance(data, plan.sets[full], main, computing),
         final=choose(finals[full].values()),
         warnings=[*warnings, *untested],
@@ -247,28 +253,40 @@ def _first_auc(label: Ints, predictions: Predictions) -> float:
 
 def _held_out_tests(
     plan: Plan, predictions: Mapping[str, Predictions], seed: int
-) -> dict[tuple[str, str], PermutationTest]:
+) -> tuple[dict[tuple[str, str], PermutationTest], list[str]]:
+    """Test the AUC of the held-out subjects; the warnings say why that cannot be done."""
     assert plan.held_out is not None
     label, sites = plan.held_out.label, plan.held_out_sites
+    no_p = "no permutation p-value of the held-out subjects"
+    if 0 in plan.held_out.counts.values():
+        return {}, [f"{no_p}: they are {sizes(plan.held_out.counts)}, but all classes are needed"]
     if sites is not None and sites_with_one_class(label, sites)[1]:
-        return {}
+        why = "each of their sites has one class only, so labels cannot be shuffled within sites"
+        return {}, [f"{no_p}: {why}"]
     return {
         (HELD_OUT, name): held_out_test(label, one.probability[SELECTED][0], sites, seed)
         for name, one in predictions.items()
-        if np.isfinite(_first_auc(label, one))
-    }
+    }, []
 
 
-def _auc_within_sites(plan: Plan, sets: Mapping[str, Predictions]) -> dict[str, float]:
+def _auc_within_sites(
+    plan: Plan, sets: Mapping[str, Predictions]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Compute the AUC from pairs of the same fold and site, where the site cannot help."""
     if plan.sites is None:
-        return {}
-    _, site = np.unique(np.asarray(plan.sites), return_inverse=True)
+        return {}, {}
+    names, site = np.unique(np.asarray(plan.sites), return_inverse=True)
     label, out = plan.subjects.label, {}
+    folds = next(iter(sets.values())).folds
+    strata = folds * len(names) + site
+    pairs = float(np.mean([count_pairs(label, one)[0] for one in strata]))
+    alike = sites_with_one_class(label, plan.sites)[0]
+    facts = {"Pairs": pairs, "Sites": len(names) - len(alike), "AllSites": len(names)}
+    if pairs < FEWEST_PAIRS:
+        return {}, facts
     for name, one in sets.items():
-        strata = one.folds * (site.max() + 1) + site
-        pairs = zip(one.probability[SELECTED], strata, strict=True)
-        values = [metrics(label, each, stratum)["auc"][0] for each, stratum in pairs]
+        repeats = zip(one.probability[SELECTED], strata, strict=True)
+        values = [metrics(label, each, stratum)["auc"][0] for each, stratum in repeats]
         if np.isfinite(values).all():
             out[name] = float(np.mean(values))
-    return out
+    return out, facts

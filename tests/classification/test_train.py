@@ -255,6 +255,40 @@ def test_the_card_counts_who_was_used_and_how(options: Settings) -> None:
     assert "code: they may tell" in text
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_metrics_from_few_pairs_or_one_class_are_not_shown(
+    options: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="hyps_bids")
+    frame = simulate({"AD": 12, "CN": 12}, {"AD": -2})
+    # Three subjects of one class are held out, and one site only has both classes.
+    frame["site"] = [*"HHHAAAABBBBB", *"AAAACCCCCCCC"]
+    chosen = replace(options, site="site", leave_one_site_out=True, held_out="site=H")
+    assert train_classifiers(replace(chosen, covariates=("age",), permutations=1), frame) == []
+    text = (folder(options) / "README.md").read_text()
+    assert "AUC n/a (only 16 pairs at 1 site), balanced accuracy 0." in text
+    assert "| leave-one-site-out | both | metadata | n/a | n/a |" in text
+    assert "AUC n/a (one class only), balanced accuracy n/a (one class only), accuracy" in text
+    assert "| held-out | both | metadata | n/a | n/a |" in text
+    assert "slope and intercept of AD are not defined" in text
+    assert "in each repeat, at 1 of 3 sites" in text
+    card = json.loads((folder(options) / "classifier.json").read_text())
+    assert card["AUCWithinSites"] == {}
+    assert metric(folder(options), "auc", validation="leave-one-site-out", features="both")[
+        ["pairs", "folds_with_pairs"]
+    ].tolist() == [16, 1]
+    messages = [record.getMessage() for record in caplog.records]
+    for word in ("held-out", "leave-one-site-out"):
+        assert sum(f"AD:CN: {word}: both: " in line for line in messages) == 1
+    assert any("they are 3 AD, 0 CN" in one.getMessage() for one in caplog.records)
+    chosen = replace(chosen, held_out="role=test", leave_one_site_out=False, permutations=1)
+    role = np.where(
+        frame["site"].isin(["B", "H"]) | (frame["participant_id"] > "sub-0021"), "test", ""
+    )
+    assert train_classifiers(chosen, frame.assign(role=role)) == []
+    assert any("each of their sites has one class only" in one for one in warnings(folder(options)))
+
+
 USAGE = [
     ({"target": "dx"}, "column-unknown", "--target"),
     ({"covariates": ("weight",)}, "column-unknown", "--covariates: no column weight"),
