@@ -187,7 +187,7 @@ def _test_line(test: Mapping[str, Any]) -> str:
     else:
         least = " (the smallest possible)" if good == 0 else ""
         text += (
-            f"{least} from {format_count(drawn, 'shuffle')}{within}, of which {good} "
+            f"{least} from {format_count(drawn, 'shuffle')}{within}, of which {good:,} "
             f"{'was' if good == 1 else 'were'} as good"
         )
     return f"{text}; {mean}. Tested: {tested}."

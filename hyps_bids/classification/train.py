@@ -136,14 +136,14 @@ def _write(settings: Settings, plan: Plan, results: Results) -> None:
 
 
 def _doubts(plan: Plan, results: Results, selected: pd.DataFrame) -> list[str]:
-    """Warn of uncertain AUCs of the full set, and of the one without doubtful covariates."""
+    """Warn of uncertain AUCs of the full set, and of the largest without doubtful covariates."""
     areas = selected[selected["figure"] == "auc"].set_index("features")
     texts = []
-    for name in (plan.full_set, "both_reduced"):
-        if name in areas.index:
-            low, high = areas.loc[name, ["low", "high"]].astype(float)
-            test = results.permutation_tests.get((CROSS_VALIDATION, name))
-            texts += uncertainty(name, plan.subjects.counts, low, high, test.p if test else None)
+    undoubted = "both_reduced" if "both_reduced" in plan.sets else "volumes"
+    for name in dict.fromkeys([plan.full_set, undoubted] if plan.doubtful else [plan.full_set]):
+        low, high = areas.loc[name, ["low", "high"]].astype(float)
+        test = results.permutation_tests.get((CROSS_VALIDATION, name))
+        texts += uncertainty(name, plan.subjects.counts, low, high, test.p if test else None)
     return texts
 
 

@@ -82,6 +82,8 @@ class TrainedModel:
     tables: list[ModelTable] = field(default_factory=list)
     charts: list[ModelChart] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    #: Whether a classifier has covariates that may tell the diagnosis themselves.
+    doubtful: bool = False
 
     @classmethod
     def of_folder(cls, folder: Path, card: str) -> TrainedModel:
@@ -134,6 +136,7 @@ def _read_classifier(folder: Path) -> TrainedModel:
 def _add_classifier_card(model: TrainedModel, path: Path) -> None:
     card: Card = load_json(path)
     model.caveats += map(str, card["Warnings"])
+    model.doubtful = bool(card.get("DoubtfulCovariates"))
     subjects = sizes(card["Cohort"]["Subjects"])
     held_out = card["Cohort"].get("HeldOutSubjects") or 0
     validation = card["Validation"]
@@ -174,7 +177,9 @@ def _add_metrics(model: TrainedModel, path: Path) -> None:
     model.tables.append(ModelTable(caption, head, rows))
     # Where covariates may tell the diagnosis, the set without them is what to look at first.
     by_set = {features: text for _, features, text in reversed(rows)}
-    names = [name for name in ("both_reduced", "both", "volumes") if name in by_set]
+    # If all covariates may, there is no reduced set.
+    whole = () if model.doubtful else ("both",)
+    names = [name for name in ("both_reduced", *whole, "volumes") if name in by_set]
     model.headline = f"{by_set[names[0]]}; features: {names[0]}" if names else ""
     areas = table[(table["estimator"] == "selected") & (table["figure"] == "auc")]
     caption = "AUC with 95 % intervals. Line: chance."

@@ -39,6 +39,11 @@ def metric(path: Path, name: str, **where: str) -> pd.Series:
     return table.set_index("figure").loc[name]
 
 
+def facts_of_doubt(path: Path) -> list[str]:
+    """Warnings of uncertain intervals."""
+    return [text for text in warnings(path) if "very uncertain" in text]
+
+
 def warnings(path: Path) -> list[str]:
     """Warnings of the card."""
     return json.loads((path / "classifier.json").read_text())["Warnings"]
@@ -253,6 +258,7 @@ def test_the_card_counts_who_was_used_and_how(options: Settings) -> None:
     # The only covariate is doubtful.
     assert "`…_reduced`" not in text
     assert "code: they may tell" in text
+    assert {"both", "volumes"} == {one.split(":")[0] for one in facts_of_doubt(folder(options))}
 
 
 @pytest.mark.usefixtures("no_charts")

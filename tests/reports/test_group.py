@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import html5lib
+import pandas as pd
 import pytest
 
 from hyps_bids.errors import MissingInput
@@ -20,6 +21,7 @@ from hyps_bids.outputs.reading import WIDE
 from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports.group import write_group_report
 from hyps_bids.reports.group_facts import GroupFacts, describe_group
+from hyps_bids.reports.models import TrainedModel, _add_metrics
 from tests.raising import raises
 from tests.reports.simulated import NASTY, ODD_COLUMN, wide_table, write_derivatives, write_models
 
@@ -189,3 +191,26 @@ def test_nothing_done_and_no_metadata(tmp_path: Path) -> None:
 
 def test_a_thousand_scans_are_small(thousand: Path) -> None:
     assert thousand.stat().st_size < 2e6
+
+
+@pytest.mark.parametrize(
+    ("sets", "doubtful", "first"),
+    [
+        (("volumes", "both"), False, "both"),
+        (("volumes", "both"), True, "volumes"),
+        (("volumes", "both", "both_reduced"), True, "both_reduced"),
+    ],
+)
+def test_the_headline_has_no_doubtful_covariates(
+    tmp_path: Path, sets: tuple[str, ...], doubtful: bool, first: str
+) -> None:
+    rows = [
+        {"validation": validation, "features": features, "estimator": "selected", "figure": "auc"}
+        | {"value": value, "low": 0.5, "high": 0.9}
+        for validation, value in (("cross-validation", 0.7), ("held-out", 0.8))
+        for features in sets
+    ]
+    write_table(tmp_path / "figures.tsv", pd.DataFrame(rows))
+    model = TrainedModel("a", "b", doubtful=doubtful)
+    model.read(tmp_path / "figures.tsv", _add_metrics)
+    assert model.headline == f"AUC 0.70 [0.50-0.90]; features: {first}"
