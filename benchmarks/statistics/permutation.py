@@ -1,6 +1,6 @@
 """How often the permutation test of a classifier rejects: its level, its power, and sites.
 
-    python benchmarks/statistics/permutation.py --cohorts 200 --seed 0 --out FILE.tsv
+    python benchmarks/statistics/permutation.py --cohorts 80 --seed 0 --out FILE.tsv
 
 Each cohort has 20 + 20 people with four volumes. The test is that of the app: nested
 cross-validation with the choice among estimators and their settings, all of it done again for each
@@ -52,7 +52,7 @@ SCENARIOS = (
 def main() -> None:
     """Run all scenarios, write one row per cohort, and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cohorts", type=int, default=200)
+    parser.add_argument("--cohorts", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--people", type=int, default=20, help="of each class")
     parser.add_argument("--shuffles", type=int, default=19)
