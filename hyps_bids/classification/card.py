@@ -13,9 +13,9 @@ from hyps_bids.classification.recalibration import calibration_sentence
 from hyps_bids.messages import format_count
 from hyps_bids.outputs.writing import write_template
 
-#: The validation that every classifier has.
-_MAIN = "cross-validation"
-_BY_SITE = "leave-one-site-out"
+#: Names of the validations in all tables and cards; every classifier has the first.
+CROSS_VALIDATION, LEAVE_ONE_SITE_OUT = "cross-validation", "leave-one-site-out"
+HELD_OUT = "held-out"
 #: An AUC among subjects of the same site says nothing with fewer pairs than this.
 FEWEST_PAIRS = 20
 _FEW = 20
@@ -85,7 +85,7 @@ def headline(metrics: pd.DataFrame) -> str:
             shown = f"{value:.2f} [{low:.2f}-{high:.2f}]" if np.isfinite(value) else f"n/a ({why})"
             texts.append(f"{text} {shown}")
     # Tables of earlier versions have no pairs and no baseline.
-    if area.get("validation") == _BY_SITE and "pairs" in area:
+    if area.get("validation") == LEAVE_ONE_SITE_OUT and "pairs" in area:
         pairs, sites = int(area["pairs"]), int(area["folds_with_pairs"])
         count = f"{format_count(pairs, 'pair')} at {format_count(sites, 'site')}"
         texts[0] = f"AUC n/a (only {count})" if pairs < FEWEST_PAIRS else f"{texts[0]} ({count})"
@@ -108,7 +108,10 @@ def comparison_rows(comparisons: pd.DataFrame) -> list[list[str]]:
     """
     rows = []
     for row in comparisons[comparisons["figure"] == "auc"].to_dict("records"):
-        few = row["validation"] == _BY_SITE and row.get("pairs", FEWEST_PAIRS) < FEWEST_PAIRS
+        few = (
+            row["validation"] == LEAVE_ONE_SITE_OUT
+            and row.get("pairs", FEWEST_PAIRS) < FEWEST_PAIRS
+        )
         result = [
             f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
             f"{row['p']:.3g}",
@@ -202,7 +205,7 @@ def write_card(path: Path, card: Card, tables: Mapping[str, pd.DataFrame], full_
     comparisons, rows = tables["comparisons"], tables["recalibration"]
     rows = rows[rows["features"] == full_set]
     brier = _brier_sentences(tables["figures"], full_set)
-    cohort, counted = card["Cohort"], card["Validation"]["FoldsWithoutInner"][_MAIN]
+    cohort, counted = card["Cohort"], card["Validation"]["FoldsWithoutInner"][CROSS_VALIDATION]
     values = {
         "card": card,
         "scans": f"{cohort['Scans']} ({sizes(cohort['ScansByClass'])})",

@@ -17,7 +17,7 @@ from hyps_bids.cohort.combat import FEWEST_AT_A_SITE, site_effects, standardizin
 Array = NDArray[np.float64]
 
 #: Number of controls below which a regression on them would be noise.
-_FEWEST_CONTROLS = 3
+FEWEST_CONTROLS = 3
 
 
 class SiteHarmonizer(TransformerMixin, BaseEstimator):
@@ -101,7 +101,7 @@ class IcvAdjuster(TransformerMixin, BaseEstimator):
     def fit(self, X: Array, y: Any = None, per_subject: int = 1) -> IcvAdjuster:
         """Estimate one slope per column from rows, some for each subject."""
         control = X[:, self.control] == 1
-        enough = control.sum() >= _FEWEST_CONTROLS * per_subject
+        enough = control.sum() >= FEWEST_CONTROLS * per_subject
         rows = control if enough else np.ones(len(X), dtype=bool)
         volumes, icv = X[rows][:, list(self.columns)], X[rows, self.icv]
         self.mean_ = icv.mean()

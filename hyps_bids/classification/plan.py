@@ -29,6 +29,7 @@ from hyps_bids.classification.contrast import (
 from hyps_bids.classification.doubts import find_doubts
 from hyps_bids.classification.estimators import ESTIMATORS, FEWEST_FOR_TREES, TREES
 from hyps_bids.classification.features import Schema, levels_of, text_levels
+from hyps_bids.classification.harmonize import FEWEST_CONTROLS
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
 from hyps_bids.cohort.keys import match_labels, with_nearest
 from hyps_bids.cohort.visits import count_sources, first_scans
@@ -138,10 +139,11 @@ def make_plan(settings: Settings, frame: pd.DataFrame, contrast: Contrast) -> Pl
     rows, label, converters = _labeled_scans(settings, frame, contrast, warnings)
     schema = choose_columns(settings, rows)
     controls = _controls(settings, rows)
-    if controls is not None and schema.icv and rows.loc[controls, "participant_id"].nunique() < 3:
+    n_controls = None if controls is None else rows.loc[controls, "participant_id"].nunique()
+    if n_controls is not None and schema.icv and n_controls < FEWEST_CONTROLS:
         warnings.add(
-            f"fewer than 3 subjects are --controls {settings.controls}: the adjustment for ICV is "
-            "fitted on all training subjects"
+            f"fewer than {FEWEST_CONTROLS} subjects are --controls {settings.controls}: the "
+            "adjustment for ICV is fitted on all training subjects"
         )
     matrix = schema.matrix(rows, controls)
     held_out = _held_out(settings, rows, set(frame["participant_id"].astype(str)))

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_curve
 
+from hyps_bids.classification.card import CROSS_VALIDATION, HELD_OUT
 from hyps_bids.classification.contrast import Array, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import SELECTED, Predictions
 from hyps_bids.classification.plan import Plan
 from hyps_bids.classification.recalibration import recalibration_rows
-from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results
+from hyps_bids.classification.validate import Results
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.writing import write_json, write_table

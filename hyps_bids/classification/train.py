@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.card import (
+    CROSS_VALIDATION,
+    HELD_OUT,
     Card,
     headlines,
     sizes,
@@ -25,11 +27,12 @@ from hyps_bids.classification.contrast import Contrast, LabeledSubjects
 from hyps_bids.classification.cross_validation import SELECTED
 from hyps_bids.classification.estimators import ESTIMATORS
 from hyps_bids.classification.features import text_levels
+from hyps_bids.classification.harmonize import FEWEST_CONTROLS
 from hyps_bids.classification.plan import Plan, done_scans, list_contrasts, make_plan
 from hyps_bids.classification.store import CARD, save_classifier
 from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.training_set import value_ranges
-from hyps_bids.classification.validate import CROSS_VALIDATION, HELD_OUT, Results, validate
+from hyps_bids.classification.validate import Results, validate
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
@@ -151,7 +154,8 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
     schema = plan.sets[plan.full_set]
     units = read_units(settings.output_dir)
     controls = (
-        f"the training subjects with {settings.controls}, or on all if these are fewer than 3"
+        f"the training subjects with {settings.controls}, or on all if these are fewer than "
+        f"{FEWEST_CONTROLS}"
     )
     fitted_on = controls if settings.controls else "all training subjects"
     adjustment = f"volumes - slope * (ICV - mean), fitted on {fitted_on}"

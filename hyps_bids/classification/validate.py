@@ -10,7 +10,13 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from hyps_bids.classification.card import FEWEST_PAIRS, sizes
+from hyps_bids.classification.card import (
+    CROSS_VALIDATION,
+    FEWEST_PAIRS,
+    HELD_OUT,
+    LEAVE_ONE_SITE_OUT,
+    sizes,
+)
 from hyps_bids.classification.contrast import Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import (
     SELECTED,
@@ -42,8 +48,6 @@ from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
 
-CROSS_VALIDATION, LEAVE_ONE_SITE_OUT = "cross-validation", "leave-one-site-out"
-HELD_OUT = "held-out"
 #: Sets of features to compare: the first minus the second.
 _PAIRS = (
     ("both", "metadata"),

@@ -10,9 +10,9 @@ import numpy as np
 from hyps_bids.cohort.design import Design
 from hyps_bids.cohort.models import Fit
 
-_LEVEL = 0.95
+LEVEL = 0.95
 #: Cumulative probabilities at which a noncentral distribution has the interval's lower, upper end.
-_ENDS = ((1 + _LEVEL) / 2, (1 - _LEVEL) / 2)
+_ENDS = ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
 #: Noncentrality above which SciPy fails (F) or becomes very slow (t); such a fit is perfect.
 _FARTHEST = 1e4
 
@@ -29,7 +29,7 @@ def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
     for term, where in design.terms.items():
         for i in range(len(design.names))[where]:
             estimate, error, df = fit.estimate[i], errors[i], freedom[i]
-            t = stats.t.ppf((1 + _LEVEL) / 2, df)
+            t = stats.t.ppf((1 + LEVEL) / 2, df)
             statistic = estimate / error
             row = {
                 "term": term,

@@ -19,13 +19,12 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.design import CannotFit, Design
-from hyps_bids.cohort.effects import Row, standardized
+from hyps_bids.cohort.effects import LEVEL, Row, standardized
 from hyps_bids.cohort.models import Fit
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import suggest_names
 
 ALL = "all"
-_LEVEL = 0.95
 #: Combinations of levels above which the reference grid would not fit into memory.
 _LARGEST_GRID = 200_000
 #: Part of the range of a number over which its slope is measured, as in emmeans.
@@ -260,7 +259,7 @@ def _tests(contrasts: np.ndarray, fit: Fit) -> list[Row]:
     errors = np.sqrt(fit.variances(contrasts))
     with np.errstate(invalid="ignore", divide="ignore"):
         statistics = estimates / errors
-    width = stats.t.ppf((1 + _LEVEL) / 2, df) * errors
+    width = stats.t.ppf((1 + LEVEL) / 2, df) * errors
     return pd.DataFrame(
         {
             "estimate": estimates,

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hyps_bids import __version__
+from hyps_bids.classification.card import CROSS_VALIDATION, HELD_OUT, LEAVE_ONE_SITE_OUT
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.names import group_path, sidecar_path
@@ -193,7 +194,7 @@ def _validation(card: Mapping[str, Any], validations: Collection[str]) -> Iterat
         "grouped by participant: whatever was chosen or fitted was chosen and fitted within the "
         f"training folds{beforehand}."
     )
-    if "leave-one-site-out" in validations:
+    if LEAVE_ONE_SITE_OUT in validations:
         measured = (
             ", whose own volumes were not harmonized" if card["Harmonization"] != "none" else ""
         )
@@ -208,7 +209,7 @@ def _validation(card: Mapping[str, Any], validations: Collection[str]) -> Iterat
             "fitted on them, and the final fit of each estimator on each set of features predicted "
             "them."
         )
-    enlarged = " and leave-one-site-out" if "leave-one-site-out" in validations else ""
+    enlarged = " and leave-one-site-out" if LEAVE_ONE_SITE_OUT in validations else ""
     yield (
         "The 95 % intervals of metrics were the wider of a t interval with a jackknife variance "
         f"over participants, which in cross-validation{enlarged} was enlarged for the variance due "
@@ -237,9 +238,9 @@ def _permutation_tests(card: Mapping[str, Any]) -> Iterator[str]:
 def _tested(validation: str | None, estimator: object) -> str:
     if validation is None:
         return f"The cross-validated AUC of {estimator}"
-    if validation == "held-out":
+    if validation == HELD_OUT:
         return "The AUC of the held-out participants, whose predictions stayed the same,"
-    where = "one repeat" if validation == "cross-validation" else validation
+    where = "one repeat" if validation == CROSS_VALIDATION else validation
     return (
         f"The AUC in {where}, for which settings and estimator were chosen again for each shuffle,"
     )
