@@ -33,6 +33,8 @@ def own_logger() -> Iterator[None]:
     logger = logging.getLogger("hyps_bids")
     handlers, propagate, level = logger.handlers, logger.propagate, logger.level
     logger.handlers, logger.propagate = [], True
+    # A fixture of a module may have run the app before.
+    logger.setLevel(logging.NOTSET)
     yield
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)

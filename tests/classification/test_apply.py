@@ -196,7 +196,7 @@ def test_values_outside_the_range_of_training_are_remarked(
     assert "icv_mm3" in found["sub-new1"]
     assert PARTS[0] in found["sub-new2"]
     assert set(found.values()) - {found[f"sub-new{i}"] for i in range(3)} == {""}
-    (warning,) = (r.getMessage() for r in caplog.records if "outside" in r.getMessage())
+    (warning,) = (r.getMessage() for r in caplog.records if "outside the range" in r.getMessage())
     for fact in ("age of 1 subject (20; trained on", "icv_mm3 of 1 subject (", PARTS[0]):
         assert fact in warning
 
