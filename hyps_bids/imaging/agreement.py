@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-import torch
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
 
 class Agreement(TypedDict):
@@ -62,6 +60,10 @@ def agreement(predicted: np.ndarray, reference: np.ndarray, spacing: Sequence[fl
     voxel = float(np.prod(spacing))
     hausdorff, surface = math.nan, math.nan
     if predicted.any() and reference.any():
+        # These take seconds to import, and the segmentation of scans does not need them.
+        import torch
+        from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
         a, b = (torch.from_numpy(mask)[None, None] for mask in _crop(predicted, reference))
         sizes = [float(size) for size in spacing]
         with warnings.catch_warnings():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 
 from hyps_bids.imaging.conform import ConformedImage
@@ -31,6 +30,9 @@ def correct_bias(image: ConformedImage, threads: int = 1) -> ConformedImage:
     ----------
     Tustison et al. 2010, N4ITK, https://doi.org/10.1109/TMI.2010.2046908
     """
+    # Few runs need it.
+    import SimpleITK as sitk
+
     # N4 takes logarithms, so intensities must not be negative.
     positive = image.data - image.data.min()
     volume = sitk.GetImageFromArray(positive.astype(np.float32))

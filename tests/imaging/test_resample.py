@@ -44,21 +44,46 @@ def test_linear_functions_of_space_are_kept(
     np.testing.assert_allclose(got[far], -999, atol=1e-3)
 
 
-def test_same_as_scipy() -> None:
+#: Transforms from a target grid to a source: any direction, and axes that are parallel.
+TO_SOURCE = {
+    "oblique": np.linalg.inv(oblique((1, 1.2, 0.8), (0.1, 0.2, -0.1)))
+    @ oblique((0.7, 0.9, 1.1), (0, 0.3, 0)),
+    "finer": nib.affines.from_matvec(np.diag([0.4, 0.9, 0.3]), [1.3, -2.6, 5.8]),
+    "mirrored": nib.affines.from_matvec(np.diag([-0.7, 1.9, -1.0]), [22.2, -3.5, 14.0]),
+    "permuted": nib.affines.from_matvec([[0, 0, 1.1], [-0.9, 0, 0], [0, 0.7, 0]], [-1.4, 30, 2.2]),
+    "nearly parallel": nib.affines.from_matvec([[1, 4e-3, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", TO_SOURCE)
+def test_same_as_scipy(kind: str) -> None:
     rng = np.random.default_rng(0)
     data = rng.normal(size=(20, 33, 17)).astype(np.float32)
-    source, target = oblique((1, 1.2, 0.8), (0.1, 0.2, -0.1)), oblique((0.7, 0.9, 1.1), (0, 0.3, 0))
-    shape = (35, 18, 21)
-    to_source = np.linalg.inv(source) @ target
+    source = oblique((1, 1.2, 0.8), (0.1, 0.2, -0.1))
+    to_source, shape = TO_SOURCE[kind], (35, 18, 21)
     expected = ndimage.affine_transform(
-        data, to_source[:3, :3], to_source[:3, 3], shape, order=1, mode="grid-constant", cval=2.0
-    )
-    got = resample(data, source, shape, target, outside=2.0)
-    np.testing.assert_allclose(got, expected, atol=2e-4)
+        data.astype(float), to_source[:3, :3], to_source[:3, 3], shape, order=1,
+        mode="grid-constant", cval=2.0,
+    )  # fmt: skip
+    got = resample(data, source, shape, source @ to_source, outside=2.0)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=2e-5)
     stack = np.stack((data, -data))
-    both = resample(stack, source, shape, target)
+    both = resample(stack, source, shape, source @ to_source)
     assert both.shape == (2, *shape)
     np.testing.assert_allclose(both[0], -both[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("angle", [0, np.pi / 2, 0.6], ids=["parallel", "permuted", "oblique"])
+def test_values_between_and_beyond_voxels(angle: float) -> None:
+    data = np.broadcast_to(np.array([0.0, 10.0, 30.0])[:, None, None], (3, 9, 9))
+    # One line along the first axis, through the middle of the others, in steps of half a voxel;
+    # the other axes of the new grid, which has one voxel there, point anywhere.
+    turn = nib.eulerangles.euler2mat(x=angle)
+    line = nib.affines.from_matvec(turn @ np.diag([0.5, 1, 1]), [-1.5, 4, 4])
+    got = resample(data, np.eye(4), (11, 1, 1), line, outside=-8)[:, 0, 0]
+    expected = [-8, -8, -4, 0, 5, 10, 20, 30, 11, -8, -8]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 7), (1, 8, 7)])
@@ -107,6 +132,15 @@ def test_coarsening_keeps_place_and_level(oversampling: int) -> None:
 def test_coarsening_averages_noise() -> None:
     noise = np.random.default_rng(0).normal(size=(60, 60, 60))
     assert coarsen(noise, np.diag([0.5, 0.5, 0.5, 1]), 2.5)[0].std() < 0.15
+
+
+def test_coarsening_weighs_by_distance() -> None:
+    # The kernel of the first sample, 0.5 voxels from the edge, is 0.75, 0.75, 0.25.
+    data = np.broadcast_to(np.array([0.0, 7.0, 14.0, 21.0])[:, None, None], (4, 2, 2))
+    affine = np.diag([1.0, 2, 2, 1])
+    smooth, new = coarsen(data, affine, 2.0, oversampling=1)
+    np.testing.assert_allclose(smooth[:, 0, 0], [5, 16], atol=1e-6)
+    np.testing.assert_allclose(new, [[2, 0, 0, 0.5], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
 
 
 def test_coarse_images_are_left_alone() -> None:
