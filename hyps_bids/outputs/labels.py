@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Values of the BIDS entity ``hemi``, in the order of the localizer's classes.
 HEMISPHERES = ("L", "R")
@@ -49,6 +51,9 @@ def label_table(parts: Sequence[str]) -> pd.DataFrame:
     >>> label_table(["hippocampus"])["name"].tolist()
     ['Left hippocampus', 'Right hippocampus']
     """
+    # Most users of this module need no tables, and pandas takes a while to import.
+    import pandas as pd
+
     rows: list[tuple[int, str, str, str, str]] = []
     for hemi in HEMISPHERES:
         for i, part in enumerate(parts):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import NotRequired, TypedDict
-
-import numpy as np
 
 #: Quality measures of each hippocampus, in the order of the table's columns.
 SIDE_MEASURES = (
@@ -69,8 +68,8 @@ def flags(measures: Mapping[str, float]) -> list[str]:
     found = []
     for name, value in measures.items():
         bounds = quality_bounds()[name.removesuffix("_L").removesuffix("_R")]
-        if value < float(bounds.get("low", -np.inf)):
+        if value < float(bounds.get("low", -math.inf)):
             found.append(f"low_{name}")
-        elif value > float(bounds.get("high", np.inf)):
+        elif value > float(bounds.get("high", math.inf)):
             found.append(f"high_{name}")
     return found

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import nibabel as nib
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from hyps_bids.errors import cannot_write
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import pandas as pd
 
 #: Hidden names of files that are being written.
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\..+")
@@ -78,7 +79,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
     """Write a NIfTI file atomically, compressed if its name ends with ``.gz``."""
-    write_with(path, lambda partial: nib.save(image, partial))
+    write_with(path, image.to_filename)
 
 
 def write_with(
