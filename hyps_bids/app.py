@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
@@ -16,13 +15,9 @@ from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
-from hyps_bids.reports.group_methods import GROUP_METHODS, group_methods_markdown
 from hyps_bids.resources import available_memory_gb
 from hyps_bids.settings import Settings, check_combinations, unused_options
-from hyps_bids.workspace import name_run, start_log_file, work_folder
-
-if TYPE_CHECKING:
-    from hyps_bids.workflows.execution import Run
+from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
 _LOG = logging.getLogger("hyps_bids")
 #: Memory in GB that a scan of 256³ voxels needs.
@@ -78,9 +73,6 @@ def _run_participant_level(settings: Settings) -> int:
     run_name = name_run()
     log_dir = settings.output_dir / "logs" / run_name
     with work_folder(settings, run_name) as work_dir:
-        # Import nipype only now, because it reads from the environment where to keep its files.
-        from hyps_bids.workflows.execution import Run, build_reports
-
         this_run = Run(settings, log_dir, work_dir)
         failed: Sequence[Scan] = []
         if settings.reports_only:
@@ -88,30 +80,41 @@ def _run_participant_level(settings: Settings) -> int:
         else:
             failed = _segment(this_run, scans)
         subjects = _subjects_to_report(settings, scans)
-        unreported = build_reports(this_run, subjects) if subjects else []
+        unreported: Sequence[str] = []
+        if subjects:
+            # Import nipype only here: a run with nothing to do needs not wait for it, and it reads
+            # from the environment where to keep its files.
+            from hyps_bids.workflows.execution import build_reports
+
+            unreported = build_reports(this_run, subjects)
     return 1 if failed or unreported or found.unreadable else 0
 
 
 def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:
     """Segment the scans that are not done yet, and return those that failed."""
-    from hyps_bids.workflows.execution import prepare_networks, process_scans
+    from hyps_bids.segmentation.setup import choose_networks
 
     settings = run.settings
     output = settings.output_dir
-    setup = prepare_networks(settings)
+    setup = choose_networks(settings)
+    to_do = [scan for scan in scans if not setup.is_done(scan, output)]
+    if to_do:
+        from hyps_bids.workflows.execution import load_networks, process_scans
+
+        # Networks that cannot be loaded end the run before anything is written.
+        pipeline = load_networks(settings, setup)
     write_dataset_files(settings, labels=label_table(setup.labels))
     write_text(output / "logs" / "CITATION.md", methods_markdown(setup.provenance))
     write_text(output / "logs" / "CITATION.bib", bibtex())
     start_log_file(run.log_dir, settings)
-    to_do = [scan for scan in scans if not setup.is_done(scan, output)]
     _LOG.info(
-        "%s: %d done before, %d to do, on %s",
+        "%s: %d done before, %d to do%s",
         format_count(len(scans), "scan"),
         len(scans) - len(to_do),
         len(to_do),
-        setup.pipeline.device,
+        f", on {pipeline.device}" if to_do else "",
     )
-    return process_scans(run, setup, to_do) if to_do else []
+    return process_scans(run, setup, pipeline, to_do) if to_do else []
 
 
 def _check_memory(settings: Settings) -> None:
@@ -213,6 +216,8 @@ def _analyze(settings: Settings) -> int:
 
 def _write_methods(settings: Settings) -> None:
     """Write the methods text of the group level beside that of the participant level."""
+    from hyps_bids.reports.group_methods import GROUP_METHODS, group_methods_markdown
+
     path = settings.output_dir / GROUP_METHODS
     text = group_methods_markdown(settings.output_dir)
     if text:

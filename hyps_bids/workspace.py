@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,15 @@ _CACHE_VARIABLES = (
     "XDG_CACHE_HOME",
     "JOBLIB_TEMP_FOLDER",
 )
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a run, the folder of its log and crash files, and its work folder."""
+
+    settings: Settings
+    log_dir: Path
+    work_dir: Path
 
 
 def name_run() -> str:

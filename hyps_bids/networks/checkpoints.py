@@ -117,6 +117,29 @@ def read_card(path: Path) -> NetworkCard | AdapterCard:
     return cast(NetworkCard | AdapterCard, card)
 
 
+def read_adapter_card(path: Path, base: Path) -> AdapterCard:
+    """Read the card of an adapter, and check that it belongs to a base.
+
+    Raises
+    ------
+    MissingInput, UsageError, BadData
+        If one of the files is not there, the adapter was trained on another base, or one file is
+        given as the other.
+    """
+    card = read_card(path)
+    if card["kind"] != "adapter":
+        message = f"{path}: holds a whole network, but an adapter is needed here"
+        raise UsageError(message, code="network-not-adapter")
+    if read_card(base)["kind"] == "network" and card["base"]["sha256"] != sha256(base):
+        raise UsageError(
+            f"{path}: was trained on base {card['base']['name']} (sha256 "
+            f"{card['base']['sha256'][:12]}…), not on {base.name} ({sha256(base)[:12]}…); "
+            "give its own base with --base-model",
+            code="adapter-other-base",
+        )
+    return card
+
+
 def build_network(architecture: Architecture) -> nn.Module:
     """Build an untrained network from the ``architecture`` of a card.
 
@@ -184,17 +207,7 @@ def load_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
         If one of the files is not there, the adapter was trained on another base, one file is given
         as the other, or tensors do not fit.
     """
-    card = read_card(path)
-    if card["kind"] != "adapter":
-        message = f"{path}: holds a whole network, but an adapter is needed here"
-        raise UsageError(message, code="network-not-adapter")
-    if read_card(base)["kind"] == "network" and card["base"]["sha256"] != sha256(base):
-        raise UsageError(
-            f"{path}: was trained on base {card['base']['name']} (sha256 "
-            f"{card['base']['sha256'][:12]}…), not on {base.name} ({sha256(base)[:12]}…); "
-            "give its own base with --base-model",
-            code="adapter-other-base",
-        )
+    card = read_adapter_card(path, base)
     model, base_card = load_network(base)
     replace_head(model, base_card["labels"], {name: [] for name in card["labels"]})
     try:

@@ -13,34 +13,25 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nipype import config
 from nipype import logging as nipype_logging
 
-from hyps_bids import __version__
-from hyps_bids.errors import DISK_ERRORS, HypsError, MissingInput, UsageError, WriteFailed
+from hyps_bids.errors import DISK_ERRORS, HypsError, WriteFailed
 from hyps_bids.messages import format_count
-from hyps_bids.outputs.digests import sha256
-from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import (
-    fingerprint,
-    is_complete,
-    is_done,
-    is_readable,
-    write_failure,
-)
+from hyps_bids.outputs.scan_files import is_complete, is_readable, write_failure
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.engines import PluginSettings, engine, read_plugin
 from hyps_bids.workflows.reports import init_reports_wf, report_name
+from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
     from hyps_bids.segmentation.pipeline import Pipeline
+    from hyps_bids.segmentation.setup import Setup
 
 _LOG = logging.getLogger("hyps_bids")
 _Key = TypeVar("_Key")
@@ -57,102 +48,32 @@ _CONTINUE = "finished results are kept; run the command again to continue"
 _NOT_REACHED = "not reached: the run stopped at the first failure"
 
 
-@dataclass(frozen=True)
-class Run:
-    """The settings of a run, the folder of its log and crash files, and its work folder."""
-
-    settings: Settings
-    log_dir: Path
-    work_dir: Path
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything besides the images that decides the results of all scans."""
-
-    pipeline: Pipeline
-    labels: list[str]
-    provenance: Provenance
-
-    def is_done(self, scan: Scan, output_dir: Path) -> bool:
-        """Tell whether the outputs of a scan are complete and a new run would give the same."""
-        return is_done(scan, output_dir, fingerprint(scan, self.provenance))
-
-
-def prepare_networks(settings: Settings) -> Setup:
-    """Choose the device and the weights, and load the networks.
+def load_networks(settings: Settings, setup: Setup) -> Pipeline:
+    """Choose the device and load the networks.
 
     Workers that are forked later share the memory of the loaded networks.
 
     Raises
     ------
-    MissingInput
-        If a file of weights does not exist.
     UsageError
-        If there is no such adapter or device, or the adapter does not belong to the base.
+        If there is no such device.
     BadData
         If a file of weights cannot be used.
     """
     # Imported here, because reports need no networks.
-    from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.devices import choose_device, prepare_process
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
     from hyps_bids.segmentation.pipeline import Pipeline
 
-    pipeline = Pipeline(
-        localizer=shipped_weights(LOCALIZER),
-        base=(settings.base_model or shipped_weights(BASE)).absolute(),
-        adapter=_find_adapter(settings.adapter),
-        device=choose_device(settings.device),
-        n4=settings.n4,
-    )
+    device = choose_device(settings.device)
     # Forked workers would hang on a pool of threads that stayed in this process.
     prepare_process(threads=1)
-    cached_network(pipeline.localizer)
-    _, card = cached_adapted(pipeline.adapter, pipeline.base)
-    # Every trained adapter is in a file called adapter.safetensors, so its card names it.
-    name = f"adapter-{card['name']}" if "name" in card else pipeline.adapter.stem
-    provenance: Provenance = {
-        "SoftwareVersion": __version__,
-        "Models": {
-            "Localizer": {"Name": pipeline.localizer.stem, "SHA256": sha256(pipeline.localizer)},
-            "Base": {"Name": pipeline.base.stem, "SHA256": sha256(pipeline.base)},
-            "Adapter": {
-                "Name": name,
-                "SHA256": sha256(pipeline.adapter),
-                "License": card.get("license", "n/a"),
-            },
-        },
-        "BiasFieldCorrection": "N4" if settings.n4 else "none",
-    }
-    return Setup(pipeline, card["labels"], provenance)
+    cached_network(setup.localizer)
+    cached_adapted(setup.adapter, setup.base)
+    return Pipeline(setup.localizer, setup.base, setup.adapter, device, setup.n4)
 
 
-def _find_adapter(name: str) -> Path:
-    """Find the weights of an adapter by its name, its file or the folder of a trained one."""
-    from hyps_bids.networks.checkpoints import shipped_weights
-
-    path = Path(name)
-    if path.suffix == ".safetensors" or path.exists():
-        if path.is_dir():
-            path = path / "adapter.safetensors"
-        if not path.is_file():
-            raise MissingInput(f"{path}: there is no such adapter file.", code="adapter-missing")
-        return path.absolute()
-    shipped = shipped_weights(f"adapter-{name}")
-    if not shipped.is_file():
-        names = sorted(
-            p.stem.removeprefix("adapter-") for p in shipped.parent.glob("adapter-*.safetensors")
-        )
-        raise UsageError(
-            f"--adapter {name}: this is neither a file nor a shipped adapter; the shipped adapters "
-            f"are {', '.join(names)}.",
-            code="adapter-unknown",
-        )
-    return shipped
-
-
-def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
+def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]) -> list[Scan]:
     """Process scans in batches; log and return those that failed or were not reached.
 
     Raises
@@ -166,7 +87,7 @@ def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
     failed: dict[Scan, str] = {}
     for first in range(0, len(scans), _MAX_SCANS):
         batch = scans[first : first + _MAX_SCANS]
-        failed |= _process_batch(run, setup, batch)
+        failed |= _process_batch(run, setup, pipeline, batch)
         if failed and run.settings.stop_on_first_crash:
             rest = scans[first + _MAX_SCANS :]
             failed |= dict.fromkeys(rest, _NOT_REACHED)
@@ -183,18 +104,20 @@ def process_scans(run: Run, setup: Setup, scans: Sequence[Scan]) -> list[Scan]:
     return list(failed)
 
 
-def _process_batch(run: Run, setup: Setup, scans: Sequence[Scan]) -> dict[Scan, str]:
+def _process_batch(
+    run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]
+) -> dict[Scan, str]:
     """Run one workflow; log and return the scans that are not done, each with its reason."""
     from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
 
     settings = run.settings
-    device, stop = str(setup.pipeline.device), settings.stop_on_first_crash
+    device, stop = str(pipeline.device), settings.stop_on_first_crash
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
     failures = Failures(run.log_dir, titles)
     engine_arguments = _configure_nipype(run, device, failures, stop_on_first_crash=stop)
     nprocs = settings.nprocs or available_cpus()
     plan = ParticipantPlan(
-        pipeline=setup.pipeline,
+        pipeline=pipeline,
         output_dir=settings.output_dir.absolute(),
         provenance=setup.provenance,
         # If there are fewer scans than CPUs, each scan gets several.
