@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
@@ -17,6 +17,7 @@ from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_memory_gb
 from hyps_bids.settings import Settings, check_combinations, unused_options
+from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
 _LOG = logging.getLogger("hyps_bids")
@@ -72,26 +73,28 @@ def _run_participant_level(settings: Settings) -> int:
         _check_memory(settings)
     run_name = name_run()
     log_dir = settings.output_dir / "logs" / run_name
-    with work_folder(settings, run_name) as work_dir:
-        this_run = Run(settings, log_dir, work_dir)
-        failed: Sequence[Scan] = []
+    with work_folder(settings, run_name) as work_dir, Workers() as workers:
+        this_run = Run(settings, log_dir, work_dir, workers)
+        failed: Collection[Scan] = []
+        unreported: list[str] = []
         if settings.reports_only:
             start_log_file(log_dir, settings)
         else:
-            failed = _segment(this_run, scans)
-        subjects = _subjects_to_report(settings, scans)
-        unreported: Sequence[str] = []
+            failed, unreported = _segment(this_run, scans)
+        # Most reports were built, or could not be, as soon as their scans were done.
+        subjects = _subjects_to_report(settings, scans, besides=unreported)
         if subjects:
             # Import nipype only here: a run with nothing to do needs not wait for it, and it reads
             # from the environment where to keep its files.
             from hyps_bids.workflows.execution import build_reports
 
-            unreported = build_reports(this_run, subjects)
+            unreported += build_reports(this_run, subjects)
+        _LOG.info("The reports are in %s", settings.output_dir / "sub-*.html")
     return 1 if failed or unreported or found.unreadable else 0
 
 
-def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:
-    """Segment the scans that are not done yet, and return those that failed."""
+def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[str]]:
+    """Segment the scans that are not done yet; return those that failed, and failed reports."""
     from hyps_bids.segmentation.setup import choose_networks
 
     settings = run.settings
@@ -114,7 +117,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> Sequence[Scan]:
         len(to_do),
         f", on {pipeline.device}" if to_do else "",
     )
-    return process_scans(run, setup, pipeline, to_do) if to_do else []
+    return process_scans(run, setup, pipeline, to_do) if to_do else ([], [])
 
 
 def _check_memory(settings: Settings) -> None:
@@ -151,11 +154,13 @@ def _scans_with_results(settings: Settings, scans: Sequence[Scan]) -> list[Scan]
     return [scan for scan in scans if scan.subject not in without]
 
 
-def _subjects_to_report(settings: Settings, scans: Sequence[Scan]) -> list[str]:
+def _subjects_to_report(
+    settings: Settings, scans: Sequence[Scan], besides: Collection[str]
+) -> list[str]:
     """Return the subjects whose report is out of date, or all subjects with --reports-only."""
     from hyps_bids.reports.subject import is_current
 
-    subjects = sorted({scan.subject for scan in scans})
+    subjects = sorted({scan.subject for scan in scans}.difference(besides))
     if settings.reports_only:
         return subjects
     return [s for s in subjects if not is_current(settings.bids_dir, settings.output_dir, s)]

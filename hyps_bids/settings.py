@@ -100,8 +100,8 @@ class ExecutionSettings:
 
     work_dir: Path | None = option(
         None,
-        "Keep intermediate files, about 70 MB per scan, in this folder. Without it, they are in "
-        "OUTPUT_DIR and removed at the end.",
+        "Use this folder for intermediate files and keep nipype's own there. Without it, they are "
+        "in OUTPUT_DIR and removed at the end.",
         "DIR",
         aliases=("-w",),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from hyps_bids.errors import cannot_write
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import Settings, settings_to_toml
+from hyps_bids.workers import Workers
 
 _LOG = logging.getLogger("hyps_bids")
 #: How often to try to make a folder whose parents other jobs may be removing.
@@ -29,11 +30,22 @@ _CACHE_VARIABLES = (
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of a run, the folder of its log and crash files, and its work folder."""
+    """A run of the participant level.
+
+    Attributes
+    ----------
+    settings : Settings
+        What the user asked for.
+    log_dir, work_dir : Path
+        Folders of its log and crash files, and of its intermediate files.
+    workers : Workers
+        Its processes.
+    """
 
     settings: Settings
     log_dir: Path
     work_dir: Path
+    workers: Workers
 
 
 def name_run() -> str:

@@ -37,7 +37,7 @@ def test_full_disk_is_74(demo_bids: Path, tmp_path: Path, full: str) -> None:
         pytest.skip("this machine offers no namespace in which to mount a small disk")
     for name in ("work", "out"):
         (tmp_path / name).mkdir()
-    size = {"work": "9m", "out": "400k"}[full]
+    size = {"work": "40k", "out": "400k"}[full]
     command = (
         f"mount -t tmpfs -o size={size} tmpfs {tmp_path / full} && "
         f"{sys.executable} -m hyps_bids {demo_bids} {tmp_path / 'out'} participant "
@@ -119,7 +119,7 @@ def test_signal_ends_a_run_cleanly(
         [*command, "--nprocs", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     until = time.monotonic() + _PATIENCE_S
-    while not list(out.glob("work/*/participant_wf/*/localize")):
+    while not list(out.glob("work/*/participant_wf/*/write")):
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -5,21 +5,16 @@ Everything that repairs what nipype's plugins do wrong is in this file; tests pr
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
-import multiprocessing
 import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from traceback import format_exception
 from typing import Any, TypedDict
@@ -32,7 +27,8 @@ from nipype.pipeline.plugins import multiproc, slurmgraph
 from nipype.pipeline.plugins.base import DistributedPluginBase
 
 from hyps_bids.errors import HypsError, MissingInput, UsageError
-from hyps_bids.outputs.writing import discard_partials
+from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.workers import Workers, failed, was_killed
 from hyps_bids.workflows.crash_files import Failures
 
 _LOG = logging.getLogger("hyps_bids")
@@ -55,8 +51,6 @@ _COMMANDS = {
 _POLL_S = 5
 #: Seconds for which the files of a finished job may stay invisible on a shared disk.
 _UNSEEN_S = 60
-#: Option of prctl(2) that sets the signal to get when the parent dies.
-_PR_SET_PDEATHSIG = 1
 
 
 class PluginSettings(TypedDict):
@@ -137,6 +131,11 @@ def _check_plugin(name: str, path: Path) -> None:
             )
 
 
+def is_local(plugin: str) -> bool:
+    """Tell whether a plugin runs nodes on this machine."""
+    return plugin in _LOCAL
+
+
 def check_paths(plugin: str, *folders: Path) -> None:
     """Check that a plugin can use folders: nipype writes paths into scripts without quoting them.
 
@@ -146,7 +145,7 @@ def check_paths(plugin: str, *folders: Path) -> None:
         If a scheduler would misunderstand a path.
     """
     for folder in folders:
-        if plugin not in _LOCAL and not _SAFE_PATH.fullmatch(str(folder.absolute())):
+        if not is_local(plugin) and not _SAFE_PATH.fullmatch(str(folder.absolute())):
             raise UsageError(
                 f"{folder}: the plugin {plugin} cannot use this folder, because its path has a "
                 "space or a special character. Use another folder, or a link to it.",
@@ -155,7 +154,10 @@ def check_paths(plugin: str, *folders: Path) -> None:
 
 
 def engine(
-    plugin: str, plugin_args: Mapping[str, Any], failures: Failures | None = None
+    plugin: str,
+    plugin_args: Mapping[str, Any],
+    failures: Failures | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Choose the engine of a workflow.
 
@@ -169,6 +171,8 @@ def engine(
         Arguments from nipype's documentation of the plugin.
     failures : Failures, optional
         Is told of each failure as soon as the plugin knows of it.
+    workers : Workers, optional
+        Processes of the plugin MultiProc.
 
     Returns
     -------
@@ -176,8 +180,8 @@ def engine(
         Arguments of ``Workflow.run``.
     """
     if plugin == "MultiProc":
-        return {"plugin": _with_failures(MultiProcPlugin(plugin_args), failures)}
-    if plugin not in _LOCAL:
+        return {"plugin": _with_failures(MultiProcPlugin(plugin_args, workers), failures)}
+    if not is_local(plugin):
         config.set("execution", "poll_sleep_duration", str(_POLL_S))
         config.set("execution", "job_finished_timeout", str(_UNSEEN_S))
         # nipype uses LOGNAME in the names of jobs, and batch jobs may lack it.
@@ -232,52 +236,90 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
     again, although it had all the memory, counts as failed. If no node fails so, too many were
     running at a time, and the run goes on with half as many processes.
 
-    Chains of nodes that have begun are finished before others begin, so that the intermediate
-    files of a thousand scans need no more room than those of a few.
+    Inner workflows that have begun are finished before others begin, so that the intermediate
+    files of a thousand scans need no more room than those of a few. Nodes that run in this process
+    (``run_without_submitting``) do so one after the other, while workers are busy.
+
+    Parameters
+    ----------
+    plugin_args : mapping
+        Arguments of nipype's plugin.
+    workers : Workers, optional
+        The processes; by default, ones of this workflow only.
     """
 
-    def __init__(self, plugin_args: Mapping[str, Any]) -> None:
-        super().__init__(plugin_args=dict(plugin_args))
+    def __init__(self, plugin_args: Mapping[str, Any], workers: Workers | None = None) -> None:
+        # nipype's own plugin would make a pool and count the GPUs.
+        DistributedPluginBase.__init__(self, plugin_args=dict(plugin_args))
+        self.processors: int = plugin_args.get("n_procs") or available_cpus()
+        self.memory_gb = plugin_args.get("memory_gb") or available_memory_gb() * 0.9
+        self.raise_insufficient = plugin_args.get("raise_insufficient", True)
+        self.n_gpu_procs = plugin_args.get("n_gpu_procs", 0)
+        self._keeps_workers = workers is not None
+        self.workers = workers or Workers()
+        self._taskid = 0
         self._nodes: dict[int, tuple[Any, bool]] = {}
-        self.processors: int
-        self.pool: ProcessPoolExecutor
-        self._renew_pool()
+        self._task_obj: dict[int, Future[dict[str, Any]]] = {}
+        self._stats = None
+        self.workers.context = plugin_args.get("mp_context") or self.workers.context
+        self.workers.start(self.processors)
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the nodes of a graph, as nipype's plugin does."""
-        # nipype collects garbage at each step, here and in forked workers. To search all that is
-        # loaded by now takes as long as a network, so it is exempted.
-        gc.collect()
-        gc.freeze()
+        # This plugin waits for the end of a node, and nipype need not sleep.
+        config["execution"]["poll_sleep_duration"] = 0
         try:
             super().run(graph, config, updatehash=updatehash)
         except Exception:
             # The run stops at a failure. Nodes under way end before anyone looks at the outputs.
-            self.pool.shutdown(cancel_futures=True)
+            for future in self._task_obj.values():
+                future.cancel()
+            wait(self._task_obj.values())
+            self._postrun_check()
             raise
-        finally:
-            gc.unfreeze()
+
+    def _postrun_check(self) -> None:
+        if not self._keeps_workers:
+            self.workers.close()
 
     def _generate_dependency_list(self, graph: Any) -> None:
         super()._generate_dependency_list(graph)
-        self._firsts = np.flatnonzero(self.depidx.sum(axis=0) == 0)
-        self._lasts = np.flatnonzero(self.depidx.sum(axis=1) == 0)
+        self._here = np.array([node.run_without_submitting for node in self.procs], dtype=bool)
+        names = [node._hierarchy or "" for node in self.procs]
+        self._workflow = np.unique(names, return_inverse=True)[1]
+        self._sizes = np.bincount(self._workflow)
 
     def _sort_jobs(self, jobids: np.ndarray, scheduler: str | None = None) -> np.ndarray:
-        new = np.isin(jobids, self._firsts)
-        ended = self.proc_done & ~self.proc_pending
-        under_way = self.proc_done[self._firsts].sum() - ended[self._lasts].sum()
+        begun = self._count(self.proc_done) > 0
+        under_way = (begun & (self._count(self.proc_done & ~self.proc_pending) < self._sizes)).sum()
+        jobids = jobids[~self._here[jobids]]
+        new = ~begun[self._workflow[jobids]]
         room = max(0, 2 * self.processors - under_way)
         return np.concatenate([jobids[~new], jobids[new][:room]])
 
-    def _renew_pool(self) -> None:
-        self.pool.shutdown()
-        self.pool = ProcessPoolExecutor(
-            max_workers=self.processors,
-            mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
-            initializer=start_worker,
-            initargs=(self._cwd, log_settings()),
-        )
+    def _count(self, nodes: np.ndarray) -> np.ndarray:
+        """Count the nodes of each inner workflow that are marked."""
+        return np.bincount(self._workflow, weights=nodes)
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        ready = np.asarray(self.depidx.sum(axis=0)).ravel() == 0
+        here = np.flatnonzero(~self.proc_done & ready & self._here)
+        if len(here):
+            self._run_here(here[0], graph)
+        else:
+            wait(self._task_obj.values(), return_when=FIRST_COMPLETED)
+
+    def _run_here(self, jobid: int, graph: Any) -> None:
+        """Run a node in this process."""
+        self.proc_done[jobid] = self.proc_pending[jobid] = True
+        try:
+            self.procs[jobid].run()
+        except Exception as error:
+            traceback = format_exception(error)
+            self._run_errors.append("".join(traceback))
+            self._clean_queue(jobid, graph, result={"result": None, "traceback": traceback})
+        self._task_finished_cb(jobid)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
@@ -286,16 +328,12 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         return self._taskid
 
     def _start(self, taskid: int) -> Future[dict[str, Any]]:
-        node, updatehash = self._nodes[taskid]
-        try:
-            return self.pool.submit(multiproc.run_node, node, updatehash, taskid)
-        except BrokenProcessPool as error:
-            return _failed(error)
+        return self.workers.run(*self._nodes[taskid], taskid)
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         if not self._task_obj[taskid].done():
             return None
-        if _was_killed(self._task_obj[taskid]):
+        if was_killed(self._task_obj[taskid]):
             self._run_again()
         try:
             return self._task_obj[taskid].result()
@@ -310,23 +348,24 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
     def _run_again(self) -> None:
         """Run the nodes of a broken pool one at a time."""
         wait(self._task_obj.values())
-        killed = [taskid for taskid, future in self._task_obj.items() if _was_killed(future)]
+        killed = [taskid for taskid, future in self._task_obj.items() if was_killed(future)]
         _LOG.warning(
             "A process was killed, most likely because memory ran out. The interrupted steps "
             "(%d) run again, one at a time.",
             len(killed),
         )
-        self._renew_pool()
+        self.workers.renew()
         at_fault = False
         for taskid in killed:
             self._task_obj[taskid] = self._start(taskid)
             wait([self._task_obj[taskid]])
-            if _was_killed(self._task_obj[taskid]):
+            if was_killed(self._task_obj[taskid]):
                 at_fault = True
-                self._task_obj[taskid] = _failed(_killed_twice())
-                self._renew_pool()
+                self._task_obj[taskid] = failed(_killed_twice())
+                self.workers.renew()
         if not at_fault and len(killed) > 1:
             self.processors = max(1, self.processors // 2)
+            self.workers.renew(self.processors)
             _LOG.warning("The run goes on with --nprocs %d.", self.processors)
 
 
@@ -361,67 +400,9 @@ class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
         return self._token in asked.stdout.split()
 
 
-def _failed(error: Exception) -> Future[dict[str, Any]]:
-    future: Future[dict[str, Any]] = Future()
-    future.set_exception(error)
-    return future
-
-
 def _killed_twice() -> HypsError:
     return HypsError(
         "The process was killed twice, the second time while running alone. Most likely memory ran "
         "out; see --mem-gb and the memory limit of the job or container.",
         code="worker-killed-twice",
     )
-
-
-def _was_killed(future: Future[dict[str, Any]]) -> bool:
-    return future.done() and isinstance(future.exception(), BrokenProcessPool)
-
-
-def log_settings() -> dict[str, Any]:
-    """Describe levels and handlers of the log, for workers that are not forked."""
-    return {
-        "levels": {
-            name: logging.getLogger(name).level
-            for name in list(logging.root.manager.loggerDict)
-            if name.split(".")[0] in ("hyps_bids", "nipype")
-        },
-        "handlers": [
-            (getattr(handler, "baseFilename", None), handler.level, handler.formatter)
-            for handler in _LOG.handlers
-        ],
-    }
-
-
-def start_worker(folder: str, log: dict[str, Any]) -> None:
-    """Set up a worker process: its log, its signals and nipype's own settings."""
-    # A forked worker has inherited the handlers.
-    if not _LOG.handlers:
-        _set_up_log(log)
-    if hasattr(libc := ctypes.CDLL(None), "prctl"):
-        # On Linux, workers end when the run is killed; otherwise they would wait for ever.
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # SIGTERM ends the workers of a terminated run and of a broken pool. The handler that a fork
-    # inherits would raise, and the pool would take that for an error of the node.
-    signal.signal(signal.SIGTERM, _end_worker)
-    multiproc.process_initializer(folder)
-
-
-def _set_up_log(log: Mapping[str, Any]) -> None:
-    for name, level in log["levels"].items():
-        logging.getLogger(name).setLevel(level)
-    for path, level, formatter in log["handlers"]:
-        handler = (
-            logging.StreamHandler()
-            if path is None
-            else logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        )
-        handler.setLevel(level)
-        handler.setFormatter(formatter)
-        _LOG.addHandler(handler)
-
-
-def _end_worker(number: int, frame: object) -> None:
-    discard_partials()
-    os._exit(128 + number)

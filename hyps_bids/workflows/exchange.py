@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.volumes import RestoredSide
-from hyps_bids.outputs.scan_files import ScanMeasures
 from hyps_bids.segmentation.localize import Localization, Location
 from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
 
 #: Dataclasses that nodes exchange, by the names under which they are stored.
 _TYPES: dict[str, Any] = {
     each.__name__: each
-    for each in (
-        *(ConformedImage, Localization, Location, RestoredSide),
-        *(ScanMeasures, SegmentedSide, Segmentation),
-    )
+    for each in (ConformedImage, Localization, Location, SegmentedSide, Segmentation)
 }
 _STRUCTURE = "structure"
 

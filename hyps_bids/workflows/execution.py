@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nipype import config
 from nipype import logging as nipype_logging
@@ -24,9 +23,10 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import is_complete, is_readable, write_failure
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
+from hyps_bids.workers import kill_workers
 from hyps_bids.workflows.crash_files import Failures
-from hyps_bids.workflows.engines import PluginSettings, engine, read_plugin
-from hyps_bids.workflows.reports import init_reports_wf, report_name
+from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
+from hyps_bids.workflows.reports import ReportPlan, init_reports_wf, report_name
 from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
@@ -40,12 +40,25 @@ _Key = TypeVar("_Key")
 _MAX_SCANS = 1000
 #: Free bytes on a disk below which it is taken to be full.
 _NO_SPACE = 1_000_000
-#: Seconds that a worker gets to stop by itself before it is killed.
-_GRACE_S = 2
 #: Settings that reports show: they decide the results, so all jobs of a dataset share them.
 _SHOWN_SETTINGS = ("adapter", "base_model", "device", "n4")
 _CONTINUE = "finished results are kept; run the command again to continue"
 _NOT_REACHED = "not reached: the run stopped at the first failure"
+
+
+class Outcome(NamedTuple):
+    """What failed.
+
+    Attributes
+    ----------
+    failed : dict of Scan to str
+        Scans that failed or were not reached, each with its reason.
+    unreported : list of str
+        Subjects whose report could not be built.
+    """
+
+    failed: dict[Scan, str]
+    unreported: list[str]
 
 
 def load_networks(settings: Settings, setup: Setup) -> Pipeline:
@@ -73,8 +86,8 @@ def load_networks(settings: Settings, setup: Setup) -> Pipeline:
     return Pipeline(setup.localizer, setup.base, setup.adapter, device, setup.n4)
 
 
-def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]) -> list[Scan]:
-    """Process scans in batches; log and return those that failed or were not reached.
+def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]) -> Outcome:
+    """Process scans in batches, and build the report of each subject as soon as its scans are done.
 
     Raises
     ------
@@ -85,11 +98,14 @@ def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Sc
     """
     began = time.monotonic()
     failed: dict[Scan, str] = {}
-    for first in range(0, len(scans), _MAX_SCANS):
-        batch = scans[first : first + _MAX_SCANS]
-        failed |= _process_batch(run, setup, pipeline, batch)
+    unreported: list[str] = []
+    batches = _make_batches(scans)
+    while batches:
+        outcome = _process_batch(run, setup, pipeline, batches.pop(0))
+        failed |= outcome.failed
+        unreported += outcome.unreported
         if failed and run.settings.stop_on_first_crash:
-            rest = scans[first + _MAX_SCANS :]
+            rest = [scan for batch in batches for scan in batch]
             failed |= dict.fromkeys(rest, _NOT_REACHED)
             if rest:
                 _LOG.error("%s more: %s", format_count(len(rest), "scan"), _NOT_REACHED)
@@ -101,20 +117,32 @@ def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Sc
         time.monotonic() - began,
         run.settings.output_dir,
     )
-    return list(failed)
+    return Outcome(failed, unreported)
 
 
-def _process_batch(
-    run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]
-) -> dict[Scan, str]:
-    """Run one workflow; log and return the scans that are not done, each with its reason."""
+def _make_batches(scans: Sequence[Scan]) -> list[list[Scan]]:
+    """Divide scans into batches that keep the scans of a subject together."""
+    batches: list[list[Scan]] = []
+    of_subject: dict[str, list[Scan]] = {}
+    for scan in scans:
+        of_subject.setdefault(scan.subject, []).append(scan)
+    for group in of_subject.values():
+        if not batches or len(batches[-1]) + len(group) > _MAX_SCANS:
+            batches.append([])
+        batches[-1] += group
+    return batches
+
+
+def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]) -> Outcome:
+    """Run one workflow; log and return the scans that are not done and the reports that failed."""
     from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
 
-    settings = run.settings
-    device, stop = str(pipeline.device), settings.stop_on_first_crash
+    settings, stop = run.settings, run.settings.stop_on_first_crash
+    # The run stops at the first scan that fails, but not at a report, so these come later then.
+    subjects = [] if stop else list(dict.fromkeys(scan.subject for scan in scans))
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
-    failures = Failures(run.log_dir, titles)
-    engine_arguments = _configure_nipype(run, device, failures, stop_on_first_crash=stop)
+    failures = Failures(run.log_dir, titles | _report_titles(subjects))
+    engine_arguments = _configure_nipype(run, failures, stop_on_first_crash=stop)
     nprocs = settings.nprocs or available_cpus()
     plan = ParticipantPlan(
         pipeline=pipeline,
@@ -122,10 +150,12 @@ def _process_batch(
         provenance=setup.provenance,
         # If there are fewer scans than CPUs, each scan gets several.
         omp_nthreads=settings.omp_nthreads or max(1, min(8, nprocs // len(scans))),
-        # On a cluster, each removal of intermediate files would be a job of its own.
-        keep_intermediates=settings.work_dir is not None or settings.use_plugin is not None,
+        networks_here=is_local(_choose_plugin(settings)["plugin"])
+        and str(pipeline.device) != "cpu",
     )
-    workflow = init_participant_wf(scans, plan, run.work_dir.absolute())
+    workflow = init_participant_wf(
+        scans, plan, run.work_dir.absolute(), subjects, _plan_reports(settings)
+    )
     error = _run_workflow(workflow, engine_arguments)
     if settings.work_dir is None:
         # Failed scans leave intermediate files, and the next batch may need the space.
@@ -134,20 +164,25 @@ def _process_batch(
     failures.look(is_last=True)
     crashes = failures.reasons
     reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
-    if error is not None and not reasons:
+    unreported = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
+    if error is not None and not reasons and not unreported:
         raise _explain_early_end(settings, error)
-    return _record_failures(settings, undone, reasons, error)
+    on_disk = _disk_failures(settings, {**reasons, **unreported})
+    return Outcome(_record_failures(settings, undone, reasons, on_disk, error), list(unreported))
 
 
 def _record_failures(
-    settings: Settings, undone: Sequence[Scan], reasons: Mapping[Scan, str], error: Exception | None
+    settings: Settings,
+    undone: Sequence[Scan],
+    reasons: Mapping[Scan, str],
+    on_disk: Collection[Scan | str],
+    error: Exception | None,
 ) -> dict[Scan, str]:
     """Replace the outputs of the scans that failed by a record of the reason.
 
     Failures of nodes have been logged before; the others are logged here. Earlier outputs stay if
     the disk failed, the image could not be read, or the scan was not reached.
     """
-    on_disk = _disk_failures(settings, reasons)
     failed = {}
     for scan in undone:
         if scan in reasons:
@@ -184,27 +219,31 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
         If nipype stops although no report has failed.
     """
     settings = run.settings
-    text = settings_to_toml(settings, _SHOWN_SETTINGS) or "# all are the defaults\n"
-    titles = {report_name(subject): f"sub-{subject}: no report" for subject in subjects}
-    failures = Failures(run.log_dir, titles)
-    engine_arguments = _configure_nipype(run, "cpu", failures, stop_on_first_crash=False)
-    workflow = init_reports_wf(
-        subjects=subjects,
-        bids_dir=settings.bids_dir.absolute(),
-        output_dir=settings.output_dir.absolute(),
-        work_dir=run.work_dir.absolute(),
-        # A run that only builds reports does not know the settings that made the results.
-        settings_text="" if settings.reports_only else text,
-    )
+    failures = Failures(run.log_dir, _report_titles(subjects))
+    engine_arguments = _configure_nipype(run, failures, stop_on_first_crash=False)
+    workflow = init_reports_wf(subjects, _plan_reports(settings), run.work_dir.absolute())
     error = _run_workflow(workflow, engine_arguments)
     failures.look(is_last=True)
     crashes = failures.reasons
     failed = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
     _disk_failures(settings, failed)
-    _LOG.info("The reports are in %s", settings.output_dir / "sub-*.html")
     if error is not None and not failed:
         raise _explain_early_end(settings, error)
     return list(failed)
+
+
+def _report_titles(subjects: Sequence[str]) -> dict[str, str]:
+    return {report_name(subject): f"sub-{subject}: no report" for subject in subjects}
+
+
+def _plan_reports(settings: Settings) -> ReportPlan:
+    text = settings_to_toml(settings, _SHOWN_SETTINGS) or "# all are the defaults\n"
+    return ReportPlan(
+        bids_dir=settings.bids_dir.absolute(),
+        output_dir=settings.output_dir.absolute(),
+        # A run that only builds reports does not know the settings that made the results.
+        settings_text="" if settings.reports_only else text,
+    )
 
 
 def _explain_early_end(settings: Settings, error: Exception) -> HypsError:
@@ -241,9 +280,7 @@ def _disk_failure(settings: Settings, reason: str) -> WriteFailed | None:
     return None
 
 
-def _configure_nipype(
-    run: Run, device: str, failures: Failures, *, stop_on_first_crash: bool
-) -> dict[str, Any]:
+def _configure_nipype(run: Run, failures: Failures, *, stop_on_first_crash: bool) -> dict[str, Any]:
     """Configure nipype and return the arguments of ``Workflow.run``.
 
     Do it before workflows are made, because they remember the configuration.
@@ -267,10 +304,10 @@ def _configure_nipype(
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         level = logging.INFO if run.settings.verbose > 1 else logging.CRITICAL
         logging.getLogger(name).setLevel(level)
-    return engine(**_choose_plugin(run.settings, device), failures=failures)
+    return engine(**_choose_plugin(run.settings), failures=failures, workers=run.workers)
 
 
-def _choose_plugin(settings: Settings, device: str) -> PluginSettings:
+def _choose_plugin(settings: Settings) -> PluginSettings:
     if settings.use_plugin is not None:
         return read_plugin(settings.use_plugin)
     return {
@@ -279,9 +316,6 @@ def _choose_plugin(settings: Settings, device: str) -> PluginSettings:
             "n_procs": settings.nprocs or available_cpus(),
             "memory_gb": settings.mem_gb or available_memory_gb() * 0.9,
             "raise_insufficient": False,
-            "n_gpu_procs": 1,
-            # Forked workers share the loaded networks, but CUDA cannot be used after a fork.
-            "mp_context": "fork" if device == "cpu" else "forkserver",
         },
     }
 
@@ -292,12 +326,7 @@ def _run_workflow(workflow: Any, engine_arguments: Mapping[str, Any]) -> Excepti
         workflow.run(**engine_arguments)
     except KeyboardInterrupt:
         # Stop the workers before their work folder is removed.
-        workers = multiprocessing.active_children()
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join(_GRACE_S)
-            worker.kill()
+        kill_workers()
         raise
     except Exception as error:
         # nipype raises after all other scans have run; the crash files tell what failed.

@@ -1,6 +1,7 @@
 """nipype interfaces around the steps of :mod:`hyps_bids.segmentation.pipeline`.
 
-Each reads the results of earlier nodes, calls one step, and writes its result.
+:class:`ProcessScan` does all of a scan, and its arrays stay in memory. With a GPU on this machine
+three interfaces share the work, so that one process uses the GPU while others read and write.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -18,10 +18,14 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_result
 from hyps_bids.segmentation.devices import prepare_process
+from hyps_bids.segmentation.localize import Localization
 from hyps_bids.segmentation.pipeline import (
+    Pipeline,
     conform,
     correct_bias,
     localize,
@@ -30,193 +34,131 @@ from hyps_bids.segmentation.pipeline import (
     restore_sides,
     segment,
 )
+from hyps_bids.segmentation.segment import Segmentation
 from hyps_bids.workflows import exchange
 
 
-class _ImageInput(BaseInterfaceInputSpec):
-    image = File(exists=True, mandatory=True, desc="conformed image, .npz")
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="number of CPU threads")
+def _read(scan: Scan, pipeline: Pipeline, threads: int) -> ConformedImage:
+    """Read, check and orient an image, and correct its bias field if asked."""
+    image = conform(scan.path)
+    return correct_bias(image, threads=threads) if pipeline.n4 else image
 
 
-class _NetworkInput(_ImageInput):
-    device = traits.Str("cpu", usedefault=True, desc="cpu or cuda[:N]")
-    use_gpu = traits.Bool(False, usedefault=True, desc="take one of nipype's GPU slots")
+def _run_networks(image: ConformedImage, pipeline: Pipeline) -> tuple[Localization, Segmentation]:
+    """Find both hippocampi and segment them."""
+    found = localize(image, pipeline.localizer, pipeline.device)
+    sides = segment(image, found.hippocampi, pipeline.adapter, pipeline.base, pipeline.device)
+    return found, sides
 
 
-class _Output(TraitedSpec):
-    out_file = File(exists=True, desc="result of the step, .npz")
+def _write(
+    given: Any, image: ConformedImage, found: Localization, sides: Segmentation
+) -> dict[str, str]:
+    """Bring the results to the image's grid, measure and write them."""
+    restored = restore_sides(image, sides)
+    measures = measure_scan(image, found, sides, restored)
+    images = native_images(image, restored, found.intracranial, found.affine, len(measures.parts))
+    provenance = cast(Provenance, dict(given.provenance))
+    done = write_result(given.scan, Path(given.output_dir), images, measures, provenance)
+    return {"out_file": str(done)}
 
 
 class _Step(SimpleInterface):
-    """Write the result of a step to one file, named after the interface."""
+    """A step of a scan; scans that are done have no nodes, so every node runs."""
 
-    output_spec = _Output
-
-    def _compute(self) -> object:
-        raise TypeError(f"{type(self).__name__} must define _compute")
+    _always_run = True
 
     def _run_interface(self, runtime: Any) -> Any:
         # Workers are shared by nodes, so each node sets what it needs.
-        prepare_process(getattr(self.inputs, "num_threads", 1))
-        path = Path(runtime.cwd) / f"{type(self).__name__.lower()}.npz"
-        self._results["out_file"] = str(exchange.save(path, self._compute()))
+        prepare_process(self.inputs.num_threads)
+        self._results |= self._compute(Path(runtime.cwd))
         return runtime
 
-    def _load(self, name: str) -> Any:
-        """Load the result of another node that the input `name` points to."""
-        return exchange.load(getattr(self.inputs, name))
+    def _compute(self, folder: Path) -> dict[str, str]:
+        raise TypeError(f"{type(self).__name__} must define _compute")
 
 
-class _ConformInput(BaseInterfaceInputSpec):
-    # This is a plain string because nipype would resolve and hash a link to annexed content.
-    in_file = traits.Str(mandatory=True, desc="T1w image of the dataset")
-    fingerprint = traits.Str(mandatory=True, desc="digest by which a changed image is read again")
+class _StepInput(BaseInterfaceInputSpec):
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="number of CPU threads")
 
 
-class Conform(_Step):
-    """Read, check and orient an image."""
-
-    input_spec = _ConformInput
-
-    def _compute(self) -> object:
-        return conform(Path(self.inputs.in_file))
-
-
-class BiasCorrect(_Step):
-    """Correct the bias field."""
-
-    input_spec = _ImageInput
-
-    def _compute(self) -> object:
-        return correct_bias(self._load("image"), threads=self.inputs.num_threads)
-
-
-class _LocalizeInput(_NetworkInput):
-    weights = File(exists=True, mandatory=True, desc="localizer network")
-
-
-class Localize(_Step):
-    """Find the brain and both hippocampi."""
-
-    input_spec = _LocalizeInput
-
-    def _compute(self) -> object:
-        return localize(
-            self._load("image"),
-            weights=Path(self.inputs.weights),
-            device=torch.device(self.inputs.device),
-        )
-
-
-class _SegmentInput(_NetworkInput):
-    localization = File(exists=True, mandatory=True, desc="from Localize")
-    adapter = File(exists=True, mandatory=True, desc="adapter weights")
-    base = File(exists=True, mandatory=True, desc="base network")
-
-
-class Segment(_Step):
-    """Segment both boxes."""
-
-    input_spec = _SegmentInput
-
-    def _compute(self) -> object:
-        return segment(
-            self._load("image"),
-            self._load("localization").hippocampi,
-            adapter=Path(self.inputs.adapter),
-            base=Path(self.inputs.base),
-            device=torch.device(self.inputs.device),
-        )
-
-
-class _RestoreInput(_ImageInput):
-    segmentation = File(exists=True, mandatory=True, desc="from Segment")
-
-
-class Restore(_Step):
-    """Bring probabilities to the image's grid and label it."""
-
-    input_spec = _RestoreInput
-
-    def _compute(self) -> object:
-        return restore_sides(self._load("image"), self._load("segmentation"))
-
-
-class _MeasureInput(_RestoreInput):
-    localization = File(exists=True, mandatory=True, desc="from Localize")
-    restored = File(exists=True, mandatory=True, desc="from Restore")
-
-
-class Measure(_Step):
-    """Compute volumes, quality measures and flags."""
-
-    input_spec = _MeasureInput
-
-    def _compute(self) -> object:
-        return measure_scan(
-            self._load("image"),
-            self._load("localization"),
-            self._load("segmentation"),
-            self._load("restored"),
-        )
-
-
-class _WriteInput(BaseInterfaceInputSpec):
-    image = File(exists=True, mandatory=True, desc="conformed image, .npz")
+class _ReadInput(_StepInput):
+    # The file is part of the Scan, because nipype would resolve and hash a link to annexed content.
     scan = traits.Any(mandatory=True, desc="the Scan")
+    pipeline = traits.Any(mandatory=True, desc="the Pipeline")
+
+
+class _ProcessInput(_ReadInput):
     output_dir = traits.Str(mandatory=True, desc="derivatives dataset")
     provenance = traits.Dict(mandatory=True, desc="what decides the result, for the sidecars")
-    localization = File(exists=True, mandatory=True, desc="from Localize")
-    restored = File(exists=True, mandatory=True, desc="from Restore")
-    measures = File(exists=True, mandatory=True, desc="from Measure")
 
 
-class _WriteOutput(TraitedSpec):
+class _WrittenOutput(TraitedSpec):
     # This is a plain string because another job may be about to write the same file anew.
     out_file = traits.Str(desc="QC sidecar")
 
 
-class Write(SimpleInterface):
-    """Write the derivatives of a scan."""
+class ProcessScan(_Step):
+    """Do all of a scan, from the image to its derivatives."""
+
+    input_spec = _ProcessInput
+    output_spec = _WrittenOutput
+
+    def _compute(self, folder: Path) -> dict[str, str]:
+        given = self.inputs
+        image = _read(given.scan, given.pipeline, given.num_threads)
+        return _write(given, image, *_run_networks(image, given.pipeline))
+
+
+class _ArraysOutput(TraitedSpec):
+    out_file = File(exists=True, desc="result of the step, .npz")
+
+
+class ReadScan(_Step):
+    """Read, check and orient an image, and correct its bias field if asked."""
+
+    input_spec = _ReadInput
+    output_spec = _ArraysOutput
+
+    def _compute(self, folder: Path) -> dict[str, str]:
+        given = self.inputs
+        image = _read(given.scan, given.pipeline, given.num_threads)
+        return {"out_file": str(exchange.save(folder / "image.npz", image))}
+
+
+class _NetworksInput(_StepInput):
+    image = File(exists=True, mandatory=True, desc="from ReadScan")
+    pipeline = traits.Any(mandatory=True, desc="the Pipeline")
+
+
+class RunNetworks(_Step):
+    """Find both hippocampi and segment them."""
+
+    input_spec = _NetworksInput
+    output_spec = _ArraysOutput
+
+    def _compute(self, folder: Path) -> dict[str, str]:
+        image = exchange.load(self.inputs.image)
+        results = _run_networks(image, self.inputs.pipeline)
+        return {"out_file": str(exchange.save(folder / "networks.npz", results))}
+
+
+class _WriteInput(_ProcessInput):
+    image = File(exists=True, mandatory=True, desc="from ReadScan")
+    networks = File(exists=True, mandatory=True, desc="from RunNetworks")
+
+
+class WriteScan(_Step):
+    """Bring results to the image's grid, measure and write them; remove intermediate files."""
 
     input_spec = _WriteInput
-    output_spec = _WriteOutput
-    # The outputs lie outside the work folder, so they may be gone although the inputs are the same.
-    _always_run = True
+    output_spec = _WrittenOutput
 
-    def _run_interface(self, runtime: Any) -> Any:
+    def _compute(self, folder: Path) -> dict[str, str]:
         given = self.inputs
-        image, found, restored, measures = (
-            exchange.load(path)
-            for path in (given.image, given.localization, given.restored, given.measures)
-        )
-        images = native_images(
-            image, restored, found.intracranial, found.affine, len(measures.parts)
-        )
-        provenance = cast(Provenance, dict(given.provenance))
-        done = write_result(given.scan, Path(given.output_dir), images, measures, provenance)
-        self._results["out_file"] = str(done)
-        return runtime
-
-
-class _DiscardInput(BaseInterfaceInputSpec):
-    written = traits.Str(mandatory=True, desc="from Write")
-    conformed = File(exists=True, mandatory=True, desc="from Conform")
-    image = File(exists=True, mandatory=True, desc="the image that the networks saw")
-    localization = File(exists=True, mandatory=True, desc="from Localize")
-    segmentation = File(exists=True, mandatory=True, desc="from Segment")
-    restored = File(exists=True, mandatory=True, desc="from Restore")
-
-
-class Discard(SimpleInterface):
-    """Remove the intermediate files of a scan that is written."""
-
-    input_spec = _DiscardInput
-    output_spec = TraitedSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        for name in ("conformed", "image", "localization", "segmentation", "restored"):
+        results = _write(given, exchange.load(given.image), *exchange.load(given.networks))
+        for path in (given.image, given.networks):
             # A file that cannot be removed now is removed with the work folder.
             with suppress(OSError):
-                Path(getattr(self.inputs, name)).unlink()
-        return runtime
+                Path(path).unlink()
+        return results

@@ -1,8 +1,8 @@
-"""The participant level as nipype workflows: one per scan, all independent."""
+"""The participant level as nipype workflows: one per scan, and one per subject for its report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,21 +10,12 @@ from nipype.pipeline import engine as pe
 
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import fingerprint
 from hyps_bids.segmentation.pipeline import Pipeline
-from hyps_bids.workflows.interfaces import (
-    BiasCorrect,
-    Conform,
-    Discard,
-    Localize,
-    Measure,
-    Restore,
-    Segment,
-    Write,
-)
+from hyps_bids.workflows.interfaces import ProcessScan, ReadScan, RunNetworks, WriteScan
+from hyps_bids.workflows.reports import ReportPlan, init_report_wf
 
 #: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
-_MEM_SMALL, _MEM_NETWORK = 0.6, 1.2
+_MEM_SMALL, _MEM_SCAN = 0.6, 1.2
 
 
 @dataclass(frozen=True)
@@ -41,21 +32,25 @@ class ParticipantPlan:
         Facts for the sidecars.
     omp_nthreads : int
         Threads per node.
-    keep_intermediates : bool
-        Keep the intermediate files, tens of MB per scan, so that a later run can go on from them.
+    networks_here : bool
+        Run the networks of all scans in this process, because it alone uses the GPU.
     """
 
     pipeline: Pipeline
     output_dir: Path
     provenance: Provenance
     omp_nthreads: int
-    keep_intermediates: bool
+    networks_here: bool = False
 
 
 def init_participant_wf(
-    scans: Sequence[Scan], plan: ParticipantPlan, work_dir: Path
+    scans: Sequence[Scan],
+    plan: ParticipantPlan,
+    work_dir: Path,
+    subjects: Iterable[str],
+    report_plan: ReportPlan,
 ) -> pe.Workflow:
-    """Join the workflows of all scans.
+    """Join the workflows of all scans, and of the reports of subjects.
 
     Parameters
     ----------
@@ -65,60 +60,50 @@ def init_participant_wf(
         How to process them.
     work_dir : Path
         Folder of intermediate files.
+    subjects : iterable of str
+        Subjects whose report is built when all their scans among `scans` are done.
+    report_plan : ReportPlan
+        How to build reports.
     """
     workflow = pe.Workflow(name="participant_wf", base_dir=str(work_dir))
+    inner = {scan: init_scan_wf(scan, plan) for scan in scans}
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
-    workflow.add_nodes([init_scan_wf(scan, plan) for scan in scans])
+    workflow.add_nodes(list(inner.values()))
+    connections = []
+    for subject in subjects:
+        before = [wf for scan, wf in inner.items() if scan.subject == subject]
+        report = init_report_wf(subject, report_plan, scans=len(before))
+        connections += [
+            (wf, report, [("write.out_file", f"report.scan{i}")]) for i, wf in enumerate(before)
+        ]
+    workflow.connect(connections)
     return workflow
 
 
 def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
-    """Chain the nodes of one scan, from the image to its derivatives."""
+    """Make the nodes of one scan, from the image to its derivatives; the last is ``write``."""
     # Nodes run in their own folders, where a relative name leads nowhere.
     scan = replace(scan, path=scan.path.absolute())
-    pipeline, threads = plan.pipeline, plan.omp_nthreads
-    network = {
-        "device": str(pipeline.device),
-        "use_gpu": pipeline.device.type != "cpu",
-        "num_threads": threads,
-    }
-
-    large = {"n_procs": threads, "mem_gb": _MEM_NETWORK}
-
-    def node(name: str, interface: object, **options: object) -> pe.Node:
-        return pe.Node(interface, name=name, **({"mem_gb": _MEM_SMALL} | options))
-
-    conform = node(
-        "conform", Conform(in_file=str(scan.path), fingerprint=fingerprint(scan, plan.provenance))
-    )
-    localize = node("localize", Localize(weights=pipeline.localizer, **network), **large)
-    segment = node(
-        "segment", Segment(adapter=pipeline.adapter, base=pipeline.base, **network), **large
-    )
-    restore = node("restore", Restore())
-    measure = node("measure", Measure())
-    write = node(
-        "write", Write(scan=scan, output_dir=str(plan.output_dir), provenance=plan.provenance)
-    )
-    image = conform
+    reading = {"scan": scan, "pipeline": plan.pipeline}
+    writing = {"output_dir": str(plan.output_dir), "provenance": plan.provenance}
+    large = {"n_procs": plan.omp_nthreads, "mem_gb": _MEM_SCAN}
+    small = {"n_procs": plan.omp_nthreads if plan.pipeline.n4 else 1, "mem_gb": _MEM_SMALL}
     workflow = pe.Workflow(name=scan.workflow_name)
-    if pipeline.n4:
-        image = node("bias", BiasCorrect(num_threads=threads), n_procs=threads)
-        workflow.connect(conform, "out_file", image, "image")
-    # Output of the first node → input of this name of the others.
-    results = {
-        "image": (image, [localize, segment, restore, measure, write]),
-        "localization": (localize, [segment, measure, write]),
-        "segmentation": (segment, [restore, measure]),
-        "restored": (restore, [measure, write]),
-        "measures": (measure, [write]),
-    }
-    if not plan.keep_intermediates:
-        discard = pe.Node(Discard(), name="discard", run_without_submitting=True)
-        results |= {"conformed": (conform, [discard]), "written": (write, [discard])}
-        for name in ("image", "localization", "segmentation", "restored"):
-            results[name][1].append(discard)
-    for name, (source, targets) in results.items():
-        for target in targets:
-            workflow.connect(source, "out_file", target, name)
+    if not plan.networks_here:
+        workflow.add_nodes([pe.Node(ProcessScan(**reading, **writing), name="write", **large)])
+        return workflow
+    read = pe.Node(ReadScan(**reading), name="read", **small)
+    networks = pe.Node(
+        RunNetworks(pipeline=plan.pipeline, num_threads=plan.omp_nthreads),
+        name="networks",
+        run_without_submitting=True,
+    )
+    write = pe.Node(WriteScan(**reading, **writing), name="write", mem_gb=_MEM_SMALL)
+    workflow.connect(
+        [
+            (read, networks, [("out_file", "image")]),
+            (read, write, [("out_file", "image")]),
+            (networks, write, [("out_file", "networks")]),
+        ]
+    )
     return workflow

@@ -1,58 +1,85 @@
-"""The subject reports as a nipype workflow: one node per subject, all independent."""
+"""The subject reports as nipype workflows: one node per subject, in a workflow of its own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
+    DynamicTraitedSpec,
     File,
     SimpleInterface,
     TraitedSpec,
     traits,
 )
+from nipype.interfaces.io import add_traits
 from nipype.pipeline import engine as pe
 
 #: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
 _MEM = 0.5
 
 
-def init_reports_wf(
-    *,
-    subjects: Sequence[str],
-    bids_dir: Path,
-    output_dir: Path,
-    work_dir: Path,
-    settings_text: str,
-) -> pe.Workflow:
+@dataclass(frozen=True)
+class ReportPlan:
+    """How to build reports.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : Path
+        The raw dataset and the derivatives dataset.
+    settings_text : str
+        The settings of the run, to be shown in the reports.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    settings_text: str
+
+
+def init_reports_wf(subjects: Sequence[str], plan: ReportPlan, work_dir: Path) -> pe.Workflow:
     """Make one node per subject.
 
     Parameters
     ----------
     subjects : sequence of str
         Labels without ``sub-``.
-    bids_dir, output_dir, work_dir : Path
-        The raw dataset, the derivatives dataset, and the folder of intermediate files.
-    settings_text : str
-        The settings of the run, to be shown in the reports.
+    plan : ReportPlan
+        How to build reports.
+    work_dir : Path
+        Folder of intermediate files.
     """
     workflow = pe.Workflow(name="reports_wf", base_dir=str(work_dir))
-    inner = []
-    for subject in subjects:
-        # Each node has its own workflow, so that crash files name it as they name scans.
-        inner.append(pe.Workflow(name=report_name(subject)))
-        report = SubjectReport(
-            subject=subject,
-            bids_dir=str(bids_dir),
-            output_dir=str(output_dir),
-            settings_text=settings_text,
-        )
-        inner[-1].add_nodes([pe.Node(report, name="report", mem_gb=_MEM)])
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
-    workflow.add_nodes(inner)
+    workflow.add_nodes([init_report_wf(subject, plan) for subject in subjects])
+    return workflow
+
+
+def init_report_wf(subject: str, plan: ReportPlan, scans: int = 0) -> pe.Workflow:
+    """Make the node of one subject.
+
+    Parameters
+    ----------
+    subject : str
+        Label without ``sub-``.
+    plan : ReportPlan
+        How to build reports.
+    scans : int
+        Number of scans to wait for, by its inputs ``scan0``, ``scan1``, ….
+    """
+    # Each node has its own workflow, so that crash files name it as they name scans.
+    workflow = pe.Workflow(name=report_name(subject))
+    report = SubjectReport(
+        scans,
+        subject=subject,
+        bids_dir=str(plan.bids_dir),
+        output_dir=str(plan.output_dir),
+        settings_text=plan.settings_text,
+    )
+    workflow.add_nodes([pe.Node(report, name="report", mem_gb=_MEM)])
     return workflow
 
 
@@ -67,7 +94,7 @@ def report_name(subject: str) -> str:
     return re.sub(r"\W", "_", f"report_of_sub_{subject}")
 
 
-class _ReportInput(BaseInterfaceInputSpec):
+class _ReportInput(DynamicTraitedSpec, BaseInterfaceInputSpec):
     subject = traits.Str(mandatory=True, desc="label without sub-")
     bids_dir = traits.Str(mandatory=True, desc="raw dataset")
     output_dir = traits.Str(mandatory=True, desc="derivatives dataset")
@@ -85,6 +112,10 @@ class SubjectReport(SimpleInterface):
     output_spec = _ReportOutput
     # Its real inputs are the outputs of other nodes, which nipype does not see.
     _always_run = True
+
+    def __init__(self, scans: int = 0, **inputs: Any) -> None:
+        super().__init__(**inputs)
+        add_traits(self.inputs, [f"scan{i}" for i in range(scans)])
 
     def _run_interface(self, runtime: Any) -> Any:
         from hyps_bids.reports.subject import write_subject_report

@@ -25,13 +25,12 @@ from nipype.pipeline.plugins import base
 
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.writing import write_nifti
+from hyps_bids.workers import start_worker
 from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.engines import (
     MultiProcPlugin,
     check_paths,
     engine,
-    log_settings,
-    start_worker,
 )
 from tests.raising import raises
 from tests.workflows.test_crash_files import crash_reasons
@@ -134,7 +133,9 @@ def test_chains_that_are_begun_are_finished_before_others_begin(tmp_path: Path) 
         steps = [pe.Node(Function(function=writes), name=f"{step}{k}") for step in "abc"]
         for node in steps:
             node.inputs.trait_set(folder=str(tmp_path), name=node.name)
-        workflow.connect([(a, b, [("out", "after")]) for a, b in pairwise(steps)])
+        inner = pe.Workflow(name=f"chain{k}")
+        inner.connect([(a, b, [("out", "after")]) for a, b in pairwise(steps)])
+        workflow.add_nodes([inner])
     workflow.config["execution"] = {"poll_sleep_duration": "0.05"}
     workflow.run(plugin=MultiProcPlugin({"n_procs": 2, "memory_gb": 4, "mp_context": "fork"}))
     times = {path.name: float(path.read_text()) for path in tmp_path.glob("[abc]*")}
@@ -212,7 +213,7 @@ def test_workers_end_with_a_run_that_is_killed() -> None:
 import os, signal, time
 from hyps_bids.workflows.engines import MultiProcPlugin
 plugin = MultiProcPlugin({"n_procs": 1, "memory_gb": 1, "mp_context": "fork"})
-print(plugin.pool.submit(os.getpid).result(), flush=True)
+print(plugin.workers._pool.submit(os.getpid).result(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -228,7 +229,7 @@ def test_terminated_worker_leaves_no_partial_file(tmp_path: Path) -> None:
     def write_for_ever() -> None:
         # As inherited from the run's own handler
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        start_worker(str(tmp_path), log_settings())
+        start_worker(str(tmp_path))
         image = nib.Nifti1Image(np.zeros((200, 200, 200), np.uint8), np.eye(4))
         while True:
             write_nifti(tmp_path / "x.nii.gz", image)

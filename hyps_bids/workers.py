@@ -1,0 +1,199 @@
+"""The processes of a run on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from traceback import format_exception
+from typing import Any, Self
+
+from hyps_bids.outputs.writing import discard_partials
+
+_LOG = logging.getLogger("hyps_bids")
+#: Option of prctl(2) that sets the signal to get when the parent dies.
+_PR_SET_PDEATHSIG = 1
+#: Seconds that a worker gets to stop by itself before it is killed.
+_GRACE_S = 2
+
+Result = dict[str, Any]
+
+
+class Workers:
+    """Processes that run the nodes of one workflow after the other, and stay warm between them.
+
+    Attributes
+    ----------
+    context : str
+        How processes start, as in :func:`multiprocessing.get_context`. Forked processes need not
+        import what is imported here. Once this process uses a GPU, new ones must not be forked:
+        locks that threads of the GPU's driver hold would stay locked in them.
+    """
+
+    def __init__(self) -> None:
+        self.context = "fork"
+        self._count = 1
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Interrupted runs have killed them, and nobody else would stop waiting for them.
+        if kind is None or issubclass(kind, Exception):
+            self.close()
+
+    def start(self, count: int) -> None:
+        """Start some processes, all at once, unless they are running."""
+        if self._pool is not None:
+            return
+        self._count = count
+        # Each collection of garbage here and in forked processes would search all that is loaded
+        # by now, and copy its pages, so it is exempted.
+        gc.collect()
+        gc.freeze()
+        self._pool = _make_pool(count, self.context)
+        self._pool.submit(os.getpid)
+
+    def run(self, node: Any, updatehash: bool, taskid: int) -> Future[Result]:
+        """Let a worker run a node; the future fails if the worker is killed."""
+        self.start(self._count)
+        assert self._pool is not None
+        try:
+            return self._pool.submit(_run_node, node, updatehash, taskid, log_settings())
+        except BrokenProcessPool as error:
+            return failed(error)
+
+    def renew(self, most: int | None = None) -> None:
+        """Replace all processes, of which some were killed, by as many or by `most`."""
+        self.close()
+        self.start(min(self._count, most or self._count))
+
+    def close(self) -> None:
+        """End the processes when their nodes are done."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            gc.unfreeze()
+
+
+class _InThisProcess(Executor):
+    """Runs tasks at once where no processes can be started."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
+def _make_pool(count: int, context: str) -> Executor:
+    try:
+        return ProcessPoolExecutor(
+            max_workers=count,
+            mp_context=multiprocessing.get_context(context),
+            initializer=start_worker,
+            initargs=(os.getcwd(),),
+        )
+    except (OSError, ImportError, NotImplementedError) as error:
+        # The semaphores of multiprocessing need /dev/shm, which some containers lack.
+        _LOG.info(
+            "Processes cannot work together here (%s; is /dev/shm missing?), so everything runs "
+            "in one process.",
+            error,
+        )
+        return _InThisProcess()
+
+
+def kill_workers() -> None:
+    """End the children of this process, also in the middle of their work."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(_GRACE_S)
+        worker.kill()
+
+
+def failed(error: Exception) -> Future[Result]:
+    """Make a future that has failed."""
+    future: Future[Result] = Future()
+    future.set_exception(error)
+    return future
+
+
+def was_killed(future: Future[Result]) -> bool:
+    """Tell whether a node has no result because its process was killed."""
+    return (
+        future.done()
+        and not future.cancelled()
+        and isinstance(future.exception(), BrokenProcessPool)
+    )
+
+
+def _run_node(node: Any, updatehash: bool, taskid: int, log: Mapping[str, Any]) -> Result:
+    """Run a node and return what nipype's function of this name returns."""
+    _set_up_log(log)
+    result: Result = {"result": None, "traceback": None, "taskid": taskid}
+    try:
+        # The results stay in files, where nipype finds them.
+        node.run(updatehash=updatehash)
+    except Exception as error:
+        result["traceback"] = format_exception(error)
+    return result
+
+
+def log_settings() -> dict[str, Any]:
+    """Describe levels and handlers of the log, for workers that lack them."""
+    return {
+        "levels": {
+            name: logging.getLogger(name).level
+            for name in list(logging.root.manager.loggerDict)
+            if name.split(".")[0] in ("hyps_bids", "nipype")
+        },
+        "handlers": [
+            (getattr(handler, "baseFilename", None), handler.level, handler.formatter)
+            for handler in _LOG.handlers
+        ],
+    }
+
+
+def start_worker(folder: str) -> None:
+    """Set up a worker process: its folder and its signals."""
+    os.chdir(folder)
+    if hasattr(libc := ctypes.CDLL(None), "prctl"):
+        # On Linux, workers end when the run is killed; otherwise they would wait for ever.
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # SIGTERM ends the workers of a terminated run and of a broken pool. The handler that a fork
+    # inherits would raise, and the pool would take that for an error of the node. Ctrl-C reaches
+    # all processes of a terminal, and the run then ends its workers by SIGTERM.
+    signal.signal(signal.SIGTERM, _end_worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _set_up_log(log: Mapping[str, Any]) -> None:
+    """Give the log the levels and handlers of the run, unless a fork has inherited them."""
+    for name, level in log["levels"].items():
+        logging.getLogger(name).setLevel(level)
+    there = [getattr(handler, "baseFilename", None) for handler in _LOG.handlers]
+    for path, level, formatter in log["handlers"]:
+        if path in there:
+            continue
+        handler = (
+            logging.StreamHandler()
+            if path is None
+            else logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        )
+        handler.setLevel(level)
+        handler.setFormatter(formatter)
+        _LOG.addHandler(handler)
+
+
+def _end_worker(number: int, frame: object) -> None:
+    discard_partials()
+    os._exit(128 + number)
