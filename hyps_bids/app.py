@@ -158,7 +158,7 @@ def _subjects_to_report(
     settings: Settings, scans: Sequence[Scan], besides: Collection[str]
 ) -> list[str]:
     """Return the subjects whose report is out of date, or all subjects with --reports-only."""
-    from hyps_bids.reports.subject import is_current
+    from hyps_bids.reports.state import is_current
 
     subjects = sorted({scan.subject for scan in scans}.difference(besides))
     if settings.reports_only:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from hyps_bids import __version__
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import methods_html
 from hyps_bids.reports.page import embedded_json, render
-from hyps_bids.reports.scan_facts import facts_files, find_scans_of, unprocessed, without_image
+from hyps_bids.reports.scan_facts import take_inventory
 from hyps_bids.reports.section import Section, State, build_section
+from hyps_bids.reports.state import report_path, state_of
 
 #: Largest size of a report, bytes.
 LIMIT = 6_000_000
@@ -22,8 +21,6 @@ LIMIT = 6_000_000
 _PAGE = 1_250_000
 #: Largest size of a scan's section, bytes.
 _SHARE = 1_500_000
-#: Number of characters at the start of a report within which its state is written.
-_HEAD = 2_000
 
 
 def write_subject_report(
@@ -55,56 +52,25 @@ def write_subject_report(
     CannotCreateOutput
         If it cannot be written.
     """
-    path = output_dir / f"sub-{subject}.html"
+    path = report_path(output_dir, subject)
     state, complete = None, bool(settings_text)
-    while state != (now := _state(bids_dir, output_dir, subject, with_settings=complete)):
+    while state != (now := state_of(bids_dir, output_dir, subject, with_settings=complete)):
         state = now
         write_text(path, _build(bids_dir, output_dir, subject, settings_text, state))
     return path
 
 
-def is_current(bids_dir: Path, output_dir: Path, subject: str) -> bool:
-    """Tell whether a report shows the outputs as they are now, with pictures and settings.
-
-    The parameters are those of :func:`write_subject_report`. The answer is also true if there are
-    no outputs, because then there is nothing to report.
-    """
-    if not find_scans_of(output_dir, subject):
-        return True
-    try:
-        with (output_dir / f"sub-{subject}.html").open(encoding="utf-8") as report:
-            head = report.read(_HEAD)
-    except OSError:
-        return False
-    return f'content="{_state(bids_dir, output_dir, subject, with_settings=True)}"' in head
-
-
-def _state(bids_dir: Path, output_dir: Path, subject: str, *, with_settings: bool) -> str:
-    """Digest what the report shows: it changes when another job finishes a scan."""
-    digest = hashlib.sha256(f"{__version__} {with_settings} ".encode())
-    digest.update(" ".join(unprocessed(bids_dir, output_dir, subject)).encode())
-    digest.update(" ".join(without_image(bids_dir, output_dir, subject)).encode())
-    for scan in find_scans_of(output_dir, subject):
-        for path in facts_files(output_dir, scan).values():
-            try:
-                content = path.read_bytes()
-            except OSError:
-                content = b""
-            digest.update(f"{path.name} {len(content)} ".encode() + content)
-    return digest.hexdigest()
-
-
 def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, state: str) -> str:
-    scans = find_scans_of(output_dir, subject)
-    share = min(_SHARE, (LIMIT - _PAGE - len(settings_text.encode())) // max(1, len(scans)))
-    sections = [build_section(bids_dir, output_dir, scan, share) for scan in scans]
+    found = take_inventory(bids_dir, output_dir, subject)
+    share = min(_SHARE, (LIMIT - _PAGE - len(settings_text.encode())) // max(1, len(found.scans)))
+    sections = [build_section(bids_dir, output_dir, scan, share) for scan in found.scans]
     viewers = {s.anchor: s.viewer for s in sections if s.viewer is not None}
     return render(
         "subject.html.j2",
         # Without a state the report is made again: missing pictures may be there by then.
         outputs_state="" if any(s.unseen for s in sections) else state,
-        unprocessed=unprocessed(bids_dir, output_dir, subject),
-        without_image=without_image(bids_dir, output_dir, subject),
+        unprocessed=found.unprocessed,
+        without_image=found.without_image,
         subject=subject,
         sections=sections,
         verdict=_verdict(sections),

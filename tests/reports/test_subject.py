@@ -21,7 +21,8 @@ from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports import pictures
 from hyps_bids.reports import subject as module
 from hyps_bids.reports.scan_facts import facts_files
-from hyps_bids.reports.subject import LIMIT, is_current, write_subject_report
+from hyps_bids.reports.state import is_current
+from hyps_bids.reports.subject import LIMIT, write_subject_report
 from tests.reports.conftest import FAILED, GOOD, HALF, SETTINGS, Study, change_sidecar, named
 
 SIDECAR = "sub-02/anat/sub-02_seg-hippocampus_qc.json"
