@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+from isal import igzip
 from markupsafe import Markup
 
 from hyps_bids import __version__
@@ -57,8 +58,10 @@ def data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def packed(content: bytes, identifier: str) -> Markup:
+def packed(content: bytes, identifier: str, *, well: bool = False) -> Markup:
     """Put a file into a page, compressed; ``unpack(identifier)`` of ``base.js`` gives it back.
+
+    Packing it `well` takes ten times longer and saves about 4 % of the bytes of images.
 
     Examples
     --------
@@ -66,7 +69,12 @@ def packed(content: bytes, identifier: str) -> Markup:
     Markup('<script type="application/gzip" id="nothing">H4s')
     """
     # Without a time stamp, the same content gives the same page.
-    text = base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
+    compressed = gzip.compress(content, mtime=0) if well else igzip.compress(content, mtime=0)
+    return _embedded(compressed, identifier)
+
+
+def _embedded(compressed: bytes, identifier: str) -> Markup:
+    text = base64.b64encode(compressed).decode("ascii")
     return Markup('<script type="application/gzip" id="{}">{}</script>').format(identifier, text)
 
 
@@ -112,8 +120,6 @@ def _asset(name: str) -> Markup:
 
 @cache
 def _library(name: str) -> Markup:
-    """Pack a library from ``vendor``; ``library(name)`` of ``base.js`` runs it."""
-    text = (_FOLDER / "vendor" / f"{name}.js").read_text(encoding="utf-8")
-    # Developer tools would request the source map.
-    text = re.sub(r"(?m)^//# sourceMappingURL=.*$", "", text)
-    return packed(text.encode("utf-8"), f"library-{name}")
+    """Read a library from ``vendor``, compressed; ``library(name)`` of ``base.js`` runs it."""
+    content = (_FOLDER / "vendor" / f"{name}.js.gz").read_bytes()
+    return _embedded(content, f"library-{name}")

@@ -30,6 +30,8 @@ _FINE = 0.5
 #: Mm under a picture for a color bar.
 _BAR = 6.0
 _AXES = "xyz"
+#: Rows and columns of a picture.
+Window = tuple[slice, slice]
 #: Smallest part of the head that a tile around a hippocampus shows: right, anterior, superior, mm.
 _FIELD = np.array([40.0, 60.0, 40.0])
 _MARGIN = 6.0
@@ -73,6 +75,21 @@ class Tile:
         heights = self.center[up] + self.height / 2 - (np.arange(rows) + 0.5) * step
         out[up] = heights[:, None]
         return out
+
+    def window(self, low: np.ndarray, high: np.ndarray, step: float) -> Window | None:
+        """Find the pixels, rows and columns, of a box in the world; None if it is elsewhere."""
+        if not low[self.plane] <= self.center[self.plane] <= high[self.plane]:
+            return None
+        parts = []
+        for axis, size in zip(self.axes[::-1], (self.height, self.width), strict=True):
+            # Pixels are counted against the direction of the axis.
+            edge = self.center[axis] + size / 2
+            start = max(0, round((edge - high[axis]) / step) - 1)
+            stop = min(round(size / step), round((edge - low[axis]) / step) + 1)
+            if start >= stop:
+                return None
+            parts.append(slice(start, stop))
+        return parts[0], parts[1]
 
     def place(self, world: Sequence[float]) -> tuple[float, float]:
         """Find a world point in the picture, mm from its left and top."""
@@ -174,10 +191,11 @@ def overview(
     image. The boxes are given by their centers.
     """
     low, high = t1w.extent()
-    middle, wanted = middle_of_head(t1w, intracranial), _HEAD
     region = None if intracranial is None else intracranial.content()
-    if intracranial is not None and region is not None:
-        first, last = intracranial.part(region).extent(0.5)
+    intracranial = None if intracranial is None or region is None else intracranial.part(region)
+    middle, wanted = middle_of_head(t1w, intracranial), _HEAD
+    if intracranial is not None:
+        first, last = intracranial.extent(0.5)
         wanted = last - first + 2 * _SCALP
     # The field is no larger than the image, so that a part of a head fills the picture too.
     field = np.ceil(np.minimum(wanted, high - low + 2))
@@ -311,10 +329,17 @@ class Layout:
             part = voxels.part(region)
             voxels = Voxels(np.pad(part.data, 1).view(np.uint8), part.moved((-1, -1, -1)))
         paths = []
+        low, high = voxels.extent()
         for tile in self.tiles:
+            window = tile.window(low, high, self.step)
+            if window is None:
+                continue
             # The padding closes contours at the edge of the tile.
-            values = np.pad(_sample(voxels, tile, self.step), 1)
-            generator = contour_generator(z=values, line_type=LineType.Separate, name="serial")
+            values = np.pad(_sample(voxels, tile, self.step, window), 1)
+            rows, columns = (np.arange(part.start, part.stop + 2) for part in window)
+            generator = contour_generator(
+                columns, rows, values, line_type=LineType.Separate, name="serial"
+            )
             for line in generator.lines(0.5):
                 # From pixel centers of the padded tile to units of the picture.
                 points = (np.asarray(line) - 0.5) * self.step + (tile.left, tile.top)
@@ -332,10 +357,13 @@ def _tile(plane: int, position: float, center: np.ndarray, field: np.ndarray) ->
     return replace(tile, width=float(field[across]), height=float(field[up]))
 
 
-def _sample(voxels: Voxels, tile: Tile, step: float) -> np.ndarray:
-    """Sample voxels in a tile; zero beyond their edge."""
+def _sample(
+    voxels: Voxels, tile: Tile, step: float, window: Window = (slice(None), slice(None))
+) -> np.ndarray:
+    """Sample voxels in a tile, or in a part of it; zero beyond their edge."""
     inverse = np.linalg.inv(voxels.affine)
-    index = np.tensordot(inverse[:3, :3], tile.points(step), 1) + inverse[:3, 3][:, None, None]
+    points = tile.points(step)[:, *window]
+    index = np.tensordot(inverse[:3, :3], points, 1) + inverse[:3, 3][:, None, None]
     return ndimage.map_coordinates(voxels.data, index, order=1, output=np.float32, prefilter=False)
 
 

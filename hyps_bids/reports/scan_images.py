@@ -14,7 +14,6 @@ from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy import ndimage
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
@@ -35,8 +34,15 @@ class Voxels:
 
     def content(self) -> Region | None:
         """Find the smallest part that holds all voxels above 0; None if there are none."""
-        found = ndimage.find_objects((self.data > 0).view(np.uint8))
-        return found[0] if found else None
+        found = [slice(0, side) for side in self.data.shape]
+        # The first pass reads all voxels in the order in which they are stored.
+        for axis in np.argsort(np.abs(self.data.strides))[::-1]:
+            others = tuple(other for other in range(3) if other != axis)
+            used = np.flatnonzero(self.data[tuple(found)].max(axis=others) > 0)
+            if not used.size:
+                return None
+            found[axis] = slice(int(used[0]), int(used[-1]) + 1)
+        return found[0], found[1], found[2]
 
     def part(self, region: Sequence[slice]) -> Voxels:
         """Take a part of the voxels, which stays where it is in the world."""

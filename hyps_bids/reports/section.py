@@ -199,9 +199,10 @@ def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
     _show(section, int(0.4 * left), shown)
     left -= sum(len(one.image) for one in section.pictures)
     if complete:
-        middle = pictures.middle_of_head(images.t1w, images.intracranial)
-        start = [*(centers | facts.box_centers).values(), middle.tolist()][0]
-        _add_viewer(section, images, hippocampi, start, left)
+        known = [*(centers | facts.box_centers).values()]
+        if not known:
+            known = [pictures.middle_of_head(images.t1w, images.intracranial).tolist()]
+        _add_viewer(section, images, hippocampi, known[0], left)
     else:
         section.messages.append(f"There is only an overview, {_TOO_MANY}")
 
@@ -326,14 +327,15 @@ def _add_viewer(
 ) -> None:
     """Pack what the viewer shows, in as much detail as the limit allows."""
 
-    def pack(files: Mapping[str, bytes]) -> Markup:
-        packs = (packed(content, f"{section.anchor}-{name}") for name, content in files.items())
-        return Markup("\n").join(packs)
+    def pack(files: Mapping[str, bytes], *, well: bool) -> Markup:
+        return Markup("\n").join(
+            packed(content, f"{section.anchor}-{name}", well=well)
+            for name, content in files.items()
+        )
 
     parts = section.facts.parts()
     labels = [{"index": i, "name": p.name, "color": p.color} for i, p in parts.items()]
     fixed = {} if hippocampi is None else _segmentation_files(hippocampi, section.facts)
-    always = pack(fixed)
     for level in viewer.LEVELS:
         volumes = {}
         if hippocampi is not None:
@@ -341,11 +343,13 @@ def _add_viewer(
             volumes["close"] = viewer.nifti(close)
         if level.head_spacing:
             volumes["head"] = viewer.nifti(viewer.head(images.t1w, level))
-        files = pack(volumes)
-        if volumes and len(always) + len(files) <= limit:
-            section.viewer = {"files": [*fixed, *volumes], "labels": labels, "start": start}
-            section.files = always + files
-            return
+        # Detail is given up only where better compression, which takes longer, does not help.
+        for well in (False, True) if volumes else ():
+            section.files = pack(fixed | volumes, well=well)
+            if len(section.files) <= limit:
+                section.viewer = {"files": [*fixed, *volumes], "labels": labels, "start": start}
+                return
+    section.files = ""
     section.messages.append(f"There is no interactive viewer, {_TOO_MANY}")
 
 

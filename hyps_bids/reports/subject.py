@@ -20,7 +20,7 @@ LIMIT = 6_000_000
 #: Size of the page itself, bytes: viewer library, style, scripts, methods.
 _PAGE = 1_250_000
 #: Largest size of a scan's section, bytes.
-_SHARE = 1_500_000
+_SHARE = 1_600_000
 
 
 def write_subject_report(

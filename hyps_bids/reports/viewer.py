@@ -98,12 +98,21 @@ def surface(probabilities: np.ndarray, labels: Voxels, colors: Mapping[int, str]
     # Imported here, because skimage costs time that most runs do not need.
     from skimage.measure import marching_cubes
 
-    mask = np.isin(labels.data, list(colors))
-    if not mask.any():
+    content = Voxels(np.isin(labels.data, list(colors)), labels.affine).content()
+    if content is None:
         return None
-    near = ndimage.binary_dilation(mask, iterations=2)
+    # One voxel more than the dilation reaches, so that probabilities fall to zero between voxels.
+    region = tuple(
+        slice(max(0, part.start - 3), min(side, part.stop + 3))
+        for part, side in zip(content, labels.data.shape, strict=True)
+    )
+    origin = labels.extent()[0]
+    labels, probabilities = labels.part(region), probabilities[:, *region]
+    near = ndimage.binary_dilation(np.isin(labels.data, list(colors)), iterations=2)
     low, high = labels.extent()
-    low, high = low - _SPACING, high + _SPACING
+    # The points do not depend on what is cut off here.
+    low = origin + (np.floor((low - origin) / _SPACING) - 1) * _SPACING
+    high = high + _SPACING
     shape = np.ceil((high - low) / _SPACING).astype(int) + 1
     grid = np.diag([_SPACING, _SPACING, _SPACING, 1.0])
     grid[:3, 3] = low
@@ -150,8 +159,11 @@ def _coarse(voxels: Voxels, spacing: float) -> Voxels:
         if factor > 1:
             count = data.shape[axis] // factor
             whole = np.moveaxis(data, axis, 0)[: count * factor]
-            blocks = whole.reshape(count, factor, *whole.shape[1:])
-            data = np.moveaxis(blocks.mean(axis=1, dtype=np.float32), 0, axis)
+            # Adding the voxels of all blocks at once is several times faster than a mean by block.
+            total = whole[::factor].astype(np.float32)
+            for offset in range(1, factor):
+                total += whole[offset::factor]
+            data = np.moveaxis(total / factor, 0, axis)
     return Voxels(data, affine)
 
 
