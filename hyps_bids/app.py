@@ -98,17 +98,16 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
     from hyps_bids.segmentation.setup import choose_networks
 
     settings = run.settings
-    output = settings.output_dir
     setup = choose_networks(settings)
-    to_do = [scan for scan in scans if not setup.is_done(scan, output)]
+    to_do = setup.find_undone(scans, settings)
     if to_do:
         from hyps_bids.workflows.execution import load_networks, process_scans
 
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(settings, setup)
     write_dataset_files(settings, labels=label_table(setup.labels))
-    write_text(output / "logs" / "CITATION.md", methods_markdown(setup.provenance))
-    write_text(output / "logs" / "CITATION.bib", bibtex())
+    write_text(settings.output_dir / "logs" / "CITATION.md", methods_markdown(setup.provenance))
+    write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
     start_log_file(run.log_dir, settings)
     _LOG.info(
         "%s: %d done before, %d to do%s",

@@ -20,12 +20,16 @@ _LATE = re.compile(r"_(?:res|den|label|desc)-")
 def output_path(
     output_dir: Path, scan: Scan, *, suffix: str, extension: str, **entities: str
 ) -> Path:
+    """Return the path of a derivative of a scan, named by :func:`output_name`."""
+    name = output_name(scan, suffix=suffix, extension=extension, **entities)
+    return output_dir / scan.folder / name
+
+
+def output_name(scan: Scan, *, suffix: str, extension: str, **entities: str) -> str:
     """Name a derivative of a scan.
 
     Parameters
     ----------
-    output_dir : Path
-        The derivatives dataset.
     scan : Scan
         The source.
     suffix, extension : str
@@ -36,8 +40,8 @@ def output_path(
 
     Returns
     -------
-    Path
-        The file; its folder need not exist.
+    str
+        Name of the file.
 
     Raises
     ------
@@ -47,10 +51,10 @@ def output_path(
     Examples
     --------
     >>> scan = Scan.from_path(Path("sub-01_run-2_T1w.nii.gz"))
-    >>> output_path(Path("out"), scan, suffix="mask", extension=".nii.gz", label="ICV").name
+    >>> output_name(scan, suffix="mask", extension=".nii.gz", label="ICV")
     'sub-01_run-2_label-ICV_mask.nii.gz'
     >>> scan = Scan.from_path(Path("sub-01_desc-preproc_T1w.nii.gz"))
-    >>> output_path(Path("out"), scan, suffix="dseg", extension=".nii.gz", seg=SEG).name
+    >>> output_name(scan, suffix="dseg", extension=".nii.gz", seg=SEG)
     'sub-01_seg-hippocampus_desc-preproc_dseg.nii.gz'
     """
     unknown = sorted(set(entities) - set(_ORDER))
@@ -58,9 +62,7 @@ def output_path(
         raise ValueError(f"not entities of derivatives: {unknown}")
     values = scan.derived_entities | entities
     added = [f"{key}-{values[key]}" for key in _ORDER if key in values]
-    return (
-        output_dir / scan.folder / ("_".join([*scan.source_entities, *added, suffix]) + extension)
-    )
+    return "_".join([*scan.source_entities, *added, suffix]) + extension
 
 
 def parse_output(name: str) -> tuple[str, str] | None:
@@ -103,7 +105,12 @@ def sidecar_path(path: Path) -> Path:
     >>> sidecar_path(Path("sub-01_dseg.nii.gz")).name
     'sub-01_dseg.json'
     """
-    return path.with_name(path.name.split(".")[0] + ".json")
+    return path.with_name(sidecar_name(path.name))
+
+
+def sidecar_name(name: str) -> str:
+    """Return the name of the JSON sidecar of a file."""
+    return name.split(".")[0] + ".json"
 
 
 def scan_paths(scan: Scan, output_dir: Path) -> dict[str, Path]:
@@ -121,6 +128,12 @@ def scan_paths(scan: Scan, output_dir: Path) -> dict[str, Path]:
     dict of str to Path
         Keys are ``dseg``, ``probseg``, ``mask``, ``morph`` and ``qc``.
     """
+    folder = output_dir / scan.folder
+    return {kind: folder / name for kind, name in scan_names(scan).items()}
+
+
+def scan_names(scan: Scan) -> dict[str, str]:
+    """Return the names of the files of :func:`scan_paths`."""
     kinds = {
         "dseg": {"seg": SEG, "suffix": "dseg", "extension": ".nii.gz"},
         "probseg": {"seg": SEG, "suffix": "probseg", "extension": ".nii.gz"},
@@ -128,7 +141,7 @@ def scan_paths(scan: Scan, output_dir: Path) -> dict[str, Path]:
         "morph": {"seg": SEG, "suffix": "morph", "extension": ".tsv"},
         "qc": {"seg": SEG, "suffix": "qc", "extension": ".tsv"},
     }
-    return {name: output_path(output_dir, scan, **kind) for name, kind in kinds.items()}
+    return {kind: output_name(scan, **parts) for kind, parts in kinds.items()}
 
 
 def group_path(output_dir: Path, kind: str) -> Path:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +13,10 @@ import pandas as pd
 
 from hyps_bids.errors import CannotCreateOutput
 from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
-from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.completion import fingerprint, recorded_fingerprint
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
 from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
-from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import (
     remove_file,
@@ -86,37 +82,6 @@ class ScanMeasures:
     devices: dict[str, str]
 
 
-def fingerprint(scan: Scan, provenance: Provenance) -> str:
-    """Return a digest of a scan's content and of everything else that decides its result."""
-    # A file that cannot be read fails later, as one scan; it must not end the run here.
-    content = json.dumps([_digest(scan) or "unreadable", provenance], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def is_readable(scan: Scan) -> bool:
-    """Tell whether the image of a scan can be read."""
-    return _digest(scan) is not None
-
-
-def _digest(scan: Scan) -> str | None:
-    try:
-        return sha256(scan.path)
-    except OSError:
-        return None
-
-
-def is_done(scan: Scan, output_dir: Path, digest: str) -> bool:
-    """Tell whether all outputs of a scan are there and were made from the same content."""
-    paths = scan_paths(scan, output_dir)
-    return _recorded(paths) == digest and _all_there(paths)
-
-
-def is_complete(scan: Scan, output_dir: Path) -> bool:
-    """Tell whether all outputs of a scan are there, whatever content they were made from."""
-    paths = scan_paths(scan, output_dir)
-    return _recorded(paths) is not None and _all_there(paths)
-
-
 def write_result(
     scan: Scan,
     output_dir: Path,
@@ -152,7 +117,7 @@ def write_result(
     """
     paths = scan_paths(scan, output_dir)
     digest = fingerprint(scan, provenance)
-    if _recorded(paths) != digest:
+    if recorded_fingerprint(scan, output_dir) != digest:
         # If this process is killed half-way, old and new files are mixed and the scan must not
         # look done. The mark of another job that has just made the same outputs stays.
         remove_file(sidecar_path(paths["qc"]))
@@ -234,21 +199,6 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
     remove_stale(paths["qc"].parent)
     if problems:
         raise problems[0]
-
-
-def _all_there(paths: Mapping[str, Path]) -> bool:
-    # Unlike Path.is_file, this is false for files in folders that must not be read.
-    isfile = os.path.isfile
-    return all(isfile(path) and isfile(sidecar_path(path)) for path in paths.values())
-
-
-def _recorded(paths: Mapping[str, Path]) -> str | None:
-    """Read from which content the outputs were made; None unless they are complete."""
-    try:
-        recorded: dict[str, Any] = load_json(sidecar_path(paths["qc"]))
-    except (OSError, ValueError):
-        return None
-    return recorded.get("Fingerprint")
 
 
 def _on_grid_of(

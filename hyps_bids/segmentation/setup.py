@@ -12,10 +12,10 @@ from pathlib import Path
 from hyps_bids import __version__
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_adapter_card, shipped_weights
-from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.completion import find_undone
+from hyps_bids.outputs.digests import Digests, sha256
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import fingerprint, is_done
 from hyps_bids.settings import Settings
 
 
@@ -42,9 +42,11 @@ class Setup:
     labels: Sequence[str]
     provenance: Provenance
 
-    def is_done(self, scan: Scan, output_dir: Path) -> bool:
-        """Tell whether the outputs of a scan are complete and a new run would give the same."""
-        return is_done(scan, output_dir, fingerprint(scan, self.provenance))
+    def find_undone(self, scans: Sequence[Scan], settings: Settings) -> list[Scan]:
+        """Return the scans of which a run would give other outputs than those that are there."""
+        output = settings.output_dir
+        digests = Digests(output / "logs" / "digests", settings.bids_dir)
+        return find_undone(scans, output, self.provenance, digests)
 
 
 def choose_networks(settings: Settings) -> Setup:

@@ -19,8 +19,9 @@ from nipype import logging as nipype_logging
 
 from hyps_bids.errors import DISK_ERRORS, HypsError, WriteFailed
 from hyps_bids.messages import format_count
+from hyps_bids.outputs.completion import is_complete, is_readable
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.scan_files import is_complete, is_readable, write_failure
+from hyps_bids.outputs.scan_files import write_failure
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workers import kill_workers
@@ -160,7 +161,7 @@ def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[S
     if settings.work_dir is None:
         # Failed scans leave intermediate files, and the next batch may need the space.
         shutil.rmtree(run.work_dir / workflow.name, ignore_errors=True)
-    undone = [scan for scan in scans if not setup.is_done(scan, settings.output_dir)]
+    undone = setup.find_undone(scans, settings)
     failures.look(is_last=True)
     crashes = failures.reasons
     reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}

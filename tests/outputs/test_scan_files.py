@@ -18,6 +18,7 @@ from hyps_bids.errors import CannotCreateOutput
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
+from hyps_bids.outputs.completion import is_done
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import parse_output
@@ -26,8 +27,6 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import (
     ScanImages,
     ScanMeasures,
-    fingerprint,
-    is_done,
     write_failure,
     write_result,
 )
@@ -316,7 +315,7 @@ def test_nothing_found_at_all(tmp_path: Path) -> None:
 
 
 def done(scan: Scan, folder: Path, provenance: dict[str, Any] = PROVENANCE) -> bool:
-    return is_done(scan, folder / "out", fingerprint(scan, provenance))
+    return is_done(scan, folder / "out", provenance)
 
 
 def test_done_until_content_or_settings_change(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""Which scans are done: their outputs are there, and were made from the present content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hyps_bids.outputs.digests import Digests, sha256
+from hyps_bids.outputs.names import scan_names, sidecar_name
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.reading import load_json
+from hyps_bids.outputs.scan import Scan
+
+#: Files may be on a network: waiting for one must not hold up the others.
+_READERS, _BATCH = 8, 100
+
+
+def find_undone(
+    scans: Sequence[Scan], output_dir: Path, provenance: Provenance, digests: Digests
+) -> list[Scan]:
+    """Return the scans that are to be done, in their order.
+
+    Only images that have outputs are read, and of these only those that `digests` does not know.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        Scans of the dataset.
+    output_dir : Path
+        The derivatives dataset.
+    provenance : Provenance
+        What decides the results, beside the images.
+    digests : Digests
+        Sums of images; new ones are kept.
+    """
+
+    def undone(batch: Sequence[Scan]) -> list[Scan]:
+        return [scan for scan in batch if not is_done(scan, output_dir, provenance, digests)]
+
+    batches = [scans[first : first + _BATCH] for first in range(0, len(scans), _BATCH)]
+    try:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return [scan for batch in pool.map(undone, batches) for scan in batch]
+    finally:
+        digests.save()
+
+
+def is_done(
+    scan: Scan, output_dir: Path, provenance: Provenance, digests: Digests | None = None
+) -> bool:
+    """Tell whether all outputs of a scan are there and were made from the same content."""
+    recorded = recorded_fingerprint(scan, output_dir)
+    return (
+        recorded is not None
+        and _all_there(scan, output_dir)
+        and recorded == fingerprint(scan, provenance, digests)
+    )
+
+
+def is_complete(scan: Scan, output_dir: Path) -> bool:
+    """Tell whether all outputs of a scan are there, whatever content they were made from."""
+    return recorded_fingerprint(scan, output_dir) is not None and _all_there(scan, output_dir)
+
+
+def is_readable(scan: Scan) -> bool:
+    """Tell whether the image of a scan can be read."""
+    return _digest(scan, None) is not None
+
+
+def fingerprint(scan: Scan, provenance: Provenance, digests: Digests | None = None) -> str:
+    """Return a digest of a scan's content and of everything else that decides its result."""
+    # A file that cannot be read fails later, as one scan; it must not end the run here.
+    content = json.dumps([_digest(scan, digests) or "unreadable", provenance], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def recorded_fingerprint(scan: Scan, output_dir: Path) -> str | None:
+    """Read from which content the outputs were made; None unless they are complete."""
+    qc = sidecar_name(scan_names(scan)["qc"])
+    try:
+        recorded = load_json(output_dir / scan.folder / qc)
+    except (OSError, ValueError):
+        return None
+    return recorded.get("Fingerprint") if isinstance(recorded, dict) else None
+
+
+def _digest(scan: Scan, digests: Digests | None) -> str | None:
+    try:
+        return sha256(scan.path) if digests is None else digests.sha256(scan.path)
+    except OSError:
+        return None
+
+
+def _all_there(scan: Scan, output_dir: Path) -> bool:
+    names = scan_names(scan).values()
+    try:
+        with os.scandir(output_dir / scan.folder) as entries:
+            there = {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return False
+    return there.issuperset(names) and there.issuperset(map(sidecar_name, names))
