@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
@@ -22,7 +23,7 @@ from hyps_bids.outputs.scan import Scan
 
 #: Part of an image, one slice per axis.
 Region = tuple[slice, slice, slice]
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, isal_zlib.error, ValueError)
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,21 @@ class StoredImages:
     """The images of a scan, all on the grid and in the axes of its own file.
 
     `t1w` has float32 intensities; `labels` and the `intracranial` mask have integers. `probseg`
-    has a volume per label. It is large, so only the parts that are asked for are read.
+    is a file with a volume per label. It is large, so only the parts that are asked for are read.
     """
 
     t1w: Voxels
     labels: Voxels
     intracranial: Voxels
-    probseg: nib.Nifti1Image
+    probseg: Path
 
     def probabilities(self, region: Region) -> np.ndarray:
         """Read the probabilities in a part of the image, shape ``(labels, x, y, z)``."""
-        stored = self.probseg.dataobj
-        # Without the slope, slicing gives bytes. Whole planes lie together in the file.
-        proxy = ArrayProxy(self.probseg.get_filename(), (stored.shape, stored.dtype, stored.offset))
-        try:
+        with _opened(self.probseg) as image:
+            stored = image.dataobj
+            # Without the slope, slicing gives bytes. Whole planes lie together in the file.
+            proxy = ArrayProxy(stored.file_like, (stored.shape, stored.dtype, stored.offset))
             planes = proxy[:, :, region[2]]
-        except _UNREADABLE as error:
-            raise _damaged(self.probseg.get_filename(), error) from error
         part = np.moveaxis(planes[region[:2]], -1, 0).astype(np.float32)
         return part * np.float32(stored.slope) + np.float32(stored.inter)
 
@@ -114,45 +113,41 @@ def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImag
         If an image is damaged, or its grid is not that of the T1w image.
     """
     paths = scan_paths(scan, output_dir)
-    labels, mask, probseg = (_open(paths[kind]) for kind in ("dseg", "mask", "probseg"))
-    for image in (labels, mask, probseg):
-        if image.shape[:3] != raw.native_shape:
-            raise BadData(
-                f"{image.get_filename()}: its grid {image.shape[:3]} is not the grid of the T1w "
-                f"image, {raw.native_shape}; run the participant level again",
-                code="derivative-grid",
-            )
+    integers = {}
+    for kind in ("dseg", "mask", "probseg"):
+        with _opened(paths[kind]) as image:
+            if image.shape[:3] != raw.native_shape:
+                raise BadData(
+                    f"{paths[kind]}: its grid {image.shape[:3]} is not the grid of the T1w image, "
+                    f"{raw.native_shape}; run the participant level again",
+                    code="derivative-grid",
+                )
+            if kind != "probseg":
+                integers[kind] = image.dataobj.get_unscaled()
     affine = raw.affine @ np.linalg.inv(
         nib.orientations.inv_ornt_aff(raw.orientation, raw.native_shape)
     )
     back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), raw.orientation)
     return StoredImages(
         t1w=Voxels(nib.apply_orientation(raw.data, back), affine),
-        labels=Voxels(_integers(labels), affine),
-        intracranial=Voxels(_integers(mask), affine),
-        probseg=probseg,
+        labels=Voxels(integers["dseg"], affine),
+        intracranial=Voxels(integers["mask"], affine),
+        probseg=paths["probseg"],
     )
 
 
-def _open(path: Path) -> nib.Nifti1Image:
-    if not path.exists():
+@contextmanager
+def _opened(path: Path) -> Iterator[nib.Nifti1Image]:
+    """Open a derivative; failures to read it within the body are reported too."""
+    try:
+        # nibabel would use zlib, which takes several times longer.
+        with igzip.open(path) as stream:
+            yield nib.Nifti1Image.from_stream(stream)
+    except FileNotFoundError as error:
         raise MissingInput(
             f"{path}: no such file; run the participant level again", code="derivative-missing"
-        )
-    try:
-        return nib.load(path)
-    except _UNREADABLE as error:
-        raise _damaged(path, error) from error
-
-
-def _integers(image: nib.Nifti1Image) -> np.ndarray:
-    try:
-        return image.dataobj.get_unscaled()
-    except _UNREADABLE as error:
-        raise _damaged(image.get_filename(), error) from error
-
-
-def _damaged(path: Path | str, error: Exception) -> BadData:
-    return BadData(
-        f"{path}: damaged ({error}); run the participant level again", code="derivative-damaged"
-    )
+        ) from error
+    except _UNREADABLE as error:  # type: ignore[misc] # isal's stub takes a class for an instance
+        raise BadData(
+            f"{path}: damaged ({error}); run the participant level again", code="derivative-damaged"
+        ) from error

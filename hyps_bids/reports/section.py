@@ -216,7 +216,7 @@ def _read_hippocampi(images: StoredImages, facts: ScanFacts) -> _Hippocampi | No
     probabilities = images.probabilities(region)
     if len(probabilities) < count:
         raise BadData(
-            f"{images.probseg.get_filename()}: has {len(probabilities)} volumes, but the volume "
+            f"{images.probseg}: has {len(probabilities)} volumes, but the volume "
             f"table has {count} parts; run the participant level again",
             code="probabilities-incomplete",
         )

@@ -163,7 +163,8 @@ def _coarse(voxels: Voxels, spacing: float) -> Voxels:
             total = whole[::factor].astype(np.float32)
             for offset in range(1, factor):
                 total += whole[offset::factor]
-            data = np.moveaxis(total / factor, 0, axis)
+            total /= factor
+            data = np.moveaxis(total, 0, axis)
     return Voxels(data, affine)
 
 

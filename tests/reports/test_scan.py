@@ -132,7 +132,8 @@ def test_images_keep_their_place_in_the_world(processed: Study, stem: str) -> No
     assert np.array_equal(images.t1w.data, raw.get_fdata(dtype=np.float32))
     region = region_around(images.labels)
     assert region is not None
-    whole = np.moveaxis(images.probseg.get_fdata(dtype=np.float32), -1, 0)[(slice(None), *region)]
+    stored_probabilities = nib.load(images.probseg).get_fdata(dtype=np.float32)
+    whole = np.moveaxis(stored_probabilities, -1, 0)[(slice(None), *region)]
     assert whole.max() > 0.9
     assert np.allclose(images.probabilities(region), whole, atol=1e-6)
 
