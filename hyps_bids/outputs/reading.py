@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.outputs.names import group_path
+
+if TYPE_CHECKING:
+    # Each function that makes tables imports it, because reading JSON files should not take long.
+    import pandas as pd
 
 #: Kinds of group tables: one row per scan, change over time, linear models, comparisons after them.
 WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
@@ -81,6 +83,8 @@ def read_text_table(path: Path) -> pd.DataFrame:
     BadData
         If it cannot be read as a tab-separated table in UTF-8.
     """
+    import pandas as pd
+
     try:
         return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -92,6 +96,8 @@ def read_text_table(path: Path) -> pd.DataFrame:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Read a TSV file; ``n/a`` is a missing value, and labels such as ``01`` stay text."""
+    import pandas as pd
+
     labels = {name: str for name in ("participant_id", "session_id", "scan", "run")}
     return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=labels)
 
@@ -115,6 +121,8 @@ def read_wide(output_dir: Path) -> pd.DataFrame:
     MissingInput
         If the table or its sidecar is not there.
     """
+    import pandas as pd
+
     path = group_path(output_dir, WIDE)
     try:
         columns = load_json(path.with_suffix(".json"))
