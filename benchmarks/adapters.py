@@ -152,12 +152,13 @@ def train_and_test(
     from hyps_bids.segmentation.devices import choose_device, prepare_process
 
     prepare_process(threads)
-    device = choose_device(device_name)
     import torch
+
+    device = torch.device(choose_device(device_name))
 
     from hyps_bids.adaptation.crops import load_crops
     from hyps_bids.adaptation.fit import fit_adapter
-    from hyps_bids.networks.adapters import adapter_state
+    from hyps_bids.networks.adapters.network import adapter_state
     from hyps_bids.networks.checkpoints import load_adapted
 
     training, testing = split(load_crops(images, labels), run)
@@ -205,8 +206,8 @@ def split(crops: Crops, run: Run) -> tuple[Crops, Crops]:
 def recipe_of(run: Run) -> Recipe:
     """Turn a run into the recipe of its fit."""
     from hyps_bids.adaptation.fit import Recipe
-    from hyps_bids.networks.adapters import AdapterConfig
-    from hyps_bids.networks.checkpoints import BASE, shipped_weights
+    from hyps_bids.networks.adapters.config import AdapterConfig
+    from hyps_bids.networks.cards import BASE, shipped_weights
     from hyps_bids.training.loop import LoopSettings
 
     trainable = tuple(run.trainable.split())

@@ -73,13 +73,13 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
     from hyps_bids.adaptation.assess import assess_scans
     from hyps_bids.adaptation.labeled_crops import labeled_crops
     from hyps_bids.labels.find import find_labeled
-    from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+    from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.devices import choose_device, prepare_process
     from hyps_bids.segmentation.pipeline import Pipeline
     from hyps_bids.settings import Settings
 
     prepare_process(args.threads)
-    device = choose_device(args.device)
+    device = torch.device(choose_device(args.device))
     settings = Settings(
         bids_dir=bids,
         output_dir=bids / "out",
@@ -89,7 +89,7 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
     )
     labeled = find_labeled(settings)
     localizer, base = shipped_weights(LOCALIZER), shipped_weights(BASE)
-    crops = labeled_crops(labeled, list(LABELS), localizer, device)
+    crops = labeled_crops(labeled, list(LABELS), localizer, str(device))
     subjects = sorted({item.scan.subject for item in labeled})
     path = args.results / "protocol.tsv"
     args.results.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def evaluate(args: argparse.Namespace, bids: Path) -> None:
                 adapter = train(args, crops.of_subjects(training), Path(folder), device)
             facts["seconds"] = round(time.perf_counter() - began)
             tested = [item for item in labeled if item.scan.subject not in training]
-            pipeline = Pipeline(localizer, base, adapter, device)
+            pipeline = Pipeline(localizer, base, adapter, str(device))
             table = assess_scans(pipeline, tested, crops, list(LABELS))
         table = table.drop(columns=["session_id", "fold"]).assign(**facts)
         table.to_csv(
@@ -127,8 +127,8 @@ def runs_to_do(args: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
 def train(args: argparse.Namespace, crops: Crops, folder: Path, device: torch.device) -> Path:
     """Train an adapter on crops and return its weights."""
     from hyps_bids.adaptation.fit import Recipe, fit_adapter
-    from hyps_bids.networks.adapters import AdapterConfig
-    from hyps_bids.networks.checkpoints import BASE, shipped_weights
+    from hyps_bids.networks.adapters.config import AdapterConfig
+    from hyps_bids.networks.cards import BASE, shipped_weights
     from hyps_bids.training.loop import LoopSettings
 
     loop = LoopSettings(

@@ -272,8 +272,8 @@ def time_training(result: str) -> None:
 
     from hyps_bids.adaptation import fit
     from hyps_bids.adaptation.crops import FRAME, Crops
-    from hyps_bids.networks.adapters import AdapterConfig
-    from hyps_bids.networks.checkpoints import BASE, shipped_weights
+    from hyps_bids.networks.adapters.config import AdapterConfig
+    from hyps_bids.networks.cards import BASE, shipped_weights
     from hyps_bids.training.loop import LoopSettings
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -24,8 +24,8 @@ from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage, conform, restore_orientation
 from hyps_bids.imaging.resample import resample
 from hyps_bids.labels.msd import msd_subject, split_every_fifth
+from hyps_bids.networks.checkpoints import load_merged
 from hyps_bids.outputs.labels import HEMISPHERES
-from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Pipeline
 
 
@@ -37,7 +37,7 @@ def evaluate_crops(pipeline: Pipeline, images: Path, labels: Path) -> pd.DataFra
     pandas.DataFrame
         One row per crop of the test subjects.
     """
-    network, card = cached_adapted(pipeline.adapter, pipeline.base)
+    network, card = load_merged(pipeline.adapter, pipeline.base)
     crops = load_crops(images, labels)
     _, test = split_every_fifth([msd_subject(name) for name in crops.ids])
     rows = []

@@ -82,7 +82,7 @@ if __name__ == "__main__":
     for name in ("cohort.tables", "workflows.execution", "workflows.participant"):
         importlib.import_module(f"hyps_bids.{name}")
     from hyps_bids.cli import main
-    from hyps_bids.networks.checkpoints import BASE, LOCALIZER, shipped_weights
+    from hyps_bids.networks.cards import BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.devices import prepare_process
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
 

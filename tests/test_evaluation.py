@@ -11,11 +11,10 @@ import nibabel.processing
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from hyps_bids import evaluation
 from hyps_bids.errors import MissingInput
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.segmentation.pipeline import Pipeline
 from tests.raising import raises
 
@@ -23,7 +22,7 @@ from tests.raising import raises
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     weights = [shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)]
-    return Pipeline(*weights, torch.device("cpu"))
+    return Pipeline(*weights, "cpu")
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from monai.networks.nets import SwinUNETR
 from safetensors import safe_open
 
 from hyps_bids import tools
-from hyps_bids.networks.checkpoints import load_adapted, read_card, save_network
+from hyps_bids.networks.cards import read_card
+from hyps_bids.networks.checkpoints import load_adapted, save_network
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 
 LABELMAP = Path(__file__).parent / "data" / "labelmap_2mm.nii.gz"

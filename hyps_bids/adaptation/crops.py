@@ -14,9 +14,9 @@ from torch.nn.functional import one_hot
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.intensities import scale
-from hyps_bids.networks.checkpoints import GRID
-from hyps_bids.segmentation.normalize import standardize
+from hyps_bids.networks.cards import GRID
 from hyps_bids.training import augment
+from hyps_bids.training.normalize import standardize
 
 #: Shape of a crop: what the network sees and 4 mm around it, for augmentation.
 FRAME = tuple(side + 8 for side in GRID)

@@ -18,14 +18,10 @@ from hyps_bids.adaptation.crops import Crops, augmented_batch, plain_batch
 from hyps_bids.errors import UsageError
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.volumes import decide
-from hyps_bids.networks.adapters import AdapterConfig, add_adapters, parameter_counts
-from hyps_bids.networks.checkpoints import (
-    GRID,
-    load_adapted,
-    load_network,
-    replace_head,
-    save_adapter,
-)
+from hyps_bids.networks.adapters.config import AdapterConfig
+from hyps_bids.networks.adapters.network import add_adapters, parameter_counts
+from hyps_bids.networks.cards import GRID
+from hyps_bids.networks.checkpoints import load_adapted, load_network, replace_head, save_adapter
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.training.distributed import Processes

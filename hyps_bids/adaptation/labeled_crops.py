@@ -118,7 +118,7 @@ def labeled_crops(
     labeled: Sequence[LabeledScan],
     parts: Sequence[str],
     localizer: Path,
-    device: torch.device,
+    device: str,
     *,
     n4: bool = False,
     cache: Path | None = None,
@@ -203,7 +203,7 @@ class CropMaker:
 
     parts: Sequence[str]
     localizer: Path
-    device: torch.device
+    device: str
     n4: bool = False
     cache: Path | None = None
 

@@ -20,8 +20,8 @@ from hyps_bids.cohort.keys import KeyMatcher
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.find import LabeledScan, find_labeled
 from hyps_bids.messages import join_names
-from hyps_bids.networks.adapters import AdapterConfig
-from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_weights
+from hyps_bids.networks.adapters.config import AdapterConfig
+from hyps_bids.networks.cards import BASE, LOCALIZER, read_card, shipped_weights
 from hyps_bids.outputs.dataset import read_description
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.reading import read_table

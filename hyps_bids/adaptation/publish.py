@@ -18,7 +18,7 @@ from hyps_bids.adaptation.fit import FittedAdapter
 from hyps_bids.adaptation.folds import splits_table
 from hyps_bids.adaptation.labeled_crops import LabeledCrops
 from hyps_bids.adaptation.plan import Plan
-from hyps_bids.networks.checkpoints import read_card
+from hyps_bids.networks.cards import read_card
 from hyps_bids.outputs.dataset import read_description
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import read_table

@@ -28,7 +28,7 @@ from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
 from hyps_bids.adaptation.plan import Plan, make_plan, model_folder
 from hyps_bids.adaptation.publish import Training, publish
 from hyps_bids.errors import BadData, HypsError, UsageError
-from hyps_bids.networks.checkpoints import LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import LOCALIZER, shipped_weights
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import load_json, read_json_object, read_table
 from hyps_bids.outputs.writing import write_json, write_table
@@ -62,7 +62,7 @@ def train_adapter(settings: Settings) -> Path:
         kept in the work folder.
     """
     target = model_folder(settings)
-    device = choose_device(settings.device)
+    device = torch.device(choose_device(settings.device))
     neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     prepare_process(settings.omp_nthreads or max(1, available_cpus() // neighbors))
     with join_processes(device) as (processes, own_device):
@@ -129,7 +129,7 @@ class _Trainer:
             cached_adapted.cache_clear()
             plan, localizer = self.plan, shipped_weights(LOCALIZER)
             networks = localizer, plan.recipe.base, fitted.path
-            pipeline = Pipeline(*networks, self.device, n4=plan.settings.n4)
+            pipeline = Pipeline(*networks, str(self.device), n4=plan.settings.n4)
             scans = [item for item in plan.labeled if item.scan.subject in fold.test]
             write_table(path, assess_scans(pipeline, scans, self.crops, plan.classes, fold=number))
         return read_table(path)
@@ -171,7 +171,7 @@ def _train(plan: Plan, processes: Processes, device: torch.device) -> None:
             plan.labeled,
             plan.classes,
             shipped_weights(LOCALIZER),
-            device,
+            str(device),
             n4=settings.n4,
             cache=work / "crops",
         )

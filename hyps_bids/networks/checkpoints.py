@@ -1,143 +1,41 @@
-"""Files of weights: safetensors only, loaded strictly, each with a card in its header.
-
-The card is JSON under the key ``hyps``: architecture, class names, the grid that the network
-expects and, for an adapter, its settings and the name and sha256 of its base.
-"""
+"""Networks of PyTorch from files of weights: safetensors only, loaded strictly, with a card."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any
 
 import torch
 from monai.networks.nets import BasicUNet
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from hyps_bids.errors import BadData, MissingInput, UsageError
-from hyps_bids.networks.adapters import (
-    AdapterConfig,
+from hyps_bids.errors import BadData
+from hyps_bids.networks.adapters.config import AdapterConfig
+from hyps_bids.networks.adapters.network import (
     adapter_state,
     add_adapters,
     load_adapter_state,
+    merge_adapters,
+)
+from hyps_bids.networks.cards import (
+    AdapterCard,
+    Architecture,
+    NetworkCard,
+    read_adapter_card,
+    read_network_card,
 )
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import write_with
 
-#: Shape of the box around a hippocampus that segmentation networks see, 1 mm voxels.
-GRID = (40, 56, 40)
-
-# Names of the weights that come with the package.
-LOCALIZER = "localizer-synthetic"
-BASE = "base-synthetic"
-ADAPTER = "adapter-anteriorposterior"
-
 _ARCHITECTURES: dict[str, type[nn.Module]] = {
     architecture.__name__: architecture for architecture in (BasicUNet, HippocampusSwinUNETR)
 }
-
-
-class Architecture(TypedDict):
-    """A network's class, by name, and the arguments it is built with."""
-
-    name: str
-    kwargs: dict[str, Any]
-
-
-class Card(TypedDict):
-    """Entries of every card."""
-
-    #: Names of the classes; a network's begin with the background, an adapter's leave it out.
-    labels: list[str]
-    #: Shape of the boxes that the network sees, voxels.
-    grid: NotRequired[list[int]]
-    license: NotRequired[str]
-    #: Name of an adapter that ``--train-adapter`` made.
-    name: NotRequired[str]
-    #: Facts about the training, and the metrics of the ``validation``
-    training: NotRequired[dict[str, Any]]
-
-
-class NetworkCard(Card):
-    """Card of a whole network; ``imported`` tells what a conversion did to its tensors."""
-
-    kind: Literal["network"]
-    architecture: Architecture
-    imported: NotRequired[Mapping[str, Any]]
-
-
-class AdapterCard(Card):
-    """Card of an adapter, with the fields of its config, and the name and sha256 of its base."""
-
-    kind: Literal["adapter"]
-    adapter: dict[str, Any]
-    base: dict[str, str]
-
-
-def shipped_weights(name: str) -> Path:
-    """Return the path of weights that come with the package."""
-    return Path(str(files("hyps_bids") / "data" / "weights" / f"{name}.safetensors"))
-
-
-def read_card(path: Path) -> NetworkCard | AdapterCard:
-    """Read the card in the header of a weights file.
-
-    Raises
-    ------
-    MissingInput, BadData
-        If there is no such file, it is no safetensors file, or it has no complete card.
-    """
-    if not path.is_file():
-        raise MissingInput(f"{path}: no such weights file", code="weights-missing")
-    try:
-        with safe_open(path, "pt") as weights:
-            metadata = weights.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BadData(
-            f"{path}: not a complete safetensors file ({error}); copy or download it again",
-            code="weights-unreadable",
-        ) from error
-    if "hyps" not in metadata:
-        raise BadData(
-            f"{path}: a safetensors file without a HyPS card; "
-            "convert it with 'hyps-tools import-base'",
-            code="card-missing",
-        )
-    card = json.loads(metadata["hyps"])
-    if not {"kind", "labels"} <= card.keys():
-        raise BadData(
-            f"{path}: its card is incomplete; it needs a kind and labels", code="card-incomplete"
-        )
-    return cast(NetworkCard | AdapterCard, card)
-
-
-def read_adapter_card(path: Path, base: Path) -> AdapterCard:
-    """Read the card of an adapter, and check that it belongs to a base.
-
-    Raises
-    ------
-    MissingInput, UsageError, BadData
-        If one of the files is not there, the adapter was trained on another base, or one file is
-        given as the other.
-    """
-    card = read_card(path)
-    if card["kind"] != "adapter":
-        message = f"{path}: holds a whole network, but an adapter is needed here"
-        raise UsageError(message, code="network-not-adapter")
-    if read_card(base)["kind"] == "network" and card["base"]["sha256"] != sha256(base):
-        raise UsageError(
-            f"{path}: was trained on base {card['base']['name']} (sha256 "
-            f"{card['base']['sha256'][:12]}…), not on {base.name} ({sha256(base)[:12]}…); "
-            "give its own base with --base-model",
-            code="adapter-other-base",
-        )
-    return card
 
 
 def build_network(architecture: Architecture) -> nn.Module:
@@ -166,10 +64,7 @@ def load_network(path: Path) -> tuple[nn.Module, NetworkCard]:
     MissingInput, UsageError, BadData
         If there is no such file, it holds an adapter, or its tensors do not fit its architecture.
     """
-    card = read_card(path)
-    if card["kind"] != "network":
-        message = f"{path}: holds an adapter, but a whole network is needed here"
-        raise UsageError(message, code="adapter-not-network")
+    card = read_network_card(path)
     model = build_network(card["architecture"])
     try:
         model.load_state_dict(_tensors(path))
@@ -216,6 +111,13 @@ def load_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
     except ValueError as error:
         raise BadData(f"{path}: {error}", code="adapter-misfit") from error
     return model.eval(), card
+
+
+def load_merged(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
+    """Load an adapter as :func:`load_adapted` does, merged and frozen for inference."""
+    model, card = load_adapted(path, base)
+    merge_adapters(model)
+    return model.requires_grad_(False), card
 
 
 def replace_head(model: nn.Module, base_labels: list[str], labels: dict[str, list[str]]) -> None:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
-from hyps_bids.networks.checkpoints import Architecture, build_network, save_network
+from hyps_bids.networks.cards import Architecture
+from hyps_bids.networks.checkpoints import build_network, save_network
 from hyps_bids.outputs.digests import sha256
 
 State = dict[str, torch.Tensor]

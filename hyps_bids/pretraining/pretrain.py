@@ -15,16 +15,14 @@ from monai.metrics.meandice import DiceHelper
 from torch import nn
 
 from hyps_bids.errors import UsageError
-from hyps_bids.networks.checkpoints import (
+from hyps_bids.networks.cards import (
     LOCALIZER,
     Architecture,
     NetworkCard,
-    build_network,
-    load_network,
     read_card,
-    save_network,
     shipped_weights,
 )
+from hyps_bids.networks.checkpoints import build_network, load_network, save_network
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.pretraining.label_maps import BASE_CLASSES, HEAD_CLASSES, LabelMaps, load_labelmaps
 from hyps_bids.pretraining.synthesis import BOX, HEAD, SynthesisSettings, box_batch, head_batch

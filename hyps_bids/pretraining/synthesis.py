@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from hyps_bids.networks.checkpoints import GRID
+from hyps_bids.networks.cards import GRID
 from hyps_bids.pretraining.label_maps import LabelMaps, tissues
-from hyps_bids.segmentation.normalize import standardize
 from hyps_bids.training import augment
+from hyps_bids.training.normalize import standardize
 
 
 @dataclass(frozen=True)

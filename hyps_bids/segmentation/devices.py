@@ -5,15 +5,26 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hyps_bids.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+
 _LOG = logging.getLogger("hyps_bids")
+#: Each exists where the driver of an NVIDIA GPU is: on Linux, and in the Windows Subsystem for it.
+_DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
-def choose_device(name: str) -> torch.device:
+class _Process:
+    """What this process was set up for; a forked process inherits it."""
+
+    threads = 1
+
+
+def choose_device(name: str) -> str:
     """Turn a ``--device`` option into a device that exists.
 
     Parameters
@@ -23,8 +34,8 @@ def choose_device(name: str) -> torch.device:
 
     Returns
     -------
-    torch.device
-        The device. If ``auto`` means the CPU, the log says so.
+    str
+        ``cpu`` or ``cuda:N``. If ``auto`` means the CPU, the log says so.
 
     Raises
     ------
@@ -34,20 +45,26 @@ def choose_device(name: str) -> torch.device:
     Examples
     --------
     >>> choose_device("cpu")
-    device(type='cpu')
+    'cpu'
     """
     if name == "cpu":
-        return torch.device("cpu")
+        return name
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+        if has_nvidia_driver():
+            # Imported here, because it takes two seconds.
+            import torch
+
+            if torch.cuda.is_available():
+                return f"cuda:{torch.cuda.current_device()}"
         _LOG.info("No CUDA device was found; computing on the CPU.")
-        return torch.device("cpu")
+        return "cpu"
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
         raise UsageError(
             f"--device {name}: use auto, cpu, cuda or cuda:N", code="device-name-unknown"
         )
+    import torch
+
     if not torch.cuda.is_available():
         raise UsageError(
             f"--device {name}: no CUDA device is visible to PyTorch {torch.__version__}; install "
@@ -59,7 +76,12 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: there are only {count} CUDA devices here, numbered from 0",
             code="device-number-too-high",
         )
-    return torch.device("cuda", int(index or 0))
+    return f"cuda:{int(index or 0)}"
+
+
+def has_nvidia_driver() -> bool:
+    """Tell whether there may be a GPU, without importing PyTorch."""
+    return any(path.exists() for path in _DRIVER_FILES)
 
 
 def supports_bfloat16(device: torch.device) -> bool:
@@ -67,22 +89,34 @@ def supports_bfloat16(device: torch.device) -> bool:
 
     On the CPU it is not: without AVX512-BF16 or AMX, convolutions are a hundred times slower.
     """
+    import torch
+
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def prepare_process(threads: int | None = None) -> None:
     """Set this process up for computing: threads, deterministic kernels, reuse of memory.
 
+    PyTorch is set up only where it is loaded; call this again after loading it.
+
     Parameters
     ----------
     threads : int, optional
-        Number of PyTorch's CPU threads; unchanged if None.
+        Number of CPU threads; unchanged if None.
     """
     if threads is not None:
-        torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+        _Process.threads = threads
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(_Process.threads)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
     _keep_freed_memory()
+
+
+def threads_of_process() -> int:
+    """Return the number of CPU threads that :func:`prepare_process` was given."""
+    return _Process.threads
 
 
 def _keep_freed_memory() -> None:

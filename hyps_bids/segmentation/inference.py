@@ -1,77 +1,120 @@
-"""Load networks once per process, and run them on a batch, however much memory there is."""
+"""Networks for inference, loaded once per process: OpenVINO on a CPU, PyTorch on a GPU."""
 
 from __future__ import annotations
 
 import logging
+import platform
+import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
-import torch
-from torch import nn
+import numpy as np
 
-from hyps_bids.networks.adapters import merge_adapters
-from hyps_bids.networks.checkpoints import AdapterCard, NetworkCard, load_adapted, load_network
-from hyps_bids.segmentation.devices import supports_bfloat16
+from hyps_bids.networks.cards import GRID
 
 _LOG = logging.getLogger("hyps_bids")
+_CPU_INFO = Path("/proc/cpuinfo")
+#: Shape of the localizer's input, voxels of 2.5 mm; larger for larger heads.
+WINDOW = (72, 88, 72)
+
+
+class Network(Protocol):
+    """A network that is ready for inference.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Names of the classes, as on the card of the weights.
+    """
+
+    labels: tuple[str, ...]
+
+    def predict(self, batch: np.ndarray) -> tuple[np.ndarray, str]:
+        """Compute class probabilities.
+
+        Parameters
+        ----------
+        batch : numpy.ndarray
+            Volumes, float32, shape ``(n, 1, x, y, z)``.
+
+        Returns
+        -------
+        probabilities : numpy.ndarray
+            float32, shape ``(n, classes, x, y, z)``, sum 1.
+        used : str
+            The device that computed them, and PyTorch if it replaced OpenVINO.
+        """
+        ...
 
 
 @cache
-def cached_network(path: Path) -> tuple[nn.Module, NetworkCard]:
-    """Load a network once per process, ready for inference on the CPU."""
-    model, card = load_network(path)
-    return model.requires_grad_(False), card
-
-
-@cache
-def cached_adapted(path: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
-    """Load an adapter on its base once per process, merged, ready for inference on the CPU."""
-    model, card = load_adapted(path, base)
-    merge_adapters(model)
-    return model.requires_grad_(False), card
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, batch: torch.Tensor, device: torch.device
-) -> tuple[torch.Tensor, str]:
-    """Compute the class probabilities of a batch.
-
-    When the memory of a GPU is exhausted, the batch is halved, down to single volumes, and then
-    computed on the CPU.
+def cached_network(path: Path, device: str = "cpu") -> Network:
+    """Load a localizer once per process.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Network; moved to `device` and left there.
-    batch : torch.Tensor
-        Inputs, shape ``(n, 1, x, y, z)``.
-    device : torch.device
-        Where to compute.
+    path : Path
+        The weights.
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Returns
-    -------
-    probabilities : torch.Tensor
-        float32 on the CPU, shape ``(n, classes, x, y, z)``, sum 1.
-    used : str
-        Where it was computed in the end.
+    Raises
+    ------
+    MissingInput, UsageError, BadData
+        If there is no such file, it holds an adapter, or its tensors do not fit.
     """
-    size = len(batch) if device.type == "cuda" else 0
-    while size:
-        try:
-            parts = [_forward(model, part, device) for part in torch.split(batch, size)]
-            return torch.cat(parts), str(device)
-        except torch.cuda.OutOfMemoryError:
-            size //= 2
-        # Only here is the memory free: in the handler, the traceback keeps the activations alive.
-        torch.cuda.empty_cache()
-        if not size:
-            _LOG.warning("The memory of the GPU is exhausted; computing on the CPU.")
-    return _forward(model, batch, torch.device("cpu")), "cpu"
+    if _uses_openvino(device):
+        from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
+
+        return OpenVinoNetwork.of_network(path, WINDOW)
+    from hyps_bids.segmentation.torch_inference import TorchNetwork
+
+    return TorchNetwork.of_network(path, device)
 
 
-def _forward(model: nn.Module, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
-    model.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=supports_bfloat16(device)):
-        logits: torch.Tensor = model(batch.to(device))
-    return logits.float().softmax(dim=1).cpu()
+@cache
+def cached_adapted(adapter: Path, base: Path, device: str = "cpu") -> Network:
+    """Load an adapter on its base once per process, merged.
+
+    The parameters and errors are those of :func:`cached_network`; besides, the adapter must have
+    been trained on this base.
+    """
+    if _uses_openvino(device):
+        from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
+
+        return OpenVinoNetwork.of_adapter(adapter, base, GRID)
+    from hyps_bids.segmentation.torch_inference import TorchNetwork
+
+    return TorchNetwork.of_adapter(adapter, base, device)
+
+
+def _uses_openvino(device: str) -> bool:
+    if device != "cpu":
+        return False
+    problem = openvino_problem()
+    if problem is not None:
+        _LOG.info("PyTorch computes the networks on the CPU, which is slower: %s.", problem)
+    return problem is None
+
+
+def openvino_problem(cpu_info: Path = _CPU_INFO) -> str | None:
+    """Say why OpenVINO cannot be used here; None if it can.
+
+    Parameters
+    ----------
+    cpu_info : Path
+        The kernel's description of the processor. Where it is missing, nothing is wrong.
+    """
+    if find_spec("openvino") is None:
+        return "openvino is not installed"
+    try:
+        text = cpu_info.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # Without these instructions OpenVINO works, but slower than PyTorch.
+    has_avx2 = re.search(r"^flags\s*:.*\bavx2\b", text, re.MULTILINE)
+    if platform.machine() == "x86_64" and not has_avx2:
+        return "this processor has no AVX2 instructions"
+    return None

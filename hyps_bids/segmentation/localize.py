@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from hyps_bids.imaging.conform import ConformedImage
@@ -14,7 +13,7 @@ from hyps_bids.imaging.resample import coarsen, resample, world_grid
 from hyps_bids.imaging.roi import shifted
 from hyps_bids.imaging.volumes import largest_component
 from hyps_bids.outputs.labels import HEMISPHERES
-from hyps_bids.segmentation.inference import cached_network, predict
+from hyps_bids.segmentation.inference import WINDOW, cached_network
 
 #: Voxel size of the grid that the localizer was trained on, mm.
 SPACING = 2.5
@@ -25,8 +24,8 @@ SMALLEST_HIPPOCAMPUS = 500.0
 _INTRACRANIAL, _LEFT = 1, 2
 #: Scaled intensity of air, at most.
 _AIR = 0.1
-#: Shape of the window around the head, in voxels; its sides are multiples of the second number.
-_WINDOW, _MULTIPLE = (72, 88, 72), 8
+#: The sides of the window around the head are multiples of this.
+_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Localization:
     device: str
 
 
-def localize(image: ConformedImage, weights: Path, device: torch.device) -> Localization:
+def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Localization:
     """Find the intracranial volume and both hippocampi.
 
     Parameters
@@ -86,17 +85,15 @@ def localize(image: ConformedImage, weights: Path, device: torch.device) -> Loca
         T1w image; its axes may have any orientation.
     weights : Path
         Localizer with the classes background, intracranial, left and right hippocampus.
-    device : torch.device
-        Where to compute.
+    device : str
+        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    model, _ = cached_network(weights)
     shape, grid = world_grid(image.data.shape, image.affine, SPACING)
     smooth = coarsen(image.data, image.affine, SPACING)
     coarse = resample(*smooth, shape, grid, outside=float(image.data.min()))
     window, start = _window(_scale(coarse))
     grid = shifted(grid, start)
-    probabilities, used = predict(model, torch.from_numpy(window)[None, None], device)
-    volume = probabilities[0].numpy()
+    (volume,), used = cached_network(weights, device).predict(window[None, None])
     skull_content = volume[_INTRACRANIAL:].sum(axis=0)
     brain, _ = largest_component(skull_content > 0.5)
     brain = ndimage.binary_fill_holes(brain)
@@ -143,7 +140,7 @@ def _window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """
     bright = scaled > _AIR
     window, start = scaled, []
-    for axis, (side, least) in enumerate(zip(scaled.shape, _WINDOW, strict=True)):
+    for axis, (side, least) in enumerate(zip(scaled.shape, WINDOW, strict=True)):
         index = np.flatnonzero(bright.any(axis=tuple(k for k in range(3) if k != axis)))
         low, high = int(index[0]), int(index[-1]) + 1
         length = max(least, -(-(high - low) // _MULTIPLE) * _MULTIPLE)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hyps_bids.imaging.bias import correct_bias
 from hyps_bids.imaging.conform import ConformedImage, conform, restore_orientation
@@ -133,8 +132,8 @@ class Pipeline:
     ----------
     localizer, base, adapter : Path
         Weights files.
-    device : torch.device
-        Where to compute.
+    device : str
+        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
     n4 : bool
         Correct the bias field first.
     """
@@ -142,7 +141,7 @@ class Pipeline:
     localizer: Path
     base: Path
     adapter: Path
-    device: torch.device
+    device: str = "cpu"
     n4: bool = False
 
     def run(self, image: ConformedImage, grids: Mapping[str, Grid] | None = None) -> Result:

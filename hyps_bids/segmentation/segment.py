@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
-from hyps_bids.networks.checkpoints import GRID
+from hyps_bids.networks.cards import GRID
 from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.inference import cached_adapted, predict
+from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.localize import Location
-from hyps_bids.segmentation.normalize import standardize
+
+#: Largest absolute value of a standardized image.
+LARGEST_VALUE = 5.0
+#: Smallest standard deviation, as a share of the largest absolute value; less is rounding error.
+SMALLEST_SD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def segment(
     locations: Mapping[str, Location | None],
     adapter: Path,
     base: Path,
-    device: torch.device,
+    device: str = "cpu",
 ) -> Segmentation:
     """Segment the hippocampi that were found.
 
@@ -76,11 +79,11 @@ def segment(
         By hemisphere, from :func:`hyps_bids.segmentation.localize.localize`.
     adapter, base : Path
         Weights of the segmentation network.
-    device : torch.device
-        Where to compute.
+    device : str
+        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    model, card = cached_adapted(adapter, base)
-    parts = tuple(card["labels"])
+    network = cached_adapted(adapter, base, device)
+    parts = network.labels
     found = {hemi: location for hemi, location in locations.items() if location is not None}
     if not found:
         return Segmentation({}, parts, "none")
@@ -89,16 +92,40 @@ def segment(
     for hemi, box in boxes.items():
         values[hemi], covered = box_from_image(image.data, image.affine, GRID, box)
         insides[hemi] = covered & inside_box(GRID, BOX)
-    images, masks = (
-        torch.from_numpy(np.stack([_to_left(hemi, arrays[hemi]) for hemi in found]))[:, None]
-        for arrays in (values, insides)
-    )
-    probabilities, used = predict(model, standardize(images, masks), device)
+    batch = np.stack([_to_left(hemi, standardize(values[hemi], insides[hemi])) for hemi in found])
+    probabilities, used = network.predict(batch[:, None])
     sides = {
-        hemi: SegmentedSide(_to_left(hemi, probability.numpy()), boxes[hemi], insides[hemi])
+        hemi: SegmentedSide(_to_left(hemi, probability), boxes[hemi], insides[hemi])
         for hemi, probability in zip(found, probabilities, strict=True)
     }
     return Segmentation(sides, parts, used)
+
+
+def standardize(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Scale a volume to zero mean and unit variance inside a mask, and set the rest to zero.
+
+    Parameters
+    ----------
+    volume, inside : numpy.ndarray
+        The volume, float32, and a boolean mask of the same shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, within plus or minus :data:`LARGEST_VALUE`.
+
+    Examples
+    --------
+    >>> standardize(np.float32([2, 4, 100]), np.array([True, True, False])).tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    seen = volume[inside]
+    if not seen.size:
+        return np.zeros_like(volume)
+    centered = np.where(inside, volume - seen.mean(dtype=np.float64), 0)
+    least = max(SMALLEST_SD * float(np.abs(seen).max()), float(np.finfo(np.float32).tiny))
+    sd = max(float(np.sqrt(np.mean(np.square(centered[inside])))), least)
+    return np.clip(centered / sd, -LARGEST_VALUE, LARGEST_VALUE).astype(np.float32)
 
 
 def _to_left(hemisphere: str, data: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hyps_bids import __version__
 from hyps_bids.errors import MissingInput, UsageError
-from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_adapter_card, shipped_weights
+from hyps_bids.networks.cards import BASE, LOCALIZER, read_adapter_card, shipped_weights
 from hyps_bids.outputs.completion import find_undone
 from hyps_bids.outputs.digests import Digests, sha256
 from hyps_bids.outputs.provenance import Provenance

@@ -77,8 +77,8 @@ def _adapt(args: argparse.Namespace) -> int:
     from hyps_bids.adaptation.crops import load_crops
     from hyps_bids.adaptation.fit import Recipe, fit_adapter, starting_points
     from hyps_bids.adaptation.folds import split_crops
-    from hyps_bids.networks.adapters import AdapterConfig
-    from hyps_bids.networks.checkpoints import BASE, read_card, shipped_weights
+    from hyps_bids.networks.adapters.config import AdapterConfig
+    from hyps_bids.networks.cards import BASE, read_card, shipped_weights
     from hyps_bids.training.cards import hardware, write_model_card
 
     base = args.base or shipped_weights(BASE)

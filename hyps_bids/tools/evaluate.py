@@ -60,14 +60,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     import tempfile
 
     from hyps_bids import evaluation
-    from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+    from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.pipeline import Pipeline
 
     pipeline = Pipeline(
         localizer=args.localizer or shipped_weights(LOCALIZER),
         base=args.base or shipped_weights(BASE),
         adapter=args.adapter or shipped_weights(ADAPTER),
-        device=device,
+        device=str(device),
         n4=args.n4,
     )
     if args.what == "crops":

@@ -73,7 +73,7 @@ def prepare(args: argparse.Namespace) -> torch.device:
     from hyps_bids.segmentation.devices import choose_device, prepare_process
 
     prepare_process(args.threads)
-    return choose_device(args.device)
+    return torch.device(choose_device(args.device))
 
 
 def loop_settings(args: argparse.Namespace) -> LoopSettings:

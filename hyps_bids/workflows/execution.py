@@ -82,8 +82,8 @@ def load_networks(settings: Settings, setup: Setup) -> Pipeline:
     device = choose_device(settings.device)
     # Forked workers would hang on a pool of threads that stayed in this process.
     prepare_process(threads=1)
-    cached_network(setup.localizer)
-    cached_adapted(setup.adapter, setup.base)
+    cached_network(setup.localizer, device)
+    cached_adapted(setup.adapter, setup.base, device)
     return Pipeline(setup.localizer, setup.base, setup.adapter, device, setup.n4)
 
 
@@ -151,8 +151,7 @@ def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[S
         provenance=setup.provenance,
         # If there are fewer scans than CPUs, each scan gets several.
         omp_nthreads=settings.omp_nthreads or max(1, min(8, nprocs // len(scans))),
-        networks_here=is_local(_choose_plugin(settings)["plugin"])
-        and str(pipeline.device) != "cpu",
+        networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
     )
     workflow = init_participant_wf(
         scans, plan, run.work_dir.absolute(), subjects, _plan_reports(settings)

@@ -22,7 +22,7 @@ from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
 from hyps_bids.imaging.conform import conform
 from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import Structure, parse_label_map
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline

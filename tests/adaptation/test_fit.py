@@ -11,8 +11,9 @@ import torch
 from hyps_bids.adaptation.crops import Crops, plain_batch
 from hyps_bids.adaptation.fit import LOSSES, Recipe, crop_dice, fit_adapter, starting_points
 from hyps_bids.errors import UsageError
-from hyps_bids.networks.adapters import AdapterConfig
-from hyps_bids.networks.checkpoints import GRID, load_adapted, read_card
+from hyps_bids.networks.adapters.config import AdapterConfig
+from hyps_bids.networks.cards import GRID, read_card
+from hyps_bids.networks.checkpoints import load_adapted
 from hyps_bids.training.loop import LoopSettings
 from tests.raising import raises
 

@@ -29,7 +29,7 @@ from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.roi import box_affine, mirror
 from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import Structure, parse_label_map
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.pipeline import localize, segment

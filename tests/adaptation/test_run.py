@@ -22,7 +22,8 @@ from hyps_bids.adaptation.labeled_crops import labeled_crops
 from hyps_bids.adaptation.plan import make_plan, model_folder
 from hyps_bids.adaptation.run import train_adapter
 from hyps_bids.errors import BadData, HypsError, MissingInput, UsageError, WriteFailed
-from hyps_bids.networks.checkpoints import LOCALIZER, load_adapted, shipped_weights
+from hyps_bids.networks.cards import LOCALIZER, shipped_weights
+from hyps_bids.networks.checkpoints import load_adapted
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import write_json
 from hyps_bids.settings import Settings

@@ -13,19 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hyps_bids.networks.adapters import (
-    ADAPTERS,
-    METHODS,
-    AdapterConfig,
-    AdapterLayer,
+from hyps_bids.networks.adapters.config import LAYERS, METHODS, AdapterConfig
+from hyps_bids.networks.adapters.layers import ADAPTERS, AdapterLayer, HypsLayer
+from hyps_bids.networks.adapters.network import (
     adapter_state,
     add_adapters,
     load_adapter_state,
     merge_adapters,
     parameter_counts,
 )
-from hyps_bids.networks.adapters.config import LAYERS
-from hyps_bids.networks.adapters.layers import HypsLayer
 from hyps_bids.networks.swin_unetr import HippocampusSwinUNETR
 from tests.networks.perturbing import perturb
 

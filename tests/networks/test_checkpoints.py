@@ -12,21 +12,24 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
-from hyps_bids.networks.adapters import METHODS, AdapterConfig, add_adapters
-from hyps_bids.networks.checkpoints import (
+from hyps_bids.networks.adapters.config import METHODS, AdapterConfig
+from hyps_bids.networks.adapters.network import add_adapters
+from hyps_bids.networks.cards import (
     ADAPTER,
     BASE,
     GRID,
     LOCALIZER,
     Architecture,
+    read_card,
+    shipped_weights,
+)
+from hyps_bids.networks.checkpoints import (
     build_network,
     load_adapted,
     load_network,
-    read_card,
     replace_head,
     save_adapter,
     save_network,
-    shipped_weights,
 )
 from hyps_bids.outputs.digests import sha256
 from tests.full_disk import full_disk

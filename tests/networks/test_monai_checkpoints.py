@@ -11,7 +11,8 @@ from monai.networks.nets import SwinUNETR
 from safetensors.torch import save_file
 
 from hyps_bids.errors import BadData, MissingInput, UsageError
-from hyps_bids.networks.adapters import AdapterConfig, add_adapters, parameter_counts
+from hyps_bids.networks.adapters.config import AdapterConfig
+from hyps_bids.networks.adapters.network import add_adapters, parameter_counts
 from hyps_bids.networks.checkpoints import load_network, replace_head
 from hyps_bids.networks.monai_checkpoints import describe_import, import_swin_unetr, reduce_channels
 from tests.raising import raises

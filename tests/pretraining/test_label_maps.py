@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hyps_bids.errors import BadData, MissingInput
-from hyps_bids.networks.checkpoints import BASE, LOCALIZER, read_card, shipped_weights
+from hyps_bids.networks.cards import BASE, LOCALIZER, read_card, shipped_weights
 from hyps_bids.pretraining.label_maps import (
     BASE_CLASSES,
     HEAD_CLASSES,

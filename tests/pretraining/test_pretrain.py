@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from hyps_bids.errors import UsageError
-from hyps_bids.networks.checkpoints import BASE, LOCALIZER, load_network, read_card, shipped_weights
+from hyps_bids.networks.cards import BASE, LOCALIZER, read_card, shipped_weights
+from hyps_bids.networks.checkpoints import load_network
 from hyps_bids.pretraining.pretrain import (
     base_task,
     localizer_task,

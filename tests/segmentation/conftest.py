@@ -6,10 +6,9 @@ from pathlib import Path
 
 import nibabel as nib
 import pytest
-import torch
 
 from hyps_bids.imaging.conform import ConformedImage, conform
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.segmentation.localize import Localization
 from hyps_bids.segmentation.pipeline import Pipeline, Result
 
@@ -24,7 +23,7 @@ def head(coarse_head: nib.Nifti1Image, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
     weights = [shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)]
-    return Pipeline(*weights, torch.device("cpu"))
+    return Pipeline(*weights)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @NO_GPU
 def test_auto_that_falls_to_the_cpu_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hyps_bids"):
-        assert choose_device("auto") == torch.device("cpu")
+        assert choose_device("auto") == "cpu"
     assert "CPU" in caplog.text
 
 
@@ -32,9 +32,9 @@ def test_gpu_that_is_not_there_is_an_error(name: str) -> None:
 @GPU
 def test_gpu_by_number() -> None:
     count = torch.cuda.device_count()
-    assert choose_device("auto").type == "cuda"
-    assert choose_device("cuda") == torch.device("cuda", 0)
-    assert choose_device(f"cuda:{count - 1}") == torch.device("cuda", count - 1)
+    assert choose_device("auto").startswith("cuda:")
+    assert choose_device("cuda") == "cuda:0"
+    assert choose_device(f"cuda:{count - 1}") == f"cuda:{count - 1}"
     with raises(UsageError, "device-number-too-high", count):
         choose_device(f"cuda:{count}")
 

@@ -1,18 +1,33 @@
-"""Tests of :mod:`hyps_bids.segmentation.inference`.
+"""Tests of :mod:`hyps_bids.segmentation.inference` and of both kinds of networks behind it.
 
 What happens when a GPU's memory is exhausted can only be tested on a GPU.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, GRID, load_adapted, shipped_weights
-from hyps_bids.segmentation.inference import cached_adapted, cached_network, predict
-
-CPU = torch.device("cpu")
+from hyps_bids.errors import BadData
+from hyps_bids.networks.cards import ADAPTER, BASE, GRID, LOCALIZER, shipped_weights
+from hyps_bids.segmentation import inference
+from hyps_bids.segmentation.devices import prepare_process
+from hyps_bids.segmentation.inference import (
+    WINDOW,
+    cached_adapted,
+    cached_network,
+    openvino_problem,
+)
+from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
+from hyps_bids.segmentation.pipeline import Pipeline, Result
+from hyps_bids.segmentation.torch_inference import TorchNetwork
+from tests.raising import raises
 
 
 @pytest.fixture
@@ -21,20 +36,18 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 3, 1)).eval()
 
 
-def test_probabilities(model: nn.Module) -> None:
-    batch = torch.randn(3, 1, 8, 9, 10)
-    probabilities, used = predict(model, batch, CPU)
-    assert used == "cpu"
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def test_pytorch_gives_probabilities(model: nn.Module) -> None:
+    batch = noise(3, 1, 8, 9, 10)
+    probabilities, used = TorchNetwork(model, ["a", "b", "c"], "cpu").predict(batch)
+    assert used == "cpu (PyTorch)"
     assert probabilities.shape == (3, 3, 8, 9, 10)
-    assert probabilities.dtype == torch.float32
-    assert not probabilities.requires_grad
-    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(3, 8, 9, 10))
-    torch.testing.assert_close(probabilities, model(batch).softmax(dim=1).detach())
-
-
-def test_predictions_repeat_exactly(model: nn.Module) -> None:
-    batch = torch.randn(2, 1, 8, 8, 8)
-    assert torch.equal(predict(model, batch, CPU)[0], predict(model, batch, CPU)[0])
+    assert probabilities.dtype == np.float32
+    expected = model(torch.from_numpy(batch)).softmax(dim=1)
+    np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -43,36 +56,112 @@ def test_exhausted_gpu_halves_the_batch_and_then_falls_to_the_cpu(
 ) -> None:
     device = torch.device("cuda", 0)
     wide = nn.Sequential(nn.Conv3d(1, 256, 1), nn.Conv3d(256, 2, 1)).eval()
-    batch = torch.randn(4, 1, 48, 48, 48)
-    expected, _ = predict(wide, batch, CPU)
+    batch = noise(4, 1, 48, 48, 48)
+    expected, _ = TorchNetwork(wide, [], "cpu").predict(batch)
     one = 256 * 48**3 * 4
     total = torch.cuda.get_device_properties(device).total_memory
     try:
-        for volumes, where in ((2.5, "cuda:0"), (0.2, "cpu")):
+        for volumes, where in ((2.5, "cuda:0"), (0.2, "cpu (PyTorch)")):
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(volumes * one / total, device)
-            got, used = predict(wide, batch, device)
+            got, used = TorchNetwork(wide, [], "cuda:0").predict(batch)
             assert used == where
-            torch.testing.assert_close(got, expected, atol=1e-2, rtol=0)
+            np.testing.assert_allclose(got, expected, atol=1e-2)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_networks_are_loaded_once_and_frozen() -> None:
-    path = shipped_weights(BASE)
-    model, card = cached_network(path)
-    assert cached_network(path)[0] is model
-    assert card["kind"] == "network"
-    assert not model.training
-    assert not any(p.requires_grad for p in model.parameters())
+def test_networks_are_loaded_once() -> None:
+    path = shipped_weights(LOCALIZER)
+    network = cached_network(path)
+    assert isinstance(network, OpenVinoNetwork)
+    assert cached_network(path) is network
+    assert network.labels == ("background", "intracranial", "left hippocampus", "right hippocampus")
+    adapted = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE))
+    assert adapted.labels == ("anterior", "posterior")
 
 
-def test_cached_adapter_is_merged_and_equal_to_the_unmerged_one() -> None:
-    adapter, base = shipped_weights(ADAPTER), shipped_weights(BASE)
-    merged, card = cached_adapted(adapter, base)
-    plain, _ = load_adapted(adapter, base)
-    x = torch.randn(1, 1, *GRID, generator=torch.Generator().manual_seed(0))
-    got, expected = predict(merged, x, CPU)[0], predict(plain, x, CPU)[0]
-    assert got.shape == (1, 1 + len(card["labels"]), *GRID)
-    torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+@pytest.mark.parametrize("sides", [WINDOW, (80, 88, 72)], ids=["usual", "larger head"])
+def test_localizer_is_the_same_in_both_libraries(sides: tuple[int, int, int]) -> None:
+    path = shipped_weights(LOCALIZER)
+    batch = np.abs(noise(1, 1, *sides))
+    got, used = cached_network(path).predict(batch)
+    assert (used, got.dtype) == ("cpu", np.float32)
+    np.testing.assert_allclose(
+        got, TorchNetwork.of_network(path, "cpu").predict(batch)[0], atol=1e-3
+    )
+
+
+def test_labels_and_probabilities_are_the_same_in_both_libraries(
+    pipeline: Pipeline, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_pytorch(adapter: Path, base: Path, device: str) -> TorchNetwork:
+        return TorchNetwork.of_adapter(adapter, base, device)
+
+    monkeypatch.setattr("hyps_bids.segmentation.segment.cached_adapted", by_pytorch)
+    reference = pipeline.run(result.image)
+    assert reference.localization.icv_mm3 == result.localization.icv_mm3
+    for hemi, side in reference.restored.items():
+        ours = result.restored[hemi]
+        np.testing.assert_allclose(ours.probabilities, side.probabilities, atol=1e-3)
+        both = np.count_nonzero((ours.labels > 0) & (ours.labels == side.labels))
+        assert 2 * both / np.count_nonzero([ours.labels, side.labels]) >= 0.9995
+
+
+def test_batches_and_repetitions_change_nothing_and_threads_little() -> None:
+    network = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE))
+    batch = noise(2, 1, *GRID)
+    try:
+        both, _ = network.predict(batch)
+        np.testing.assert_array_equal(network.predict(batch)[0], both)
+        np.testing.assert_array_equal(network.predict(batch[1:])[0], both[1:])
+        prepare_process(threads=2)
+        # Threads share sums, and rounding depends on how.
+        np.testing.assert_allclose(network.predict(batch)[0], both, atol=2e-4)
+    finally:
+        prepare_process(threads=1)
+
+
+def test_forked_process_computes_with_inherited_weights() -> None:
+    network = OpenVinoNetwork.of_adapter(shipped_weights(ADAPTER), shipped_weights(BASE), GRID)
+    child = os.fork()
+    if child == 0:
+        probabilities, _ = network.predict(noise(1, 1, *GRID))
+        os._exit(0 if np.allclose(probabilities.sum(axis=1), 1, atol=1e-5) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    from hyps_bids.networks.states import network_state
+
+    state, card = network_state(shipped_weights(LOCALIZER))
+    path = tmp_path / "cut.safetensors"
+    for change, fact in (
+        ({"conv_0.conv_0.conv.bias": np.zeros(3, np.float32)}, "conv_0.conv_0.conv.bias"),
+        ({"more": np.zeros(3, np.float32)}, "more"),
+    ):
+        with raises(BadData, "weights-misfit", path, fact):
+            OpenVinoNetwork(path, card["architecture"], state | change, card["labels"], WINDOW)
+    del state["final_conv.bias"]
+    with raises(BadData, "weights-misfit", path, "final_conv.bias"):
+        OpenVinoNetwork(path, card["architecture"], state, card["labels"], WINDOW)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="about x86 processors")
+def test_processor_without_avx2_gets_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor: 0\nflags\t\t: fpu sse4_2 avx avx512f\n")
+    problem = openvino_problem(info)
+    assert problem is not None
+    assert "AVX2" in problem
+    info.write_text("processor: 0\nflags\t\t: fpu sse4_2 avx avx2 avx512f\n")
+    assert openvino_problem(info) is None
+    assert openvino_problem(tmp_path / "missing") is None
+    monkeypatch.setattr(inference, "openvino_problem", lambda: problem)
+    with caplog.at_level(logging.INFO, logger="hyps_bids"):
+        network = cached_network.__wrapped__(shipped_weights(LOCALIZER))
+    assert isinstance(network, TorchNetwork)
+    assert "AVX2" in caplog.text

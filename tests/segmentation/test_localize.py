@@ -7,7 +7,6 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.labels import HEMISPHERES
@@ -15,7 +14,7 @@ from hyps_bids.outputs.quality import flags
 from hyps_bids.segmentation.localize import SPACING, Localization, _scale, localize
 from hyps_bids.segmentation.pipeline import Pipeline
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 def distances(a: Localization, b: Localization) -> list[float]:

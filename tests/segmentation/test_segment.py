@@ -12,7 +12,7 @@ import pytest
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.volumes import measure
-from hyps_bids.networks.checkpoints import GRID
+from hyps_bids.networks.cards import GRID
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.localize import Location

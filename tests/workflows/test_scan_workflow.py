@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from nipype.pipeline import engine as pe
 
-from hyps_bids.networks.checkpoints import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.workflows.participant import ParticipantPlan, init_scan_wf
@@ -17,7 +16,7 @@ from hyps_bids.workflows.participant import ParticipantPlan, init_scan_wf
 def scan_wf(scan: Scan, output: Path, *, networks_here: bool = False) -> pe.Workflow:
     weights = [shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)]
     plan = ParticipantPlan(
-        pipeline=Pipeline(*weights, torch.device("cpu")),
+        pipeline=Pipeline(*weights, "cpu"),
         output_dir=output,
         provenance={"SoftwareVersion": "0", "Models": {}, "BiasFieldCorrection": "none"},
         omp_nthreads=1,

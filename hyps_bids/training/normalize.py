@@ -1,13 +1,10 @@
-"""Scale intensities as the segmentation network expects them, in training and at inference."""
+"""Scale batches of training images as :func:`hyps_bids.segmentation.segment.standardize` does."""
 
 from __future__ import annotations
 
 import torch
 
-#: Largest absolute value of the result.
-_LARGEST = 5.0
-#: Smallest standard deviation, as a share of the largest absolute value; less is rounding error.
-_SMALLEST = 1e-6
+from hyps_bids.segmentation.segment import LARGEST_VALUE, SMALLEST_SD
 
 
 def standardize(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
@@ -26,5 +23,5 @@ def standardize(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     centered = (x - mean) * weight
     sd = (centered.square().sum(dim=(1, 2, 3, 4), keepdim=True) / count).sqrt()
     largest = (x * weight).abs().amax(dim=(1, 2, 3, 4), keepdim=True)
-    least = (_SMALLEST * largest).clamp(min=torch.finfo(x.dtype).tiny)
-    return (centered / torch.maximum(sd, least)).clamp(-_LARGEST, _LARGEST)
+    least = (SMALLEST_SD * largest).clamp(min=torch.finfo(x.dtype).tiny)
+    return (centered / torch.maximum(sd, least)).clamp(-LARGEST_VALUE, LARGEST_VALUE)

@@ -1,11 +1,12 @@
-"""Tests of :mod:`hyps_bids.segmentation.normalize`."""
+"""Tests of :mod:`hyps_bids.training.normalize`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hyps_bids.segmentation.normalize import standardize
+from hyps_bids.segmentation import segment
+from hyps_bids.training.normalize import standardize
 
 
 @pytest.fixture
@@ -43,3 +44,14 @@ def test_clipped_and_constant_volumes_are_finite() -> None:
     assert not standardize(volume + 7, inside).any()
     volume[0, 0, 5, 5, 5] = 1e6
     assert float(standardize(volume, inside).max()) == 5
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(1, 0), (1e-15, 0), (900, 1e4)])
+def test_training_and_inference_see_the_same(
+    factor: float, offset: float, volumes: torch.Tensor
+) -> None:
+    volumes, inside = factor * volumes + offset, volumes > 0.3
+    volumes[0, 0, 3, 4, 5] *= 50
+    for got, volume, seen in zip(standardize(volumes, inside), volumes, inside, strict=True):
+        expected = segment.standardize(volume.numpy(), seen.numpy())
+        torch.testing.assert_close(got, torch.from_numpy(expected), atol=2e-3, rtol=1e-4)
