@@ -70,6 +70,8 @@ def add_training_options(
 
 def prepare(args: argparse.Namespace) -> torch.device:
     """Set up threads and memory, and choose the device."""
+    import torch
+
     from hyps_bids.segmentation.devices import choose_device, prepare_process
 
     prepare_process(args.threads)

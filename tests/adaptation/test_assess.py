@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from hyps_bids.adaptation.assess import (
     assess_scans,
@@ -28,7 +27,7 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline
 from tests.adaptation.regions import around, turned
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 PARTS = ["anterior", "posterior"]
 MAP = parse_label_map("anteriorposterior").structures
 

@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from hyps_bids.adaptation import fit, plan, publish
 from hyps_bids.adaptation.labeled_crops import labeled_crops
@@ -311,7 +310,7 @@ def test_model_of_version_0_1_is_recognized(
 ) -> None:
     """The stored identity has the names that 0.1 wrote, so that nothing is trained again."""
     plan = make_plan(settings, model_folder(settings))
-    parts = plan.classes, shipped_weights(LOCALIZER), torch.device("cpu")
+    parts = plan.classes, shipped_weights(LOCALIZER), "cpu"
     identity = plan.identity(labeled_crops(plan.labeled, *parts))
     names = "crops participants folds classes base localiser adapter training"
     assert list(identity) == names.split()
