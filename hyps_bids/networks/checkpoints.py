@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from monai.networks.nets import BasicUNet
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 

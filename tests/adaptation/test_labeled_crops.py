@@ -32,11 +32,12 @@ from hyps_bids.labels.meanings import Structure, parse_label_map
 from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.localize import Location
+from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
 from hyps_bids.segmentation.pipeline import localize, segment
 from tests.adaptation.regions import around, turned
 from tests.raising import raises
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 WEIGHTS = shipped_weights(LOCALIZER)
 WHOLE = parse_label_map("whole").structures
 
@@ -104,18 +105,18 @@ def test_parts_and_sides(head: tuple[Path, Path], crops: LabeledCrops) -> None:
 def test_crops_are_what_the_network_sees(
     head: tuple[Path, Path], crops: LabeledCrops, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[torch.Tensor] = []
+    seen: list[np.ndarray] = []
 
-    def record(_: object, batch: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, str]:
+    def record(_: object, batch: np.ndarray) -> tuple[np.ndarray, str]:
         seen.append(batch)
-        return batch.expand(-1, 3, -1, -1, -1), str(device)
+        return np.repeat(batch, 3, axis=1), CPU
 
-    monkeypatch.setattr("hyps_bids.segmentation.segment.predict", record)
     image = conform(head[0])
     places = localize(image, WEIGHTS, CPU).hippocampi
+    monkeypatch.setattr(OpenVinoNetwork, "predict", record)
     segment(image, places, shipped_weights(ADAPTER), shipped_weights(BASE), CPU)
     inputs, _ = plain_batch(crops.as_at_inference(), slice(None))
-    torch.testing.assert_close(inputs, seen[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(inputs, torch.from_numpy(seen[0]), atol=1e-3, rtol=0)
     for center, place in zip(crops.centers, places.values(), strict=True):
         assert place is not None
         assert center == pytest.approx(place.center, abs=1e-5)
