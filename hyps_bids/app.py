@@ -10,7 +10,6 @@ from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
-from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text
@@ -105,7 +104,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
 
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(settings, setup)
-    write_dataset_files(settings, labels=label_table(setup.labels))
+    write_dataset_files(settings, labels=setup.labels)
     write_text(settings.output_dir / "logs" / "CITATION.md", methods_markdown(setup.provenance))
     write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
     start_log_file(run.log_dir, settings)

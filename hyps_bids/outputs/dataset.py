@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from hyps_bids import __version__
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.container import running_container
-from hyps_bids.outputs.labels import LABEL_COLUMNS
+from hyps_bids.outputs.labels import LABEL_COLUMNS, label_rows
 from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
-from hyps_bids.outputs.reading import read_json_object, read_table
-from hyps_bids.outputs.writing import remove_stale, write_json, write_table, write_text
+from hyps_bids.outputs.reading import read_json_object
+from hyps_bids.outputs.writing import remove_stale, write_json, write_text
 from hyps_bids.settings import Settings
 
 #: Version of BIDS that the datasets we write follow.
@@ -59,16 +60,16 @@ scan that has a flag. This is a research tool, not a medical device.
 """  # noqa: E501
 
 
-def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = None) -> None:
+def write_dataset_files(settings: Settings, *, labels: Sequence[str] | None = None) -> None:
     """Write the files that describe the dataset. Writing them again gives the same files.
 
     Parameters
     ----------
     settings : Settings
         The input dataset and the output folder.
-    labels : pandas.DataFrame, optional
-        The table of :func:`hyps_bids.outputs.labels.label_table`. If it is left out, the table
-        that is there stays.
+    labels : sequence of str, optional
+        The adapter's classes in order, background left out. If they are left out, the table of
+        labels that is there stays.
 
     Raises
     ------
@@ -77,21 +78,26 @@ def write_dataset_files(settings: Settings, *, labels: pd.DataFrame | None = Non
     """
     output = settings.output_dir
     table = output / f"{SEG_PREFIX}_dseg.tsv"
-    if labels is not None and table.is_file():
-        before = read_table(table)["name"].tolist()
-        if before != labels["name"].tolist():
+    rows = [] if labels is None else label_rows(labels)
+    if rows and table.is_file():
+        with table.open(encoding="utf-8", newline="") as stream:
+            before = [row.get("name") or "n/a" for row in csv.DictReader(stream, delimiter="\t")]
+        now = [name for _, name, *_ in rows]
+        if before != now:
             raise UsageError(
                 f"{output}: this folder holds segmentations with the labels {', '.join(before)}, "
-                f"but this adapter has the labels {', '.join(labels['name'])}. Use another output "
-                "folder.",
+                f"but this adapter has the labels {', '.join(now)}. Use another output folder.",
                 code="other-labels-in-output",
             )
     remove_stale(output)
     write_json(output / "dataset_description.json", _description(settings))
     write_text(output / "README.md", _README.format(version=__version__))
     write_text(output / ".bidsignore", _BIDSIGNORE)
-    if labels is not None:
-        write_table(table, labels)
+    if rows:
+        # A run with nothing to do writes this table too, and need not wait for pandas.
+        text = io.StringIO()
+        csv.writer(text, delimiter="\t", lineterminator="\n").writerows([LABEL_COLUMNS, *rows])
+        write_text(table, text.getvalue())
         write_json(sidecar_path(table), described(LABEL_COLUMNS))
 
 

@@ -54,10 +54,15 @@ def label_table(parts: Sequence[str]) -> pd.DataFrame:
     # Most users of this module need no tables, and pandas takes a while to import.
     import pandas as pd
 
+    return pd.DataFrame(label_rows(parts), columns=list(LABEL_COLUMNS))
+
+
+def label_rows(parts: Sequence[str]) -> list[tuple[int, str, str, str, str]]:
+    """Return the rows of :func:`label_table`."""
     rows: list[tuple[int, str, str, str, str]] = []
     for hemi in HEMISPHERES:
         for i, part in enumerate(parts):
             words = [_SIDE[hemi], part] + ([] if "hippocampus" in part else ["hippocampus"])
             color = _COLORS[hemi][i % len(_COLORS[hemi])]
             rows.append((len(rows) + 1, " ".join(words), hemi, part, color))
-    return pd.DataFrame(rows, columns=["index", "name", "hemi", "part", "color"])
+    return rows

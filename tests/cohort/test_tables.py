@@ -17,7 +17,6 @@ from hyps_bids.cohort.tables import write_group_tables
 from hyps_bids.errors import MissingInput, NothingMatches, UsageError
 from hyps_bids.outputs.columns import KEYS, MORPH_COLUMNS, qc_columns, table_columns
 from hyps_bids.outputs.dataset import write_dataset_files
-from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.reading import POSTHOC, WIDE, read_wide
 from tests.raising import raises
@@ -295,7 +294,7 @@ def test_unreadable_metadata_stops_nothing(study: Any, broken: str) -> None:
 
 def test_the_validator_accepts_the_tables(study: Any, validator: str) -> None:
     made_cohort(study, 4)
-    write_dataset_files(study.settings(), labels=label_table(["anterior", "posterior"]))
+    write_dataset_files(study.settings(), labels=["anterior", "posterior"])
     study.write_tables(model=("volume_mm3_L_whole ~ age",), posthoc=("age",))
     names = {path.name for path in study.output.glob("group*tsv")}
     kinds = (WIDE, LONGITUDINAL, MODELS, POSTHOC)

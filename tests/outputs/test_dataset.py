@@ -12,7 +12,6 @@ import pytest
 from hyps_bids import __version__
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.dataset import write_dataset_files
-from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.settings import Settings
 from tests.raising import raises
@@ -36,7 +35,7 @@ def settings(raw: Path, output: Path, **options: Any) -> Settings:
 
 
 def description(raw: Path, output: Path) -> dict[str, Any]:
-    write_dataset_files(settings(raw, output), labels=label_table(["anterior", "posterior"]))
+    write_dataset_files(settings(raw, output), labels=["anterior", "posterior"])
     return json.loads((output / "dataset_description.json").read_text())
 
 
@@ -154,7 +153,7 @@ def test_labels_that_mean_something_else_are_refused(raw: Path, tmp_path: Path) 
     description(raw, output)
     before = (output / "seg-hippocampus_dseg.tsv").read_text()
     with raises(UsageError, "other-labels-in-output", output, "Right posterior hippocampus"):
-        write_dataset_files(settings(raw, output), labels=label_table(["hippocampus"]))
+        write_dataset_files(settings(raw, output), labels=["hippocampus"])
     assert (output / "seg-hippocampus_dseg.tsv").read_text() == before
     # The group level has no adapter, so the table stays.
     write_dataset_files(settings(raw, output))

@@ -20,7 +20,6 @@ from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
 from hyps_bids.outputs.completion import is_done
 from hyps_bids.outputs.dataset import write_dataset_files
-from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import parse_output
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
@@ -394,7 +393,7 @@ def test_names_of_processed_images_are_valid(tmp_path: Path, validator: str) -> 
         # The name of the scan can be read back from the name of any of its files.
         assert parse_output(mark.name) == (scan.stem, "qc.json")
     settings = Settings(bids_dir=raw, output_dir=out, analysis_level="participant")
-    write_dataset_files(settings, labels=label_table(["anterior", "posterior"]))
+    write_dataset_files(settings, labels=["anterior", "posterior"])
     checked = subprocess.run([validator, str(out), "--format", "json"], capture_output=True)
     issues = json.loads(checked.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
