@@ -14,8 +14,10 @@ lock() {
     --python-platform x86_64-manylinux_2_28 "$@" >/dev/null
 }
 
-# torch asks for setuptools, which is only needed to build extensions.
-app=(pyproject.toml --constraints constraints/cpu.txt --no-emit-package setuptools)
+# torch asks for setuptools, which is only needed to build extensions, and OpenVINO for a package
+# that reports its use over the network.
+app=(pyproject.toml --constraints constraints/cpu.txt --no-emit-package setuptools
+  --no-emit-package openvino-telemetry)
 lock "${app[@]}" --find-links "$wheels" --output-file constraints/image-cpu.txt
 lock "${app[@]}" --output-file constraints/image-cuda.txt
 sed -n '/^\[build-system\]/,/^\[project\]/s/^requires = \["\(.*\)"\]/\1/p' pyproject.toml |

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.lib.stride_tricks import sliding_window_view
-from openvino import opset13 as ops
+
+from hyps_bids.networks.openvino import ops, ov
 
 #: Settings that MONAI's SwinUNETR has by default.
 _HEADS, _DEPTH, _WINDOW, _MLP_RATIO = (3, 6, 12, 24), 2, 7, 4

@@ -111,7 +111,7 @@ def prepare_process(threads: int | None = None) -> None:
         torch.set_num_threads(_Process.threads)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    _keep_freed_memory()
+        _keep_freed_memory()
 
 
 def threads_of_process() -> int:

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
 from hyps_bids.errors import BadData
 from hyps_bids.networks.cards import Architecture
 from hyps_bids.networks.graphs import build_graph
+from hyps_bids.networks.openvino import ov
 from hyps_bids.networks.states import adapted_state, network_state
 from hyps_bids.segmentation.devices import threads_of_process
 

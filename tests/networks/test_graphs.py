@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
@@ -26,6 +28,7 @@ from hyps_bids.networks.checkpoints import (
     save_network,
 )
 from hyps_bids.networks.graphs import build_graph
+from hyps_bids.networks.openvino import ov
 from hyps_bids.networks.states import adapted_state, network_state
 from tests.networks.perturbing import perturb
 from tests.raising import raises
@@ -145,3 +148,29 @@ def test_adapters_with_other_tensors_are_refused(base: Path, tmp_path: Path) -> 
         save_file(changed, path, card)
         with raises(BadData, "adapter-misfit", path, fact):
             adapted_state(path, base)
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    program = """
+import sys
+connections = []
+def watch(name, facts):
+    if name == "socket.connect":
+        connections.append(facts)
+sys.addaudithook(watch)
+from hyps_bids.networks.openvino import ov
+ov.Core().available_devices
+assert not any("telemetry" in name for name in sys.modules if name.startswith("openvino_")), 1
+import openvino_telemetry  # It is installed, so a plain import of OpenVINO would have used it.
+assert not connections, connections
+"""
+    environment = os.environ | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
