@@ -14,7 +14,7 @@ from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
-from hyps_bids.resources import available_memory_gb
+from hyps_bids.resources import available_memory_gb, read_many
 from hyps_bids.settings import Settings, check_combinations, unused_options
 from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
@@ -161,7 +161,9 @@ def _subjects_to_report(
     subjects = sorted({scan.subject for scan in scans}.difference(besides))
     if settings.reports_only:
         return subjects
-    return [s for s in subjects if not is_current(settings.bids_dir, settings.output_dir, s)]
+    folders = settings.bids_dir, settings.output_dir
+    current = read_many(lambda subject: is_current(*folders, subject), subjects)
+    return [s for s, is_so in zip(subjects, current, strict=True) if not is_so]
 
 
 def _run_group_level(settings: Settings) -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyps_bids.messages import is_unicode
+from hyps_bids.resources import read_many
 
 _T1W = re.compile(r"[^./][^.]*_T1w\.nii(?:\.gz)?")
 #: A T1w image but for upper and lower case, a dot within the name, or white space at its end.
@@ -22,8 +22,6 @@ _LABELS = re.compile(r"(?:sub|ses)-[^_]*")
 _T1_LIKE = re.compile(r"t1|unit1|mp2?rage|spgr", re.IGNORECASE)
 _NO_IMAGE = (".json", ".tsv", ".txt", ".html", ".svg", ".gii", ".h5", ".mat", ".xfm")
 _SUBJECT_LIKE = re.compile(r"sub[-_ ]?\w.*", re.IGNORECASE)
-#: Folders may be on a network: waiting for one must not hold up the others.
-_READERS, _BATCH = 8, 100
 #: Deepest folder below a participant's in which near misses are searched.
 _DEPTH = 3
 
@@ -72,10 +70,7 @@ def find_participants(root: Path) -> tuple[list[str], list[str]]:
 
 def list_images(root: Path, labels: Sequence[str]) -> list[Participant]:
     """List the T1w images of participants, and all else that is beside them."""
-    batches = [labels[first : first + _BATCH] for first in range(0, len(labels), _BATCH)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        listed = pool.map(lambda batch: [_list(str(root), label) for label in batch], batches)
-        return [participant for batch in listed for participant in batch]
+    return read_many(lambda label: _list(str(root), label), labels)
 
 
 def _list(root: str, label: str) -> Participant:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hyps_bids.outputs.digests import Digests, sha256
@@ -14,9 +13,7 @@ from hyps_bids.outputs.names import scan_names, sidecar_name
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
-
-#: Files may be on a network: waiting for one must not hold up the others.
-_READERS, _BATCH = 8, 100
+from hyps_bids.resources import read_many
 
 
 def find_undone(
@@ -38,13 +35,13 @@ def find_undone(
         Sums of images; new ones are kept.
     """
 
-    def undone(batch: Sequence[Scan]) -> list[Scan]:
-        return [scan for scan in batch if not is_done(scan, output_dir, provenance, digests)]
+    def done(scan: Scan) -> bool:
+        return is_done(scan, output_dir, provenance, digests)
 
-    batches = [scans[first : first + _BATCH] for first in range(0, len(scans), _BATCH)]
     try:
-        with ThreadPoolExecutor(_READERS) as pool:
-            return [scan for batch in pool.map(undone, batches) for scan in batch]
+        return [
+            scan for scan, is_so in zip(scans, read_many(done, scans), strict=True) if not is_so
+        ]
     finally:
         digests.save()
 

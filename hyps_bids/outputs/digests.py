@@ -2,7 +2,8 @@
 
 To read all images of a large dataset takes many minutes, so sums are remembered. As in git's index,
 a file is taken to be unchanged while its size, its times of modification and change, and its inode
-are the same. The time of change tells even of a file whose time of modification was set back.
+are the same. The time of change tells even of a file whose time of modification was set back. Where
+a disk keeps no such time, as some network disks do not, that one case stays unseen.
 """
 
 from __future__ import annotations
