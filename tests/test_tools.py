@@ -29,7 +29,8 @@ def save(path: Path, data: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "pretrain", "adapt", "synthesize", "demo", "import", "import-base", "evaluate"]
+    "command",
+    ["", "pretrain", "distill", "adapt", "synthesize", "demo", "import", "import-base", "evaluate"],
 )
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -45,6 +46,8 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         "nonsense",
         "pretrain atlas maps out",
         "pretrain base maps out --steps 0",
+        "distill maps out --features 4 16 64",
+        "distill maps out --batch-size 2",
         "adapt images labels out",
         "adapt images labels out --classes anterior,,posterior",
         "import msd-task04 source",
@@ -232,6 +235,7 @@ def test_import_refuses(labeled: Path, tmp_path: Path, what: str, options: list,
         (["demo", "OUT"], "derivatives/README.md"),
         (["pretrain", "base", "IN", "OUT"], "log.csv"),
         (["pretrain", "base", "IN", "OUT"], "base.md"),
+        (["distill", "IN", "OUT"], "localizer.safetensors"),
         (["adapt", "IN", "IN", "OUT", "--classes", "a"], "adapter.safetensors"),
         (["synthesize", "IN", "OUT/x.png"], "x.png"),
         (["import-base", "IN", "OUT/x.safetensors"], "x.safetensors"),

@@ -109,7 +109,7 @@ def head_batch(
     device = generator.device
     which = torch.randint(len(maps), (size,), generator=generator, device=device)
     mirrored = torch.rand(size, generator=generator, device=device) < 0.5
-    offsets = _offsets(settings, size, mirrored, generator)
+    offsets = draw_offsets(settings, size, mirrored, generator)
     rows = _rows(maps, which, maps.heads[which], offsets)
     # Defacing happens in the head's own space, relative to the middle between the hippocampi.
     middle = (maps.hippocampi[which].mean(dim=1) - maps.heads[which]) * maps.voxel
@@ -132,17 +132,20 @@ def box_batch(
     device = generator.device
     which = torch.randint(len(maps), (size,), generator=generator, device=device)
     side = torch.randint(2, (size,), generator=generator, device=device)
-    offsets = _offsets(settings, size, side == 1, generator)
+    offsets = draw_offsets(settings, size, side == 1, generator)
     rows = _rows(maps, which, maps.hippocampi[which, side], offsets)
     image, inside = _scan(rows, offsets, settings, generator)
     targets = tissues(device).base_class[rows] * inside
     return standardize(image, inside), targets
 
 
-def _offsets(
+def draw_offsets(
     settings: SynthesisSettings, size: int, mirrored: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw where voxels sample, mm from the center, shape ``(size, x, y, z, 3)``."""
+    """Draw where voxels sample, mm from the center, shape ``(size, x, y, z, 3)``.
+
+    The boolean `mirrored`, shape ``(size,)``, says which images exchange left and right.
+    """
     voxel = settings.voxel
     ranges = settings.deformation
     deformation = replace(
@@ -180,8 +183,21 @@ def _scan(
 
     `place` is the position of each voxel in the head, mm from a point between the hippocampi, RAS.
     """
-    size, voxel, device = len(rows), settings.voxel, generator.device
-    image = _intensities(rows, settings, generator)
+    image = degrade(_intensities(rows, settings, generator), settings, generator)
+    seen = _unstripped(rows, settings, generator) & ~_face(rows, place, settings, generator)
+    inside = rows != tissues(generator.device).outside
+    inside = inside & field_of_view(len(rows), settings, generator)
+    return image * (seen & inside), inside
+
+
+def degrade(
+    image: torch.Tensor, settings: SynthesisSettings, generator: torch.Generator
+) -> torch.Tensor:
+    """Blur images and give them a random contrast, bias field, resolution and noise.
+
+    Images have shape ``(size, 1, x, y, z)``; the result has intensities from 0 to about 1.
+    """
+    size, voxel = len(image), settings.voxel
     sigma = augment.uniform((size,), *settings.blur, generator)
     image = augment.gaussian_blur(image, sigma)
     image = augment.random_gamma(image, settings.gamma, generator)
@@ -191,11 +207,16 @@ def _scan(
         image, settings.thickest / voxel, settings.thick_probability, generator
     )
     level = augment.uniform((size, 1, 1, 1, 1), 0, settings.noise, generator)
-    noise = torch.randn(image.shape, generator=generator, device=device)
+    noise = torch.randn(image.shape, generator=generator, device=generator.device)
     # Scanners store magnitudes.
-    image = (image + level * noise).abs()
-    seen = _unstripped(rows, settings, generator) & ~_face(rows, place, settings, generator)
-    inside = (rows != tissues(device).outside) & augment.random_cuts(
+    return (image + level * noise).abs()
+
+
+def field_of_view(
+    size: int, settings: SynthesisSettings, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw masks of what is left after cuts, boolean, shape ``(size, 1, *settings.shape)``."""
+    return augment.random_cuts(
         size,
         settings.shape,
         generator,
@@ -204,7 +225,6 @@ def _scan(
         deep_probability=settings.deep_cut_probability,
         deep=settings.deep_cut,
     )
-    return image * (seen & inside), inside
 
 
 def _intensities(

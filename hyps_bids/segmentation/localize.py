@@ -91,7 +91,7 @@ def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Local
     shape, grid = world_grid(image.data.shape, image.affine, SPACING)
     smooth = coarsen(image.data, image.affine, SPACING)
     coarse = resample(*smooth, shape, grid, outside=float(image.data.min()))
-    window, start = _window(_scale(coarse))
+    window, start = head_window(_scale(coarse))
     grid = shifted(grid, start)
     (volume,), used = cached_network(weights, device).predict(window[None, None])
     skull_content = volume[_INTRACRANIAL:].sum(axis=0)
@@ -125,7 +125,7 @@ def _scale(coarse: np.ndarray) -> np.ndarray:
     return clipped.astype(np.float32)
 
 
-def _window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:
+def head_window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Put the head in the middle of a zero-padded window of fixed size, larger if the head is.
 
     Instance normalization depends on the amount of air. In a fixed window, the result does not

@@ -52,14 +52,18 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
 
 
 def add_training_options(
-    parser: argparse.ArgumentParser, *, steps: int, learning_rate: float
+    parser: argparse.ArgumentParser, *, steps: int, learning_rate: float, batches: bool = True
 ) -> None:
-    """Add the options of all training commands, with the defaults of this command."""
+    """Add the options of all training commands, with the defaults of this command.
+
+    Without `batches` every step sees a single image.
+    """
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=positive, default=steps, help="Number of optimizer steps")
-    group.add_argument(
-        "--batch-size", type=positive, help="Images per step; suits the network if not given"
-    )
+    if batches:
+        group.add_argument(
+            "--batch-size", type=positive, help="Images per step; suits the network if not given"
+        )
     group.add_argument(
         "--learning-rate", type=float, default=learning_rate, help="Learning rate at the start"
     )
