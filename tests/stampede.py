@@ -87,7 +87,7 @@ if __name__ == "__main__":
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
 
     prepare_process(threads=1)
-    cached_network(shipped_weights(LOCALIZER))
-    cached_adapted(shipped_weights("adapter-anteriorposterior"), shipped_weights(BASE))
+    cached_network(shipped_weights(LOCALIZER), "cpu")
+    cached_adapted(shipped_weights("adapter-anteriorposterior"), shipped_weights(BASE), "cpu")
     task = json.loads(Path(sys.argv[1]).read_text())
     print(json.dumps(stampede(**task)))

@@ -50,7 +50,7 @@ class Network(Protocol):
 
 
 @cache
-def cached_network(path: Path, device: str = "cpu") -> Network:
+def cached_network(path: Path, device: str) -> Network:
     """Load a localizer once per process.
 
     Parameters
@@ -75,7 +75,7 @@ def cached_network(path: Path, device: str = "cpu") -> Network:
 
 
 @cache
-def cached_adapted(adapter: Path, base: Path, device: str = "cpu") -> Network:
+def cached_adapted(adapter: Path, base: Path, device: str) -> Network:
     """Load an adapter on its base once per process, merged.
 
     The parameters and errors are those of :func:`cached_network`; besides, the adapter must have

@@ -74,11 +74,11 @@ def test_exhausted_gpu_halves_the_batch_and_then_falls_to_the_cpu(
 
 def test_networks_are_loaded_once() -> None:
     path = shipped_weights(LOCALIZER)
-    network = cached_network(path)
+    network = cached_network(path, "cpu")
     assert isinstance(network, OpenVinoNetwork)
-    assert cached_network(path) is network
+    assert cached_network(path, "cpu") is network
     assert network.labels == ("background", "intracranial", "left hippocampus", "right hippocampus")
-    adapted = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE))
+    adapted = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE), "cpu")
     assert adapted.labels == ("anterior", "posterior")
 
 
@@ -86,7 +86,7 @@ def test_networks_are_loaded_once() -> None:
 def test_localizer_is_the_same_in_both_libraries(sides: tuple[int, int, int]) -> None:
     path = shipped_weights(LOCALIZER)
     batch = np.abs(noise(1, 1, *sides))
-    got, used = cached_network(path).predict(batch)
+    got, used = cached_network(path, "cpu").predict(batch)
     assert (used, got.dtype) == ("cpu", np.float32)
     np.testing.assert_allclose(
         got, TorchNetwork.of_network(path, "cpu").predict(batch)[0], atol=1e-3
@@ -110,7 +110,7 @@ def test_labels_and_probabilities_are_the_same_in_both_libraries(
 
 
 def test_batches_and_repetitions_change_nothing_and_threads_little() -> None:
-    network = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE))
+    network = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE), "cpu")
     batch = noise(2, 1, *GRID)
     try:
         both, _ = network.predict(batch)
@@ -162,6 +162,6 @@ def test_processor_without_avx2_gets_pytorch(
     assert openvino_problem(tmp_path / "missing") is None
     monkeypatch.setattr(inference, "openvino_problem", lambda: problem)
     with caplog.at_level(logging.INFO, logger="hyps_bids"):
-        network = cached_network.__wrapped__(shipped_weights(LOCALIZER))
+        network = cached_network.__wrapped__(shipped_weights(LOCALIZER), "cpu")
     assert isinstance(network, TorchNetwork)
     assert "AVX2" in caplog.text
