@@ -89,6 +89,26 @@ def test_an_outline_on_a_part_of_the_grid() -> None:
     assert mosaic(t1w, labels, {7: "#000000"}, ROWS).outline == ""
 
 
+@pytest.mark.parametrize("axes", ["RAS", "PIL"])
+@pytest.mark.parametrize("degrees", [0, 20])
+def test_outlines_pass_one_half_of_all_samples(axes: str, degrees: int) -> None:
+    """Only the pixels around a segmentation are sampled; the others are outside."""
+    _, labels = head(axes, 1.3)
+    angle = np.deg2rad(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    ball = Voxels((labels.data > 0).astype(np.float32), turn @ labels.affine)
+    layout = Layout.of_rows(ROWS, 0.5)
+    everything = Voxels(np.pad(ball.data, 40), ball.moved((-40,) * 3))
+    whole = layout.contours(everything, "#FFFFFF")
+    assert whole.count("l") > 8
+    assert layout.contours(Voxels(ball.data > 0, ball.affine), "#FFFFFF") == whole
+    # Beyond the field of all tiles there is nothing to draw.
+    away = ball.affine.copy()
+    away[:3, 3] += 300
+    assert layout.contours(Voxels(ball.data > 0, away), "#FFFFFF") == ""
+
+
 def test_marks_say_sides_coordinates_and_scale() -> None:
     t1w, labels = head()
     marks = mosaic(t1w, labels, COLORS, ROWS).marks

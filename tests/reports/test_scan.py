@@ -11,7 +11,7 @@ from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.quality import GEOMETRY, quality_bounds
 from hyps_bids.reports.flags import describe_flag
 from hyps_bids.reports.scan_facts import facts_files, find_scans_of, read_facts
-from hyps_bids.reports.scan_images import StoredImages, read_images, read_raw
+from hyps_bids.reports.scan_images import StoredImages, Voxels, read_images, read_raw
 from hyps_bids.reports.viewer import region_around
 from tests.raising import raises
 from tests.reports.conftest import FAILED, GOOD, HALF, REASON, TURNED, Study, change_sidecar, named
@@ -136,6 +136,23 @@ def test_images_keep_their_place_in_the_world(processed: Study, stem: str) -> No
     whole = np.moveaxis(stored_probabilities, -1, 0)[(slice(None), *region)]
     assert whole.max() > 0.9
     assert np.allclose(images.probabilities(region), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_content_is_the_smallest_part_whatever_the_order_in_memory(
+    order: tuple[int, int, int],
+) -> None:
+    data = np.zeros((7, 8, 9), np.uint8)
+    assert Voxels(data, np.eye(4)).content() is None
+    data[2, 3, 1] = data[4, 3, 8] = data[3, 6, 5] = 3
+    turned = np.ascontiguousarray(data.transpose(order))
+    part = (slice(2, 5), slice(3, 7), slice(1, 9))
+    for voxels in (turned, turned > 0, turned.astype(np.float32)):
+        assert Voxels(voxels, np.eye(4)).content() == tuple(part[axis] for axis in order)
+    back = turned.transpose(np.argsort(order))
+    assert Voxels(back, np.eye(4)).content() == part
+    mirrored = Voxels(back[::-1], np.eye(4)).content()
+    assert mirrored == (slice(2, 5), *part[1:])
 
 
 @pytest.mark.parametrize("kind", ["dseg", "probseg", "mask"])

@@ -64,6 +64,18 @@ def test_left_is_left_in_close_ups_which_get_ever_smaller(
     assert sizes[-1] < sizes[0] / 2
 
 
+def test_blocks_of_voxels_are_averaged() -> None:
+    data = np.arange(5 * 6 * 7, dtype=np.float32).reshape(5, 6, 7)
+    image = Voxels(data, np.diag([1.0, 0.5, 3.0, 1.0]))
+    coarse = viewer._coarse(image, 2.0)
+    assert np.array_equal(
+        coarse.data, data[:4, :4].reshape(2, 2, 1, 4, 7).mean(axis=(1, 3), dtype=np.float64)
+    )
+    assert np.array_equal(image.data, np.arange(5 * 6 * 7).reshape(5, 6, 7))
+    assert np.diag(coarse.affine).tolist() == [2.0, 2.0, 3.0, 1.0]
+    assert coarse.affine[:3, 3].tolist() == [0.5, 0.75, 0.0]
+
+
 def test_whole_head_is_smaller_and_in_place(images: StoredImages) -> None:
     head = viewer.head(images.t1w, viewer.Level(0, 64, 4.0))
     assert head.data.shape == tuple(side // 2 for side in images.t1w.data.shape)
