@@ -31,7 +31,7 @@ from hyps_bids.adaptation.label_masks import (
 )
 from hyps_bids.errors import BadData, CannotCreateOutput, HypsError
 from hyps_bids.imaging.conform import ConformedImage, conform
-from hyps_bids.imaging.resample import coarsen, resample
+from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
 from hyps_bids.imaging.volumes import decide
 from hyps_bids.labels.find import LabeledScan
@@ -306,8 +306,9 @@ class CropMaker:
         # Labels are resampled as shares of a voxel, and decided as in a segmentation.
         shares = np.zeros((len(self.parts), *FRAME), dtype=np.float32)
         for mask in masks:
-            smooth, affine = coarsen(mask.data, mask.affine, 1.0, oversampling=1)
-            shares[self.parts.index(mask.part)] += resample(smooth, affine, FRAME, box)
+            shares[self.parts.index(mask.part)] += resample(
+                mask.data, mask.affine, FRAME, box, smooth=1.0, oversampling=1
+            )
         arrays = (scaled.astype(np.float32), inside.astype(np.uint8), decide(shares))
         sided = map(mirror, arrays) if masks[0].hemi == "R" else arrays
         return dict(zip(_TENSORS, map(torch.from_numpy, sided), strict=True))

@@ -5,8 +5,6 @@ Images that cannot be processed are refused here, with the file and the remedy i
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.geometry import read_geometry
 from hyps_bids.imaging.intensities import make_finite, mend
+from hyps_bids.outputs.compression import DAMAGED, open_compressed
 from hyps_bids.outputs.quality import GEOMETRY
 
 #: Accepted voxel sizes, mm.
@@ -27,7 +26,7 @@ VOXEL_RANGE = (0.2, 6.0)
 SMALLEST_SIDE = 8
 SMALLEST_EXTENT = 20.0
 #: What the libraries raise on files that are not what their names say.
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, *DAMAGED, ValueError)
 
 
 #: Start of the small text files that stand in for content → program, and how to fetch the content.
@@ -44,7 +43,8 @@ class ConformedImage:
     Attributes
     ----------
     data : numpy.ndarray
-        Finite intensities, float32, shape ``(x, y, z)``.
+        Finite intensities, float32, shape ``(x, y, z)``; its axes lie in memory in the order
+        of the file, so that it may not be contiguous.
     affine : numpy.ndarray
         Voxel-to-world transform (RAS, mm), shape (4, 4).
     native_shape : tuple of int
@@ -100,7 +100,7 @@ def conform(path: Path, *, is_label: bool = False) -> ConformedImage:
     _check_size(shape, geometry.affine, path)
     data, repairs = make_finite(_read(image, path).reshape(shape), path)
     if is_label:
-        data = data.astype(np.float32)
+        data = data.astype(np.float32, copy=False)
     else:
         data, mended = mend(data, _integer_step(image))
         repairs += mended
@@ -110,11 +110,35 @@ def conform(path: Path, *, is_label: bool = False) -> ConformedImage:
             code="empty-image",
         )
     orientation = nib.io_orientation(geometry.affine)
-    canonical = np.ascontiguousarray(nib.apply_orientation(data, orientation))
+    # The order of axes in memory stays that of the file, as turning a whole image takes long.
+    canonical = canonical_view(data, orientation)
+    if min(canonical.strides) < 0:
+        canonical = canonical.copy(order="K")
     affine = geometry.affine @ nib.orientations.inv_ornt_aff(orientation, shape)
     remarks = (*geometry.remarks, *repairs)
     flags = (GEOMETRY,) if geometry.contradictory else ()
     return ConformedImage(canonical, affine, shape, orientation, remarks, flags)
+
+
+def canonical_view(data: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """Turn data in the order of a file's axes to canonical axes, without copying.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        Array whose first three axes are those of the file; more may follow.
+    orientation : numpy.ndarray
+        Orientation of the file, as in :class:`ConformedImage`.
+
+    Examples
+    --------
+    >>> data = np.zeros((2, 3, 4))
+    >>> view = canonical_view(data, nib.orientations.axcodes2ornt("PIR"))
+    >>> view.shape, np.shares_memory(view, data)
+    ((4, 2, 3), True)
+    """
+    view: np.ndarray = nib.apply_orientation(data, orientation)
+    return view
 
 
 def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray:
@@ -144,7 +168,8 @@ def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray
 def _load(path: Path) -> nib.Nifti1Image:
     _refuse_absent(path)
     try:
-        return nib.load(path)
+        # An array that stays in its file would change with it.
+        return nib.load(path, mmap=False)
     except _UNREADABLE as error:
         raise BadData(
             f"{path}: cannot be read as NIfTI ({error}); fetch or convert it again",
@@ -209,7 +234,7 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         if not (path.suffix == ".gz" and isinstance(image, nib.Nifti1Image)):
             return np.asanyarray(image.dataobj, dtype=dtype)
         # nibabel stops at the last voxel; only reading on to the end verifies the checksum.
-        with gzip.open(path) as stream:
+        with open_compressed(path) as stream:
             data = np.asanyarray(type(image).from_stream(stream).dataobj, dtype=dtype)
             while stream.read(2**20):
                 pass

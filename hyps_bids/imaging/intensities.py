@@ -53,9 +53,10 @@ def make_finite(data: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
     BadData
         If hardly any voxel is finite.
     """
-    finite = np.isfinite(data)
-    if finite.all():
+    # Minimum and maximum show NaN and infinity, and need no memory.
+    if np.isfinite((data.min(), data.max())).all():
         return data, []
+    finite = np.isfinite(data)
     fraction = 1 - finite.mean()
     if fraction > NONFINITE_LIMIT:
         raise BadData(
@@ -88,10 +89,13 @@ def mend(data: np.ndarray, step: float | None = None) -> tuple[np.ndarray, list[
     low, high = float(data.min()), float(data.max())
     if max(-low, high) > _HUGE:
         data = data / _HUGE
-    if low < high:
-        for repair in (_unwrap, _raise_padding, _replace_outliers):
+    if low < 0 < high:
+        for repair in (_unwrap, _raise_padding):
             data, about = repair(data, step)
             remarks += about
+    if low < high:
+        data, about = _replace_outliers(data)
+        remarks += about
     return scale(data), remarks
 
 
@@ -111,14 +115,14 @@ def scale(data: np.ndarray) -> np.ndarray:
     low, high = float(data.min()), float(data.max())
     largest = max(abs(low), abs(high))
     if low == high:
-        return data.astype(np.float32)
+        return data.astype(np.float32, copy=False)
     if high / largest - low / largest < _CONTRAST:
         data = data.astype(np.float64) / largest
         data = (data - data.min()) / np.ptp(data)
     elif not _ORDINARY[0] <= largest <= _ORDINARY[1]:
         exponent = int(np.frexp(largest)[1])
         data = np.ldexp(data.astype(np.float64), _EXPONENT - exponent)
-    return data.astype(np.float32)
+    return data.astype(np.float32, copy=False)
 
 
 def _unwrap(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:
@@ -182,11 +186,13 @@ def _raise_padding(data: np.ndarray, step: float | None) -> tuple[np.ndarray, li
     return np.maximum(data, 0), [f"background of {level:.6g} ({count / data.size:.0%}) taken as 0"]
 
 
-def _replace_outliers(data: np.ndarray, step: float | None) -> tuple[np.ndarray, list[str]]:
+def _replace_outliers(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Replace voxels that are far brighter or far darker than all others by their neighbors."""
     remarks = []
-    flat = data.ravel()
-    sample = flat[:: max(1, data.size // _SAMPLE)]
+    # Another order than that of the memory would take a copy. Percentiles of a sorted sample are
+    # cheap.
+    flat = data.ravel(order="K")
+    sample = np.sort(flat[:: max(1, data.size // _SAMPLE)])
     low = float(np.percentile(sample, 1))
     bad = np.zeros(data.shape, dtype=bool)
     if (painted := _painted(flat, sample, low)) is not None:
@@ -213,14 +219,14 @@ def _painted(flat: np.ndarray, sample: np.ndarray, low: float) -> float | None:
         foreground[foreground >= np.percentile(foreground, 98)], return_counts=True
     )
     value = values[counts.argmax()]
-    count = int((flat == value).sum())
-    lower = int(((flat > low + 0.7 * (value - low)) & (flat < value)).sum())
     others = foreground[foreground < value]
     usual = float(np.percentile(others, 90)) if others.size else low
+    if usual <= low or value - low <= 1.5 * (usual - low):
+        return None
+    count = int((flat == value).sum())
+    lower = int(((flat > low + 0.7 * (value - low)) & (flat < value)).sum())
     share = count / (foreground.size * (flat.size / sample.size))
-    many = share >= _PAINTED_SHARE
-    rare = lower <= 0.1 * count and value - low > 1.5 * (usual - low)
-    return float(value) if many and rare and usual > low else None
+    return float(value) if share >= _PAINTED_SHARE and lower <= 0.1 * count else None
 
 
 def _bright(flat: np.ndarray, sample: np.ndarray, low: float) -> float | None:

@@ -93,18 +93,13 @@ def coarsen(
     data, affine : numpy.ndarray
         Smoothed image, float32, and its voxel-to-world transform.
     """
-    out = np.asarray(data, dtype=np.float32)
-    matrix = np.eye(4)
-    for axis, (side, zoom) in enumerate(zip(data.shape, voxel_sizes(affine), strict=True)):
-        step = spacing / oversampling / zoom
-        if step <= 1:
-            continue
-        count = max(1, round(side / step))
-        start = ((side - 1) - (count - 1) * step) / 2
-        weights = _hat(start + step * np.arange(count), side, spacing / zoom)
-        out = _multiply(weights / weights.sum(axis=1, keepdims=True), out, axis)
-        matrix[axis, axis], matrix[axis, 3] = step, start
-    return np.ascontiguousarray(out), affine @ matrix
+    layout = _memory_order(data)
+    out = np.asarray(data, dtype=np.float32).transpose(layout)
+    kernels, matrix = _kernels(out.shape, voxel_sizes(affine)[layout], spacing, oversampling)
+    for axis, kernel in enumerate(kernels):
+        out = out if kernel is None else _multiply(kernel, out, axis)
+    back = np.argsort(layout)
+    return out.transpose(back), affine @ matrix[np.ix_([*back, 3], [*back, 3])]
 
 
 def resample(
@@ -114,41 +109,98 @@ def resample(
     target: np.ndarray,
     *,
     outside: float = 0.0,
+    smooth: float | None = None,
+    oversampling: int = 2,
 ) -> np.ndarray:
     """Sample an image linearly on another grid.
 
     Parameters
     ----------
     data, affine : numpy.ndarray
-        Image, shape ``(x, y, z)`` or ``(channels, x, y, z)``, and its voxel-to-world transform.
+        Image, shape ``(x, y, z)`` or, unless it is smoothed, ``(channels, x, y, z)``, and its
+        voxel-to-world transform.
     shape, target : sequence of int, numpy.ndarray
         Shape and voxel-to-world transform of the new grid.
     outside : float
         Value beyond the centers of the outermost voxels.
+    smooth : float, optional
+        Smooth the image to this voxel size first, mm, as :func:`coarsen` does.
+    oversampling : int
+        Samples per `smooth`.
 
     Returns
     -------
     numpy.ndarray
-        Sampled image, float32, with a leading channel axis if `data` had one.
+        Sampled image, float32, contiguous, with a leading channel axis if `data` had one.
     """
+    # All is done in the order of axes in memory, as turning a whole image takes long.
+    layout = _memory_order(data)
+    turned = [*layout, 3]
+    to_source = (np.linalg.inv(affine) @ target)[np.ix_(turned, turned)]
+    sides = [shape[axis] for axis in layout]
+    order = _parallel_axes(to_source[:3, :3], sides)
+    if order is None and smooth is not None:
+        smoothed, there = coarsen(data, affine, smooth, oversampling)
+        return resample(smoothed, there, shape, target, outside=outside)
     volume = np.asarray(data, dtype=np.float32).reshape(-1, *data.shape[-3:])
-    to_source = np.linalg.inv(affine) @ target
-    order = _parallel_axes(to_source[:3, :3], shape)
+    volume = volume.transpose(0, *(1 + layout))
     if order is None:
-        out = _look_up(volume, to_source, shape, outside)
+        out = _look_up(volume, to_source, sides, outside)
     else:
-        out = volume.transpose(0, *(1 + order))
-        inside = np.ones((1, 1, 1))
-        for axis, source in enumerate(order):
-            places = to_source[source, 3] + to_source[source, axis] * np.arange(shape[axis])
-            weights = _hat(places, volume.shape[1 + source])
-            out = _multiply(weights, out, 1 + axis)
-            inside = inside * np.expand_dims(
-                weights.sum(axis=1), [other for other in range(3) if other != axis]
-            )
-        if outside:
-            out += (outside * (1 - inside)).astype(np.float32)
+        spacing = 0.0 if smooth is None else smooth
+        zooms = voxel_sizes(affine)[layout]
+        kernels, matrix = _kernels(volume.shape[1:], zooms, spacing, oversampling)
+        to_kernels = np.linalg.inv(matrix) @ to_source
+        out = _sample_axes(volume, kernels, to_kernels, order, sides, outside)
+    out = np.ascontiguousarray(out.transpose(0, *(1 + np.argsort(layout))))
     return out.reshape(*data.shape[:-3], *shape)
+
+
+def _memory_order(data: np.ndarray) -> np.ndarray:
+    """List the last three axes from the slowest to the fastest in memory."""
+    return np.argsort([-abs(stride) for stride in data.strides[-3:]], kind="stable")
+
+
+def _kernels(
+    sides: Sequence[int], zooms: Sequence[float], spacing: float, oversampling: int
+) -> tuple[list[np.ndarray | None], np.ndarray]:
+    """Return the kernel of each axis, None if it stays, and the transform from smoothed voxels."""
+    kernels: list[np.ndarray | None] = []
+    matrix = np.eye(4)
+    for axis, (side, zoom) in enumerate(zip(sides, zooms, strict=True)):
+        step = spacing / oversampling / zoom
+        if step <= 1:
+            kernels.append(None)
+            continue
+        count = max(1, round(side / step))
+        start = ((side - 1) - (count - 1) * step) / 2
+        weights = _hat(start + step * np.arange(count), side, spacing / zoom)
+        kernels.append(weights / weights.sum(axis=1, keepdims=True))
+        matrix[axis, axis], matrix[axis, 3] = step, start
+    return kernels, matrix
+
+
+def _sample_axes(
+    volume: np.ndarray,
+    kernels: Sequence[np.ndarray | None],
+    to_source: np.ndarray,
+    order: np.ndarray,
+    shape: Sequence[int],
+    outside: float,
+) -> np.ndarray:
+    """Smooth and sample one axis after the other, on a grid whose axes are parallel to them."""
+    out = volume.transpose(0, *(1 + order))
+    inside = np.ones((1, 1, 1))
+    for axis, source in enumerate(order):
+        places = to_source[source, 3] + to_source[source, axis] * np.arange(shape[axis])
+        kernel = kernels[source]
+        side = volume.shape[1 + source] if kernel is None else len(kernel)
+        weights = _hat(places, side)
+        inside = inside * np.expand_dims(weights.sum(axis=1), [k for k in range(3) if k != axis])
+        out = _multiply(weights if kernel is None else weights @ kernel, out, 1 + axis)
+    if outside:
+        out += (outside * (1 - inside)).astype(np.float32)
+    return out
 
 
 def _hat(places: np.ndarray, side: int, width: float = 1.0) -> np.ndarray:

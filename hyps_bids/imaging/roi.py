@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyps_bids.imaging.resample import coarsen, extent, resample
+from hyps_bids.imaging.resample import extent, resample
 
 
 def box_affine(center: Sequence[float], shape: Sequence[int], spacing: float = 1.0) -> np.ndarray:
@@ -57,6 +57,31 @@ def index_range(
     return x, y, z
 
 
+def bounding_box(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ...] | None:
+    """Find the smallest box that holds a mask; None if the mask is empty.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray
+        Boolean mask.
+    margin : int or sequence of int
+        Voxels to add on each side, along all axes or each of them, within the array.
+
+    Examples
+    --------
+    >>> bounding_box(np.array([[0, 0, 0, 0], [0, 1, 0, 0]], bool), margin=(0, 1))
+    (slice(1, 2, None), slice(0, 3, None))
+    """
+    box = []
+    for axis, more in enumerate(np.broadcast_to(margin, mask.ndim)):
+        others = tuple(k for k in range(mask.ndim) if k != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        if not found.size:
+            return None
+        box.append(slice(max(0, int(found[0] - more)), int(found[-1] + more) + 1))
+    return tuple(box)
+
+
 def shifted(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
     """Return the transform of a sub-grid that begins at the voxel `start`."""
     out = affine.copy()
@@ -88,7 +113,7 @@ def box_from_image(
         return np.zeros(shape, np.float32), np.zeros(shape, bool)
     origin = shifted(affine, [part.start for part in region])
     spacing = float(np.abs(target[0, 0]))
-    values = resample(*coarsen(data[region], origin, spacing, oversampling=1), shape, target)
+    values = resample(data[region], origin, shape, target, smooth=spacing, oversampling=1)
     to_image = np.linalg.inv(affine) @ target
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     voxel = index @ to_image[:3, :3].T + to_image[:3, 3]

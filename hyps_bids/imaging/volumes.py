@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from hyps_bids.imaging.resample import resample
-from hyps_bids.imaging.roi import index_range, shifted
+from hyps_bids.imaging.roi import bounding_box, index_range, shifted
 
 #: Distance from the segmentation within which probabilities count for the soft volume, mm; at
 #: least one voxel in every direction.
@@ -125,11 +125,39 @@ def largest_component(mask: np.ndarray) -> tuple[np.ndarray, float]:
     >>> largest_component(np.array([1, 1, 0, 1], bool))
     (array([ True,  True, False, False]), 0.6666666666666666)
     """
-    components, count = ndimage.label(mask)
-    if count == 0:
+    box = bounding_box(mask)
+    if box is None:
         return mask, float("nan")
+    components, _ = ndimage.label(mask[box])
     sizes = np.bincount(components.ravel())[1:]
-    return components == sizes.argmax() + 1, float(sizes.max() / sizes.sum())
+    component = np.zeros_like(mask)
+    component[box] = components == sizes.argmax() + 1
+    return component, float(sizes.max() / sizes.sum())
+
+
+def within(mask: np.ndarray, distance: float, sizes: Sequence[float]) -> np.ndarray:
+    """Mark the voxels whose distance from a mask is at most as given.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray
+        Boolean mask, shape ``(x, y, z)``.
+    distance : float
+        Distance between centers of voxels, mm.
+    sizes : sequence of float
+        Voxel sizes, mm.
+
+    Examples
+    --------
+    >>> within(np.array([0, 0, 0, 1, 0, 0], bool), 2, [1.5])
+    array([False, False,  True,  True,  True, False])
+    """
+    near = np.zeros_like(mask)
+    # Distances in a whole image take long.
+    box = bounding_box(mask, margin=[int(distance / size) for size in sizes])
+    if box is not None:
+        near[box] = ndimage.distance_transform_edt(~mask[box], sampling=sizes) <= distance
+    return near
 
 
 def measure(side: RestoredSide, affine: np.ndarray) -> list[VolumeRow]:
@@ -149,13 +177,8 @@ def measure(side: RestoredSide, affine: np.ndarray) -> list[VolumeRow]:
     """
     voxel = float(abs(np.linalg.det(affine[:3, :3])))
     sizes = voxel_sizes(affine)
-    mask = side.labels > 0
-    if mask.any():
-        # Partial volumes lie in the neighboring voxels, also where voxels are large.
-        margin = max(SOFT_MARGIN, float(np.linalg.norm(sizes)))
-        near = ndimage.distance_transform_edt(~mask, sampling=sizes) <= margin
-    else:
-        near = mask
+    # Partial volumes lie in the neighboring voxels, also where voxels are large.
+    near = within(side.labels > 0, max(SOFT_MARGIN, float(np.linalg.norm(sizes))), sizes)
     counts = [int((side.labels == i + 1).sum()) for i in range(len(side.probabilities))]
     soft = [float(part[near].sum(dtype=np.float64)) for part in side.probabilities]
     rows = zip([*counts, sum(counts)], [*soft, sum(soft)], strict=True)

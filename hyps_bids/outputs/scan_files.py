@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from hyps_bids.outputs.writing import (
     remove_file,
     remove_stale,
     write_json,
-    write_nifti,
     write_table,
+    write_volumes,
 )
 
 #: Mm along each axis around a hippocampus that the segmentation network sees; the QC sidecar
@@ -41,14 +41,15 @@ class ScanImages:
     ----------
     labels : numpy.ndarray
         Labels as in :func:`hyps_bids.outputs.labels.label_table`, uint8, shape ``(x, y, z)``.
-    probabilities : numpy.ndarray
-        Probability of each label times 255, uint8, shape ``(x, y, z, labels)``.
+    probabilities : iterable of numpy.ndarray
+        Probability of each label in turn times 255, uint8, shape ``(x, y, z)``. They may be made
+        one at a time, as many parts at high resolution would need much memory.
     intracranial : numpy.ndarray
         1 inside the skull, else 0, uint8, shape ``(x, y, z)``.
     """
 
     labels: np.ndarray
-    probabilities: np.ndarray
+    probabilities: Iterable[np.ndarray]
     intracranial: np.ndarray
 
 
@@ -132,9 +133,12 @@ def write_result(
         "Devices": measures.devices,
     }
 
-    write_nifti(paths["dseg"], _on_grid_of(source, images.labels))
-    write_nifti(paths["probseg"], _on_grid_of(source, images.probabilities, slope=_SLOPE))
-    write_nifti(paths["mask"], _on_grid_of(source, images.intracranial))
+    shape = images.labels.shape
+    probseg = _grid_of(source, (*shape, len(table)))
+    probseg.set_slope_inter(_SLOPE, 0)
+    write_volumes(paths["dseg"], _grid_of(source, shape), [images.labels])
+    write_volumes(paths["probseg"], probseg, images.probabilities)
+    write_volumes(paths["mask"], _grid_of(source, shape), [images.intracranial])
     for name, facts in {
         "dseg": {"Description": "Hippocampus, one label per part and side", "Manual": False},
         "probseg": {
@@ -201,23 +205,19 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
         raise problems[0]
 
 
-def _on_grid_of(
-    source: nib.Nifti1Image, data: np.ndarray, slope: float | None = None
-) -> nib.Nifti1Image:
-    """Make an image of data that are on the grid of a file, with both its transforms."""
+def _grid_of(source: nib.Nifti1Image, shape: tuple[int, ...]) -> nib.Nifti1Header:
+    """Make a header for data on the grid of a file, with both its transforms."""
     header = nib.Nifti1Header()
-    header.set_data_shape(data.shape)
+    header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)
     header.set_xyzt_units("mm")
-    image = nib.Nifti1Image(data, None, header)
     zooms = [float(zoom) for zoom in source.header.get_zooms()[:3]]
-    image.header.set_zooms(zooms + [1.0] * (data.ndim - 3))
+    header.set_zooms(zooms + [1.0] * (len(shape) - 3))
+    header.set_slope_inter(1, 0)
     for kind in ("qform", "sform"):
         _, code = getattr(source.header, f"get_{kind}")(coded=True)
-        _copy_transform(source.header, image.header, kind, int(code))
-    if slope is not None:
-        image.header.set_slope_inter(slope, 0)
-    return image
+        _copy_transform(source.header, header, kind, int(code))
+    return header
 
 
 def _copy_transform(source: Any, target: Any, kind: str, code: int) -> None:

@@ -11,15 +11,17 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyps_bids.errors import cannot_write
+from hyps_bids.outputs.compression import compressor
 
 if TYPE_CHECKING:
     import nibabel as nib
+    import numpy as np
     import pandas as pd
 
 #: Hidden names of files that are being written.
@@ -80,6 +82,25 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 def write_nifti(path: Path, image: nib.Nifti1Image) -> None:
     """Write a NIfTI file atomically, compressed if its name ends with ``.gz``."""
     write_with(path, image.to_filename)
+
+
+def write_volumes(path: Path, header: nib.Nifti1Header, volumes: Iterable[np.ndarray]) -> None:
+    """Write a compressed NIfTI file atomically, one volume at a time.
+
+    Parameters
+    ----------
+    path : Path
+        The file, with the extension ``.nii.gz``.
+    header : nibabel.Nifti1Header
+        Complete header.
+    volumes : iterable of numpy.ndarray
+        What the header describes, in its data type, each of shape ``(x, y, z)``.
+    """
+    with atomic_path(path) as partial, partial.open("wb") as file, compressor(file) as stream:
+        header.write_to(stream)
+        for volume in volumes:
+            # The first axis is the fastest in the file.
+            stream.write(volume.ravel(order="F").data)
 
 
 def write_with(

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.resample import coarsen, resample, world_grid
+from hyps_bids.imaging.resample import resample, world_grid
 from hyps_bids.imaging.roi import shifted
 from hyps_bids.imaging.volumes import largest_component
 from hyps_bids.outputs.labels import HEMISPHERES
@@ -89,8 +89,8 @@ def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Local
         Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
     """
     shape, grid = world_grid(image.data.shape, image.affine, SPACING)
-    smooth = coarsen(image.data, image.affine, SPACING)
-    coarse = resample(*smooth, shape, grid, outside=float(image.data.min()))
+    air = float(image.data.min())
+    coarse = resample(image.data, image.affine, shape, grid, outside=air, smooth=SPACING)
     window, start = head_window(_scale(coarse))
     grid = shifted(grid, start)
     (volume,), used = cached_network(weights, device).predict(window[None, None])

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.resample import resample
-from hyps_bids.imaging.volumes import RestoredSide, measure
+from hyps_bids.imaging.volumes import RestoredSide, measure, within
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import flags
 from hyps_bids.outputs.scan_files import ScanMeasures
@@ -107,7 +108,7 @@ def side_quality(
     if not mask.any():
         undefined = ("confidence", "entropy", "component_fraction", "border_voxels")
         return dict.fromkeys(undefined, math.nan) | {"agreement": 0.0}
-    near = ndimage.distance_transform_edt(~mask) <= _ENTROPY_MARGIN
+    near = within(mask, _ENTROPY_MARGIN, voxel_sizes(side.affine))
     p = np.clip(whole[near].astype(np.float64), 1e-7, 1 - 1e-7)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     edge = side.inside & ~ndimage.binary_erosion(side.inside)

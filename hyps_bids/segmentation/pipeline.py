@@ -8,15 +8,16 @@ call the steps one by one; evaluation and the training of adapters run them as a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hyps_bids.imaging.bias import correct_bias
-from hyps_bids.imaging.conform import ConformedImage, conform, restore_orientation
+from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform
 from hyps_bids.imaging.resample import resample
+from hyps_bids.imaging.roi import bounding_box, index_range, shifted
 from hyps_bids.imaging.volumes import RestoredSide, restore
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import ScanImages
@@ -82,23 +83,48 @@ def native_images(
     parts : int
         Number of parts of one hippocampus.
     """
-    shape = image.data.shape
-    labels = np.zeros(shape, dtype=np.uint8)
-    probabilities = np.zeros((*shape, len(HEMISPHERES) * parts), dtype=np.uint8)
+    labels, inside = _file_grid(image), _file_grid(image)
     for hemi, side in restored.items():
-        first = HEMISPHERES.index(hemi) * parts
-        region = labels[side.region]
-        region[side.labels > 0] = side.labels[side.labels > 0] + first
-        probabilities[(*side.region, slice(first, first + parts))] = np.round(
-            255 * np.moveaxis(side.probabilities, 0, -1)
-        )
-    inside = resample(intracranial, intracranial_affine, shape, image.affine) > 0.5
-    return ScanImages(
-        *(
-            restore_orientation(array, image.orientation)
-            for array in (labels, probabilities, inside.astype(np.uint8))
-        )
+        found = side.labels > 0
+        region = canonical_view(labels, image.orientation)[side.region]
+        region[found] = side.labels[found] + HEMISPHERES.index(hemi) * parts
+    _mark_inside(
+        canonical_view(inside, image.orientation), image.affine, intracranial, intracranial_affine
     )
+    return ScanImages(labels, _probabilities(image, restored, parts), inside)
+
+
+def _file_grid(image: ConformedImage) -> np.ndarray:
+    """Make an empty volume on the grid of an image's file, in the order of axes of NIfTI."""
+    return np.zeros(image.native_shape, np.uint8, order="F")
+
+
+def _probabilities(
+    image: ConformedImage, restored: Mapping[str, RestoredSide], parts: int
+) -> Iterator[np.ndarray]:
+    for hemi in HEMISPHERES:
+        for part in range(parts):
+            volume = _file_grid(image)
+            if side := restored.get(hemi):
+                there = canonical_view(volume, image.orientation)[side.region]
+                there[...] = np.round(255 * side.probabilities[part])
+            yield volume
+
+
+def _mark_inside(
+    volume: np.ndarray, affine: np.ndarray, probability: np.ndarray, probability_affine: np.ndarray
+) -> None:
+    """Set voxels to 1 where a probability on another grid is above one half."""
+    box = bounding_box(probability > 0.5, margin=1)
+    if box is None:
+        return
+    # Beyond the neighbors of voxels above one half, nothing is above it.
+    probability = probability[box]
+    grid = shifted(probability_affine, [part.start for part in box])
+    region = index_range(probability.shape, grid, volume.shape, affine)
+    there = volume[region]
+    start = [part.start for part in region]
+    there[...] = resample(probability, grid, there.shape, shifted(affine, start)) > 0.5
 
 
 @dataclass(frozen=True)

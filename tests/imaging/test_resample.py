@@ -86,6 +86,31 @@ def test_values_between_and_beyond_voxels(angle: float) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["oblique", "finer", "permuted"])
+@pytest.mark.parametrize("smooth", [None, 1.7])
+def test_the_order_of_axes_in_memory_does_not_matter(kind: str, smooth: float | None) -> None:
+    data = np.random.default_rng(0).normal(size=(18, 15, 12)).astype(np.float32)
+    source, shape = oblique((0.5, 0.9, 2.0), (0.1, 0.2, -0.1)), (10, 14, 11)
+    target = source @ TO_SOURCE[kind]
+    options = {"outside": 1.5, "smooth": smooth}
+    expected = resample(data, source, shape, target, **options)
+    if smooth:
+        parts = coarsen(data, source, smooth)
+        np.testing.assert_allclose(
+            expected, resample(*parts, shape, target, outside=1.5), atol=1e-5
+        )
+    padded = np.pad(data, 3)
+    for same in (
+        np.asfortranarray(data),
+        np.ascontiguousarray(data.transpose(1, 2, 0)).transpose(2, 0, 1),
+        np.asfortranarray(padded)[3:-3, 3:-3, 3:-3],
+        np.ascontiguousarray(data[::-1])[::-1],
+    ):
+        got = resample(same, source, shape, target, **options)
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+        assert got.flags.c_contiguous
+
+
 @pytest.mark.parametrize("shape", [(9, 8, 7), (1, 8, 7)])
 def test_identity(shape: tuple[int, ...]) -> None:
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hyps_bids.imaging.roi import box_affine
 from hyps_bids.imaging.volumes import (
@@ -14,6 +15,7 @@ from hyps_bids.imaging.volumes import (
     largest_component,
     measure,
     restore,
+    within,
 )
 
 GRID = (40, 56, 40)
@@ -140,3 +142,23 @@ def test_measure_by_hand() -> None:
     assert [row.voxels for row in rows] == [1, 1, 2]
     assert [row.volume_mm3 for row in rows] == pytest.approx([3, 3, 6])
     assert [row.volume_soft_mm3 for row in rows] == pytest.approx([3.45, 1.8, 5.25])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (0.4, 1.1, 3)])
+def test_voxels_near_a_mask(sizes: tuple[float, ...]) -> None:
+    mask = np.zeros((19, 22, 25), bool)
+    mask[2:5, 11, 20:] = mask[9, 0, 3] = True
+    distance = ndimage.distance_transform_edt(~mask, sampling=sizes)
+    for limit in (0, 1, 2.2, 3, 50):
+        assert np.array_equal(within(mask, limit, sizes), distance <= limit)
+    assert not within(np.zeros_like(mask), 3, sizes).any()
+
+
+def test_a_component_at_the_edge_is_kept_in_place() -> None:
+    mask = np.zeros((5, 6, 7), bool)
+    mask[4, 4:, 1:3] = mask[1, 1, 1:4] = True
+    component, fraction = largest_component(mask)
+    expected = np.zeros_like(mask)
+    expected[4, 4:, 1:3] = True
+    assert np.array_equal(component, expected)
+    assert fraction == 4 / 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import threading
@@ -26,6 +27,7 @@ from hyps_bids.outputs.writing import (
     write_nifti,
     write_table,
     write_text,
+    write_volumes,
     write_with,
 )
 from tests.raising import raises
@@ -60,6 +62,17 @@ def test_writers_leave_the_file_alone_in_a_new_folder(tmp_path: Path) -> None:
     image = nib.load(folder / "x.nii.gz")
     assert image.shape == (2, 3, 4)
     assert image.get_data_dtype() == np.uint8
+
+
+def test_volumes_one_at_a_time_make_the_file_that_nibabel_makes(tmp_path: Path) -> None:
+    volumes = np.random.default_rng(0).integers(0, 255, (3, 4, 5, 6), np.uint8)
+    whole = nib.Nifti1Image(np.moveaxis(volumes, 0, -1), np.diag([1, 2, 3, 1]))
+    header = whole.header.copy()
+    header.set_slope_inter(1, 0)
+    # C order, Fortran order, and a view that is neither
+    forms = [volumes[0], np.asfortranarray(volumes[1]), np.pad(volumes[2], 1)[1:-1, 1:-1, 1:-1]]
+    write_volumes(tmp_path / "x.nii.gz", header, forms)
+    assert gzip.decompress((tmp_path / "x.nii.gz").read_bytes()) == whole.to_bytes()
 
 
 def test_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:

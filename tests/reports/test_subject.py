@@ -265,7 +265,7 @@ def test_adapters_with_other_parts(study: Study, parts: list[str]) -> None:
         new[tuple(where.T)] = own[order * len(parts) // len(where)]
         counts = [*((new == index).sum() for index in own), len(where)]
         volumes[hemi] = [(int(n), 8.0 * n, 8.0 * n) for n in counts]
-    probabilities = np.stack([255 * (new == i) for i in table["index"]], axis=-1).astype(np.uint8)
+    probabilities = [255 * (new == i).astype(np.uint8) for i in table["index"]]
     images = ScanImages(new, probabilities, mask)
     measures = ScanMeasures(tuple(parts), volumes, {"icv_mm3": 1.5e6}, (), (), {}, {})
     write_result(scan, study.output, images, measures, provenance)
