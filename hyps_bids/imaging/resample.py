@@ -247,20 +247,24 @@ def _look_up(
     sides = padded.shape[1:]
     strides = (sides[1] * sides[2], sides[2], 1)
     corners = [sum(steps) for steps in itertools.product(*[(0, stride) for stride in strides])]
+    channels = [
+        [values[corner:] for corner in corners] for values in padded.reshape(len(padded), -1)
+    ]
     y, z = np.arange(shape[1])[:, None], np.arange(shape[2])
     # The voxel 0 has the index 1 in the padded array.
     plane = [(row[1] * y + row[2] * z + row[3] + 1).astype(np.float32) for row in to_source[:3]]
     out = np.empty((len(volume), *shape), np.float32)
     for x in range(shape[0]):
-        first, fractions = np.zeros((), np.intp), []
+        first, fractions = np.zeros(plane[0].shape, np.int32), []
         for axis, side in enumerate(sides):
             place = np.clip(plane[axis] + float(to_source[axis, 0] * x), 0, side - 1)
-            lower = np.minimum(place.astype(np.intp), side - 2)
-            first = first + lower * strides[axis]
+            lower = np.minimum(place.astype(np.int32), side - 2)
             fractions.append(place - lower.astype(np.float32))
-        for channel, values in enumerate(padded.reshape(len(padded), -1)):
+            first += lower * strides[axis]
+        index = first.astype(np.intp)
+        for channel, neighbors in enumerate(channels):
+            near = [values.take(index, mode="clip") for values in neighbors]
             # From the last axis to the first, each fraction halves the number of neighbors.
-            near = [values.take(first + corner, mode="clip") for corner in corners]
             for fraction in reversed(fractions):
                 near = [a + fraction * (b - a) for a, b in zip(near[::2], near[1::2], strict=True)]
             out[channel, x] = near[0]

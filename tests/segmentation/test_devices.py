@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,3 +57,17 @@ def test_keeping_freed_memory_changes_no_result() -> None:
     prepare_process()
     prepare_process()
     assert torch.arange(10.0).sum() == before
+
+
+def test_images_are_sampled_by_one_thread() -> None:
+    code = (
+        "import numpy, threadpoolctl; from hyps_bids.segmentation.devices import prepare_process;"
+        "prepare_process(2); print(*(pool['num_threads'] for pool in"
+        " threadpoolctl.threadpool_info() if pool['user_api'] == 'blas'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if "NUM_THREADS" not in k}
+    environment["OPENBLAS_NUM_THREADS"] = "2"
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert set(out.stdout.split()) == {"1"}
