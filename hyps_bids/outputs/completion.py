@@ -15,6 +15,9 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.resources import read_many
 
+#: Stands for the sum of an image that cannot be read.
+_UNREADABLE = "unreadable"
+
 
 def find_undone(
     scans: Sequence[Scan], output_dir: Path, provenance: Provenance, digests: Digests
@@ -65,14 +68,27 @@ def is_complete(scan: Scan, output_dir: Path) -> bool:
 
 def is_readable(scan: Scan) -> bool:
     """Tell whether the image of a scan can be read."""
-    return _digest(scan, None) is not None
+    return content_of(scan) != _UNREADABLE
+
+
+def content_of(scan: Scan, digests: Digests | None = None) -> str:
+    """Return the SHA-256 sum of a scan's image, or a word if it cannot be read."""
+    try:
+        return sha256(scan.path) if digests is None else digests.sha256(scan.path)
+    except OSError:
+        # The image fails later, as one scan; it must not end the run here.
+        return _UNREADABLE
 
 
 def fingerprint(scan: Scan, provenance: Provenance, digests: Digests | None = None) -> str:
     """Return a digest of a scan's content and of everything else that decides its result."""
-    # A file that cannot be read fails later, as one scan; it must not end the run here.
-    content = json.dumps([_digest(scan, digests) or "unreadable", provenance], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return fingerprint_of(content_of(scan, digests), provenance)
+
+
+def fingerprint_of(content: str, provenance: Provenance) -> str:
+    """Return the :func:`fingerprint` of a scan from the :func:`content_of` its image."""
+    text = json.dumps([content, provenance], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recorded_fingerprint(scan: Scan, output_dir: Path) -> str | None:
@@ -83,13 +99,6 @@ def recorded_fingerprint(scan: Scan, output_dir: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return recorded.get("Fingerprint") if isinstance(recorded, dict) else None
-
-
-def _digest(scan: Scan, digests: Digests | None) -> str | None:
-    try:
-        return sha256(scan.path) if digests is None else digests.sha256(scan.path)
-    except OSError:
-        return None
 
 
 def _all_there(scan: Scan, output_dir: Path) -> bool:

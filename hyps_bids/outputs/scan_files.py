@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from hyps_bids.errors import CannotCreateOutput
+from hyps_bids.errors import BadData, CannotCreateOutput
 from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
-from hyps_bids.outputs.completion import fingerprint, recorded_fingerprint
+from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
 from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
@@ -89,6 +89,7 @@ def write_result(
     images: ScanImages,
     measures: ScanMeasures,
     provenance: Provenance,
+    content: str,
 ) -> Path:
     """Write the derivatives of a scan.
 
@@ -105,6 +106,8 @@ def write_result(
         What to write.
     provenance : Provenance
         Facts for the sidecars.
+    content : str
+        What :func:`hyps_bids.outputs.completion.content_of` said before the image was read.
 
     Returns
     -------
@@ -113,11 +116,19 @@ def write_result(
 
     Raises
     ------
+    BadData
+        If the file has changed since.
     CannotCreateOutput
         If a file cannot be written.
     """
+    if content_of(scan) != content:
+        raise BadData(
+            f"{scan.path}: the file has changed while it was processed. Run the command again "
+            "when it is complete.",
+            code="image-changed",
+        )
     paths = scan_paths(scan, output_dir)
-    digest = fingerprint(scan, provenance)
+    digest = fingerprint_of(content, provenance)
     if recorded_fingerprint(scan, output_dir) != digest:
         # If this process is killed half-way, old and new files are mixed and the scan must not
         # look done. The mark of another job that has just made the same outputs stays.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,7 @@ def choose_device(name: str) -> str:
     >>> choose_device("cpu")
     'cpu'
     """
+    check_device_name(name)
     if name == "cpu":
         return name
     if name == "auto":
@@ -59,11 +61,6 @@ def choose_device(name: str) -> str:
                 return f"cuda:{torch.cuda.current_device()}"
         _LOG.info("No CUDA device was found; computing on the CPU.")
         return "cpu"
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise UsageError(
-            f"--device {name}: use auto, cpu, cuda or cuda:N", code="device-name-unknown"
-        )
     import torch
 
     if not torch.cuda.is_available():
@@ -72,12 +69,27 @@ def choose_device(name: str) -> str:
             "a CUDA build and check nvidia-smi, or use --device auto or cpu",
             code="no-cuda-device",
         )
-    if int(index or 0) >= (count := torch.cuda.device_count()):
+    index = int(name.partition(":")[2] or 0)
+    if index >= (count := torch.cuda.device_count()):
         raise UsageError(
             f"--device {name}: there are only {count} CUDA devices here, numbered from 0",
             code="device-number-too-high",
         )
-    return f"cuda:{int(index or 0)}"
+    return f"cuda:{index}"
+
+
+def check_device_name(name: str) -> None:
+    """Refuse a ``--device`` option that names no device, whether or not it will be used.
+
+    Raises
+    ------
+    UsageError
+        If it is none of ``auto``, ``cpu``, ``cuda`` and ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d*)?", name, re.ASCII):
+        raise UsageError(
+            f"--device {name}: use auto, cpu, cuda or cuda:N", code="device-name-unknown"
+        )
 
 
 def has_nvidia_driver() -> bool:

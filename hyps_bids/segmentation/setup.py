@@ -16,6 +16,7 @@ from hyps_bids.outputs.completion import find_undone
 from hyps_bids.outputs.digests import Digests, sha256
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.segmentation.devices import check_device_name
 from hyps_bids.settings import Settings
 
 
@@ -57,10 +58,11 @@ def choose_networks(settings: Settings) -> Setup:
     MissingInput
         If a file of weights does not exist.
     UsageError
-        If there is no such adapter, or it does not belong to the base.
+        If there can be no such device, there is no such adapter, or it does not belong to the base.
     BadData
         If a file of weights cannot be used.
     """
+    check_device_name(settings.device)
     localizer = shipped_weights(LOCALIZER)
     base = (settings.base_model or shipped_weights(BASE)).absolute()
     adapter = _find_adapter(settings.adapter)

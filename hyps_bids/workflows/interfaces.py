@@ -19,6 +19,7 @@ from nipype.interfaces.base import (
 )
 
 from hyps_bids.imaging.conform import ConformedImage
+from hyps_bids.outputs.completion import content_of
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_result
@@ -38,10 +39,12 @@ from hyps_bids.segmentation.segment import Segmentation
 from hyps_bids.workflows import exchange
 
 
-def _read(scan: Scan, pipeline: Pipeline, threads: int) -> ConformedImage:
-    """Read, check and orient an image, and correct its bias field if asked."""
+def _read(scan: Scan, pipeline: Pipeline, threads: int) -> tuple[ConformedImage, str]:
+    """Read, check and orient an image, correct its bias if asked, and return its file's sum too."""
+    # The sum comes first, so that a file that changes from now on is noticed.
+    content = content_of(scan)
     image = conform(scan.path)
-    return correct_bias(image, threads=threads) if pipeline.n4 else image
+    return correct_bias(image, threads=threads) if pipeline.n4 else image, content
 
 
 def _run_networks(image: ConformedImage, pipeline: Pipeline) -> tuple[Localization, Segmentation]:
@@ -52,14 +55,14 @@ def _run_networks(image: ConformedImage, pipeline: Pipeline) -> tuple[Localizati
 
 
 def _write(
-    given: Any, image: ConformedImage, found: Localization, sides: Segmentation
+    given: Any, image: ConformedImage, content: str, found: Localization, sides: Segmentation
 ) -> dict[str, str]:
     """Bring the results to the image's grid, measure and write them."""
     restored = restore_sides(image, sides)
     measures = measure_scan(image, found, sides, restored)
     images = native_images(image, restored, found.intracranial, found.affine, len(measures.parts))
     provenance = cast(Provenance, dict(given.provenance))
-    done = write_result(given.scan, Path(given.output_dir), images, measures, provenance)
+    done = write_result(given.scan, Path(given.output_dir), images, measures, provenance, content)
     return {"out_file": str(done)}
 
 
@@ -106,8 +109,8 @@ class ProcessScan(_Step):
 
     def _compute(self, folder: Path) -> dict[str, str]:
         given = self.inputs
-        image = _read(given.scan, given.pipeline, given.num_threads)
-        return _write(given, image, *_run_networks(image, given.pipeline))
+        image, content = _read(given.scan, given.pipeline, given.num_threads)
+        return _write(given, image, content, *_run_networks(image, given.pipeline))
 
 
 class _ArraysOutput(TraitedSpec):
@@ -122,8 +125,8 @@ class ReadScan(_Step):
 
     def _compute(self, folder: Path) -> dict[str, str]:
         given = self.inputs
-        image = _read(given.scan, given.pipeline, given.num_threads)
-        return {"out_file": str(exchange.save(folder / "image.npz", image))}
+        read = _read(given.scan, given.pipeline, given.num_threads)
+        return {"out_file": str(exchange.save(folder / "image.npz", read))}
 
 
 class _NetworksInput(_StepInput):
@@ -138,7 +141,7 @@ class RunNetworks(_Step):
     output_spec = _ArraysOutput
 
     def _compute(self, folder: Path) -> dict[str, str]:
-        image = exchange.load(self.inputs.image)
+        image, _ = exchange.load(self.inputs.image)
         results = _run_networks(image, self.inputs.pipeline)
         return {"out_file": str(exchange.save(folder / "networks.npz", results))}
 
@@ -156,7 +159,7 @@ class WriteScan(_Step):
 
     def _compute(self, folder: Path) -> dict[str, str]:
         given = self.inputs
-        results = _write(given, exchange.load(given.image), *exchange.load(given.networks))
+        results = _write(given, *exchange.load(given.image), *exchange.load(given.networks))
         for path in (given.image, given.networks):
             # A file that cannot be removed now is removed with the work folder.
             with suppress(OSError):

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
-from hyps_bids.errors import CannotCreateOutput
+from hyps_bids.errors import BadData, CannotCreateOutput
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
 from hyps_bids.outputs.completion import is_done
 from hyps_bids.outputs.dataset import write_dataset_files
+from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.names import parse_output
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
@@ -129,7 +130,9 @@ def output(folder: Path, kind: str) -> Path:
 
 
 def write(scan: Scan, folder: Path, result: tuple[ScanImages, ScanMeasures] | None = None) -> Path:
-    return write_result(scan, folder / "out", *(result or make_result(scan)), PROVENANCE)
+    return write_result(
+        scan, folder / "out", *(result or make_result(scan)), PROVENANCE, sha256(scan.path)
+    )
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
@@ -317,6 +320,16 @@ def done(scan: Scan, folder: Path, provenance: dict[str, Any] = PROVENANCE) -> b
     return is_done(scan, folder / "out", provenance)
 
 
+def test_image_that_changes_while_it_is_processed_has_no_result(tmp_path: Path) -> None:
+    scan = save(native_image("RAS"), tmp_path)
+    content, result = sha256(scan.path), make_result(scan)
+    save(native_image("LAS"), tmp_path)
+    with raises(BadData, "image-changed", str(scan.path)):
+        write_result(scan, tmp_path / "out", *result, PROVENANCE, content)
+    assert not done(scan, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_done_until_content_or_settings_change(tmp_path: Path) -> None:
     scan = save(native_image("RAS"), tmp_path)
     assert not done(scan, tmp_path)
@@ -355,7 +368,7 @@ def test_half_replaced_outputs_are_not_done(tmp_path: Path) -> None:
     output(tmp_path, "mask").unlink()
     output(tmp_path, "mask").mkdir()
     with raises(CannotCreateOutput, "not-writable", "mask"):
-        write_result(scan, tmp_path / "out", *make_result(scan), {"other": 1})
+        write_result(scan, tmp_path / "out", *make_result(scan), {"other": 1}, sha256(scan.path))
     output(tmp_path, "mask").rmdir()
     output(tmp_path, "mask").touch()
     assert not done(scan, tmp_path)
@@ -428,14 +441,14 @@ def test_failure_without_earlier_outputs(tmp_path: Path) -> None:
 def test_mark_of_another_job_stays_if_it_made_the_same(same: bool, tmp_path: Path) -> None:
     scan = save(native_image("RAS"), tmp_path)
     result = make_result(scan)
-    other = write_result(scan, tmp_path / "out", *result, PROVENANCE)
+    other = write_result(scan, tmp_path / "out", *result, PROVENANCE, sha256(scan.path))
     # This job cannot replace anything.
     path = output(tmp_path, "dseg")
     path.unlink()
     (path / "in the way").mkdir(parents=True)
     now = PROVENANCE if same else PROVENANCE | {"SoftwareVersion": "2"}
     with raises(CannotCreateOutput, "not-writable", path.name):
-        write_result(scan, tmp_path / "out", *result, now)
+        write_result(scan, tmp_path / "out", *result, now, sha256(scan.path))
     assert other.exists() == same
 
 

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import scan_paths, sidecar_path
 from hyps_bids.outputs.reading import read_table
@@ -268,7 +269,7 @@ def test_adapters_with_other_parts(study: Study, parts: list[str]) -> None:
     probabilities = [255 * (new == i).astype(np.uint8) for i in table["index"]]
     images = ScanImages(new, probabilities, mask)
     measures = ScanMeasures(tuple(parts), volumes, {"icv_mm3": 1.5e6}, (), (), {}, {})
-    write_result(scan, study.output, images, measures, provenance)
+    write_result(scan, study.output, images, measures, provenance, sha256(scan.path))
     write_table(study.output / "seg-hippocampus_dseg.tsv", table)
     html = report(study)
     text = check(html)
