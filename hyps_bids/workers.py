@@ -54,12 +54,13 @@ class Workers:
         if self._pool is not None:
             return
         self._count = count
-        # Each collection of garbage here and in forked processes would search all that is loaded
-        # by now, and copy its pages, so it is exempted.
+        # Each collection of garbage in forked processes would search, and copy, all that is loaded
+        # by now.
         gc.collect()
         gc.freeze()
         self._pool = _make_pool(count, self.context)
         self._pool.submit(os.getpid)
+        gc.unfreeze()
 
     def run(self, node: Any, updatehash: bool, taskid: int) -> Future[Result]:
         """Let a worker run a node; the future fails if the worker is killed."""
@@ -80,7 +81,6 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-            gc.unfreeze()
 
 
 class _InThisProcess(Executor):

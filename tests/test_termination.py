@@ -119,7 +119,7 @@ def test_signal_ends_a_run_cleanly(
         [*command, "--nprocs", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     until = time.monotonic() + _PATIENCE_S
-    while not list(out.glob("work/*/participant_wf/*/write")):
+    while not list(out.glob("work/*/participant_wf/*/*/write")):
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.05)

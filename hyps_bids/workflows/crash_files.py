@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _LOG = logging.getLogger("hyps_bids")
-_NODE = re.compile(r"^Node: \w+?\.(?P<scan>\w+)\.\w+$", re.MULTILINE)
+_NODE = re.compile(r"^Node: [\w.]+\.(?P<scan>\w+)\.\w+$", re.MULTILINE)
 # The error follows the frames, which are indented more than the first line of the traceback.
 _ERROR = re.compile(
     r"^(?P<indent>[ \t]*)Traceback \(most recent call last\):\n"

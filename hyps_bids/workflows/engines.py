@@ -5,6 +5,7 @@ Everything that repairs what nipype's plugins do wrong is in this file; tests pr
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -257,6 +258,7 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         self.n_gpu_procs = plugin_args.get("n_gpu_procs", 0)
         self._keeps_workers = workers is not None
         self.workers = workers or Workers()
+        self.depidx: Any = None
         self._taskid = 0
         self._nodes: dict[int, tuple[Any, bool]] = {}
         self._task_obj: dict[int, Future[dict[str, Any]]] = {}
@@ -268,6 +270,10 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         """Run the nodes of a graph, as nipype's plugin does."""
         # This plugin waits for the end of a node, and nipype need not sleep.
         config["execution"]["poll_sleep_duration"] = 0
+        # nipype collects garbage at each step. To search all nodes takes most of its time, so what
+        # is there now is exempted.
+        gc.collect()
+        gc.freeze()
         try:
             super().run(graph, config, updatehash=updatehash)
         except Exception:
@@ -277,6 +283,8 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
             wait(self._task_obj.values())
             self._postrun_check()
             raise
+        finally:
+            gc.unfreeze()
 
     def _postrun_check(self) -> None:
         if not self._keeps_workers:
@@ -288,6 +296,16 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         names = [node._hierarchy or "" for node in self.procs]
         self._workflow = np.unique(names, return_inverse=True)[1]
         self._sizes = np.bincount(self._workflow)
+        # The time that nipype's matrix takes at each step grows with the number of nodes. Counts
+        # of the nodes to wait for answer the same questions.
+        self._followers = self.depidx.tocsr()
+        self.depidx = self.depidx.sum(axis=0)
+
+    def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
+        if self._status_callback:
+            self._status_callback(self.procs[jobid], "end")
+        self.proc_pending[jobid] = False
+        self.depidx[0, self._followers[[jobid]].indices] -= 1
 
     def _sort_jobs(self, jobids: np.ndarray, scheduler: str | None = None) -> np.ndarray:
         begun = self._count(self.proc_done) > 0
@@ -303,7 +321,7 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
-        ready = np.asarray(self.depidx.sum(axis=0)).ravel() == 0
+        ready = np.asarray(self.depidx).ravel() == 0
         here = np.flatnonzero(~self.proc_done & ready & self._here)
         if len(here):
             self._run_here(here[0], graph)

@@ -27,7 +27,7 @@ from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workers import kill_workers
 from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
-from hyps_bids.workflows.reports import ReportPlan, init_reports_wf, report_name
+from hyps_bids.workflows.reports import ReportPlan, init_reports_wf, subject_name
 from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[S
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
     )
     workflow = init_participant_wf(
-        scans, plan, run.work_dir.absolute(), subjects, _plan_reports(settings)
+        scans, plan, run.work_dir.absolute(), None if stop else _plan_reports(settings)
     )
     error = _run_workflow(workflow, engine_arguments)
     if settings.work_dir is None:
@@ -164,7 +164,7 @@ def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[S
     failures.look(is_last=True)
     crashes = failures.reasons
     reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
-    unreported = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
+    unreported = {s: crashes[subject_name(s)] for s in subjects if subject_name(s) in crashes}
     if error is not None and not reasons and not unreported:
         raise _explain_early_end(settings, error)
     on_disk = _disk_failures(settings, {**reasons, **unreported})
@@ -225,7 +225,7 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
     error = _run_workflow(workflow, engine_arguments)
     failures.look(is_last=True)
     crashes = failures.reasons
-    failed = {s: crashes[report_name(s)] for s in subjects if report_name(s) in crashes}
+    failed = {s: crashes[subject_name(s)] for s in subjects if subject_name(s) in crashes}
     _disk_failures(settings, failed)
     if error is not None and not failed:
         raise _explain_early_end(settings, error)
@@ -233,7 +233,7 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
 
 
 def _report_titles(subjects: Sequence[str]) -> dict[str, str]:
-    return {report_name(subject): f"sub-{subject}: no report" for subject in subjects}
+    return {subject_name(subject): f"sub-{subject}: no report" for subject in subjects}
 
 
 def _plan_reports(settings: Settings) -> ReportPlan:
@@ -293,6 +293,7 @@ def _configure_nipype(run: Run, failures: Failures, *, stop_on_first_crash: bool
                 "stop_on_first_crash": str(stop_on_first_crash).lower(),
                 "poll_sleep_duration": "0.05",
                 "remove_unnecessary_outputs": "false",
+                "remove_node_directories": "false",
                 "hash_method": "timestamp",
                 "check_version": "false",
                 "create_report": "false",

@@ -1,8 +1,8 @@
-"""The participant level as nipype workflows: one per scan, and one per subject for its report."""
+"""The participant level as a nipype workflow, with one inside for each subject and each scan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.workflows.interfaces import ProcessScan, ReadScan, RunNetworks, WriteScan
-from hyps_bids.workflows.reports import ReportPlan, init_report_wf
+from hyps_bids.workflows.reports import ReportPlan, make_report_node, subject_name
 
 #: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
 _MEM_SMALL, _MEM_SCAN = 0.6, 1.2
@@ -47,10 +47,9 @@ def init_participant_wf(
     scans: Sequence[Scan],
     plan: ParticipantPlan,
     work_dir: Path,
-    subjects: Iterable[str],
-    report_plan: ReportPlan,
+    report_plan: ReportPlan | None = None,
 ) -> pe.Workflow:
-    """Join the workflows of all scans, and of the reports of subjects.
+    """Join the workflows of all scans by subject, each with its report.
 
     Parameters
     ----------
@@ -60,23 +59,25 @@ def init_participant_wf(
         How to process them.
     work_dir : Path
         Folder of intermediate files.
-    subjects : iterable of str
-        Subjects whose report is built when all their scans among `scans` are done.
-    report_plan : ReportPlan
-        How to build reports.
+    report_plan : ReportPlan, optional
+        How to build the report of each subject when all its scans among `scans` are done.
     """
+    of_subject: dict[str, list[pe.Workflow]] = {}
+    for scan in scans:
+        of_subject.setdefault(scan.subject, []).append(init_scan_wf(scan, plan))
+    inner = []
+    for subject, before in of_subject.items():
+        # Connections within small workflows cost nipype less than in the large one.
+        inner.append(pe.Workflow(name=subject_name(subject)))
+        inner[-1].add_nodes(before)
+        if report_plan is not None:
+            report = make_report_node(subject, report_plan, scans=len(before))
+            inner[-1].connect(
+                [(wf, report, [("write.out_file", f"scan{i}")]) for i, wf in enumerate(before)]
+            )
     workflow = pe.Workflow(name="participant_wf", base_dir=str(work_dir))
-    inner = {scan: init_scan_wf(scan, plan) for scan in scans}
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
-    workflow.add_nodes(list(inner.values()))
-    connections = []
-    for subject in subjects:
-        before = [wf for scan, wf in inner.items() if scan.subject == subject]
-        report = init_report_wf(subject, report_plan, scans=len(before))
-        connections += [
-            (wf, report, [("write.out_file", f"report.scan{i}")]) for i, wf in enumerate(before)
-        ]
-    workflow.connect(connections)
+    workflow.add_nodes(inner)
     return workflow
 
 

@@ -1,4 +1,4 @@
-"""The subject reports as nipype workflows: one node per subject, in a workflow of its own."""
+"""The subject reports as nipype nodes."""
 
 from __future__ import annotations
 
@@ -53,13 +53,18 @@ def init_reports_wf(subjects: Sequence[str], plan: ReportPlan, work_dir: Path) -
         Folder of intermediate files.
     """
     workflow = pe.Workflow(name="reports_wf", base_dir=str(work_dir))
+    inner = []
+    for subject in subjects:
+        # Each node has its own workflow, so that crash files name it as they name scans.
+        inner.append(pe.Workflow(name=subject_name(subject)))
+        inner[-1].add_nodes([make_report_node(subject, plan)])
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
-    workflow.add_nodes([init_report_wf(subject, plan) for subject in subjects])
+    workflow.add_nodes(inner)
     return workflow
 
 
-def init_report_wf(subject: str, plan: ReportPlan, scans: int = 0) -> pe.Workflow:
-    """Make the node of one subject.
+def make_report_node(subject: str, plan: ReportPlan, scans: int = 0) -> pe.Node:
+    """Make the node that builds the report of a subject.
 
     Parameters
     ----------
@@ -70,8 +75,6 @@ def init_report_wf(subject: str, plan: ReportPlan, scans: int = 0) -> pe.Workflo
     scans : int
         Number of scans to wait for, by its inputs ``scan0``, ``scan1``, ….
     """
-    # Each node has its own workflow, so that crash files name it as they name scans.
-    workflow = pe.Workflow(name=report_name(subject))
     report = SubjectReport(
         scans,
         subject=subject,
@@ -79,19 +82,18 @@ def init_report_wf(subject: str, plan: ReportPlan, scans: int = 0) -> pe.Workflo
         output_dir=str(plan.output_dir),
         settings_text=plan.settings_text,
     )
-    workflow.add_nodes([pe.Node(report, name="report", mem_gb=_MEM)])
-    return workflow
+    return pe.Node(report, name="report", mem_gb=_MEM)
 
 
-def report_name(subject: str) -> str:
+def subject_name(subject: str) -> str:
     """Name a subject's workflow.
 
     Examples
     --------
-    >>> report_name("01")
-    'report_of_sub_01'
+    >>> subject_name("01")
+    'subject_01'
     """
-    return re.sub(r"\W", "_", f"report_of_sub_{subject}")
+    return re.sub(r"\W", "_", f"subject_{subject}")
 
 
 class _ReportInput(DynamicTraitedSpec, BaseInterfaceInputSpec):
