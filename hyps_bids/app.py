@@ -103,7 +103,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
         from hyps_bids.workflows.execution import load_networks, process_scans
 
         # Networks that cannot be loaded end the run before anything is written.
-        pipeline = load_networks(settings, setup)
+        pipeline = load_networks(run, setup, len(to_do))
     write_dataset_files(settings, labels=setup.labels)
     write_text(settings.output_dir / "logs" / "CITATION.md", methods_markdown(setup.provenance))
     write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())

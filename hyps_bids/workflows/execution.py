@@ -7,6 +7,7 @@ configuration folder from the environment when it is imported.
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workers import kill_workers
 from hyps_bids.workflows.crash_files import Failures
+from hyps_bids.workflows.device import faster_device
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
 from hyps_bids.workflows.reports import ReportPlan, init_reports_wf, subject_name
 from hyps_bids.workspace import Run
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from hyps_bids.segmentation.setup import Setup
 
 _LOG = logging.getLogger("hyps_bids")
+#: Memory that a worker needs, measured on 256³ voxels, GB.
+WORKER_GB = 1.0
 _Key = TypeVar("_Key")
 
 #: Largest number of scans in one workflow: nipype's time for each step grows with their number.
@@ -62,10 +66,11 @@ class Outcome(NamedTuple):
     unreported: list[str]
 
 
-def load_networks(settings: Settings, setup: Setup) -> Pipeline:
-    """Choose the device and load the networks.
+def load_networks(run: Run, setup: Setup, scans: int) -> Pipeline:
+    """Choose the device for some scans and load the networks.
 
-    Workers that are forked later share the memory of the loaded networks.
+    Workers that are forked later share the memory of the loaded networks. With a GPU, they are
+    forked before: they only read and write, and this process alone uses the GPU.
 
     Raises
     ------
@@ -79,7 +84,19 @@ def load_networks(settings: Settings, setup: Setup) -> Pipeline:
     from hyps_bids.segmentation.inference import cached_adapted, cached_network
     from hyps_bids.segmentation.pipeline import Pipeline
 
-    device = choose_device(settings.device)
+    settings = run.settings
+    plugin = _choose_plugin(settings)
+    is_here = is_local(plugin["plugin"])
+    name = settings.device
+    if name == "auto":
+        # Elsewhere each scan is a job of its own, which would have to start the GPU.
+        name = faster_device(scans if is_here else 1, _cpus(settings))
+    if name != "cpu" and is_here:
+        # What the workers need is imported before they are forked.
+        importlib.import_module("hyps_bids.workflows.participant")
+        _start_workers(run, plugin, scans)
+        run.workers.context = "forkserver"
+    device = choose_device(name)
     # Forked workers would hang on a pool of threads that stayed in this process.
     prepare_process(threads=1)
     cached_network(setup.localizer, device)
@@ -143,14 +160,13 @@ def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[S
     subjects = [] if stop else list(dict.fromkeys(scan.subject for scan in scans))
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
     failures = Failures(run.log_dir, titles | _report_titles(subjects))
-    engine_arguments = _configure_nipype(run, failures, stop_on_first_crash=stop)
-    nprocs = settings.nprocs or available_cpus()
+    engine_arguments = _configure_nipype(run, failures, len(scans), stop_on_first_crash=stop)
     plan = ParticipantPlan(
         pipeline=pipeline,
         output_dir=settings.output_dir.absolute(),
         provenance=setup.provenance,
         # If there are fewer scans than CPUs, each scan gets several.
-        omp_nthreads=settings.omp_nthreads or max(1, min(8, nprocs // len(scans))),
+        omp_nthreads=settings.omp_nthreads or max(1, min(8, _cpus(settings) // len(scans))),
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
     )
     workflow = init_participant_wf(
@@ -220,7 +236,7 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
     """
     settings = run.settings
     failures = Failures(run.log_dir, _report_titles(subjects))
-    engine_arguments = _configure_nipype(run, failures, stop_on_first_crash=False)
+    engine_arguments = _configure_nipype(run, failures, len(subjects), stop_on_first_crash=False)
     workflow = init_reports_wf(subjects, _plan_reports(settings), run.work_dir.absolute())
     error = _run_workflow(workflow, engine_arguments)
     failures.look(is_last=True)
@@ -280,7 +296,9 @@ def _disk_failure(settings: Settings, reason: str) -> WriteFailed | None:
     return None
 
 
-def _configure_nipype(run: Run, failures: Failures, *, stop_on_first_crash: bool) -> dict[str, Any]:
+def _configure_nipype(
+    run: Run, failures: Failures, tasks: int, *, stop_on_first_crash: bool
+) -> dict[str, Any]:
     """Configure nipype and return the arguments of ``Workflow.run``.
 
     Do it before workflows are made, because they remember the configuration.
@@ -305,7 +323,9 @@ def _configure_nipype(run: Run, failures: Failures, *, stop_on_first_crash: bool
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         level = logging.INFO if run.settings.verbose > 1 else logging.CRITICAL
         logging.getLogger(name).setLevel(level)
-    return engine(**_choose_plugin(run.settings), failures=failures, workers=run.workers)
+    plugin = _choose_plugin(run.settings)
+    _start_workers(run, plugin, tasks)
+    return engine(**plugin, failures=failures, workers=run.workers)
 
 
 def _choose_plugin(settings: Settings) -> PluginSettings:
@@ -314,11 +334,24 @@ def _choose_plugin(settings: Settings) -> PluginSettings:
     return {
         "plugin": "MultiProc",
         "plugin_args": {
-            "n_procs": settings.nprocs or available_cpus(),
+            "n_procs": _cpus(settings),
             "memory_gb": settings.mem_gb or available_memory_gb() * 0.9,
             "raise_insufficient": False,
         },
     }
+
+
+def _cpus(settings: Settings) -> int:
+    return settings.nprocs or available_cpus()
+
+
+def _start_workers(run: Run, plugin: PluginSettings, tasks: int) -> None:
+    """Start the processes of nipype's MultiProc, no more than there are tasks or room for."""
+    if plugin["plugin"] == "MultiProc":
+        arguments = plugin["plugin_args"]
+        memory = arguments.get("memory_gb") or available_memory_gb() * 0.9
+        cpus = arguments.get("n_procs") or available_cpus()
+        run.workers.start(max(1, min(tasks, cpus, int(memory / WORKER_GB))))
 
 
 def _run_workflow(workflow: Any, engine_arguments: Mapping[str, Any]) -> Exception | None:

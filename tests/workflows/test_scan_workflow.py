@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from nipype.pipeline import engine as pe
 
@@ -40,3 +44,69 @@ def test_relative_names_reach_the_nodes_as_absolute_ones(
     assert workflow.get_node("write").inputs.scan == Scan.from_path(path)
     if networks_here:
         assert workflow.get_node("read").inputs.scan == Scan.from_path(path)
+
+
+#: Runs the participant level with PyTorch on a stand-in for a GPU (or, as "cpu", with the usual
+#: one node per scan), and notes which processes read and write, and whether these load PyTorch.
+_RUN = """
+import os, signal, sys
+from pathlib import Path
+from hyps_bids import cli
+from hyps_bids.segmentation import devices, inference
+from hyps_bids.workflows import interfaces
+
+mode, bids, out = sys.argv[1:4]
+ours, tried = os.getpid(), Path(out + ".tried")
+inference.openvino_problem = lambda: "a GPU would use PyTorch as well"
+devices.choose_device = lambda name: name.replace("cuda", "cpu:0")
+write, run_networks = interfaces.write_result, interfaces._run_networks
+
+def write_elsewhere(*arguments):
+    assert os.getpid() != ours
+    assert ("torch" in sys.modules) == (mode == "cpu")
+    if mode == "cuda" and not tried.exists():
+        tried.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*arguments)
+
+def run_networks_here(*arguments):
+    assert (os.getpid() == ours) == (mode == "cuda")
+    return run_networks(*arguments)
+
+interfaces.write_result, interfaces._run_networks = write_elsewhere, run_networks_here
+options = ["--skip-bids-validation", "--device", mode, "--nprocs", "2"]
+sys.exit(cli.main([bids, out, "participant", *options]))
+"""
+
+
+@pytest.mark.slow
+def test_networks_in_one_process_give_the_same_as_one_process_per_scan(
+    tmp_path: Path, coarse_head: nib.Nifti1Image
+) -> None:
+    """As with a GPU: workers read, write and report without PyTorch, also after one was killed."""
+    for subject, factor in (("01", 1), ("02", 2), ("03", 3)):
+        path = tmp_path / f"raw/sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        data = np.asarray(coarse_head.dataobj) * factor
+        nib.save(nib.Nifti1Image(data, coarse_head.affine, coarse_head.header), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    outputs = {}
+    for mode in ("cpu", "cuda"):
+        out = tmp_path / mode
+        done = subprocess.run(
+            [sys.executable, "-c", _RUN, mode, tmp_path / "raw", out],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        assert "2 of 3 scans done now" in done.stderr
+        assert ("A process was killed" in done.stderr) == (mode == "cuda")
+        assert not list(out.glob("work*"))
+        outputs[mode] = {
+            path.relative_to(out): path.read_bytes().replace(b'"cpu:0"', b'"cpu"')
+            for path in sorted(out.glob("sub-0[12]/**/*.*"))
+        }
+        assert len(list(out.glob("sub-*.html"))) == 3
+    assert len(outputs["cpu"]) == 20
+    assert outputs["cuda"] == outputs["cpu"]
