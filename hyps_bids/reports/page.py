@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import re
 from functools import cache
@@ -11,11 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-from isal import igzip
 from markupsafe import Markup
 
 from hyps_bids import __version__
 from hyps_bids.messages import format_count
+from hyps_bids.outputs.compression import compressor
 
 _FOLDER = files("hyps_bids") / "reports"
 
@@ -69,8 +70,12 @@ def packed(content: bytes, identifier: str, *, well: bool = False) -> Markup:
     Markup('<script type="application/gzip" id="nothing">H4s')
     """
     # Without a time stamp, the same content gives the same page.
-    compressed = gzip.compress(content, mtime=0) if well else igzip.compress(content, mtime=0)
-    return _embedded(compressed, identifier)
+    if well:
+        return _embedded(gzip.compress(content, mtime=0), identifier)
+    buffer = io.BytesIO()
+    with compressor(buffer) as stream:
+        stream.write(content)
+    return _embedded(buffer.getvalue(), identifier)
 
 
 def _embedded(compressed: bytes, identifier: str) -> Markup:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
@@ -18,12 +17,13 @@ from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.outputs.compression import DAMAGED, open_compressed
 from hyps_bids.outputs.names import scan_paths
 from hyps_bids.outputs.scan import Scan
 
 #: Part of an image, one slice per axis.
 Region = tuple[slice, slice, slice]
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, isal_zlib.error, ValueError)
+_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, *DAMAGED, ValueError)
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ def _opened(path: Path) -> Iterator[nib.Nifti1Image]:
     """Open a derivative; failures to read it within the body are reported too."""
     try:
         # nibabel would use zlib, which takes several times longer.
-        with igzip.open(path) as stream:
+        with open_compressed(path) as stream:
             yield nib.Nifti1Image.from_stream(stream)
     except FileNotFoundError as error:
         raise MissingInput(
             f"{path}: no such file; run the participant level again", code="derivative-missing"
         ) from error
-    except _UNREADABLE as error:  # type: ignore[misc] # isal's stub takes a class for an instance
+    except _UNREADABLE as error:
         raise BadData(
             f"{path}: damaged ({error}); run the participant level again", code="derivative-damaged"
         ) from error
