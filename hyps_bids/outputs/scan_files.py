@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
 from hyps_bids.errors import BadData, CannotCreateOutput
 from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
@@ -25,6 +24,10 @@ from hyps_bids.outputs.writing import (
     write_table,
     write_volumes,
 )
+
+if TYPE_CHECKING:
+    # Imported where tables are made: reports need only the names here.
+    import pandas as pd
 
 #: Mm along each axis around a hippocampus that the segmentation network sees; the QC sidecar
 #: records the centers of these boxes.
@@ -246,6 +249,8 @@ def _copy_transform(source: Any, target: Any, kind: str, code: int) -> None:
 
 
 def _morph_table(table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
+    import pandas as pd
+
     rows = []
     for hemi in HEMISPHERES:
         parts = table[table["hemi"] == hemi]
@@ -259,6 +264,8 @@ def _morph_table(table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
 
 
 def _qc_table(row: Mapping[str, Any]) -> pd.DataFrame:
+    import pandas as pd
+
     frame = pd.DataFrame([row], columns=list(qc_columns()))
     counts = [f"border_voxels_{hemi}" for hemi in HEMISPHERES]
     return frame.astype(dict.fromkeys(counts, "Int64"))

@@ -294,6 +294,7 @@ def test_a_report_needs_no_network_library_and_little_memory(study: Study) -> No
         "import re, sys; from pathlib import Path\n"
         "from hyps_bids.reports.subject import write_subject_report\n"
         "write_subject_report(Path(sys.argv[1]), Path(sys.argv[2]), '02')\n"
+        "assert 'pandas' not in sys.modules\n"
         "import hyps_bids.reports.group\n"
         "libraries = {'torch', 'monai', 'nipype', 'sklearn', 'statsmodels', 'matplotlib'}\n"
         "heavy = libraries & set(sys.modules)\n"
