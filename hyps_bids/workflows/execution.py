@@ -29,7 +29,7 @@ from hyps_bids.workers import kill_workers
 from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.device import faster_device
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
-from hyps_bids.workflows.reports import ReportPlan, init_reports_wf, subject_name
+from hyps_bids.workflows.reports import SCAN_GB, ReportPlan, init_reports_wf, subject_name
 from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from hyps_bids.segmentation.setup import Setup
 
 _LOG = logging.getLogger("hyps_bids")
-#: Memory that a worker needs, measured on 256³ voxels, GB.
-WORKER_GB = 1.0
 _Key = TypeVar("_Key")
 
 #: Largest number of scans in one workflow: nipype's time for each step grows with their number.
@@ -351,7 +349,7 @@ def _start_workers(run: Run, plugin: PluginSettings, tasks: int) -> None:
         arguments = plugin["plugin_args"]
         memory = arguments.get("memory_gb") or available_memory_gb() * 0.9
         cpus = arguments.get("n_procs") or available_cpus()
-        run.workers.start(max(1, min(tasks, cpus, int(memory / WORKER_GB))))
+        run.workers.start(max(1, min(tasks, cpus, int(memory / SCAN_GB))))
 
 
 def _run_workflow(workflow: Any, engine_arguments: Mapping[str, Any]) -> Exception | None:

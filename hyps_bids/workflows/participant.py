@@ -12,10 +12,13 @@ from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.workflows.interfaces import ProcessScan, ReadScan, RunNetworks, WriteScan
-from hyps_bids.workflows.reports import ReportPlan, make_report_node, subject_name
-
-#: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
-_MEM_SMALL, _MEM_SCAN = 0.6, 1.2
+from hyps_bids.workflows.reports import (
+    SCAN_GB,
+    SMALL_GB,
+    ReportPlan,
+    make_report_node,
+    subject_name,
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
     scan = replace(scan, path=scan.path.absolute())
     reading = {"scan": scan, "pipeline": plan.pipeline}
     writing = {"output_dir": str(plan.output_dir), "provenance": plan.provenance}
-    large = {"n_procs": plan.omp_nthreads, "mem_gb": _MEM_SCAN}
-    small = {"n_procs": plan.omp_nthreads if plan.pipeline.n4 else 1, "mem_gb": _MEM_SMALL}
+    large = {"n_procs": plan.omp_nthreads, "mem_gb": SCAN_GB}
+    small = {"n_procs": plan.omp_nthreads if plan.pipeline.n4 else 1, "mem_gb": SMALL_GB}
     workflow = pe.Workflow(name=scan.workflow_name)
     if not plan.networks_here:
         workflow.add_nodes([pe.Node(ProcessScan(**reading, **writing), name="write", **large)])
@@ -99,7 +102,7 @@ def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
         name="networks",
         run_without_submitting=True,
     )
-    write = pe.Node(WriteScan(**reading, **writing), name="write", mem_gb=_MEM_SMALL)
+    write = pe.Node(WriteScan(**reading, **writing), name="write", mem_gb=SMALL_GB)
     workflow.connect(
         [
             (read, networks, [("out_file", "image")]),

@@ -19,8 +19,9 @@ from nipype.interfaces.base import (
 from nipype.interfaces.io import add_traits
 from nipype.pipeline import engine as pe
 
-#: Memory that a node needs beyond its interpreter, measured on 256³ voxels, GB.
-_MEM = 0.5
+#: Memory of a process that does a scan, and of one that only reads, writes or reports, measured on
+#: 256³ voxels, GB.
+SCAN_GB, SMALL_GB = 0.9, 0.5
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def make_report_node(subject: str, plan: ReportPlan, scans: int = 0) -> pe.Node:
         output_dir=str(plan.output_dir),
         settings_text=plan.settings_text,
     )
-    return pe.Node(report, name="report", mem_gb=_MEM)
+    return pe.Node(report, name="report", mem_gb=SMALL_GB)
 
 
 def subject_name(subject: str) -> str:
