@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from hyps_bids.errors import BadData
+from hyps_bids.imaging.conform import ConformedImage
+from hyps_bids.imaging.resample import resample, world_grid
 from hyps_bids.networks.cards import ADAPTER, BASE, GRID, LOCALIZER, shipped_weights
 from hyps_bids.segmentation import inference
 from hyps_bids.segmentation.devices import prepare_process
@@ -24,6 +26,7 @@ from hyps_bids.segmentation.inference import (
     cached_network,
     openvino_problem,
 )
+from hyps_bids.segmentation.localize import SPACING
 from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
 from hyps_bids.segmentation.pipeline import Pipeline, Result
 from hyps_bids.segmentation.torch_inference import TorchNetwork
@@ -83,14 +86,19 @@ def test_networks_are_loaded_once() -> None:
 
 
 @pytest.mark.parametrize("sides", [WINDOW, (80, 88, 72)], ids=["usual", "larger head"])
-def test_localizer_is_the_same_in_both_libraries(sides: tuple[int, int, int]) -> None:
-    path = shipped_weights(LOCALIZER)
-    batch = np.abs(noise(1, 1, *sides))
-    got, used = cached_network(path, "cpu").predict(batch)
+def test_localizer_is_the_same_in_both_libraries(
+    sides: tuple[int, int, int], head: ConformedImage
+) -> None:
+    path, network = shipped_weights(LOCALIZER), cached_network(shipped_weights(LOCALIZER), "cpu")
+    # Air, most of a real image, shows rounding errors of sums that noise does not.
+    _, grid = world_grid(head.data.shape, head.affine, SPACING)
+    window = resample(head.data, head.affine, sides, grid, smooth=SPACING)
+    batch = (window / np.percentile(window, 99.5)).clip(0, 1.5).astype(np.float32)[None, None]
+    got, used = network.predict(batch)
     assert (used, got.dtype) == ("cpu", np.float32)
-    np.testing.assert_allclose(
-        got, TorchNetwork.of_network(path, "cpu").predict(batch)[0], atol=1e-3
-    )
+    expected, _ = TorchNetwork.of_network(path, "cpu").predict(batch)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert (expected[:, 0] < 0.5).mean() > 0.1
 
 
 def test_labels_and_probabilities_are_the_same_in_both_libraries(
@@ -104,12 +112,12 @@ def test_labels_and_probabilities_are_the_same_in_both_libraries(
     assert reference.localization.icv_mm3 == result.localization.icv_mm3
     for hemi, side in reference.restored.items():
         ours = result.restored[hemi]
-        np.testing.assert_allclose(ours.probabilities, side.probabilities, atol=1e-3)
+        np.testing.assert_allclose(ours.probabilities, side.probabilities, atol=1e-4)
         both = np.count_nonzero((ours.labels > 0) & (ours.labels == side.labels))
         assert 2 * both / np.count_nonzero([ours.labels, side.labels]) >= 0.9995
 
 
-def test_batches_and_repetitions_change_nothing_and_threads_little() -> None:
+def test_batches_repetitions_and_threads_change_nothing() -> None:
     network = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE), "cpu")
     batch = noise(2, 1, *GRID)
     try:
@@ -117,8 +125,7 @@ def test_batches_and_repetitions_change_nothing_and_threads_little() -> None:
         np.testing.assert_array_equal(network.predict(batch)[0], both)
         np.testing.assert_array_equal(network.predict(batch[1:])[0], both[1:])
         prepare_process(threads=2)
-        # Threads share sums, and rounding depends on how.
-        np.testing.assert_allclose(network.predict(batch)[0], both, atol=2e-4)
+        np.testing.assert_array_equal(network.predict(batch)[0], both)
     finally:
         prepare_process(threads=1)
 
