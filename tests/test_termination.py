@@ -37,7 +37,7 @@ def test_full_disk_is_74(demo_bids: Path, tmp_path: Path, full: str) -> None:
         pytest.skip("this machine offers no namespace in which to mount a small disk")
     for name in ("work", "out"):
         (tmp_path / name).mkdir()
-    size = {"work": "40k", "out": "400k"}[full]
+    size = {"work": "16k", "out": "400k"}[full]
     command = (
         f"mount -t tmpfs -o size={size} tmpfs {tmp_path / full} && "
         f"{sys.executable} -m hyps_bids {demo_bids} {tmp_path / 'out'} participant "
