@@ -272,11 +272,12 @@ def time_training(result: str) -> None:
 
     from hyps_bids.adaptation import fit
     from hyps_bids.adaptation.crops import FRAME, Crops
-    from hyps_bids.networks.adapters.config import AdapterConfig
-    from hyps_bids.networks.cards import BASE, shipped_weights
-    from hyps_bids.training.loop import LoopSettings
+    from hyps_bids.segmentation.devices import prepare_process
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # Names that moved between versions are taken from where they are used.
+    base = Path(fit.__file__).parents[1] / "data" / "weights" / "base-synthetic.safetensors"
+
+    prepare_process(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     shape = (4, 1, *FRAME)
     labels = torch.zeros(shape, dtype=torch.int64)
@@ -290,9 +291,9 @@ def time_training(result: str) -> None:
         return make_batch(*args, **options)
 
     fit.augmented_batch = marked
-    loop = LoopSettings(_WARM_UP + _STEPS + 1, evaluate_every=10**6, checkpoint_every=10**6)
+    loop = fit.LoopSettings(_WARM_UP + _STEPS + 1, evaluate_every=10**6, checkpoint_every=10**6)
     names = {"anterior": ["hippocampus"], "posterior": ["hippocampus"]}
-    recipe = fit.Recipe(shipped_weights(BASE), names, AdapterConfig(), loop, batch_size=2)
+    recipe = fit.Recipe(base, names, fit.AdapterConfig(), loop, batch_size=2)
     with tempfile.TemporaryDirectory() as folder:
         fit.fit_adapter(recipe, crops, None, Path(folder), torch.device("cpu"))
     steps = [

@@ -140,7 +140,7 @@ def replace_head(model: nn.Module, base_labels: list[str], labels: dict[str, lis
         if chosen:
             weight[i] = old.weight.detach()[chosen].mean(0)
             bias[i] = old.bias.detach()[chosen].mean()
-    new = nn.Conv3d(old.in_channels, len(rows), kernel_size=1)
+    new = type(old)(old.in_channels, len(rows), kernel_size=1)
     new.load_state_dict({"weight": weight, "bias": bias})
     block.conv = new
 

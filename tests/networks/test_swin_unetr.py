@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from monai.networks.nets.swin_unetr import SwinUNETR, WindowAttention, compute_mask
+from monai.networks.blocks import UnetrUpBlock
+from monai.networks.nets.swin_unetr import (
+    SwinTransformerBlock,
+    SwinUNETR,
+    compute_mask,
+    get_window_size,
+)
 from torch import nn
+from torch.func import functional_call
 
-from hyps_bids.networks.swin_unetr import FusedWindowAttention, HippocampusSwinUNETR
+from hyps_bids.networks.swin_unetr import BlockAttention, HippocampusSwinUNETR
 
 FEATURES = 12
 #: The sums of the attention have another order in our network.
@@ -59,29 +66,58 @@ def test_logits_and_gradients_equal_those_of_monai() -> None:
         assert error < 2e-2, (name, error)
 
 
-@pytest.mark.parametrize("sides", [(14, 14, 14), (14, 21, 7), (8, 14, 8)])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_attention_equals_that_of_monai_with_shift_masks(sides: Sequence[int], batch: int) -> None:
-    window = [min(7, side) for side in sides]
-    shift = [3 if side > 7 else 0 for side in sides]
-    sides = [-(-side // w) * w for side, w in zip(sides, window, strict=True)]
-    mask = compute_mask(sides, window, shift, torch.device("cpu"))
-    assert mask.unique(dim=0).shape[0] > 1, "nothing is masked"
-    reference = WindowAttention(24, 3, window, qkv_bias=True).eval()
-    nn.init.normal_(reference.relative_position_bias_table)
-    fused = FusedWindowAttention(reference).double()
-    reference = reference.double()
-    x = torch.randn(batch * len(mask), window[0] * window[1] * window[2], 24).double()
-    weights = torch.randn_like(x)
-    for some_mask in (mask.double(), None):
-        found = []
-        for attention in (reference, fused):
-            attention.zero_grad()
-            out = attention(x, some_mask)
-            (out * weights).sum().backward()
-            found.append([out, *(p.grad.clone() for _, p in sorted(attention.named_parameters()))])
-        for expected, got in zip(*found, strict=True):
-            torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-6)
+def assert_same(
+    ways: Sequence[Callable[[], torch.Tensor]], tensors: Sequence[nn.Parameter]
+) -> None:
+    """Check that two ways give the same result and the same gradients of parameters."""
+    found = []
+    for way in ways:
+        out = way()
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
+        found.append([out, *torch.autograd.grad((out * weights).sum(), tensors)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize(
+    "sides",
+    # The windows fit; they need padding on some axes, even more than the shift moves; one window.
+    [(14, 14, 14), (14, 21, 7), (10, 14, 10), (9, 8, 15), (5, 7, 5)],
+)
+def test_attention_equals_that_of_monai(sides: tuple[int, ...], shift: int) -> None:
+    block = SwinTransformerBlock(24, 3, (7, 7, 7), (shift,) * 3, qkv_bias=True).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    window, shifts = get_window_size(sides, (7, 7, 7), (shift,) * 3)
+    padded = [-(-side // w) * w for side, w in zip(sides, window, strict=True)]
+    mask = compute_mask(padded, window, shifts, torch.device("cpu")).double()
+    x = nn.Parameter(torch.randn(2, *sides, 24).double())
+    ours = BlockAttention(block)
+    with torch.inference_mode():
+        # What is remembered of this must also serve in training.
+        ours(x)
+    trained = [p for name, p in block.named_parameters() if name.startswith(("norm1", "attn"))]
+    assert_same((lambda: ours(block.norm1(x)), lambda: block.forward_part1(x, mask)), [x, *trained])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("small", [(6, 7, 8), (2, 2, 2)])
+def test_up_sampling_equals_that_of_monai(small: tuple[int, ...], channels_last: bool) -> None:
+    network, _ = twins()
+    ours = network.decoder1.double()
+    theirs = UnetrUpBlock(3, FEATURES, FEATURES, 3, 2, "instance", res_block=True).double()
+    theirs.load_state_dict(ours.state_dict())
+    shared = dict(ours.named_parameters())
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    x, skip = (
+        nn.Parameter(torch.randn(2, FEATURES, *shape).double().to(memory_format=layout))
+        for shape in (small, [2 * side for side in small])
+    )
+    assert_same(
+        (lambda: ours(x, skip), lambda: functional_call(theirs, shared, (x, skip))),
+        [x, skip, *shared.values()],
+    )
 
 
 @pytest.mark.parametrize("shape", [(36, 56, 40), (40, 52, 40), (40, 56, 41)])
