@@ -2,8 +2,8 @@
 
 The student is a BasicUNet with fewer features at full and half resolution, where nearly all of the
 time goes, and with as many as the teacher below, where it takes over the teacher's weights. First
-its encoder learns the features that the teacher has at a quarter of the resolution. Then everything
-learns the teacher's probabilities.
+its encoder learns the features that the teacher has at a quarter of the resolution. Then all layers
+that were not taken over learn the teacher's probabilities.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ FEATURES = (4, 16, 64, 128, 256, 4)
 
 #: Layers of the first stage.
 _ENCODER = ("conv_0", "down_1", "down_2")
+#: Layers below the encoder; where they are the teacher's, they stay as they are.
+_DEEP = ("down_3", "down_4", "upcat_4", "upcat_3")
 #: Weight of hippocampus voxels, which are 1 in 1,000, against all others.
 _HIPPOCAMPUS_WEIGHT = 20.0
+#: The last layer has a few weights that must become large, and so it learns faster than the rest.
+_HEAD_FACTOR = 5.0
 
 _DATA = (
     "The probabilities that {teacher} gives for {examples} images, which were made from "
@@ -161,7 +165,11 @@ def distill(
         outcome = run(
             FastNetwork(part, bfloat16=plan.bfloat16),
             _objective(training, checks, draw, loss, device),
-            replace(settings, steps=steps),
+            replace(
+                settings,
+                steps=steps,
+                head_learning_rate=_HEAD_FACTOR * settings.learning_rate,
+            ),
             place,
             device,
             identity={**facts, "features": [*plan.features]},
@@ -191,10 +199,16 @@ def distill(
 
 
 def take_over(student: nn.Module, teacher: nn.Module) -> None:
-    """Give the student every tensor of the teacher that fits, in place."""
+    """Give the student every tensor of the teacher that fits, and freeze its deep layers, in place.
+
+    A deep layer is frozen if all of its tensors fit.
+    """
     own = student.state_dict()
     same = {n: t for n, t in teacher.state_dict().items() if own[n].shape == t.shape}
     student.load_state_dict(own | same)
+    for layer in _DEEP:
+        if all(name in same for name in own if name.startswith(f"{layer}.")):
+            student.get_submodule(layer).requires_grad_(False)
 
 
 def encoder(network: nn.Module) -> nn.Sequential:

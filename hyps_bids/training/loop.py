@@ -25,8 +25,8 @@ from hyps_bids.training.checkpoint import (
 from hyps_bids.training.distributed import Processes
 from hyps_bids.training.log import TrainingLog
 
-#: Prefix of the parameters of a SwinUNETR's output head.
-HEAD = "out."
+#: Prefixes of the parameters of output heads: a SwinUNETR's, and a distilled BasicUNet's.
+HEAD = ("out.", "network.final_conv.")
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -57,7 +57,7 @@ def plan(teacher: Path, labelmaps: Path) -> DistillationPlan:
         teacher,
         labelmaps,
         features=(1, 2, 4, 4, 4, 1),
-        examples=2,
+        examples=1,
         held_out=1,
         encoder_steps=1,
         synthesis=COARSE,
@@ -77,9 +77,12 @@ def test_student_is_written_and_a_second_run_continues(
     assert card["training"]["held out"] == "02.nii.gz, 03.nii.gz"
     assert card["training"]["real images"] == "none"
     assert card["training"]["validation"]["loss"] > 0
+    original, _ = load_network(plan.teacher)
+    for name in ("down_4.convs.conv_0.conv.weight", "upcat_3.convs.conv_1.conv.weight"):
+        assert torch.equal(student.get_parameter(name), original.get_parameter(name))
     assert plan.teacher.name in path.with_suffix(".md").read_text(encoding="utf-8")
     written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")}
-    assert len(written) == 3
+    assert len(written) == 2
     again, _ = load_network(distill(plan, tmp_path, settings, CPU))
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npz")} == written
     for name, tensor in student.state_dict().items():
@@ -96,16 +99,19 @@ def test_teacher_must_be_a_localizer(plan: DistillationPlan, tmp_path: Path) -> 
 
 def test_student_takes_over_what_fits(teacher: Path) -> None:
     whole, card = load_network(teacher)
-    kwargs = card["architecture"]["kwargs"] | {"features": [1, 2, 4, 4, 4, 1]}
-    student = build_network({"name": "BasicUNet", "kwargs": kwargs})
-    take_over(student, whole)
-    theirs = whole.state_dict()
-    deep = [n for n in theirs if n.startswith(("down_3.", "down_4.", "upcat_4.", "upcat_3."))]
-    assert deep
-    for name, tensor in student.state_dict().items():
-        if name in deep:
-            assert torch.equal(tensor, theirs[name])
-    assert student.state_dict()["down_2.convs.conv_0.conv.weight"].shape == (4, 2, 3, 3, 3)
+    deep = {"down_3", "down_4", "upcat_4", "upcat_3"}
+    for features, frozen in (
+        ([1, 2, 4, 4, 4, 1], deep),
+        ([1, 2, 4, 4, 6, 1], {"down_3", "upcat_3"}),
+    ):
+        kwargs = card["architecture"]["kwargs"] | {"features": features}
+        student = build_network({"name": "BasicUNet", "kwargs": kwargs})
+        take_over(student, whole)
+        fixed = {n for n, p in student.named_parameters() if not p.requires_grad}
+        assert {name.split(".")[0] for name in fixed} == frozen
+        for name in fixed:
+            assert torch.equal(student.state_dict()[name], whole.state_dict()[name])
+        assert student.get_parameter("down_2.convs.conv_0.conv.weight").shape == (4, 2, 3, 3, 3)
 
 
 def test_examples_keep_what_the_teacher_says(
@@ -116,18 +122,20 @@ def test_examples_keep_what_the_teacher_says(
     network, _ = load_network(teacher)
     sources = Sources(maps, read_heads([head]), COARSE)
     paths = make_examples(network, sources, tmp_path / "examples", 2)
-    for seed, path in enumerate(paths):
-        kept, made = read_example(path, CPU), make_example(network, sources, seed)
-        assert kept.image.shape == (1, 1, 72, 88, 72)
-        assert kept.features.shape == (1, 4, 18, 22, 18)
-        torch.testing.assert_close(kept.image, made.image, atol=1e-3, rtol=0)
-        torch.testing.assert_close(kept.features, made.features, atol=1e-2, rtol=1e-2)
-        torch.testing.assert_close(kept.probabilities, made.probabilities, atol=0.006, rtol=0)
-        with torch.inference_mode():
-            answer = network(made.image).softmax(dim=1)
-        torch.testing.assert_close(made.probabilities, answer)
+    kept = [read_example(path, CPU) for path in paths]
+    for example in kept:
+        assert example.image.shape == (1, 1, 72, 88, 72)
+        assert example.features.shape == (1, 4, 18, 22, 18)
         # A head is in the window, not only air.
-        assert 0.005 < float((kept.image > 0.1).float().mean()) < 0.9
+        assert 0.005 < float((example.image > 0.1).float().mean()) < 0.9
+    # The second example is of the real head.
+    made = make_example(network, sources, 1)
+    with torch.inference_mode():
+        answer = network(made.image).softmax(dim=1)
+    torch.testing.assert_close(made.probabilities, answer)
+    torch.testing.assert_close(kept[1].image, made.image, atol=1e-3, rtol=0)
+    torch.testing.assert_close(kept[1].features, made.features, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(kept[1].probabilities, answer, atol=0.006, rtol=0)
 
 
 def test_mirrored_examples_exchange_the_hippocampi(tmp_path: Path) -> None:
