@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = "ours"
 #: Steps of training before those that count, and those that count.
 _WARM_UP, _STEPS = 2, 8
+#: Seconds after which files count as settled.
+_SETTLE_S = 15
 #: Seconds between two looks at the memory.
 _LOOK_S = 0.05
 #: Number of the first made scan, and bytes of its report that are kept: only its head is read.
@@ -216,7 +218,9 @@ def made_before(one: Path, scans: int, contestant: Contestant, folder: Path) -> 
         shutil.copy(one / "dataset_description.json", bids)
         run(command, contestant.environment)
         contestant.run_function(make_scans, bids, out, scans)
-        # What is remembered about all scans from one run to the next is there only now.
+        # This run remembers what later ones need not read again, but not of files that have just
+        # changed.
+        time.sleep(_SETTLE_S)
         _idle_run(command, contestant, out)
     return _idle_run(command, contestant, out)
 
@@ -237,14 +241,14 @@ def _times(out: Path) -> dict[Path, int]:
 
 def make_scans(bids_dir: str, output_dir: str, scans: str) -> None:
     """Copy the only scan of a dataset, its outputs and its report under other names."""
-    from hyps_bids.reports.subject import _state
+    from hyps_bids.reports.state import state_of
 
     bids, out = Path(bids_dir), Path(output_dir)
     first = f"sub-{_FIRST}"
     files = [path for root in (bids, out) for path in root.glob(f"{first}/**/*") if path.is_file()]
     texts = {path: path.read_text() for path in files if path.suffix != ".gz"}
     report = (out / f"{first}.html").read_text()
-    state = _state(bids, out, _FIRST, with_settings=True)
+    state = state_of(bids, out, _FIRST, with_settings=True)
     for number in range(1, int(scans)):
         label = f"{number:06d}"
         for path in files:
@@ -254,7 +258,7 @@ def make_scans(bids_dir: str, output_dir: str, scans: str) -> None:
                 target.write_text(texts[path].replace(first, f"sub-{label}"))
             else:
                 os.link(path, target)
-        own = report.replace(state, _state(bids, out, label, with_settings=True))
+        own = report.replace(state, state_of(bids, out, label, with_settings=True))
         (out / f"sub-{label}.html").write_text(own.replace(_FIRST, label)[:_REPORT])
 
 
