@@ -37,10 +37,12 @@ RUN sed -n '/^torch==/,/[^\\]$/p' "constraints/image-${VARIANT}.txt" > torch.txt
            "index>, or put the wheel into constraints/, or build with --build-arg VARIANT=cuda" >&2; exit 1; }
 RUN pip --python /opt/hyps-bids/bin/python install --no-deps --require-hashes --find-links constraints -r "constraints/image-${VARIANT}.txt" \
  && pip install --require-hashes -r constraints/image-build.txt
-# Remove the tests, headers and build tools of libraries. -x skips files with the syntax of a
-# later Python.
+# Remove the tests, headers and build tools of libraries. OpenVINO only runs on the CPU and gets its
+# graphs from the app, so its plugins for other devices and its readers of models are removed (89 MB).
+# -x skips files with the syntax of a later Python.
 RUN cd /opt/hyps-bids/lib/python3.11/site-packages \
- && rm -rf torch/test torch/include torch/share \
+ && rm -rf torch/test torch/include torch/share openvino/include openvino/cmake \
+ && rm -r openvino/libs/*_intel_[gn]pu_* openvino/libs/cache.json openvino/libs/*_frontend.so* openvino/frontend/*/ \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && find . -type d -name tests -prune -exec rm -rf {} + \
  && python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ .
