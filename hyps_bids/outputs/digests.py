@@ -95,7 +95,7 @@ class Digests:
         """Name the file of the memory that has all images of a participant."""
         if self._folder is None:
             return ""
-        return f"{_sum(name.partition('/')[0])[:2]}.json"
+        return f"{_sum(name.partition('/')[0])[:2]}.txt"
 
     def _load(self, part: str) -> dict[str, list[Any]]:
         """Read a file of the memory; empty unless it is exactly what was written."""

@@ -60,7 +60,13 @@ def sum_of(content: bytes) -> str:
 
 
 def memory_files(image: Path) -> list[Path]:
-    return sorted((image.parents[2] / "out").rglob("*.json"))
+    return sorted(path for path in (image.parents[2] / "out").rglob("*") if path.is_file())
+
+
+def test_the_memory_is_not_called_json_because_a_sum_precedes_it(image: Path) -> None:
+    run(image)
+    (path,) = memory_files(image)
+    assert path.suffix == ".txt"
 
 
 def test_second_run_reads_no_image(image: Path) -> None:
