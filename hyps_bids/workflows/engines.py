@@ -300,6 +300,7 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         # of the nodes to wait for answer the same questions.
         self._followers = self.depidx.tocsr()
         self.depidx = self.depidx.sum(axis=0)
+        self._first = np.asarray(self.depidx).ravel() == 0
 
     def _task_finished_cb(self, jobid: int, cached: bool = False) -> None:
         if self._status_callback:
@@ -311,7 +312,8 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         begun = self._count(self.proc_done) > 0
         under_way = (begun & (self._count(self.proc_done & ~self.proc_pending) < self._sizes)).sum()
         jobids = jobids[~self._here[jobids]]
-        new = ~begun[self._workflow[jobids]]
+        # What follows other nodes, such as a report after its scans, is no beginning either.
+        new = self._first[jobids] & ~begun[self._workflow[jobids]]
         room = max(0, 2 * self.processors - under_way)
         return np.concatenate([jobids[~new], jobids[new][:room]])
 

@@ -127,14 +127,20 @@ def run(
     return crash_reasons(crashes)
 
 
-def test_chains_that_are_begun_are_finished_before_others_begin(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nested", [False, True], ids=["chain", "report after a scan"])
+def test_chains_that_are_begun_are_finished_before_others_begin(
+    nested: bool, tmp_path: Path
+) -> None:
     workflow = pe.Workflow(name="chains", base_dir=str(tmp_path / "work"))
     for k in range(12):
         steps = [pe.Node(Function(function=writes), name=f"{step}{k}") for step in "abc"]
         for node in steps:
             node.inputs.trait_set(folder=str(tmp_path), name=node.name)
         inner = pe.Workflow(name=f"chain{k}")
-        inner.connect([(a, b, [("out", "after")]) for a, b in pairwise(steps)])
+        inner.connect([(a, b, [("out", "after")]) for a, b in pairwise(steps[: 3 - nested])])
+        if nested:
+            scan, inner = inner, pe.Workflow(name=f"subject{k}")
+            inner.connect([(scan, steps[2], [(f"b{k}.out", "after")])])
         workflow.add_nodes([inner])
     workflow.config["execution"] = {"poll_sleep_duration": "0.05"}
     workflow.run(plugin=MultiProcPlugin({"n_procs": 2, "memory_gb": 4, "mp_context": "fork"}))
