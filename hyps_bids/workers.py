@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ from hyps_bids.outputs.writing import discard_partials
 _LOG = logging.getLogger("hyps_bids")
 #: Option of prctl(2) that sets the signal to get when the parent dies.
 _PR_SET_PDEATHSIG = 1
-#: Seconds that a worker gets to stop by itself before it is killed.
+#: Seconds that all workers get to stop by themselves before they are killed.
 _GRACE_S = 2
 
 Result = dict[str, Any]
@@ -115,8 +116,9 @@ def kill_workers() -> None:
     workers = multiprocessing.active_children()
     for worker in workers:
         worker.terminate()
+    end = time.monotonic() + _GRACE_S
     for worker in workers:
-        worker.join(_GRACE_S)
+        worker.join(max(0, end - time.monotonic()))
         worker.kill()
 
 
