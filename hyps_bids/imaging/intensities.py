@@ -192,7 +192,11 @@ def _replace_outliers(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
     # Another order than that of the memory would take a copy. Percentiles of a sorted sample are
     # cheap.
     flat = data.ravel(order="K")
-    sample = np.sort(flat[:: max(1, data.size // _SAMPLE)])
+    step = max(1, data.size // _SAMPLE)
+    # A step that divides the length of a row would always meet the same planes, and miss a frame.
+    while math.gcd(step, data.size) > 1:
+        step += 1
+    sample = np.sort(flat[::step])
     low = float(np.percentile(sample, 1))
     bad = np.zeros(data.shape, dtype=bool)
     if (painted := _painted(flat, sample, low)) is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from hyps_bids.imaging import intensities
 from hyps_bids.imaging.intensities import _unwrap, mend, scale
 
 SIDE = 48
@@ -96,6 +98,20 @@ def test_bright_frame_is_removed(air: bool, width: int, value: float, head: np.n
     result, remarks = mend(data)
     np.testing.assert_array_equal(result[width:-width], clean[width:-width])
     assert result[:width].max() < 100
+    assert len(remarks) == 1
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_frame_is_seen_in_a_sample_of_voxels(
+    axis: int, order: Literal["C", "F"], head: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every eighth voxel would lie in every eighth plane, as of 256³ voxels in real images
+    monkeypatch.setattr(intensities, "_SAMPLE", head.size // 8)
+    data = head.copy()
+    np.moveaxis(data, axis, 0)[1:3] = 1.7 * head.max()
+    result, remarks = mend(data.copy(order=order))
+    assert result.max() <= head.max()
     assert len(remarks) == 1
 
 
