@@ -91,7 +91,11 @@ class _Layers:
         return found
 
     def apply(self, x: Any, name: str, *shape: int, bias: bool = True, stride: int = 1) -> Any:
-        """Apply a linear layer or a convolution, by the shape of its weight, and its adapter."""
+        """Apply a linear layer or a convolution, by the shape of its weight, and its adapter.
+
+        The input of a convolution may be a list of maps, which count as one map with the channels
+        of all. Each is convolved on its own, because the joined map would take much memory.
+        """
         h = self._weigh(x, name, *shape, bias=bias, stride=stride)
         y = h
         for suffix, source, (outputs, *kernel), step in (
@@ -107,12 +111,19 @@ class _Layers:
         return y
 
     def _weigh(self, x: Any, name: str, *shape: int, bias: bool = True, stride: int = 1) -> Any:
-        weight = _constant(self.tensor(f"{name}.weight", *shape))
+        weight = self.tensor(f"{name}.weight", *shape)
         if len(shape) == 2:
-            y = ops.matmul(x, weight, False, True)
+            y = ops.matmul(x, _constant(weight), False, True)
         else:
+            maps = x if isinstance(x, list) else [x]
             padding = [shape[-1] // 2 if stride == 1 else 0] * 3
-            y = ops.convolution(x, weight, [stride] * 3, padding, padding, [1] * 3)
+            each = np.split(weight, np.cumsum([_channels(one) for one in maps])[:-1], axis=1)
+            y, *others = (
+                ops.convolution(one, _constant(part), [stride] * 3, padding, padding, [1] * 3)
+                for one, part in zip(maps, each, strict=True)
+            )
+            for other in others:
+                y = ops.add(y, other)
         if not bias:
             return y
         vector = self.tensor(f"{name}.bias", shape[0])
@@ -141,7 +152,7 @@ def _basic_unet(layers: _Layers, x: Any, arguments: Mapping[str, Any]) -> Any:
     def two_convs(x: Any, name: str, outputs: int) -> Any:
         for i in range(2):
             block = f"{name}.conv_{i}"
-            x = layers.apply(x, f"{block}.conv", outputs, _shape(x)[1], 3, 3, 3)
+            x = layers.apply(x, f"{block}.conv", outputs, _channels(x), 3, 3, 3)
             scale, shift = (
                 _per_channel(layers.tensor(f"{block}.adn.N.{kind}", outputs))
                 for kind in ("weight", "bias")
@@ -165,9 +176,7 @@ def _basic_unet(layers: _Layers, x: Any, arguments: Mapping[str, Any]) -> Any:
         ends[1] = 0
         if any(ends):
             x = ops.pad(x, [0] * 5, ends, "edge")
-        x = two_convs(
-            ops.concat([skip, x], 1), f"upcat_{i}.convs", features[i - 1] if i > 1 else last
-        )
+        x = two_convs([skip, x], f"upcat_{i}.convs", features[i - 1] if i > 1 else last)
     return layers.apply(x, "final_conv", arguments["out_channels"], last, 1, 1, 1)
 
 
@@ -176,7 +185,7 @@ def _swin_unetr(layers: _Layers, x: Any, arguments: Mapping[str, Any]) -> Any:
     size = arguments["feature_size"]
 
     def residual(x: Any, name: str, outputs: int) -> Any:
-        inputs = _shape(x)[1]
+        inputs = _channels(x)
         y = layers.apply(x, f"{name}.conv1.conv", outputs, inputs, 3, 3, 3, bias=False)
         y = ops.prelu(_normalize_map(y), np.float32(0.01))
         y = layers.apply(y, f"{name}.conv2.conv", outputs, outputs, 3, 3, 3, bias=False)
@@ -197,7 +206,7 @@ def _swin_unetr(layers: _Layers, x: Any, arguments: Mapping[str, Any]) -> Any:
     }
     for i, skip in skips.items():
         out = layers.upsample(out, f"decoder{i}.transp_conv.conv", _shape(skip)[1])
-        out = ops.concat([_crop(out, _shape(skip)[2:]), skip], 1)
+        out = [_crop(out, _shape(skip)[2:]), skip]
         out = residual(out, f"decoder{i}.conv_block", _shape(skip)[1])
     return layers.apply(out, "out.conv.conv", arguments["out_channels"], size, 1, 1, 1)
 
@@ -375,6 +384,11 @@ def _per_channel(vector: np.ndarray) -> np.ndarray:
 def _constant(array: np.ndarray) -> Any:
     # Arrays that are given to operations as they are would be turned into lists.
     return ops.constant(np.require(array, requirements=["C", "W"]), shared_memory=True)
+
+
+def _channels(x: Any) -> int:
+    """Count the channels of a map, or of several maps together."""
+    return sum(_channels(one) for one in x) if isinstance(x, list) else _shape(x)[1]
 
 
 def _shape(x: Any) -> list[int]:
