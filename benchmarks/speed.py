@@ -39,7 +39,7 @@ OURS = "ours"
 #: Steps of training before those that count, and those that count.
 _WARM_UP, _STEPS = 2, 8
 #: Seconds after which files count as settled.
-_SETTLE_S = 15
+_SETTLE_S = 65
 #: Seconds between two looks at the memory.
 _LOOK_S = 0.05
 #: Number of the first made scan, and bytes of its report that are kept: only its head is read.

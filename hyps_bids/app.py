@@ -20,8 +20,8 @@ from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
 _LOG = logging.getLogger("hyps_bids")
-#: Memory in GB that a scan of 256³ voxels needs.
-_LEAST_MEMORY_GB = 1.4
+#: Memory in GB that a run needs for one scan of 256³ voxels at a time.
+_LEAST_MEMORY_GB = 1.2
 
 
 def run(settings: Settings) -> int:

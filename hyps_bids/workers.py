@@ -40,6 +40,7 @@ class Workers:
     def __init__(self) -> None:
         self.context = "fork"
         self._count = 1
+        self._most: int | None = None
         self._pool: Executor | None = None
 
     def __enter__(self) -> Self:
@@ -51,9 +52,11 @@ class Workers:
             self.close()
 
     def start(self, count: int) -> None:
-        """Start some processes, all at once, unless they are running."""
-        if self._pool is not None:
+        """Start some processes, all at once, unless as many are running."""
+        count = min(count, self._most or count)
+        if self._pool is not None and count <= self._count:
             return
+        self.close()
         self._count = count
         # Each collection of garbage in forked processes would search, and copy, all that is loaded
         # by now.
@@ -62,6 +65,11 @@ class Workers:
         self._pool = _make_pool(count, self.context)
         self._pool.submit(os.getpid)
         gc.unfreeze()
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return self._count
 
     def run(self, node: Any, updatehash: bool, taskid: int) -> Future[Result]:
         """Let a worker run a node; the future fails if the worker is killed."""
@@ -73,9 +81,11 @@ class Workers:
             return failed(error)
 
     def renew(self, most: int | None = None) -> None:
-        """Replace all processes, of which some were killed, by as many or by `most`."""
+        """Replace all processes, of which some were killed; from now on there are `most` at most."""
+        self._most = most or self._most
         self.close()
-        self.start(min(self._count, most or self._count))
+        self._count = min(self._count, self._most or self._count)
+        self.start(self._count)
 
     def close(self) -> None:
         """End the processes when their nodes are done."""

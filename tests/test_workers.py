@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from hyps_bids.workers import Workers
+
 _RUN_TWO = """
 import logging, os
 from hyps_bids.workers import Workers
@@ -43,3 +45,14 @@ def test_without_shared_memory_nodes_run_in_the_same_process(shared_memory: bool
     assert done.stdout.split("\n") == [where, "ValueError: an ordinary failure", ""] * 2 + [""]
     assert ("/dev/shm" in done.stderr) != shared_memory
     assert "Traceback" not in done.stderr
+
+
+def test_more_processes_start_for_more_nodes_but_not_after_memory_ran_out() -> None:
+    with Workers() as workers:
+        for count, expected in ((1, 1), (3, 3), (2, 3)):
+            workers.start(count)
+            assert workers.count == expected
+        workers.renew(2)
+        assert workers.count == 2
+        workers.start(4)
+        assert workers.count == 2

@@ -21,8 +21,9 @@ from hyps_bids.outputs.writing import remove_stale, write_text
 
 _LOG = logging.getLogger("hyps_bids")
 #: A sum is not remembered if the file had changed within so many nanoseconds: it may change again
-#: within the resolution of its times, and clocks of disks on a network are not exact.
-_RECENT_NS = 10 * 10**9
+#: within the resolution of its times, clocks of disks on a network are not exact, and what is
+#: written through a memory map gets its time half a minute later.
+_RECENT_NS = 60 * 10**9
 
 
 class Digests:

@@ -6,7 +6,6 @@ import logging
 import platform
 import re
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -107,8 +106,10 @@ def openvino_problem(cpu_info: Path = _CPU_INFO) -> str | None:
     cpu_info : Path
         The kernel's description of the processor. Where it is missing, nothing is wrong.
     """
-    if find_spec("openvino") is None:
-        return "openvino is not installed"
+    try:
+        import hyps_bids.networks.openvino  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"OpenVINO cannot be loaded ({error})"
     try:
         text = cpu_info.read_text(encoding="utf-8", errors="replace")
     except OSError:
