@@ -81,7 +81,7 @@ class Workers:
             return failed(error)
 
     def renew(self, most: int | None = None) -> None:
-        """Replace all processes, of which some were killed; from now on there are `most` at most."""
+        """Replace all processes, of which some were killed; from now on, start `most` at most."""
         self._most = most or self._most
         self.close()
         self._count = min(self._count, self._most or self._count)

@@ -115,6 +115,7 @@ def adapt_argv(dataset: Path, out: Path) -> list[str]:
     return [*argv, "--base", str(dataset / "base.safetensors"), "--classes", "anterior,posterior"]
 
 
+@pytest.mark.slow
 def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> None:
     table = tmp_path / "subjects.tsv"
     table.write_text("crop\tsubject\ncrop_1\ta\ncrop_2\ta\ncrop_3\tb\n", encoding="utf-8")

@@ -39,19 +39,21 @@ def made_crops(*names: str) -> Crops:
 
 
 @pytest.mark.slow
-def test_fit_writes_an_adapter_that_loads(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(recipe, half=True, card={"name": "made"})
+@pytest.mark.parametrize("half", [False, True])
+def test_fit_writes_an_adapter_that_loads(half: bool, recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, half=half, card={"name": "made"})
     fitted = fit_adapter(recipe, made_crops("a", "b"), made_crops("c"), tmp_path, CPU)
     assert fitted.path == tmp_path / "adapter.safetensors"
     assert set(fitted.metrics) == {"dice_anterior", "dice_posterior", "dice_whole"}
     assert 0 < fitted.parameters["adapters"] < fitted.parameters["trainable"]
-    assert fitted.path.stat().st_size < 2.5 * fitted.parameters["trainable"]
+    bytes_per_number = 2 if half else 4
+    assert fitted.path.stat().st_size < (bytes_per_number + 0.5) * fitted.parameters["trainable"]
     model, card = load_adapted(fitted.path, recipe.base)
     assert card["name"] == "made"
     assert card["training"]["steps"] == fitted.step
-    # The weights that were measured were written, but for half precision
+    # The weights that were measured were written; after two steps, rounding decides many voxels.
     again = crop_dice(model, made_crops("c"), list(LABELS))
-    assert again == pytest.approx(fitted.metrics, abs=0.02)
+    assert again == pytest.approx(fitted.metrics, abs=0.05 if half else 1e-3)
     # Other data in the same folder would be another run; the names are those of 0.1's checkpoints
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     names = "settings, training data, validation data, classes, adapter, base, start, batch size, "

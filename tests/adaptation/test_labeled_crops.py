@@ -437,6 +437,7 @@ def test_manual_labels_of_oasis(shared_data: Path, tmp_path: Path) -> None:
     assert not found.remarks
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_freesurfer_labels_with_preset(shared_data: Path) -> None:
     image = shared_data / "aomic_piop2/sub-0001/anat/sub-0001_T1w.nii.gz"

@@ -261,6 +261,7 @@ def test_the_card_counts_who_was_used_and_how(options: Settings) -> None:
     assert {"both", "volumes"} == {one.split(":")[0] for one in facts_of_doubt(folder(options))}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_charts")
 def test_metrics_from_few_pairs_or_one_class_are_not_shown(
     options: Settings, caplog: pytest.LogCaptureFixture

@@ -85,7 +85,11 @@ def test_networks_are_loaded_once() -> None:
     assert adapted.labels == ("anterior", "posterior")
 
 
-@pytest.mark.parametrize("sides", [WINDOW, (80, 88, 72)], ids=["usual", "larger head"])
+@pytest.mark.parametrize(
+    "sides",
+    [WINDOW, pytest.param((80, 88, 72), marks=pytest.mark.slow)],
+    ids=["usual", "larger head"],
+)
 def test_localizer_is_the_same_in_both_libraries(
     sides: tuple[int, int, int], head: ConformedImage
 ) -> None:

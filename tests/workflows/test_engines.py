@@ -163,6 +163,7 @@ def test_node_whose_worker_was_killed_runs_again(
     assert "--nprocs" not in caplog.text
 
 
+@pytest.mark.slow
 def test_nodes_beside_it_run_again_and_those_after_it_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
