@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from nibabel.affines import voxel_sizes
-from torch import nn
 
 from hyps_bids.adaptation.crops import plain_batch
 from hyps_bids.adaptation.fit import predict_classes
@@ -25,10 +23,12 @@ from hyps_bids.imaging.agreement import agreement
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.resample import resample
 from hyps_bids.labels.find import LabeledScan
-from hyps_bids.networks.cards import AdapterCard
 from hyps_bids.networks.checkpoints import load_merged
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.pipeline import Grid, Pipeline
+
+#: The network of a fold, which assesses many crops before the next one follows.
+_load_merged = lru_cache(maxsize=1)(load_merged)
 
 #: Pooled metrics of one part, ready for JSON; a value that cannot be computed is None.
 PartSummary = dict[str, Any]
@@ -191,16 +191,11 @@ def _by_part(
     yield WHOLE, predicted > 0, reference > 0
 
 
-@lru_cache(maxsize=1)
-def _cached_merged(adapter: Path, base: Path) -> tuple[nn.Module, AdapterCard]:
-    return load_merged(adapter, base)
-
-
 @torch.inference_mode()
 def _on_crop(pipeline: Pipeline, crops: LabeledCrops, scan: str, hemi: str) -> _Comparison:
     """Segment the crop around the labels; both results on its frame, as the network sees it."""
     index = crops.crops.ids.index(f"{scan}_hemi-{hemi}")
-    network, _ = _cached_merged(pipeline.adapter, pipeline.base)
+    network, _ = _load_merged(pipeline.adapter, pipeline.base)
     inputs, _ = plain_batch(crops.as_at_inference(), slice(index, index + 1))
     device = torch.device(pipeline.device)
     labels = predict_classes(network.to(device)(inputs.to(device)))[0]

@@ -236,7 +236,7 @@ def _block(
     order = _window_order(grid, window, shift)
     # Windows that reach beyond the grid are filled with zeros, which are the last token.
     y = _append_zero(layers.layer_norm(x, f"{name}.norm1"))
-    y = _take(y, order, channels)
+    y = _take(y, order)
     y = _attend(layers, y, f"{name}.attn", heads, _separation(grid, window, shift))
     back = np.empty(order.max() + 1, np.int64)
     back[order.ravel()] = np.arange(order.size)
@@ -274,7 +274,7 @@ def _merge_tokens(
     channels = _shape(x)[-1]
     pairs = _window_order(grid, [2, 2, 2], [0, 0, 0])
     order = pairs.reshape(-1, 2, 2, 2)[(slice(None), *np.transpose(_MERGED))]
-    x = ops.reshape(_take(_append_zero(x), order, channels), [-1, len(order), 8 * channels], False)
+    x = ops.reshape(_take(_append_zero(x), order), [-1, len(order), 8 * channels], False)
     x = layers.apply(
         layers.layer_norm(x, f"{name}.norm"),
         f"{name}.reduction",
@@ -329,7 +329,7 @@ def _windows(values: np.ndarray, window: Sequence[int]) -> np.ndarray:
     return sliding_window_view(values, window)[steps].reshape(-1, int(np.prod(window)))
 
 
-def _take(x: Any, order: np.ndarray, channels: int) -> Any:
+def _take(x: Any, order: np.ndarray) -> Any:
     """Gather tokens, from ``(batch, tokens, channels)`` to ``(batch, *order, channels)``."""
     return ops.gather(x, _constant(order), np.int64(1))
 

@@ -49,7 +49,8 @@ def network_state(path: Path) -> tuple[State, NetworkCard]:
     MissingInput, UsageError, BadData
         If there is no such file, it cannot be read, or it holds an adapter.
     """
-    return _tensors(path), read_network_card(path)
+    card = read_network_card(path)
+    return _tensors(path), card
 
 
 def adapted_state(path: Path, base: Path) -> tuple[State, Architecture, AdapterCard]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from hyps_bids.errors import BadData
+from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.networks.adapters.config import METHODS, AdapterConfig
 from hyps_bids.networks.adapters.network import add_adapters
 from hyps_bids.networks.cards import Architecture, read_card
@@ -174,3 +174,9 @@ assert not connections, connections
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.safetensors"
+    with raises(MissingInput, "weights-missing", path):
+        network_state(path)
