@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import one_hot
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.intensities import scale
 from hyps_bids.networks.cards import GRID
+from hyps_bids.pretraining.label_maps import BASE_CLASSES
 from hyps_bids.training import augment
+from hyps_bids.training.contrasts import ContrastSettings, random_contrasts
 from hyps_bids.training.normalize import standardize
 
 #: Shape of a crop: what the network sees and 4 mm around it, for augmentation.
 FRAME = tuple(side + 8 for side in GRID)
+
+_KINDS = {
+    **dict.fromkeys(("ventricles", "cerebrospinal fluid"), 0),
+    **dict.fromkeys(("cerebral white matter", "cerebellar white matter", "pallidum"), 2),
+    **dict.fromkeys(("thalamus", "putamen", "brainstem", "ventral DC and chiasm"), 3),
+}
+#: Kind of each class of the base, as :func:`hyps_bids.training.contrasts.random_contrasts` needs.
+TISSUE_KINDS = tuple(_KINDS.get(name, 1) for name in BASE_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -28,13 +39,15 @@ class Crops:
 
     Tensors have shape ``(n, 1, x, y, z)``. `ids` are file names without extension, `images` raw
     intensities scaled to unit variance and zero outside, `inside` is True where the file had
-    voxels, and `labels` are integer classes, 0 the background.
+    voxels, `labels` are integer classes, 0 the background, and `tissues` are the tissues of
+    :func:`find_tissues`, if these are known.
     """
 
     ids: tuple[str, ...]
     images: torch.Tensor
     inside: torch.Tensor
     labels: torch.Tensor
+    tissues: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,12 +56,14 @@ class Crops:
         """Return the crops whose id fulfills a condition."""
         index = [i for i, name in enumerate(self.ids) if keep(name)]
         ids = tuple(self.ids[i] for i in index)
-        return Crops(ids, self.images[index], self.inside[index], self.labels[index])
+        tissues = None if self.tissues is None else self.tissues[index]
+        return Crops(ids, self.images[index], self.inside[index], self.labels[index], tissues)
 
     def to(self, device: torch.device) -> Crops:
         """Return the crops on a device."""
-        tensors = (self.images, self.inside, self.labels)
-        return Crops(self.ids, *(tensor.to(device) for tensor in tensors))
+        tissues = None if self.tissues is None else self.tissues.to(device)
+        images, inside = self.images.to(device), self.inside.to(device)
+        return Crops(self.ids, images, inside, self.labels.to(device), tissues)
 
     def digest(self) -> str:
         """Return a SHA-256 sum of names and content."""
@@ -82,7 +97,13 @@ def load_crops(images: Path, labels: Path) -> Crops:
 
 
 def augmented_batch(
-    crops: Crops, size: int, classes: int, generator: torch.Generator, *, strength: float = 1.0
+    crops: Crops,
+    size: int,
+    classes: int,
+    generator: torch.Generator,
+    *,
+    strength: float = 1.0,
+    contrasts: ContrastSettings | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw crops and deform them, vary their field of view, contrast, resolution and noise.
 
@@ -90,10 +111,17 @@ def augmented_batch(
     than its crops loses up to five Dice points on larger ones.
 
     `strength`, in [0, 1], is a factor of all ranges but those of the box; `classes` counts the
-    background. Inputs (standardized images) and targets have shape ``(size, 1, *GRID)``.
+    background. With `contrasts`, some images get another contrast; the crops' tissues must then be
+    known. Inputs (standardized images) and targets have shape ``(size, 1, *GRID)``.
     """
     device = generator.device
     index = torch.randint(len(crops), (size,), generator=generator, device=device)
+    images = crops.images[index]
+    changed = torch.zeros(size, dtype=torch.bool, device=device)
+    if contrasts is not None and crops.tissues is not None:
+        kinds = torch.tensor(TISSUE_KINDS, device=device)
+        tissues = crops.tissues[index].long()
+        images, changed = random_contrasts(images, tissues, kinds, contrasts, generator)
     deformation = augment.Deformation(
         rotation=15 * strength,
         scaling=0.15 * strength,
@@ -102,7 +130,7 @@ def augmented_batch(
     )
     offsets = augment.random_sampling_grid(size, GRID, generator, deformation)
     labels = one_hot(crops.labels[index, 0], classes).movedim(-1, 1).float()
-    stack = torch.cat((crops.images[index], crops.inside[index].float(), labels), dim=1)
+    stack = torch.cat((images, crops.inside[index].float(), labels), dim=1)
     moved = augment.sample(stack, offsets)
     image, targets = moved[:, :1], moved[:, 2:].argmax(dim=1, keepdim=True)
     smallest = [side - 10 for side in GRID]
@@ -110,20 +138,42 @@ def augmented_batch(
     image = augment.random_gamma(image, 0.3 * strength, generator)
     image = augment.random_bias_field(image, 0.3 * strength, 20, generator)
     image = augment.random_resolution(image, 2.5, 0.3 * strength, generator)
+    if contrasts is not None and changed.any():
+        image[changed] = augment.random_resolution(
+            image[changed], contrasts.thickest, contrasts.thick_probability, generator
+        )
     image = standardize(image, inside)
     noise = torch.randn(image.shape, generator=generator, device=device)
     level = augment.uniform((size, 1, 1, 1, 1), 0, 0.25 * strength, generator)
     return standardize(image + level * noise, inside), targets
 
 
+@torch.inference_mode()
+def find_tissues(crops: Crops, base: nn.Module) -> Crops:
+    """Let the pre-trained base name the tissue of each voxel, and add these to the crops.
+
+    The tissues are indices in the base's classes; labeled voxels are hippocampus.
+    """
+    tissues = torch.zeros_like(crops.labels, dtype=torch.uint8)
+    cut = _grid_in(crops.images.shape[2:])
+    for start in range(0, len(crops), 4):
+        part = slice(start, start + 4)
+        inputs, _ = plain_batch(crops, part)
+        tissues[(part, slice(None), *cut)] = base(inputs).argmax(dim=1, keepdim=True).byte()
+    tissues[crops.labels > 0] = BASE_CLASSES.index("hippocampus")
+    return replace(crops, tissues=tissues)
+
+
 def plain_batch(crops: Crops, index: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Return crops as at inference: centered in the grid, standardized, not augmented."""
-    cut = tuple(
-        slice((have - want) // 2, (have - want) // 2 + want)
-        for have, want in zip(crops.images.shape[2:], GRID, strict=True)
-    )
-    part = (index, slice(None), *cut)
+    part = (index, slice(None), *_grid_in(crops.images.shape[2:]))
     return standardize(crops.images[part], crops.inside[part]), crops.labels[part]
+
+
+def _grid_in(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return where the network's grid lies in the middle of a frame."""
+    starts = [(have - want) // 2 for have, want in zip(shape, GRID, strict=True)]
+    return tuple(slice(start, start + want) for start, want in zip(starts, GRID, strict=True))
 
 
 def _load_pair(path: Path, partner: Path) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss
 from torch import nn
 
-from hyps_bids.adaptation.crops import Crops, augmented_batch, plain_batch
+from hyps_bids.adaptation.crops import Crops, augmented_batch, find_tissues, plain_batch
 from hyps_bids.errors import UsageError
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.volumes import decide
@@ -24,6 +24,8 @@ from hyps_bids.networks.cards import GRID
 from hyps_bids.networks.checkpoints import load_adapted, load_network, replace_head, save_adapter
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import WHOLE
+from hyps_bids.pretraining.label_maps import BASE_CLASSES
+from hyps_bids.training.contrasts import ContrastSettings
 from hyps_bids.training.distributed import Processes
 from hyps_bids.training.loop import LoopSettings, Objective, run
 
@@ -50,6 +52,8 @@ class Recipe:
     batch_size: int = 2
     #: Strength of the augmentation, in [0, 1]
     augmentation: float = 1.0
+    #: Random contrasts to train on, besides the crops' own; needs a base with our classes.
+    contrasts: ContrastSettings | None = None
     #: A name in :data:`LOSSES`
     loss: str = "dice+ce"
     #: Adapter of the same base and classes to go on from; its settings replace `config`
@@ -97,7 +101,7 @@ class Recipe:
             "batch size": self.batch_size,
             "augmentation": self.augmentation,
             "loss": self.loss,
-        }
+        } | ({"contrasts": asdict(self.contrasts)} if self.contrasts else {})
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ def fit_adapter(
         percent = 100 * counts.trainable / counts.total
         _LOG.info("%s: %s parameters are trained (%.1f %%)", config.method, trained, percent)
     identity = recipe.identity(config, training, validation)
+    if recipe.contrasts is not None:
+        training = find_tissues(training, _tissue_network(recipe.base))
     # The type stubs of Module.to do not know memory_format.
     model = model.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     on_device = training.to(device)
@@ -155,7 +161,12 @@ def fit_adapter(
     names = list(recipe.labels)
     objective = Objective(
         lambda generator: augmented_batch(
-            on_device, recipe.batch_size, len(names) + 1, generator, strength=recipe.augmentation
+            on_device,
+            recipe.batch_size,
+            len(names) + 1,
+            generator,
+            strength=recipe.augmentation,
+            contrasts=recipe.contrasts,
         ),
         LOSSES[recipe.loss](),
         lambda network: crop_dice(network, held_out, names) if held_out else {},
@@ -178,6 +189,17 @@ def fit_adapter(
         dtype = torch.float16 if recipe.half else torch.float32
         save_adapter(fitted.path, model, config, recipe.base, card, dtype=dtype)
     return fitted
+
+
+def _tissue_network(base: Path) -> nn.Module:
+    """Load a base that names tissues."""
+    network, card = load_network(base)
+    if card["labels"] != list(BASE_CLASSES):
+        raise UsageError(
+            f"{base}: random contrasts need a base with the tissue classes of the shipped one",
+            code="base-without-tissues",
+        )
+    return network.eval()
 
 
 def starting_points(
@@ -241,6 +263,15 @@ def predict_classes(logits: torch.Tensor) -> np.ndarray:
     return decide(logits.softmax(dim=1)[:, 1:].movedim(1, 0).cpu().numpy())
 
 
+def _describe_contrasts(contrasts: ContrastSettings | None) -> str:
+    if contrasts is None:
+        return "that of the crops"
+    return (
+        f"that of the crops, {contrasts.mapped:.0%} with a random intensity map and "
+        f"{contrasts.recolored:.0%} with random intensities of tissues"
+    )
+
+
 def _card(recipe: Recipe, fitted: FittedAdapter, crops: int) -> dict[str, Any]:
     """Collect the facts that go with the weights."""
     return {
@@ -252,6 +283,7 @@ def _card(recipe: Recipe, fitted: FittedAdapter, crops: int) -> dict[str, Any]:
             "batch_size": recipe.batch_size,
             "augmentation": recipe.augmentation,
             "loss": recipe.loss,
+            "contrasts": _describe_contrasts(recipe.contrasts),
             "optimizer": recipe.loop.optimizer,
             "learning_rate": recipe.loop.learning_rate,
             "started from": recipe.start.name if recipe.start else "base",
