@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hyps_bids.tools.options import Parser, add_parser, positive, prepare
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hyps_bids.segmentation.pipeline import Pipeline
+
 #: First columns of the tables, by which those of earlier runs are recognized.
 _TABLE_MARKS = (b"id\tdice_", b"id\themi\tdice", b"id\tmove\t", b"id\trepeat\t", b"axes\tdice_")
+
+#: Measures with these networks and options; returns the rows.
+_Measure = Callable[["Pipeline", argparse.Namespace], "pd.DataFrame"]
 
 
 def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -16,39 +27,31 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = add_parser(
         commands, "evaluate", _evaluate, "Measure weights on labeled or real images."
     )
-    what = parser.add_subparsers(title="what", required=True, metavar="WHAT", dest="what")
-    crops = what.add_parser("crops", help="Dice on the fixed test split of MSD Task04")
-    crops.add_argument("images", type=Path, metavar="IMAGES")
-    crops.add_argument("labels", type=Path, metavar="LABELS")
-    images = what.add_parser("images", help="whole images against references, end to end")
-    images.add_argument("image", type=Path, help="a T1w image, or a folder of *_T1w and *_dseg")
-    images.add_argument("reference", type=Path, nargs="?", help="label image of a single image")
-    images.add_argument(
-        "--values",
-        type=int,
-        nargs=2,
-        default=(1, 2),
-        metavar=("LEFT", "RIGHT"),
-        help="values of the hippocampi in the reference (default: 1 2)",
-    )
-    retest = what.add_parser("retest", help="agreement after shifts and rotations of heads")
-    retest.add_argument("images", type=Path, nargs="+")
-    retest.add_argument("--moves", type=positive, default=4, help="moves per image (default: 4)")
-    orientation = what.add_parser("orientation", help="agreement over all 48 axis orders of a head")
-    orientation.add_argument("image", type=Path)
-    speed = what.add_parser("speed", help="seconds that each step takes")
-    speed.add_argument("images", type=Path, nargs="+")
-    for sub in (crops, images, retest, orientation, speed):
-        sub.add_argument("--output", type=Path, metavar="TSV", help="write all rows to this table")
-        for name in ("adapter", "base", "localizer"):
-            sub.add_argument(
-                f"--{name}", type=Path, help=f"weights of the {name} (default: shipped)"
-            )
-        sub.add_argument("--n4", action="store_true", help="correct the bias field first")
-        sub.add_argument(
-            "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT")
+    _add_crops(kinds)
+    _add_images(kinds)
+    _add_retest(kinds)
+    _add_orientation(kinds)
+    _add_speed(kinds)
+
+
+def _add_kind(
+    kinds: argparse._SubParsersAction[Parser], name: str, measure: _Measure, text: str
+) -> Parser:
+    """Add a kind of measurement, with the options of all kinds."""
+    parser = kinds.add_parser(name, help=text)
+    parser.set_defaults(measure=measure)
+    parser.add_argument("--output", type=Path, metavar="TSV", help="write all rows to this table")
+    for weights in ("adapter", "base", "localizer"):
+        parser.add_argument(
+            f"--{weights}", type=Path, help=f"weights of the {weights} (default: shipped)"
         )
-        sub.add_argument("--threads", type=positive, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--n4", action="store_true", help="correct the bias field first")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: PyTorch's choice)")
+    return parser
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -57,9 +60,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
         refuse_foreign_file(args.output, *_TABLE_MARKS)
     device = prepare(args)
-    import tempfile
-
-    from hyps_bids import evaluation
+    from hyps_bids.evaluation.tables import report
     from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
     from hyps_bids.segmentation.pipeline import Pipeline
 
@@ -70,19 +71,77 @@ def _evaluate(args: argparse.Namespace) -> int:
         device=str(device),
         n4=args.n4,
     )
-    if args.what == "crops":
-        table = evaluation.evaluate_crops(pipeline, args.images, args.labels)
-    elif args.what == "images":
-        pairs = (
-            [(args.image, args.reference)] if args.reference else evaluation.pairs_in(args.image)
-        )
-        table = evaluation.evaluate_images(pipeline, pairs, tuple(args.values))
-    elif args.what == "retest":
-        table = evaluation.evaluate_retest(pipeline, args.images, moves=args.moves)
-    elif args.what == "orientation":
-        with tempfile.TemporaryDirectory() as folder:
-            table = evaluation.evaluate_orientation(pipeline, args.image, Path(folder))
-    else:
-        table = evaluation.evaluate_speed(pipeline, args.images)
-    evaluation.report(table, args.output)
+    report(args.measure(pipeline, args), args.output)
     return 0
+
+
+def _add_crops(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "Dice on the fixed test split of MSD Task04"
+    parser = _add_kind(kinds, "crops", _crops, text)
+    parser.add_argument("images", type=Path, metavar="IMAGES")
+    parser.add_argument("labels", type=Path, metavar="LABELS")
+
+
+def _crops(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.crops import evaluate_crops
+
+    return evaluate_crops(pipeline, args.images, args.labels)
+
+
+def _add_images(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "whole images against references, end to end"
+    parser = _add_kind(kinds, "images", _images, text)
+    parser.add_argument("image", type=Path, help="a T1w image, or a folder of *_T1w and *_dseg")
+    parser.add_argument("reference", type=Path, nargs="?", help="label image of a single image")
+    parser.add_argument(
+        "--values",
+        type=int,
+        nargs=2,
+        default=(1, 2),
+        metavar=("LEFT", "RIGHT"),
+        help="values of the hippocampi in the reference (default: 1 2)",
+    )
+
+
+def _images(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.images import evaluate_images, pairs_in
+
+    pairs = [(args.image, args.reference)] if args.reference else pairs_in(args.image)
+    return evaluate_images(pipeline, pairs, tuple(args.values))
+
+
+def _add_retest(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "agreement after shifts and rotations of heads"
+    parser = _add_kind(kinds, "retest", _retest, text)
+    parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--moves", type=positive, default=4, help="moves per image (default: 4)")
+
+
+def _retest(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.retest import evaluate_retest
+
+    return evaluate_retest(pipeline, args.images, moves=args.moves)
+
+
+def _add_orientation(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "agreement over all 48 axis orders of a head"
+    parser = _add_kind(kinds, "orientation", _orientation, text)
+    parser.add_argument("image", type=Path)
+
+
+def _orientation(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.orientation import evaluate_orientation
+
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluate_orientation(pipeline, args.image, Path(folder))
+
+
+def _add_speed(kinds: argparse._SubParsersAction[Parser]) -> None:
+    parser = _add_kind(kinds, "speed", _speed, "seconds that each step takes")
+    parser.add_argument("images", type=Path, nargs="+")
+
+
+def _speed(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.speed import evaluate_speed
+
+    return evaluate_speed(pipeline, args.images)

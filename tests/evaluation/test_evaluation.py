@@ -12,8 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyps_bids import evaluation
 from hyps_bids.errors import MissingInput
+from hyps_bids.evaluation.images import evaluate_images, pairs_in
+from hyps_bids.evaluation.orientation import evaluate_orientation
+from hyps_bids.evaluation.retest import evaluate_retest
+from hyps_bids.evaluation.tables import report
 from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.segmentation.pipeline import Pipeline
 from tests.raising import raises
@@ -40,8 +43,8 @@ def coarse_pair(coarse_head: nib.Nifti1Image, root: Path, tmp_path: Path) -> Pat
 def test_coarse_head_agrees_with_freesurfer(
     pipeline: Pipeline, coarse_pair: Path, n4: bool
 ) -> None:
-    pairs = evaluation.pairs_in(coarse_pair)
-    table = evaluation.evaluate_images(replace(pipeline, n4=n4), pairs, (1, 2))
+    pairs = pairs_in(coarse_pair)
+    table = evaluate_images(replace(pipeline, n4=n4), pairs, (1, 2))
     assert table["hemi"].tolist() == ["L", "R"]
     # At 2 mm, across two protocols
     assert (table["dice"] > 0.75).all()
@@ -52,7 +55,7 @@ def test_coarse_head_agrees_with_freesurfer(
 @pytest.mark.slow
 def test_moved_head_gives_the_same_hippocampi(pipeline: Pipeline, coarse_pair: Path) -> None:
     paths = [coarse_pair / "sub-0001_T1w.nii.gz"]
-    table = evaluation.evaluate_retest(pipeline, paths, moves=1)
+    table = evaluate_retest(pipeline, paths, moves=1)
     # A 2 mm grid alone costs several points
     assert (table["dice"] > 0.85).all()
     assert (table["volume_change"].abs() < 0.08).all()
@@ -67,7 +70,7 @@ def test_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             "reference_mm3": [2.0, 4.0, 6.0, 8.0],
         }
     )
-    evaluation.report(table, tmp_path / "table.tsv")
+    report(table, tmp_path / "table.tsv")
     summary = json.loads(capsys.readouterr().out)
     assert summary["dice_mean"] == 0.85
     assert summary["dice_min"] == 0.7
@@ -78,7 +81,7 @@ def test_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_folder_without_pairs(tmp_path: Path) -> None:
     with raises(MissingInput, "no-image-pair", tmp_path):
-        evaluation.pairs_in(tmp_path)
+        pairs_in(tmp_path)
 
 
 @pytest.mark.slow
@@ -87,7 +90,7 @@ def test_whole_head_agrees_with_freesurfer(pipeline: Pipeline, demo_bids: Path, 
         demo_bids / "sub-0001/anat/sub-0001_T1w.nii.gz",
         root / "tests/data/sub-0001_desc-hippocampus_dseg.nii.gz",
     )
-    table = evaluation.evaluate_images(pipeline, [pair], (1, 2))
+    table = evaluate_images(pipeline, [pair], (1, 2))
     assert (table["dice"] > 0.82).all()
 
 
@@ -97,6 +100,6 @@ def test_orientations_give_the_same_hippocampi(
 ) -> None:
     path = coarse_pair / "sub-0001_T1w.nii.gz"
     # All 48 are in the tests of conform and of the outputs
-    table = evaluation.evaluate_orientation(pipeline, path, tmp_path, every=25)
+    table = evaluate_orientation(pipeline, path, tmp_path, every=25)
     assert table["axes"].tolist() == ["RAS", "ASL"]
     assert np.allclose(table[["dice_L", "dice_R"]], 1)

@@ -1,0 +1,53 @@
+"""Names in the tables of measurements, and their summaries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+
+def summarize(table: pd.DataFrame) -> dict[str, float]:
+    """Summarize each column of numbers, and the agreement of volumes if there is a reference."""
+    out = {}
+    for column in table.select_dtypes("float"):
+        values = table[column]
+        for name, value in {
+            "mean": values.mean(),
+            "sd": values.std(),
+            "min": values.min(),
+            "max": values.max(),
+            "median": values.median(),
+        }.items():
+            out[f"{column}_{name}"] = round(float(value), 4)
+    if "volume_change" in table:
+        out["volume_change_mean_absolute"] = round(float(table["volume_change"].abs().mean()), 4)
+    if "reference_mm3" in table and len(table) > 2:
+        out["volume_correlation"] = _correlation(table)
+        for hemi, side in table.groupby("hemi"):
+            out[f"volume_correlation_{hemi}"] = _correlation(side)
+        out["volume_ratio"] = round(float((table["volume_mm3"] / table["reference_mm3"]).mean()), 4)
+    return out
+
+
+def report(table: pd.DataFrame, output: Path | None) -> None:
+    """Print the summary, and write the table if a path is given."""
+    if output is not None:
+        table.to_csv(output, sep="\t", index=False, float_format="%.4f")
+    print(json.dumps(summarize(table), indent=2))
+
+
+def head_name(path: Path) -> str:
+    """Return the name of an image without contrast and extension.
+
+    Examples
+    --------
+    >>> head_name(Path("sub-01/anat/sub-01_ses-1_T1w.nii.gz"))
+    'sub-01_ses-1'
+    """
+    return path.name.split("_T1w")[0]
+
+
+def _correlation(table: pd.DataFrame) -> float:
+    return round(float(table["volume_mm3"].corr(table["reference_mm3"])), 4)
