@@ -262,7 +262,7 @@ def build_parser(level: str | None = None) -> argparse.ArgumentParser:
     parser = Parser(
         prog="hyps-bids",
         usage="hyps-bids BIDS_DIR OUTPUT_DIR {participant,group} [options]",
-        description="Segment the hippocampus in the T1-weighted images of a BIDS dataset.",
+        description="Segment the hippocampus in T1w images, or in other contrasts, of a BIDS dataset.",
         epilog="Give a level before --help to see the options of that level only.",
         formatter_class=_HelpFormatter,
         add_help=False,
@@ -330,7 +330,8 @@ def _help(declared: Option) -> str:
     """Write the help of an option with its default, if that is a value."""
     if declared.kind is bool or declared.counted or declared.default in (MISSING, None, ()):
         return declared.help
-    return f"{declared.help.removesuffix('.')} (default: {declared.default})."
+    default = " ".join(declared.default) if declared.several else declared.default
+    return f"{declared.help.removesuffix('.')} (default: {default})."
 
 
 def _showing_errors(parse: Callable[[str], Any]) -> Callable[[str], Any]:

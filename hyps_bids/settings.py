@@ -23,6 +23,10 @@ from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.messages import is_unicode
 
 Level = Literal["participant", "group"]
+#: BIDS suffixes of the images that can be segmented. Contrast-enhanced T1w images are T1w, with the
+#: entity ``ce``; quantitative maps, and files with several images such as PDT2, are no such images.
+Suffix = Literal["T1w", "T2w", "FLAIR", "UNIT1", "PDw", "T2starw", "inplaneT1", "inplaneT2"]
+SUFFIXES: tuple[Suffix, ...] = get_args(Suffix)
 T = TypeVar("T")
 
 #: Largest seed that NumPy accepts.
@@ -39,7 +43,7 @@ class Arguments:
     """The arguments that every run needs."""
 
     bids_dir: Path = field(
-        metadata={"help": "BIDS dataset with the T1w images.", "metavar": "BIDS_DIR"}
+        metadata={"help": "BIDS dataset with the images.", "metavar": "BIDS_DIR"}
     )
     output_dir: Path = field(
         metadata={"help": "Derivatives dataset; it may exist.", "metavar": "OUTPUT_DIR"}
@@ -64,6 +68,12 @@ class SelectionSettings:
     )
     session_label: tuple[str, ...] = option(
         (), "Use only these sessions, with or without 'ses-'.", "LABEL", prefix="ses-"
+    )
+    suffix: tuple[Suffix, ...] = option(
+        ("T1w",),
+        f"Use the images with these BIDS suffixes: {', '.join(SUFFIXES)}. Contrast-enhanced T1w "
+        "images are T1w.",
+        "SUFFIX",
     )
     bids_filter_file: Path | None = option(
         None, "Select scans by the pybids filters under 't1w' in this JSON file.", "FILE"
@@ -398,6 +408,8 @@ class Option:
         if self.kind is int:
             end = f" to {self.most}" if self.most < math.inf else ""
             return f"a whole number {'from' if end else 'of at least'} {self.least}{end}"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         names: dict[type, str] = {bool: "true or false", float: "a positive, finite number"}
         return names.get(self.kind, "a text")
 
@@ -411,6 +423,8 @@ class Option:
         """
         if isinstance(value, str) and self.kind is Path:
             return read_path(value)
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{value!r} is not {self.expected}")
         if isinstance(value, str) and self.kind is str:
             return expand_home(value) if self.maybe_file else value.removeprefix(self.prefix)
         if isinstance(value, bool):
@@ -634,15 +648,21 @@ def _from_toml(declared: Option, value: object) -> Any:
     if not declared.several:
         return declared.check(value)
     # A single text may stand without brackets
-    return tuple(map(declared.check, value if isinstance(value, list) else [value]))
+    values = tuple(map(declared.check, value if isinstance(value, list) else [value]))
+    if declared.default and not values:
+        raise ValueError("at least one value is needed")
+    return values
 
 
 def _describe_type(hint: Any) -> dict[str, Any]:
     """Describe a field's type by the attributes of :class:`Option`."""
+    several = get_origin(hint) is tuple
+    if several:
+        hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
-        return {"kind": str, "several": False, "choices": get_args(hint)}
-    kinds = [each for each in get_args(hint) or (hint,) if each not in (NoneType, Ellipsis)]
-    return {"kind": kinds[0], "several": get_origin(hint) is tuple}
+        return {"kind": str, "several": several, "choices": get_args(hint)}
+    kinds = [each for each in get_args(hint) or (hint,) if each is not NoneType]
+    return {"kind": kinds[0], "several": several}
 
 
 def _toml(value: Any) -> str:

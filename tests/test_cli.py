@@ -38,8 +38,9 @@ def parse(*options: str) -> Settings:
 def other_value(option: Option) -> Any:
     """Return a value that is no option's default."""
     values = {bool: True, int: 3, float: 0.25, str: "x", Path: Path("x")}
-    value: Any = values[option.kind]
-    return (value, option.kind("y")) if option.several else value
+    first, second = option.choices[-2:] if option.choices else (values[option.kind], "y")
+    value: Any = first
+    return (value, option.kind(second)) if option.several else value
 
 
 def with_values(*names: str) -> Settings:
@@ -116,6 +117,11 @@ def test_option(options: list[str], name: str, value: object) -> None:
         [*BASIC, "--learning-rate", "inf"],
         [*BASIC, "--seed", "-1"],
         [*BASIC, "--seed", "4294967296"],
+        [*BASIC, "--threshold", "half"],
+        [*BASIC, "--suffix"],
+        [*BASIC, "--suffix", "T1w", "bold"],
+        [*BASIC, "--suffix", "t2w"],
+        [*BASIC, "--suffix", "T1w,T2w"],
     ],
 )
 def test_wrong_usage_is_64(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +229,8 @@ def test_config_file_is_below_the_command_line(tmp_path: Path) -> None:
         ("mem_gb = true", "config-value-invalid", "mem_gb"),
         ("work_dir = 1", "config-value-invalid", "work_dir"),
         ("adapter = 1", "config-value-invalid", "adapter"),
+        ('suffix = ["T1w", "dwi"]', "config-value-invalid", "suffix: 'dwi'"),
+        ("suffix = []", "config-value-invalid", "suffix"),
         ("participant_label = 1", "config-value-invalid", "participant_label"),
         ("participant_label = [1, 2]", "config-value-invalid", "participant_label"),
     ],

@@ -171,7 +171,7 @@ def gather(found: FoundOutputs) -> Gathered:
 
 def scan_named(stem: str) -> Scan:
     """Return the scan with this name; its path is a file name only."""
-    return Scan.from_path(Path(f"{stem}_T1w.nii.gz"))
+    return Scan.from_stem(stem)
 
 
 def scan_keys(stem: str) -> list[str | None]:

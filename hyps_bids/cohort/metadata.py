@@ -15,6 +15,7 @@ from hyps_bids.cohort.keys import PREFIXES, KeyMatcher, match_labels, report_unm
 from hyps_bids.cohort.raw_tables import TableReader
 from hyps_bids.errors import UsageError
 from hyps_bids.outputs.columns import ColumnDescription
+from hyps_bids.outputs.scan import Scan, image_names
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,11 @@ def _scan_times(
         return pd.DataFrame(columns=["scan", "acq_time"], dtype="str")
     table = table.dropna(subset="acq_time")
     names = table["filename"].str.extract(r"([^/\\]*)$")[0]
-    stems = names.str.extract(r"^(.*)_T1w(?:\.nii(?:\.gz)?)?$")[0]
-    known, written = set(scans), set(stems.dropna())
+    known = set(scans)
+    suffixes = "|".join(sorted({Scan.from_stem(scan).suffix for scan in known}))
+    images = names.str.extract(rf"^(.*_(?:{suffixes}))(?:\.nii(?:\.gz)?)?$")[0]
+    stems = images.map(lambda name: Scan.from_path(Path(name)).stem, na_action="ignore")
+    written = set(stems.dropna())
     if not written <= known:
         matched = match_labels(written, known)
         stems = stems.map(lambda stem: matched.get(stem, stem))
@@ -192,7 +196,7 @@ def _images(root: Path, stem: str) -> list[Path]:
     """Return the paths at which the image of a scan may be."""
     found = re.match(r"(sub-[^_]+)(?:_(ses-[^_]+))?", stem)
     folder = root.joinpath(*filter(None, found.groups()), "anat") if found else root
-    return [folder / f"{stem}_T1w.nii{end}" for end in (".gz", "")]
+    return [folder / name for name in image_names(stem)]
 
 
 def _phenotype(

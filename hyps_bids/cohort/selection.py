@@ -118,7 +118,7 @@ def _is_gone(settings: Settings, scan: Scan) -> bool:
         return False
     # Without a kept index, an image that is there was left out on purpose.
     indexed = settings.bids_database_dir is not None
-    return not (indexed and {f"{scan.stem}_T1w.nii.gz", f"{scan.stem}_T1w.nii"} & {*names})
+    return not (indexed and {*scan.image_names} & {*names})
 
 
 def report_gone(stems: Sequence[str], settings: Settings) -> None:

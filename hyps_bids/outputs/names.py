@@ -11,8 +11,8 @@ from hyps_bids.outputs.scan import Scan
 SEG = "hippocampus"
 #: The same as it stands in file names.
 SEG_PREFIX = f"seg-{SEG}"
-#: Order of the entities that derivatives add, from the BIDS schema.
-_ORDER = ("space", "seg", "res", "den", "label", "desc")
+#: Order of the entities that derivatives add behind ``space``, from the BIDS schema.
+_ORDER = ("seg", "res", "den", "label", "desc")
 #: Version 0.1 left these entities before ``seg``, which is not valid.
 _LATE = re.compile(r"_(?:res|den|label|desc)-")
 
@@ -53,6 +53,9 @@ def output_name(scan: Scan, *, suffix: str, extension: str, **entities: str) -> 
     >>> scan = Scan.from_path(Path("sub-01_run-2_T1w.nii.gz"))
     >>> output_name(scan, suffix="mask", extension=".nii.gz", label="ICV")
     'sub-01_run-2_label-ICV_mask.nii.gz'
+    >>> scan = Scan.from_path(Path("sub-01_run-2_T2w.nii.gz"))
+    >>> output_name(scan, suffix="mask", extension=".nii.gz", label="ICV")
+    'sub-01_run-2_space-T2w_label-ICV_mask.nii.gz'
     >>> scan = Scan.from_path(Path("sub-01_desc-preproc_T1w.nii.gz"))
     >>> output_name(scan, suffix="dseg", extension=".nii.gz", seg=SEG)
     'sub-01_seg-hippocampus_desc-preproc_dseg.nii.gz'
@@ -71,7 +74,8 @@ def parse_output(name: str) -> tuple[str, str] | None:
     Returns
     -------
     (str, str) or None
-        None if we would not give this name to a file of a scan.
+        None if we would not give this name to a file of a scan. :meth:`Scan.from_stem` makes a
+        scan of the first.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The value object of one T1w image: its path and its BIDS entities."""
+"""The value object of one image: its path, its contrast and its BIDS entities."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyps_bids.settings import SUFFIXES
+
+#: Suffix of images whose outputs have names that do not state the contrast.
+DEFAULT_SUFFIX = "T1w"
 #: Values of the entity ``space`` that mean the world coordinates of the scan itself.
 OWN_SPACES = frozenset({"T1w", "individual", "native", "orig", "scanner"})
 #: Entities that stand behind ``seg`` in the names of derivatives.
 _LATE = ("res", "den", "label", "desc")
+#: Entities that stand behind ``space`` in the order of BIDS, but before ``seg``.
+_BEHIND_SPACE = ("split", "recording", "chunk", "atlas")
+_EXTENSIONS = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True, order=True)
 class Scan:
-    """One T1w image.
+    """One image of a head, T1w or of another contrast.
 
     Attributes
     ----------
@@ -34,6 +41,11 @@ class Scan:
     >>> scan = Scan.from_path(Path("sub-01_desc-preproc_res-1_run-2_T1w.nii.gz"))
     >>> scan.stem, scan.source_entities, scan.derived_entities
     ('sub-01_run-2_res-1_desc-preproc', ['sub-01', 'run-2'], {'res': '1', 'desc': 'preproc'})
+
+    Contrasts other than T1w are told apart by the entity ``space``.
+
+    >>> [Scan.from_path(Path(f"sub-01{name}.nii.gz")).stem for name in ("_T2w", "_space-T1w_T2w")]
+    ['sub-01_space-T2w', 'sub-01_space-T1wT2w']
     """
 
     path: Path
@@ -46,16 +58,53 @@ class Scan:
         pairs = [part.partition("-")[::2] for part in parts]
         return cls(path, tuple((key, value) for key, value in pairs))
 
+    @classmethod
+    def from_stem(cls, stem: str) -> Scan:
+        """Return the scan with this stem; its path is a file name only.
+
+        Examples
+        --------
+        >>> scan = Scan.from_stem("sub-01_space-T1wT2w_desc-preproc")
+        >>> scan.path.name, scan.suffix, scan.stem
+        ('sub-01_space-T1w_desc-preproc_T2w.nii.gz', 'T2w', 'sub-01_space-T1wT2w_desc-preproc')
+        """
+        entities, suffix = [], DEFAULT_SUFFIX
+        for part in stem.split("_"):
+            key, _, value = part.partition("-")
+            if key == "space":
+                value, suffix = _split_space(value)
+            if value or key != "space":
+                entities.append((key, value))
+        name = "_".join([*(f"{key}-{value}" for key, value in entities), suffix])
+        return cls(Path(name + _EXTENSIONS[0]), tuple(entities))
+
+    @property
+    def suffix(self) -> str:
+        """BIDS suffix of the image, which states its contrast."""
+        return self.path.name.split(".")[0].rpartition("_")[2]
+
     @property
     def stem(self) -> str:
-        """Name without suffix and extension."""
+        """Name that tells the scan from all others of the dataset, its contrast included."""
         derived = [f"{key}-{value}" for key, value in self.derived_entities.items()]
         return "_".join([*self.source_entities, *derived])
 
     @property
+    def image_names(self) -> tuple[str, ...]:
+        """Names that the image may have in the dataset, compressed or not."""
+        return image_names(self.stem)
+
+    @property
     def source_entities(self) -> list[str]:
         """The entities that stand before ``seg`` in the names of derivatives."""
-        return [f"{key}-{value}" for key, value in self.entities if key not in _LATE]
+        pairs = [pair for pair in self.entities if pair[0] not in _LATE]
+        own = [i for i, (key, _) in enumerate(pairs) if key == "space"]
+        value = _join_space(pairs[own[0]][1] if own else "", self.suffix)
+        if value:
+            behind = [i for i, (key, _) in enumerate(pairs) if key in _BEHIND_SPACE]
+            place = (own or behind or [len(pairs)])[0]
+            pairs[place : place + len(own[:1])] = [("space", value)]
+        return [f"{key}-{value}" for key, value in pairs]
 
     @property
     def derived_entities(self) -> dict[str, str]:
@@ -83,3 +132,37 @@ class Scan:
     def workflow_name(self) -> str:
         """Name for nipype: letters, digits and underscores."""
         return re.sub(r"\W", "_", self.stem)
+
+
+def image_names(stem: str) -> tuple[str, ...]:
+    """Return the names that the image of a scan with this stem may have.
+
+    Examples
+    --------
+    >>> image_names("sub-01_space-FLAIR_desc-x")
+    ('sub-01_desc-x_FLAIR.nii.gz', 'sub-01_desc-x_FLAIR.nii')
+    """
+    name = Scan.from_stem(stem).path.name.removesuffix(_EXTENSIONS[0])
+    return tuple(name + extension for extension in _EXTENSIONS)
+
+
+def _join_space(space: str, suffix: str) -> str:
+    """Return the value of ``space`` in the names of derivatives; none for most T1w images.
+
+    It is the suffix, or the image's own space followed by the suffix. That of a T1w image is its
+    own space alone, unless this would mean another contrast.
+    """
+    if suffix not in SUFFIXES:
+        return space
+    plain = space if suffix == DEFAULT_SUFFIX else space or suffix
+    return plain if _split_space(plain) == (space, suffix) else space + suffix
+
+
+def _split_space(value: str) -> tuple[str, str]:
+    """Return the image's own ``space``, which may be empty, and its suffix."""
+    for suffix in SUFFIXES:
+        if value == suffix != DEFAULT_SUFFIX:
+            return "", suffix
+        if value.endswith(suffix) and value != suffix:
+            return value.removesuffix(suffix), suffix
+    return value, DEFAULT_SUFFIX

@@ -189,10 +189,11 @@ def write_result(
 
 
 def _grid_metadata(scan: Scan, uri: str) -> dict[str, str]:
-    """Return the keys that BIDS requires where a name has ``space`` or ``res``."""
-    entities = dict(scan.entities)
-    metadata = {"SpatialReference": uri} if "space" in entities else {}
-    return metadata | ({"Resolution": f"The grid of {uri}"} if "res" in entities else {})
+    """Return the keys that BIDS requires where the names of outputs have ``space`` or ``res``."""
+    has_space = any(entity.startswith("space-") for entity in scan.source_entities)
+    metadata = {"SpatialReference": uri} if has_space else {}
+    has_resolution = "res" in scan.derived_entities
+    return metadata | ({"Resolution": f"The grid of {uri}"} if has_resolution else {})
 
 
 def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:

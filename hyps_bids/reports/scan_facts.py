@@ -158,7 +158,7 @@ def find_scans_of(output_dir: Path, subject: str) -> list[Scan]:
     """
     names = (name for name in _anat_files(output_dir, subject) if name.endswith("_qc.tsv"))
     stems = {named[0] for name in names if (named := parse_output(name))}
-    return [Scan.from_path(Path(f"{stem}_T1w.nii.gz")) for stem in sorted(stems)]
+    return [Scan.from_stem(stem) for stem in sorted(stems)]
 
 
 def _anat_files(dataset: Path, subject: str) -> Iterator[str]:

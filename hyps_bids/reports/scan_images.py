@@ -96,9 +96,8 @@ class StoredImages:
 
 
 def read_raw(bids_dir: Path, scan: Scan) -> ConformedImage:
-    """Read the T1w image of a scan; see :func:`~hyps_bids.imaging.conform.conform` for errors."""
-    path = bids_dir / scan.folder / f"{scan.stem}_T1w.nii.gz"
-    plain = path.with_suffix("")
+    """Read the image of a scan; see :func:`~hyps_bids.imaging.conform.conform` for errors."""
+    path, plain = (bids_dir / scan.folder / name for name in scan.image_names)
     return conform(plain if plain.exists() and not path.exists() else path)
 
 

@@ -384,12 +384,18 @@ def test_unreadable_image_does_not_end_the_run(tmp_path: Path) -> None:
 
 
 NAMES = {
-    "sub-01": "sub-01_seg-hippocampus",
-    "sub-01_acq-x_run-2_part-mag": "sub-01_acq-x_run-2_part-mag_seg-hippocampus",
-    "sub-01_desc-preproc": "sub-01_seg-hippocampus_desc-preproc",
-    "sub-01_res-2_desc-preproc": "sub-01_seg-hippocampus_res-2_desc-preproc",
-    "sub-01_desc-preproc_res-2_run-1": "sub-01_run-1_seg-hippocampus_res-2_desc-preproc",
-    "sub-01_space-T1w_desc-brain": "sub-01_space-T1w_seg-hippocampus_desc-brain",
+    "sub-01_T1w": "sub-01_seg-hippocampus",
+    "sub-01_acq-x_run-2_part-mag_T1w": "sub-01_acq-x_run-2_part-mag_seg-hippocampus",
+    "sub-01_desc-preproc_T1w": "sub-01_seg-hippocampus_desc-preproc",
+    "sub-01_res-2_desc-preproc_T1w": "sub-01_seg-hippocampus_res-2_desc-preproc",
+    "sub-01_desc-preproc_res-2_run-1_T1w": "sub-01_run-1_seg-hippocampus_res-2_desc-preproc",
+    "sub-01_space-T1w_desc-brain_T1w": "sub-01_space-T1w_seg-hippocampus_desc-brain",
+    "sub-01_space-T2w_T1w": "sub-01_space-T2wT1w_seg-hippocampus",
+    "sub-01_T2w": "sub-01_space-T2w_seg-hippocampus",
+    "sub-01_space-T1w_T2w": "sub-01_space-T1wT2w_seg-hippocampus",
+    "sub-01_space-orig_desc-preproc_FLAIR": "sub-01_space-origFLAIR_seg-hippocampus_desc-preproc",
+    "sub-01_acq-x_run-2_chunk-1_UNIT1": "sub-01_acq-x_run-2_space-UNIT1_chunk-1_seg-hippocampus",
+    "sub-01_ce-gd_part-mag_T2starw": "sub-01_ce-gd_part-mag_space-T2starw_seg-hippocampus",
 }
 
 
@@ -399,12 +405,15 @@ def test_names_of_processed_images_are_valid(tmp_path: Path, validator: str) -> 
     made = save(image, tmp_path)
     made.path.unlink()
     for source, expected in NAMES.items():
-        scan = Scan.from_path(raw / f"sub-01/anat/{source}_T1w.nii.gz")
+        scan = Scan.from_path(raw / f"sub-01/anat/{source}.nii.gz")
         nib.save(image, scan.path)
         mark = write(scan, tmp_path)
         assert mark.name == f"{expected}_qc.json"
         # The name of the scan can be read back from the name of any of its files.
         assert parse_output(mark.name) == (scan.stem, "qc.json")
+        own_space = json.loads(mark.read_text()).get("SpatialReference")
+        uri = f"bids:raw:sub-01/anat/{source}.nii.gz"
+        assert own_space == (uri if "_space-" in expected else None)
     settings = Settings(bids_dir=raw, output_dir=out, analysis_level="participant")
     write_dataset_files(settings, labels=["anterior", "posterior"])
     checked = subprocess.run([validator, str(out), "--format", "json"], capture_output=True)
