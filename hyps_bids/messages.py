@@ -57,6 +57,18 @@ def join_names(names: Iterable[str]) -> str:
     return ", ".join(every[:_SHOWN]) + more
 
 
+def join_alternatives(names: Iterable[str]) -> str:
+    """Join alternatives by commas and, before the last one, "or".
+
+    Examples
+    --------
+    >>> join_alternatives(["T1w"]), join_alternatives(["T1w", "T2w", "FLAIR"])
+    ('T1w', 'T1w, T2w or FLAIR')
+    """
+    *others, last = names
+    return " or ".join([", ".join(others), last] if others else [last])
+
+
 def suggest_names(names: Iterable[str], known: Collection[str]) -> str:
     """Join the known names by commas, beginning with those that are most similar to `names`.
 

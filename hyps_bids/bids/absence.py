@@ -1,34 +1,151 @@
-"""Words for what was not found: participants without images, and labels that nobody has."""
+"""What was not found: participants without images, and labels that nobody has."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hyps_bids.bids.folders import Participant, near_misses
-from hyps_bids.messages import format_count, join_names, printable
+from hyps_bids.bids.folders import Participant, near_misses, suffix_of
+from hyps_bids.errors import NothingMatches
+from hyps_bids.messages import format_count, join_alternatives, join_names, printable
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.settings import SUFFIXES, Settings
 
+_LOG = logging.getLogger("hyps_bids")
 #: Participant → path of an image that was left out, and the reason.
 LeftOut = dict[str, list[tuple[str, str]]]
-#: Most participants whose folders are searched: a dataset may have thousands without T1w images.
+#: Most participants whose folders are searched: a dataset may have thousands without images.
 _SEARCHED = 1000
+#: Rank of participants who have nothing that looks like a wanted image.
+_NOTHING_NEAR = 2
 
 
-def describe_absent(
-    root: Path, absent: Sequence[Participant], left_out: LeftOut, filtered: Collection[str]
+def sorted_suffixes(settings: Settings) -> list[str]:
+    """Return the wanted contrasts, each once, in the order of their declaration."""
+    return [suffix for suffix in SUFFIXES if suffix in settings.suffix]
+
+
+def refuse_nothing(
+    settings: Settings,
+    participants: Sequence[Participant],
+    nearly: Sequence[str],
+    scans: Sequence[Scan],
+    passed: Sequence[Scan],
+    left_out: LeftOut,
+) -> None:
+    """Refuse if nobody has a selected image; see :func:`name_absent` for the parameters.
+
+    Raises
+    ------
+    NothingMatches
+        If no image was found, or none passes the filters.
+    """
+    if passed:
+        return
+    suffixes = sorted_suffixes(settings)
+    wanted = join_alternatives(suffixes)
+    if scans:
+        raise NothingMatches(
+            f"{settings.bids_filter_file}: passes none of {len(scans)} {wanted} images.",
+            code="no-images-selected",
+        )
+    names = _describe_absent(settings, participants, suffixes, left_out, ())
+    sessions = f", session {join_names(settings.session_label)}" if settings.session_label else ""
+    people = join_names(each.label for each in participants)
+    raise NothingMatches(
+        f"{settings.bids_dir}: there is no {wanted} image of participant {people}{sessions}. What "
+        f"there is instead: {join_names([names, *nearly])}.",
+        code="no-images-selected",
+    )
+
+
+def name_absent(
+    settings: Settings,
+    participants: Sequence[Participant],
+    nearly: Sequence[str],
+    scans: Sequence[Scan],
+    passed: Sequence[Scan],
+    left_out: LeftOut,
+) -> None:
+    """Name the participants without a selected image of any contrast, or without one of them.
+
+    Parameters
+    ----------
+    settings : Settings
+        Labels, contrasts and filters.
+    participants : sequence of Participant
+        Everybody who was asked for.
+    nearly : sequence of str
+        Folders that look like participants.
+    scans, passed : sequence of Scan
+        The images before and after the filter file.
+    left_out : dict of str to list of (str, str)
+        Images that were left out, with reasons.
+    """
+    suffixes = sorted_suffixes(settings)
+    selected = {scan.subject for scan in (passed if settings.participant_label else scans)}
+    named: set[str] = set()
+    # First those who have no image at all, then those who have images of other contrasts only.
+    for wanted in [suffixes, *([suffix] for suffix in suffixes if len(suffixes) > 1)]:
+        before = {scan.subject for scan in scans if scan.suffix in wanted}
+        after = {scan.subject for scan in passed if scan.suffix in wanted}
+        # A filter file excludes participants on purpose, unless their labels were given as well.
+        there = named | (after if settings.participant_label else before | after)
+        absent = [each for each in participants if each.label not in there]
+        if not absent:
+            continue
+        _LOG.warning(
+            "%s without a selected %s image: %s",
+            format_count(len(absent), "participant"),
+            join_alternatives(wanted),
+            _describe_absent(settings, absent, wanted, left_out, before - after),
+        )
+        if wanted is suffixes:
+            named = {each.label for each in absent}
+    files = [
+        p for each in participants if each.label in selected for p in each.misspelled(suffixes)
+    ]
+    if files:
+        _LOG.warning("These files are not taken because of their names: %s", join_names(files))
+    if nearly and not settings.participant_label:
+        _LOG.warning("These folders are not taken for participants: %s", join_names(nearly))
+
+
+def _describe_absent(
+    settings: Settings,
+    absent: Sequence[Participant],
+    suffixes: Sequence[str],
+    left_out: LeftOut,
+    filtered: Collection[str],
 ) -> str:
-    """Name participants and what they have instead of a selected image, the telling ones first."""
+    """Name participants without images of these contrasts, and what they have instead.
+
+    The telling ones come first. `filtered` are those of whom the filter file passes no such image.
+    """
+    # Participants with a selected image of another contrast are no reason to search all folders.
+    searched = _SEARCHED if set(suffixes) == set(settings.suffix) else 0
     ranked = []
     for number, participant in enumerate(absent):
-        rank, text = _instead(root if number < _SEARCHED else None, participant, left_out, filtered)
+        root = settings.bids_dir if number < searched else None
+        rank, text = _instead(root, participant, suffixes, left_out, filtered)
+        others = {suffix_of(path) for path in participant.images}.difference(settings.suffix)
+        if rank == _NOTHING_NEAR and others:
+            option = " ".join(suffix for suffix in SUFFIXES if suffix in others)
+            text += f"; --suffix {option} selects what is there"
         ranked.append((rank, f"{participant.label} ({text})"))
     return join_names(text for _, text in sorted(ranked))
 
 
 def _instead(
-    root: Path | None, participant: Participant, left_out: LeftOut, filtered: Collection[str]
+    root: Path | None,
+    participant: Participant,
+    suffixes: Sequence[str],
+    left_out: LeftOut,
+    filtered: Collection[str],
 ) -> tuple[int, str]:
-    near = [*left_out.get(participant.label, ()), *near_misses(root, participant)]
+    meant = [each for each in left_out.get(participant.label, ()) if suffix_of(each[0]) in suffixes]
+    near = [*meant, *near_misses(root, participant, suffixes)]
     if participant.unreadable:
         return 0, "a folder cannot be read"
     if near:
@@ -37,10 +154,11 @@ def _instead(
         return 0, f"{path}: {why}{more}"
     if participant.label in filtered:
         return 1, "the filter file passes none of its images"
-    if participant.images:
-        return 2, f"only in other sessions, such as {participant.images[0]}"
-    if participant.others:
-        return 2, f"no T1w image beside {Path(participant.others[0]).name}"
+    if elsewhere := participant.images_of(suffixes):
+        return 2, f"only in other sessions, such as {elsewhere[0]}"
+    if beside := [*participant.images, *participant.others]:
+        wanted = join_alternatives(suffixes)
+        return _NOTHING_NEAR, f"no {wanted} image beside {Path(beside[0]).name}"
     return 3, "no files in a folder anat"
 
 

@@ -1,21 +1,21 @@
-"""The filter file: a query of pybids that narrows the selection of T1w images."""
+"""The filter file: queries of pybids that narrow the selection of images, one per contrast."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bids.layout import BIDSLayout, Query
 from sqlalchemy.exc import SQLAlchemyError
 
-from hyps_bids.bids.layouts import T1W, query_images
+from hyps_bids.bids.layouts import image_query, query_images
 from hyps_bids.errors import MissingInput, UsageError
+from hyps_bids.messages import join_alternatives
 from hyps_bids.outputs.reading import read_json_object
 
 _LOG = logging.getLogger("hyps_bids")
-#: Name of the query in the file, as in fMRIPrep.
-_QUERY = "t1w"
 #: Arguments of pybids' query that are no entities and would change what it returns.
 _ARGUMENTS = {"absolute_paths", "invalid_filters", "return_type", "scope", "target"}
 _WORDS = {
@@ -28,26 +28,64 @@ _WORDS = {
 }
 
 
-def read_filters(path: Path) -> dict[str, Any]:
-    """Read a filter file: entity → value or list of values, in pybids' terms.
+#: Suffix → filters of its images: entity → value or list of values, in pybids' terms.
+Filters = Mapping[str, Mapping[str, Any]]
+
+
+def read_filters(path: Path, suffixes: Sequence[str]) -> Filters:
+    """Read from a filter file the queries for the images with these suffixes.
+
+    Queries are called by the suffix in lower case, as in fMRIPrep: ``t1w``, ``t2w``, ``flair``.
 
     Raises
     ------
     MissingInput
         If the file cannot be read.
     UsageError
-        If it does not hold a query for T1w images.
+        If it does not hold a query for any of these images.
     """
     content = read_json_object(path, error=UsageError, unreadable=MissingInput)
-    query = content.get(_QUERY)
-    if not isinstance(query, dict):
+    names = {suffix: suffix.lower() for suffix in suffixes}
+    lacking = [suffix for suffix, name in names.items() if name not in content]
+    if len(lacking) == len(names):
         raise UsageError(
-            f"{path}: must hold a query '{_QUERY}': {{entity: value, …}}", code="filter-query"
+            f"{path}: must hold a query {_quoted(names.values())}: {{entity: value, …}}, because "
+            f"--suffix selects {join_alternatives(suffixes)} images.",
+            code="filter-query",
         )
-    ignored = sorted(set(content) - {_QUERY})
+    for suffix in lacking:
+        _LOG.warning(
+            "%s: has no query '%s', so it leaves out no %s image", path, names[suffix], suffix
+        )
+    used = [name for name in names.values() if name in content]
+    ignored = sorted(set(content).difference(used))
     if ignored:
         _LOG.warning(
-            "%s: the queries %s are not used here, only '%s' is", path, ", ".join(ignored), _QUERY
+            "%s: the queries %s are not used here, only %s is",
+            *(
+                path,
+                ", ".join(ignored),
+                _quoted(used),
+            ),
+        )
+    return {
+        suffix: _read_query(path, name, content[name], image_query([suffix]))
+        for suffix, name in names.items()
+        if name in content
+    }
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return join_alternatives(f"'{name}'" for name in names)
+
+
+def _read_query(
+    path: Path, name: str, query: Any, selection: Mapping[str, str | list[str]]
+) -> dict[str, Any]:
+    """Check the query with this name, which narrows the selection."""
+    if not isinstance(query, dict):
+        raise UsageError(
+            f"{path}: the query '{name}' must be {{entity: value, …}}", code="filter-query"
         )
     nested = {
         key
@@ -55,12 +93,13 @@ def read_filters(path: Path) -> dict[str, Any]:
         for item in (value if isinstance(value, list) else [value])
         if isinstance(item, dict | list)
     }
-    fixed = {key for key in set(query) & set(T1W) if not _within(query[key], T1W[key])}
+    fixed = {key for key in set(query) & set(selection) if not _within(query[key], selection[key])}
     for names, why, code in (
         (
             fixed,
-            "cannot be set to other values than those of T1w images "
-            f"({', '.join(f'{key}: {T1W[key]}' for key in sorted(fixed))})",
+            f"cannot be set to other values in the query '{name}' than "
+            f"{', '.join(f'{key}: {selection[key]}' for key in sorted(fixed))}; images of other "
+            "contrasts are selected by --suffix",
             "filter-fixed",
         ),
         (set(query) & _ARGUMENTS, "is not an entity", "filter-argument"),
@@ -85,8 +124,12 @@ def _translate(value: Any) -> Any:
     return _WORDS.get(value, value)
 
 
-def filtered_paths(layout: BIDSLayout, filters: dict[str, Any], path: Path) -> set[Path]:
-    """Return the images that pass the filters of the file `path`, relative to the dataset.
+def filtered_paths(
+    layout: BIDSLayout, suffixes: Iterable[str], filters: Filters, path: Path
+) -> set[Path]:
+    """Return the images of these contrasts that pass the filters of the file `path`.
+
+    Paths are relative to the dataset.
 
     Raises
     ------
@@ -94,7 +137,14 @@ def filtered_paths(layout: BIDSLayout, filters: dict[str, Any], path: Path) -> s
         If pybids does not accept the filters.
     """
     try:
-        images = query_images(layout, T1W | filters | {"invalid_filters": "error"})
+        images = [
+            image
+            for suffix in suffixes
+            for image in query_images(
+                layout,
+                {**image_query([suffix]), **filters.get(suffix, {}), "invalid_filters": "error"},
+            )
+        ]
     except (ValueError, AttributeError, TypeError, SQLAlchemyError) as error:
         raise UsageError(f"{path}: {error}", code="filter-not-accepted") from error
     return set(map(Path, images))

@@ -1,4 +1,4 @@
-"""What the folders of a dataset hold: its T1w images, and files that look like one but are not.
+"""What the folders of a dataset hold: its images, and files that look like one but are not.
 
 Folders are listed anew in every run, because an index of pybids may be older than the dataset.
 """
@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hyps_bids.messages import is_unicode
+from hyps_bids.messages import is_unicode, join_alternatives
+from hyps_bids.outputs.scan import IMAGE_NAME, Scan
 from hyps_bids.resources import read_many
 
-_T1W = re.compile(r"[^./][^.]*_T1w\.nii(?:\.gz)?")
-#: A T1w image but for upper and lower case, a dot within the name, or white space at its end.
-_MISSPELLED = re.compile(r"[^.].*T1w\.nii(?:\.gz)?\s*", re.IGNORECASE | re.DOTALL)
 #: Labels may have any letters.
 _LABELS = re.compile(r"(?:sub|ses)-[^_]*")
-_T1_LIKE = re.compile(r"t1|unit1|mp2?rage|spgr", re.IGNORECASE)
+#: Suffix → what names of files have that may show this contrast.
+_LIKE = {
+    "T1w": "t1|mp2?rage|spgr",
+    "T2w": "t2",
+    "FLAIR": "flair|tirm",
+    "UNIT1": "uni|t1|mp2rage",
+    "PDw": "pd",
+    "T2starw": "t2|swi|gre",
+    "inplaneT1": "inplane|t1",
+    "inplaneT2": "inplane|t2",
+}
 _NO_IMAGE = (".json", ".tsv", ".txt", ".html", ".svg", ".gii", ".h5", ".mat", ".xfm")
 _SUBJECT_LIKE = re.compile(r"sub[-_ ]?\w.*", re.IGNORECASE)
 #: Deepest folder below a participant's in which near misses are searched.
@@ -35,7 +43,7 @@ class Participant:
     label : str
         Label without ``sub-``.
     images : list of str
-        T1w images in ``anat`` folders.
+        Images of all contrasts in ``anat`` folders.
     others : list of str
         All else in the ``anat`` folders.
     unreadable : dict of str to str
@@ -47,10 +55,25 @@ class Participant:
     others: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def misspelled(self) -> list[str]:
-        """Files that are T1w images but for the spelling of their names."""
-        return [path for path in self.others if _MISSPELLED.fullmatch(os.path.basename(path))]
+    def images_of(self, suffixes: Collection[str]) -> list[str]:
+        """Return the images with one of these suffixes."""
+        return [path for path in self.images if suffix_of(path) in suffixes]
+
+    def misspelled(self, suffixes: Collection[str]) -> list[str]:
+        """Return the files that are such images but for the spelling of their names."""
+        pattern = _misspelled(suffixes)
+        return [path for path in self.others if pattern.fullmatch(os.path.basename(path))]
+
+
+def suffix_of(path: str) -> str:
+    """Return the BIDS suffix of an image."""
+    return Scan.from_path(Path(path)).suffix
+
+
+def _misspelled(suffixes: Iterable[str]) -> re.Pattern[str]:
+    """Match images but for upper and lower case, a dot in the name, or white space at its end."""
+    pattern = rf"[^.].*(?:{'|'.join(suffixes)})\.nii(?:\.gz)?\s*"
+    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
 def find_participants(root: Path) -> tuple[list[str], list[str]]:
@@ -69,7 +92,7 @@ def find_participants(root: Path) -> tuple[list[str], list[str]]:
 
 
 def list_images(root: Path, labels: Sequence[str]) -> list[Participant]:
-    """List the T1w images of participants, and all else that is beside them."""
+    """List the images of participants, of all contrasts, and all else that is beside them."""
     return read_many(lambda label: _list(str(root), label), labels)
 
 
@@ -93,13 +116,15 @@ def _list(root: str, label: str) -> Participant:
             parents[f"{subject}/{name}"] = names(f"{subject}/{name}")
     for parent, inside in parents.items():
         for name in names(f"{parent}/anat") if "anat" in inside else ():
-            is_image = _T1W.fullmatch(name) and is_unicode(parent + name)
+            is_image = IMAGE_NAME.fullmatch(name) and is_unicode(parent + name)
             (found.images if is_image else found.others).append(f"{parent}/anat/{name}")
     return found
 
 
-def near_misses(root: Path | None, participant: Participant) -> list[tuple[str, str]]:
-    """Find what a participant has that looks like a T1w image, but is none.
+def near_misses(
+    root: Path | None, participant: Participant, suffixes: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Find what a participant has that looks like a wanted image, but is none.
 
     Parameters
     ----------
@@ -107,35 +132,47 @@ def near_misses(root: Path | None, participant: Participant) -> list[tuple[str, 
         The dataset, to search all folders of the participant; only ``anat`` if None.
     participant : Participant
         What the ``anat`` folders hold.
+    suffixes : sequence of str
+        The wanted contrasts.
 
     Returns
     -------
     list of (str, str)
-        Path relative to the dataset, and why it is not a T1w image; the nearest first.
+        Path relative to the dataset, and why it is not such an image; the nearest first.
     """
+    misspelled = _misspelled(suffixes)
+    like = re.compile("|".join(_LIKE[suffix] for suffix in suffixes), re.IGNORECASE)
+    wanted = join_alternatives(suffixes)
     found = []
     elsewhere = _files_below(root, f"sub-{participant.label}") if root else ()
     for path in {*participant.others, *elsewhere}.difference(participant.images):
         folder, name = os.path.split(path)
         if name.startswith(".") or name.casefold().endswith(_NO_IMAGE):
             continue
-        if _MISSPELLED.fullmatch(name):
-            found.append((0, path, _why_misspelled(folder, name)))
-        elif _T1_LIKE.search(_LABELS.sub("", name)):
+        if misspelled.fullmatch(name):
+            found.append((0, path, _why_misspelled(folder, name, suffixes)))
+        elif like.search(_LABELS.sub("", name)):
             is_nifti = name.casefold().endswith((".nii", ".nii.gz"))
             end = name.split(".")[0].rpartition("_")[2] or name
-            why = f"it is {end}, not T1w" if is_nifti else "it is not a NIfTI file (.nii, .nii.gz)"
+            why = (
+                f"it is {end}, not {wanted}"
+                if is_nifti
+                else "it is not a NIfTI file (.nii, .nii.gz)"
+            )
             found.append((1 if is_nifti else 2, path, why))
     return [(path, why) for _, path, why in sorted(found)]
 
 
-def _why_misspelled(folder: str, name: str) -> str:
+def _why_misspelled(folder: str, name: str, suffixes: Sequence[str]) -> str:
     if not is_unicode(name):
         return "its name is not UTF-8 text"
     if name != name.strip():
         return "its name ends with white space"
-    if not re.search(r"_T1w\.nii(\.gz)?$", name):
-        return "its name must end with _T1w.nii.gz or _T1w.nii; upper and lower case matter"
+    if not re.search(rf"_(?:{'|'.join(suffixes)})\.nii(\.gz)?$", name):
+        (meant,) = [each for each in suffixes if each.casefold() in name.casefold()][:1]
+        return (
+            f"its name must end with _{meant}.nii.gz or _{meant}.nii; upper and lower case matter"
+        )
     if "." in re.sub(r"\.nii(\.gz)?$", "", name):
         return "the parts of a name may not have dots"
     parent = os.path.basename(folder)

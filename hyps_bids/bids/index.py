@@ -1,28 +1,36 @@
-"""Which T1w images a dataset has, and which of them were asked for."""
+"""Which images a dataset has, and which of them were asked for."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bids.layout import BIDSLayout
 
-from hyps_bids.bids.absence import LeftOut, describe_absent, explain_labels
-from hyps_bids.bids.filters import filtered_paths, read_filters
+from hyps_bids.bids.absence import (
+    LeftOut,
+    explain_labels,
+    name_absent,
+    refuse_nothing,
+    sorted_suffixes,
+)
+from hyps_bids.bids.filters import Filters, filtered_paths, read_filters
 from hyps_bids.bids.folders import Participant, find_participants, list_images
-from hyps_bids.bids.layouts import T1W, StoredIndex, index_images, query_images
+from hyps_bids.bids.layouts import StoredIndex, image_query, index_images, query_images
 from hyps_bids.errors import HypsError, InvalidBids, MissingInput, NothingMatches, UsageError
 from hyps_bids.messages import format_count, is_unicode, join_names, printable
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import OWN_SPACES, Scan
-from hyps_bids.settings import Settings
+from hyps_bids.settings import SUFFIXES, Settings
 
 _LOG = logging.getLogger("hyps_bids")
-#: Entities by which derivatives name what is no T1w image of a whole head.
+#: Spaces in which the head has its own size, in lower case.
+_HEAD_SPACES = {space.casefold() for space in (*OWN_SPACES, *SUFFIXES)}
+#: Entities by which derivatives name what is no image of a whole head.
 _NO_HEAD = ("atlas", "cohort", "den", "hemi", "label", "roi", "scale", "seg", "tpl")
 
 
@@ -33,7 +41,8 @@ class FoundImages:
     Attributes
     ----------
     scans : list of Scan
-        Sorted by path; every session, acquisition, reconstruction and run by itself.
+        Sorted by path; every session, contrast, acquisition, reconstruction and run by
+        itself.
     unreadable : list of Path
         Folders of the selected participants that this user may not read.
     """
@@ -43,19 +52,20 @@ class FoundImages:
 
 
 def find_scans(settings: Settings, *, need_content: bool = True) -> list[Scan]:
-    """Find the T1w images that were asked for; see :func:`find_images`."""
+    """Find the images that were asked for; see :func:`find_images`."""
     return find_images(settings, need_content=need_content).scans
 
 
 def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages:
-    """Find the T1w images that were asked for; only their folders are listed.
+    """Find the images that were asked for; only their folders are listed.
 
-    Participants without such an image are named, with what is in their folders instead.
+    Participants without an image of a wanted contrast are named, with what is in their folders
+    instead.
 
     Parameters
     ----------
     settings : Settings
-        Dataset, labels and filters.
+        Dataset, contrasts, labels and filters.
     need_content : bool
         Name dangling links, and refuse if there is nothing else; the group level needs only the
         names.
@@ -82,14 +92,15 @@ def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages
     _say_derivative(root)
     available, nearly = find_participants(root)
     asked = _select(settings, available, nearly)
-    filters = read_filters(filter_file) if filter_file else {}
+    suffixes = sorted_suffixes(settings)
+    filters = read_filters(filter_file, suffixes) if filter_file else {}
     participants = list_images(root, asked)
     layout = _index(settings, available, participants)
     # Labels are compared here instead of queried: with regex_search, 01 would also match 101.
     subjects = set(asked)
     candidates = [
         Scan.from_path(Path(image))
-        for image in query_images(layout, T1W)
+        for image in query_images(layout, image_query(suffixes))
         if _is_asked(image, subjects, settings.session_label)
     ]
     _refuse_unknown_sessions(settings, available, candidates)
@@ -97,24 +108,27 @@ def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages
     left_out: LeftOut = defaultdict(list)
     scans = sorted(_with_own_meaning(root, scans, filters, left_out))
     passed = scans
-    if filter_file and filters:
+    if filter_file and any(filters.values()):
         # The filters narrow the selection by labels, also where they name subject or session.
-        paths = filtered_paths(layout, filters, filter_file)
+        paths = filtered_paths(layout, suffixes, filters, filter_file)
         passed = [scan for scan in scans if scan.path.relative_to(root) in paths]
     unreadable = _name_unreadable(root, participants, none_left=not passed)
-    _name_absent(settings, participants, nearly, scans, passed, left_out)
+    refuse_nothing(settings, participants, nearly, scans, passed, left_out)
+    name_absent(settings, participants, nearly, scans, passed, left_out)
     _refuse_duplicates(passed)
     if need_content:
         _name_dangling(passed)
-    _log_selection(settings, passed, f"{len(passed)} of {len(scans)}" if filters else "")
+    counted = f"{len(passed)} of {len(scans)}" if any(filters.values()) else ""
+    _log_selection(settings, passed, counted)
     return FoundImages(passed, unreadable)
 
 
 def _log_selection(settings: Settings, scans: Sequence[Scan], passed: str) -> None:
     subjects = {scan.subject for scan in scans}
+    counts = Counter(scan.suffix for scan in scans)
     _LOG.info(
         "%s of %s selected from %s%s",
-        format_count(len(scans), "T1w image"),
+        join_names(format_count(counts[s], f"{s} image") for s in SUFFIXES if s in settings.suffix),
         format_count(len(subjects), "participant"),
         settings.bids_dir,
         f"; {settings.bids_filter_file} passed {passed}" if passed else "",
@@ -179,8 +193,8 @@ def _say_derivative(root: Path) -> None:
         return
     if kind not in (None, "raw"):
         _LOG.warning(
-            "%s is a dataset of the type '%s', not 'raw'. Its T1w images may have been processed "
-            "by another program; images in a template's space are left out.",
+            "%s is a dataset of the type '%s', not 'raw'. Its images may have been processed by "
+            "another program; images in a template's space are left out.",
             root,
             kind,
         )
@@ -194,7 +208,7 @@ def _select(settings: Settings, available: Sequence[str], nearly: Sequence[str])
             f" There are {join_names(nearly)}; folders must be called sub-LABEL." if nearly else ""
         )
         raise NothingMatches(
-            f"{root}: there are no sub-* folders, so there are no T1w images.{hint}",
+            f"{root}: there are no sub-* folders, so there are no images.{hint}",
             code="no-participants",
         )
     unknown = sorted(set(settings.participant_label) - set(available))
@@ -247,9 +261,10 @@ def _index(
     need not list the whole dataset each.
     """
     root = settings.bids_dir
-    images = _images(participants)
     if settings.bids_database_dir is None:
-        return index_images(root, images)
+        return index_images(root, _images(participants, settings.suffix))
+    # A stored index serves any later selection, so it has all contrasts.
+    images = _images(participants, SUFFIXES)
     stored = StoredIndex.open(settings.bids_database_dir, root)
     known = set(available)
     listed_now = {each.label for each in participants if not each.unreadable}
@@ -262,12 +277,12 @@ def _index(
     if not difference:
         return stored.load()
     if len(participants) < len(available):
-        images = _images(list_images(root, available))
+        images = _images(list_images(root, available), SUFFIXES)
     return stored.renew(images, difference)
 
 
-def _images(participants: Iterable[Participant]) -> list[str]:
-    return sorted(image for participant in participants for image in participant.images)
+def _images(participants: Iterable[Participant], suffixes: Collection[str]) -> list[str]:
+    return sorted(image for each in participants for image in each.images_of(suffixes))
 
 
 def _well_named(root: Path, scans: Iterable[Scan], *, leave_out: bool) -> list[Scan]:
@@ -290,7 +305,7 @@ def _well_named(root: Path, scans: Iterable[Scan], *, leave_out: bool) -> list[S
 
 
 def _with_own_meaning(
-    root: Path, scans: Iterable[Scan], filters: Collection[str], left_out: LeftOut
+    root: Path, scans: Iterable[Scan], filters: Filters, left_out: LeftOut
 ) -> list[Scan]:
     """Leave out images that entities mark as something else than a scan of the head.
 
@@ -299,7 +314,7 @@ def _with_own_meaning(
     kept = []
     reasons: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
-        if why := _other_meaning(dict(scan.entities), filters):
+        if why := _other_meaning(scan, filters.get(scan.suffix, ())):
             reasons[why].append(scan)
             left_out[scan.subject].append((scan.path.relative_to(root).as_posix(), why))
         else:
@@ -314,10 +329,11 @@ def _with_own_meaning(
     return kept
 
 
-def _other_meaning(entities: Mapping[str, str], filters: Collection[str]) -> str:
-    """Say why an image is no T1w image of a scan; nothing if it is one."""
+def _other_meaning(scan: Scan, filters: Collection[str]) -> str:
+    """Say why an image does not show a head at its own size; nothing if it does."""
+    entities = dict(scan.entities)
     space, part = entities.get("space", "T1w"), entities.get("part", "mag")
-    if space.casefold() not in {own.casefold() for own in OWN_SPACES} and "space" not in filters:
+    if space.casefold() not in _HEAD_SPACES and "space" not in filters:
         return (
             f"space-{space} is the space of a template, in which volumes are not those of the "
             "participant; a filter file that names 'space' selects it all the same"
@@ -328,7 +344,7 @@ def _other_meaning(entities: Mapping[str, str], filters: Collection[str]) -> str
             "the same"
         )
     found = [key for key in _NO_HEAD if key in entities and key not in filters]
-    return f"a T1w image of a head has no entity {found[0]}" if found else ""
+    return f"an image of a head has no entity {found[0]}" if found else ""
 
 
 def _name_unreadable(
@@ -347,59 +363,6 @@ def _name_unreadable(
         raise MissingInput(text, code="folder-locked")
     _LOG.error("%s", text)
     return list(reasons)
-
-
-def _name_absent(
-    settings: Settings,
-    participants: Sequence[Participant],
-    nearly: Sequence[str],
-    scans: Sequence[Scan],
-    passed: Sequence[Scan],
-    left_out: LeftOut,
-) -> None:
-    """Name the participants without a selected image, and refuse if nobody has one.
-
-    Parameters
-    ----------
-    settings : Settings
-        Labels and filters.
-    participants : sequence of Participant
-        Everybody who was asked for.
-    nearly : sequence of str
-        Folders that look like participants.
-    scans, passed : sequence of Scan
-        The images before and after the filter file.
-    left_out : dict of str to list of (str, str)
-        Images that were left out, with reasons.
-    """
-    # A filter file excludes participants on purpose, unless their labels were given as well.
-    selected = {scan.subject for scan in (passed if settings.participant_label else scans)}
-    absent = [each for each in participants if each.label not in selected]
-    if scans and not passed:
-        raise NothingMatches(
-            f"{settings.bids_filter_file}: passes none of {len(scans)} T1w images.",
-            code="no-images-selected",
-        )
-    filtered = {scan.subject for scan in scans} - {scan.subject for scan in passed}
-    names = describe_absent(settings.bids_dir, absent, left_out, filtered) if absent else ""
-    if not passed:
-        sessions = (
-            f", session {join_names(settings.session_label)}" if settings.session_label else ""
-        )
-        people = join_names(each.label for each in absent)
-        raise NothingMatches(
-            f"{settings.bids_dir}: there is no T1w image of participant {people}{sessions}. What "
-            f"there is instead: {join_names([names, *nearly])}.",
-            code="no-images-selected",
-        )
-    if absent:
-        count = format_count(len(absent), "participant")
-        _LOG.warning("%s without a selected T1w image: %s", count, names)
-    misspelled = [p for each in participants if each.label in selected for p in each.misspelled]
-    if misspelled:
-        _LOG.warning("These files are not taken because of their names: %s", join_names(misspelled))
-    if nearly and not settings.participant_label:
-        _LOG.warning("These folders are not taken for participants: %s", join_names(nearly))
 
 
 def _refuse_duplicates(scans: Iterable[Scan]) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,12 +24,6 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.writing import write_with
 
 _LOG = logging.getLogger("hyps_bids")
-#: Query for the images that we process.
-T1W: dict[str, str | list[str]] = {
-    "datatype": "anat",
-    "suffix": "T1w",
-    "extension": [".nii", ".nii.gz"],
-}
 #: pybids' lists of entities; derivatives have more entities.
 _ENTITIES = ("bids", "derivatives")
 
@@ -40,6 +34,11 @@ def index_images(root: Path, images: Sequence[str]) -> BIDSLayout:
     Entities are those of the paths below `root`.
     """
     return _layout(root, _ImagesIndexer(images))
+
+
+def image_query(suffixes: Iterable[str]) -> dict[str, str | list[str]]:
+    """Return the query for the images with these suffixes."""
+    return {"datatype": "anat", "suffix": [*suffixes], "extension": [".nii", ".nii.gz"]}
 
 
 def query_images(layout: BIDSLayout, query: Mapping[str, Any]) -> list[str]:

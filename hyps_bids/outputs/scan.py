@@ -17,6 +17,8 @@ _LATE = ("res", "den", "label", "desc")
 #: Entities that stand behind ``space`` in the order of BIDS, but before ``seg``.
 _BEHIND_SPACE = ("split", "recording", "chunk", "atlas")
 _EXTENSIONS = (".nii.gz", ".nii")
+#: Names of images of any contrast.
+IMAGE_NAME = re.compile(rf"[^./][^.]*_(?:{'|'.join(SUFFIXES)})\.nii(?:\.gz)?")
 
 
 @dataclass(frozen=True, order=True)

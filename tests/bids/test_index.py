@@ -1,4 +1,4 @@
-"""T1w images are found and selected, and every failure to find one is reported."""
+"""Images are found and selected, and every failure to find one is reported."""
 
 from __future__ import annotations
 
@@ -156,14 +156,15 @@ def test_participant_without_image_is_named(
         ("Anat/sub-03_T1w.nii.gz", "Anat, not anat"),
         ("sub-03_T1w.nii.gz", "sub-03, not anat"),
         ("ses-1/anat/nifti/sub-03_ses-1_T1w.nii.gz", "nifti, not anat"),
-        ("anat/sub-03_UNIT1.nii.gz", "UNIT1, not T1w"),
+        ("anat/sub-03_UNIT1.nii.gz", "--suffix UNIT1"),
         ("anat/sub-03_acq-mprage.nii.gz", "not T1w"),
         ("anat/sub-03_T1w.mgz", "NIfTI"),
         ("anat/sub-03_part-phase_T1w.nii.gz", "part-phase"),
         ("anat/sub-03_space-MNI152NLin2009cAsym_T1w.nii.gz", "template"),
-        ("anat/sub-03_T2w.nii.gz", "beside"),
+        ("anat/sub-03_T2w.nii.gz", "--suffix T2w"),
+        ("anat/sub-03_PDT2.nii.gz", "beside"),
         # A session may be called like the contrast.
-        ("ses-t1/anat/sub-03_ses-t1_T2w.nii.gz", "beside"),
+        ("ses-t1/anat/sub-03_ses-t1_T2w.nii.gz", "--suffix T2w"),
     ],
 )
 def test_near_misses_are_named(
@@ -309,7 +310,8 @@ def test_filter_narrows_the_labels(
         ('{"t1w": []}', "filter-query", "t1w"),
         ('{"t1w": {"acq": "mprage"}}', "filter-not-accepted", "'acq'"),
         ('{"t1w": {"suffix": "T2w"}}', "filter-fixed", "suffix"),
-        ('{"t1w": {"suffix": ["T1w", "T2w"]}}', "filter-fixed", "suffix: T1w"),
+        ('{"t1w": {"suffix": ["T1w", "T2w"]}}', "filter-fixed", "--suffix"),
+        ('{"t2w": {"suffix": "T2w"}}', "filter-query", "--suffix selects T1w"),
         ('{"t1w": {"datatype": null, "extension": ""}}', "filter-fixed", "datatype, extension"),
         ('{"t1w": {"run": {"from": 1}}}', "filter-value", "run"),
         ('{"t1w": {"return_type": "file"}}', "filter-argument", "return_type"),
@@ -342,7 +344,7 @@ def test_unused_queries_are_named(
     path = tmp_path / "filter.json"
     path.write_text('{"t1w": {"run": 1}, "bold": {"task": "rest"}}')
     assert find(dataset, bids_filter_file=path) == [NAMES[1]]
-    assert [record.args for record in caplog.records] == [(path, "bold", "t1w")]
+    assert [record.args for record in caplog.records] == [(path, "bold", "'t1w'")]
 
 
 def test_database_serves_any_later_selection(dataset: Path, tmp_path: Path) -> None:
@@ -680,6 +682,104 @@ def test_name_that_contradicts_its_folder(
     assert find(dataset, participant_label=("101",), **options) == [NAMES[5]]
     assert find(dataset, skip_bids_validation=True, **options) == list(NAMES)
     assert [record.args[0] for record in caplog.records] == [dataset / name]
+
+
+OTHERS = (
+    "sub-01/anat/sub-01_T2w.nii.gz",
+    "sub-01/anat/sub-01_acq-x_FLAIR.nii",
+    "sub-02/ses-M00/anat/sub-02_ses-M00_T2w.nii.gz",
+    "sub-02/ses-M00/anat/sub-02_ses-M00_space-T1w_T2w.nii.gz",
+)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "expected"),
+    [
+        (("T1w",), NAMES),
+        (("T2w",), (OTHERS[0], *sorted(OTHERS[2:]))),
+        (("FLAIR", "T1w", "FLAIR"), sorted([*NAMES, OTHERS[1]])),
+        (("T1w", "T2w", "FLAIR"), sorted([*NAMES, *OTHERS])),
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_contrasts_are_selected(
+    dataset: Path, tmp_path: Path, suffix: tuple[Any, ...], expected: Any, indexed: bool
+) -> None:
+    options: dict[str, Any] = {"bids_database_dir": tmp_path / "db"} if indexed else {}
+    if indexed:
+        # An index of an earlier version has T1w images only.
+        layouts.StoredIndex(tmp_path / "db/layout_index.sqlite", dataset).renew(NAMES, "")
+    add(dataset, *OTHERS)
+    assert find(dataset, suffix=suffix, **options) == list(expected)
+    # An index that was made for these contrasts has those of later runs.
+    assert find(dataset, suffix=("T2w",), **options) == [OTHERS[0], *sorted(OTHERS[2:])]
+
+
+def test_participants_without_one_of_the_contrasts_are_named(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(dataset, *OTHERS[:2], "sub-02/ses-M00/anat/sub-02_ses-M00_inplaneT2.nii.gz")
+    (dataset / "sub-101/anat/sub-101_T2W.nii.gz").touch()
+    (dataset / "sub-101/anat/sub-101_acq-3d_flair.nii.gz").touch()
+    (dataset / "sub-03").mkdir()
+    with caplog.at_level("INFO", "hyps_bids"):
+        find(dataset, suffix=("T1w", "T2w", "FLAIR"))
+    none, t2w, flair, misspelled, selected = (record.message for record in caplog.records)
+    assert "1 participant without a selected T1w, T2w or FLAIR image: 03 (" in none
+    assert "2 participants without a selected T2w image" in t2w
+    assert "sub-101_T2W.nii.gz: its name must end with _T2w.nii.gz" in t2w
+    assert "beside sub-02_ses-M00_" in t2w
+    assert "; --suffix inplaneT2 selects" in t2w
+    assert "2 participants without a selected FLAIR image" in flair
+    assert "its name must end with _FLAIR.nii.gz" in flair
+    assert "sub-101_T2W.nii.gz, " in misspelled
+    assert "sub-101_acq-3d_flair.nii.gz" in misspelled
+    assert "6 T1w images, 1 T2w image, 1 FLAIR image of 3 participants" in selected
+    with raises(NothingMatches, "no-images-selected", "T2w or FLAIR", "03", "no files"):
+        find(dataset, suffix=("T2w", "FLAIR"), participant_label=("03",))
+    caplog.clear()
+    assert find(dataset) == list(NAMES)
+    assert [r.message.partition(":")[0] for r in caplog.records] == [
+        "1 participant without a selected T1w image"
+    ]
+
+
+def test_each_contrast_has_a_filter(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(dataset, *OTHERS)
+    path = tmp_path / "filter.json"
+    path.write_text('{"t1w": {"run": 1}, "t2w": {"suffix": "T2w", "space": null}, "bold": {}}')
+    options: dict[str, Any] = {"bids_filter_file": path}
+    assert find(dataset, suffix=("T1w",), **options) == [NAMES[1]]
+    assert find(dataset, suffix=("T2w",), **options) == [OTHERS[0], OTHERS[2]]
+    caplog.clear()
+    both = find(dataset, suffix=("T1w", "T2w", "FLAIR"), **options)
+    assert both == sorted([NAMES[1], OTHERS[0], OTHERS[1], OTHERS[2]])
+    assert [r.args for r in caplog.records if r.args and path in r.args] == [
+        (path, "flair", "FLAIR"),
+        (path, "bold", "'t1w' or 't2w'"),
+    ]
+    with raises(UsageError, "filter-query", path, "'flair'", "--suffix"):
+        find(dataset, suffix=("FLAIR",), **options)
+    path.write_text('{"t2w": {"suffix": "T1w"}}')
+    with raises(UsageError, "filter-fixed", path, "t2w", "--suffix"):
+        find(dataset, suffix=("T2w",), **options)
+
+
+def test_one_image_twice_and_links_to_nowhere_of_other_contrasts(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(dataset, OTHERS[0], OTHERS[0].removesuffix(".gz"))
+    (dataset / "sub-101/anat/sub-101_FLAIR.nii.gz").symlink_to("nowhere")
+    assert find(dataset) == list(NAMES)
+    assert not caplog.records
+    with raises(InvalidBids, "image-twice", "sub-01_T2w.nii.gz", "sub-01_T2w.nii "):
+        find(dataset, suffix=("T2w",))
+    with raises(MissingInput, "content-not-fetched", "sub-101_FLAIR.nii.gz"):
+        find(dataset, suffix=("FLAIR",))
+    assert len(find(dataset, suffix=("T1w", "FLAIR"))) == len(NAMES) + 1
+    assert "datalad get" in caplog.text
 
 
 def test_thousands_of_participants(tmp_path: Path) -> None:
