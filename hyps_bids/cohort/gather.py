@@ -21,7 +21,7 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
-_TEXT = {"name", "hemi", "part", "status", "reason", "flags", "remarks"}
+_TEXT = {"name", "hemi", "part", "status", "reason", "review", "reasons", "flags", "remarks"}
 #: Kind of table → columns without which it is useless
 _REQUIRED = {"morph": ("hemi", "part", "volume_mm3", "volume_soft_mm3"), "qc": ("status",)}
 #: The files are small and may be on a network: waiting for one must not hold up the others.
@@ -156,7 +156,7 @@ def gather(found: FoundOutputs) -> Gathered:
         [[*scan_keys(stem), "failed", reason] for stem, reason in reasons.items()],
         columns=[*KEYS, "status", "reason"],
     )
-    qc = _concat([qc[~qc["scan"].isin(reasons)], failed])
+    qc = _with_review(_concat([qc[~qc["scan"].isin(reasons)], failed]))
     made = {stem: facts for stem, facts in made_by.items() if facts and stem not in reasons}
     provenance = pd.DataFrame(list(made.values()), columns=list(_MadeBy._fields), dtype="str")
     provenance.insert(0, "scan", list(made))
@@ -167,6 +167,13 @@ def gather(found: FoundOutputs) -> Gathered:
         provenance=provenance,
         unreadable=unreadable,
     )
+
+
+def _with_review(qc: pd.DataFrame) -> pd.DataFrame:
+    """Say which scans to review, also for those of versions that wrote their flags only."""
+    unsaid = (qc["status"] == "done") & qc["review"].isna()
+    said = qc["flags"].isna().map({True: "no", False: "yes"})
+    return qc.assign(review=qc["review"].mask(unsaid, said))
 
 
 def scan_named(stem: str) -> Scan:

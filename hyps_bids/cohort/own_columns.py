@@ -10,7 +10,7 @@ from hyps_bids.outputs.columns import KEYS, VISIT_COLUMNS
 #: Columns that the group level adds, besides the measures and the entities of scans.
 OWN_COLUMNS = frozenset(
     {
-        *(*KEYS, "status", "reason", "flags", "remarks", *VISIT_COLUMNS),
+        *(*KEYS, "status", "reason", "review", "reasons", "flags", "remarks", *VISIT_COLUMNS),
         *("software_version", "adapter", "models", "icv_mm3"),
     }
 )

@@ -37,7 +37,8 @@ def build_wide_table(
     `qc` is the QC table with the missing scans.
     """
     entities = _further_entities(qc["scan"])
-    keys, state = ["participant_id", "session_id", "scan"], ["status", "reason", "flags", "remarks"]
+    keys = ["participant_id", "session_id", "scan"]
+    state = ["status", "reason", "review", "reasons", "flags", "remarks"]
     base = pd.concat([qc[keys], entities, qc[state]], axis=1)
     base = compare_participants(base, metadata, settings)
     measured = volumes(gathered.morph)

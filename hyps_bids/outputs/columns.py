@@ -188,10 +188,13 @@ def qc_columns() -> dict[str, str]:
     columns = {
         "status": "done, or failed: then there are no other outputs of this scan.",
         "reason": "Why the scan failed.",
-        "flags": "Measures outside their bounds (low_NAME, high_NAME), hippocampi that were "
-        "not found in the field of view (missing_L, missing_R), and a header that contradicts "
-        "itself about the size or the direction of voxels (geometry), separated by spaces. "
-        "A flagged scan should be looked at.",
+        "review": "yes: look at this scan before you use its volumes, for the reasons that follow; "
+        "no: nothing is conspicuous.",
+        "reasons": "Why the scan should be reviewed, in sentences; n/a if there is no reason.",
+        "flags": "The same reasons as codes, separated by spaces: measures outside their bounds "
+        "(low_NAME, high_NAME), hippocampi that were not found in the field of view (missing_L, "
+        "missing_R), and a header that contradicts itself about the size or the direction of "
+        "voxels (geometry).",
         "remarks": "What is unusual about the input file.",
     }
     names = [f"{name}_{hemi}" for name in SIDE_MEASURES for hemi in HEMISPHERES]
@@ -202,7 +205,8 @@ def qc_columns() -> dict[str, str]:
             bounds.append(f"low if < {known['low']:g}")
         if "high" in known:
             bounds.append(f"high if > {known['high']:g}")
-        columns[name] = f"{known['description']} Flagged {' or '.join(bounds)}."
+        flagged = f"Flagged {' or '.join(bounds)}." if bounds else "Not flagged by itself."
+        columns[name] = f"{known['description']} {flagged}"
     return columns
 
 

@@ -9,13 +9,18 @@ from functools import cache
 from importlib.resources import files
 from typing import NotRequired, TypedDict
 
+#: Dice that is to be expected with a human rater, and its lower bound.
+EXPECTED, EXPECTED_LOW = "expected_dice", "expected_dice_low"
 #: Quality measures of each hippocampus, in the order of the table's columns.
 SIDE_MEASURES = (
+    EXPECTED,
+    EXPECTED_LOW,
     "confidence",
     "entropy",
     "component_fraction",
     "border_voxels",
     "agreement",
+    "disagreement",
     "volume_mm3",
     "localiser_confidence",
 )
@@ -28,7 +33,8 @@ GEOMETRY = "geometry"
 class QualityBounds(TypedDict):
     """Words for a quality measure; values below `low` or above `high` are flagged.
 
-    The advice says what a value beyond the bound may mean and what to do about it.
+    A measure without bounds is never flagged by itself: it helps to estimate the expected Dice. The
+    advice says what a value beyond the bound may mean and what to do about it.
     """
 
     title: str
@@ -58,7 +64,8 @@ def flags(measures: Mapping[str, float]) -> list[str]:
     Returns
     -------
     list of str
-        ``low_NAME`` or ``high_NAME``; measures that are not a number raise no flag.
+        ``low_NAME`` or ``high_NAME``; measures that are not a number raise no flag. If the lower
+        bound of the expected Dice is too low, this is ``low_expected_dice_L``.
 
     Examples
     --------
@@ -68,6 +75,7 @@ def flags(measures: Mapping[str, float]) -> list[str]:
     found = []
     for name, value in measures.items():
         bounds = quality_bounds()[name.removesuffix("_L").removesuffix("_R")]
+        name = name.replace(EXPECTED_LOW, EXPECTED)
         if value < float(bounds.get("low", -math.inf)):
             found.append(f"low_{name}")
         elif value > float(bounds.get("high", math.inf)):

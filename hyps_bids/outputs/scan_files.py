@@ -13,6 +13,7 @@ import numpy as np
 from hyps_bids.errors import BadData, CannotCreateOutput
 from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
 from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
+from hyps_bids.outputs.flags import reasons
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
 from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
@@ -75,6 +76,8 @@ class ScanMeasures:
         Hemisphere → world coordinates of the center of the network's box, mm.
     devices : dict of str to str
         Step → device that computed it.
+    expected_dice : str
+        For which networks the expected Dice was calibrated, or why there is none.
     """
 
     parts: tuple[str, ...]
@@ -84,6 +87,7 @@ class ScanMeasures:
     remarks: tuple[str, ...]
     box_centers: dict[str, tuple[float, float, float]]
     devices: dict[str, str]
+    expected_dice: str = ""
 
 
 def write_result(
@@ -169,6 +173,8 @@ def write_result(
     write_table(paths["morph"], _morph_table(table, measures))
     row = {
         "status": "done",
+        "review": "yes" if measures.flags else "no",
+        "reasons": " ".join(reasons(measures.flags, measures.figures)) or None,
         "flags": " ".join(measures.flags) or None,
         "remarks": "; ".join(measures.remarks) or None,
         **measures.figures,
@@ -182,9 +188,8 @@ def write_result(
     for hemi, center in measures.box_centers.items():
         boxes[hemi] = [round(float(value), 2) for value in center]
     mark = sidecar_path(paths["qc"])
-    write_json(
-        mark, common | described(qc_columns()) | {"BoxCentres": boxes, "Fingerprint": digest}
-    )
+    facts = {"ExpectedDice": measures.expected_dice, "BoxCentres": boxes, "Fingerprint": digest}
+    write_json(mark, common | described(qc_columns()) | facts)
     return mark
 
 

@@ -15,9 +15,9 @@ from hyps_bids.cohort.derived import split_column
 from hyps_bids.cohort.own_columns import OWN_COLUMNS
 from hyps_bids.cohort.visits import scan_order
 from hyps_bids.outputs.columns import ColumnDescription, ICVAdjustment
+from hyps_bids.outputs.flags import Note, describe_bounds, describe_flag, short_name
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.quality import quality_bounds
-from hyps_bids.reports.flags import Note, describe_bounds, describe_flag, short_name
 from hyps_bids.reports.page import anchor
 
 #: Robust z beyond which a volume is an outlier (Iglewicz and Hoaglin 1993)

@@ -11,17 +11,11 @@ import io
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, cast
 
-from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
-from hyps_bids.outputs.names import SEG_PREFIX, parse_output, scan_paths, sidecar_path
-from hyps_bids.outputs.provenance import Provenance
-from hyps_bids.outputs.quality import SCAN_MEASURES, quality_bounds
-from hyps_bids.outputs.reading import load_json
-from hyps_bids.outputs.scan import Scan
-from hyps_bids.reports.flags import (
+from hyps_bids.outputs.flags import (
     Note,
     describe_bounds,
     describe_flag,
@@ -29,6 +23,12 @@ from hyps_bids.reports.flags import (
     format_measure,
     split_measure,
 )
+from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
+from hyps_bids.outputs.names import SEG_PREFIX, parse_output, scan_paths, sidecar_path
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, SCAN_MEASURES, quality_bounds
+from hyps_bids.outputs.reading import load_json
+from hyps_bids.outputs.scan import Scan
 
 _T1W = re.compile(r"sub-.*_T1w\.nii(\.gz)?")
 _AGAIN = "run the participant level again"
@@ -38,6 +38,7 @@ class ScanRecord(Provenance):
     """The part of a scan's QC sidecar that reports show; the centers are in world coordinates."""
 
     Devices: NotRequired[dict[str, str]]
+    ExpectedDice: NotRequired[str]
     BoxCentres: NotRequired[dict[str, list[float]]]
 
 
@@ -85,7 +86,8 @@ class ScanFacts:
     """Everything that is known about a scan without its images.
 
     Its status is ``done``, ``failed`` (for the reason given) or ``incomplete``. Remarks are about
-    the input; problems are outputs that are damaged or missing.
+    the input; problems are outputs that are damaged or missing. `expected` has the expected Dice of
+    each hemisphere and its lower bound, if they are known.
     """
 
     scan: Scan
@@ -98,6 +100,7 @@ class ScanFacts:
     measures: tuple[Measure, ...] = ()
     icv_mm3: float | None = None
     asymmetry: float | None = None
+    expected: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     record: ScanRecord | None = None
 
     @property
@@ -212,6 +215,7 @@ def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:
         measures=tuple(_measures(values, flags)),
         icv_mm3=values.get("icv_mm3"),
         asymmetry=values.get("asymmetry"),
+        expected=_expected(values),
         record=record,
     )
 
@@ -267,6 +271,7 @@ def _is_record(content: Any) -> bool:
             for model in models.values()
         )
         and isinstance(content.get("Devices", {}), dict)
+        and isinstance(content.get("ExpectedDice", ""), str)
         and _are_centers(content.get("BoxCentres", {}))
         and {"SoftwareVersion", "BiasFieldCorrection"} <= set(content)
     )
@@ -308,8 +313,18 @@ def _float(text: str | None) -> float | None:
         return None
 
 
+def _expected(values: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for hemi in HEMISPHERES:
+        mean, low = (values.get(f"{name}_{hemi}") for name in (EXPECTED, EXPECTED_LOW))
+        if mean is not None and low is not None:
+            found[hemi] = mean, low
+    return found
+
+
 def _measures(values: Mapping[str, float | None], flags: Collection[str]) -> Iterator[Measure]:
-    flagged = {flag.partition("_")[2] for flag in flags}
+    # The flag of an expected Dice is about its lower bound.
+    flagged = {flag.partition("_")[2].replace(EXPECTED, EXPECTED_LOW) for flag in flags}
     for measure, known in quality_bounds().items():
         of_scan = measure in SCAN_MEASURES
         limits = [known[end] for end in ("low", "high") if end in known]

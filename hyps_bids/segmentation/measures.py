@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-from nibabel.affines import voxel_sizes
-from scipy import ndimage
-
-from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.resample import resample
-from hyps_bids.imaging.volumes import RestoredSide, measure, within
+from hyps_bids.imaging.volumes import RestoredSide, measure
 from hyps_bids.outputs.labels import HEMISPHERES
-from hyps_bids.outputs.quality import flags
+from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, flags
 from hyps_bids.outputs.scan_files import ScanMeasures
-from hyps_bids.segmentation.localize import Localization
-from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
+from hyps_bids.segmentation.expected import expect_dice
+from hyps_bids.segmentation.features import describe_sides
+from hyps_bids.segmentation.localize import Localization, Location
+from hyps_bids.segmentation.segment import Segmentation
 
-#: Distance from the segmentation within which the entropy is averaged, mm.
-_ENTROPY_MARGIN = 3.0
+#: Features that are quality measures of their own.
+_FEATURES = (
+    "confidence",
+    "entropy",
+    "component_fraction",
+    "border_voxels",
+    "agreement",
+    "disagreement",
+)
 
 
 def measure_scan(
@@ -28,6 +31,7 @@ def measure_scan(
     localization: Localization,
     segmentation: Segmentation,
     restored: Mapping[str, RestoredSide],
+    networks: Mapping[str, str] | None = None,
 ) -> ScanMeasures:
     """Compute all numbers that are written for a scan.
 
@@ -39,27 +43,25 @@ def measure_scan(
         What they found.
     restored : mapping of str to RestoredSide
         Hemisphere → hippocampus on the image's grid.
+    networks : mapping of str to str, optional
+        SHA-256 sums of the networks by their role, for which the expected Dice may be calibrated.
     """
+    features = describe_sides(image, localization, segmentation.sides, restored)
+    expected, note = expect_dice(features, networks or {})
     volumes: dict[str, list[tuple[int, float, float]]] = {}
     measures: dict[str, float] = {}
     missing = [hemi for hemi in HEMISPHERES if hemi not in restored]
     for hemi, side in restored.items():
         rows = measure(side, image.affine)
-        found = side_quality(
-            segmentation.sides[hemi],
-            side,
-            image.data.shape,
-            localization.hippocampus[HEMISPHERES.index(hemi)],
-            localization.affine,
-        )
+        found = _side_figures(features.get(hemi, {}), localization.hippocampi[hemi])
         if rows[-1].voxels:
             volumes[hemi] = [*rows]
             found["volume_mm3"] = rows[-1].volume_mm3
+            if estimate := expected.get(hemi):
+                found |= {EXPECTED: estimate.expected, EXPECTED_LOW: estimate.low}
         else:
             # It was localized, but the network saw no hippocampus there: missing, not 0 mm³.
             missing.append(hemi)
-        if place := localization.hippocampi[hemi]:
-            found["localiser_confidence"] = place.confidence
         measures |= {f"{name}_{hemi}": value for name, value in found.items()}
     measures["asymmetry"] = asymmetry({hemi: rows[-1][1] for hemi, rows in volumes.items()})
     measures["icv_mm3"] = localization.icv_mm3
@@ -74,63 +76,16 @@ def measure_scan(
         },
         # These keys are in the sidecars of earlier versions.
         devices={"localise": localization.device, "segment": segmentation.device},
+        expected_dice=note,
     )
 
 
-def side_quality(
-    side: SegmentedSide,
-    restored: RestoredSide,
-    shape: tuple[int, ...],
-    localized: np.ndarray,
-    localized_affine: np.ndarray,
-) -> dict[str, float]:
-    """Compute the quality measures of one hippocampus that ``data/qc.json`` defines.
-
-    Parameters
-    ----------
-    side : SegmentedSide
-        The hippocampus in its box, with voxels of 1 mm.
-    restored : RestoredSide
-        The same on the image's grid.
-    shape : tuple of int
-        Shape of the image.
-    localized, localized_affine : numpy.ndarray
-        The localizer's probability of this hippocampus, and its voxel-to-world transform.
-
-    Returns
-    -------
-    dict of str to float
-        ``confidence``, ``entropy``, ``component_fraction``, ``border_voxels`` and ``agreement``.
-        If nothing was segmented, the agreement is 0 and all others are NaN.
-    """
-    whole = 1 - side.probabilities[0]
-    mask = whole >= 0.5
-    if not mask.any():
-        undefined = ("confidence", "entropy", "component_fraction", "border_voxels")
-        return dict.fromkeys(undefined, math.nan) | {"agreement": 0.0}
-    near = within(mask, _ENTROPY_MARGIN, voxel_sizes(side.affine))
-    p = np.clip(whole[near].astype(np.float64), 1e-7, 1 - 1e-7)
-    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    edge = side.inside & ~ndimage.binary_erosion(side.inside)
-    coarse = resample(localized, localized_affine, mask.shape, side.affine) > 0.5
-    return {
-        "confidence": float(whole[mask].mean()),
-        "entropy": float(entropy.mean()),
-        "component_fraction": restored.component_fraction,
-        "border_voxels": float((mask & edge).sum() + _count_on_image_edge(restored, shape)),
-        "agreement": dice(mask, coarse),
-    }
-
-
-def _count_on_image_edge(restored: RestoredSide, shape: tuple[int, ...]) -> int:
-    edge = np.zeros(restored.labels.shape, dtype=bool)
-    for axis, (part, side) in enumerate(zip(restored.region, shape, strict=True)):
-        view = np.moveaxis(edge, axis, 0)
-        if part.start == 0:
-            view[:1] = True
-        if part.stop == side:
-            view[-1:] = True
-    return int((edge & (restored.labels > 0)).sum())
+def _side_figures(features: Mapping[str, float], place: Location | None) -> dict[str, float]:
+    """Choose the measures that the QC table shows; without a single voxel, most are NaN."""
+    found = {name: features.get(name, math.nan) for name in _FEATURES}
+    if not features:
+        found["agreement"] = 0.0
+    return found | ({"localiser_confidence": place.confidence} if place else {})
 
 
 def asymmetry(volumes: Mapping[str, float]) -> float:

@@ -59,7 +59,8 @@ def _write(
 ) -> dict[str, str]:
     """Bring the results to the image's grid, measure and write them."""
     restored = restore_sides(image, sides)
-    measures = measure_scan(image, found, sides, restored)
+    networks = {role: model["SHA256"] for role, model in given.provenance["Models"].items()}
+    measures = measure_scan(image, found, sides, restored, networks)
     images = native_images(image, restored, found.intracranial, found.affine, len(measures.parts))
     provenance = cast(Provenance, dict(given.provenance))
     done = write_result(given.scan, Path(given.output_dir), images, measures, provenance, content)

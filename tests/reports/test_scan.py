@@ -8,8 +8,8 @@ import pytest
 from nibabel.affines import apply_affine
 
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.outputs.flags import describe_flag
 from hyps_bids.outputs.quality import GEOMETRY, quality_bounds
-from hyps_bids.reports.flags import describe_flag
 from hyps_bids.reports.scan_facts import facts_files, find_scans_of, read_facts
 from hyps_bids.reports.scan_images import StoredImages, Voxels, read_images, read_raw
 from hyps_bids.reports.viewer import region_around
@@ -48,7 +48,7 @@ def test_facts_of_a_good_scan(processed: Study) -> None:
     assert left.icv_percent == pytest.approx(100 * left.volume_mm3 / facts.icv_mm3)
     assert facts.record is not None
     assert facts.record["Models"]["Adapter"]["Name"] == "adapter-anteriorposterior"
-    assert len(facts.measures) == 16
+    assert len(facts.measures) == 22
     # The localizer found them on the left and on the right of the world.
     assert facts.box_centers["L"][0] < 0 < facts.box_centers["R"][0]
 

@@ -135,7 +135,8 @@
     fill("color", groups, facts.defaults.color, /^(distribution|relation|change)-|^asymmetry/);
     fill("number", labels(facts.numbers), facts.defaults.number, /^relation-/);
     const at = (name) => Math.max(0, facts.quality.findIndex((q) => q.name === name));
-    [["x0", "confidence"], ["y0", "agreement"], ["x1", "volume_mm3"], ["y1", "entropy"]].forEach(([id, name]) =>
+    const first = facts.quality.some((q) => q.name === "expected_dice_low") ? "expected_dice_low" : "confidence";
+    [["x0", first], ["y0", "agreement"], ["x1", "volume_mm3"], ["y1", "entropy"]].forEach(([id, name]) =>
       fill(id, labels(facts.quality), at(name), new RegExp(`^quality-${id[1]}$`)));
   }
 

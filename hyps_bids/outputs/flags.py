@@ -1,4 +1,4 @@
-"""QC measures and flags in words, the same in the reports of subjects and of the group."""
+"""QC measures and flags in words, the same in the QC table and in all reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from hyps_bids.outputs.labels import SIDE_NAMES
-from hyps_bids.outputs.quality import GEOMETRY, quality_bounds
+from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, GEOMETRY, quality_bounds
 
 #: measure → factor to its unit, unit, decimals; all other measures have three decimals and no unit
 _UNITS = {
@@ -15,6 +15,8 @@ _UNITS = {
     "volume_mm3": (1.0, " mm³", 0),
     "asymmetry": (100.0, " %", 1),
     "border_voxels": (1.0, "", 0),
+    EXPECTED: (1.0, "", 2),
+    EXPECTED_LOW: (1.0, "", 2),
 }
 _SHORT = {
     "low_asymmetry": "left much smaller than right",
@@ -64,9 +66,15 @@ def short_name(measure: str) -> str:
     >>> short_name("localiser_confidence"), short_name("icv_mm3")
     ('localizer confidence', 'intracranial volume')
     """
+    if measure == EXPECTED_LOW:
+        return "lower bound of the expected Dice"
     # The column of the table keeps its spelling for the sake of older outputs.
     words = measure.removesuffix("_mm3").replace("_", " ")
-    return words.replace("localiser", "localizer").replace("icv", "intracranial volume")
+    return (
+        words.replace("localiser", "localizer")
+        .replace("icv", "intracranial volume")
+        .replace("dice", "Dice")
+    )
 
 
 def format_measure(measure: str, value: float, unlike: Iterable[float] = ()) -> str:
@@ -97,7 +105,7 @@ def format_measure(measure: str, value: float, unlike: Iterable[float] = ()) -> 
 
 
 def describe_bounds(measure: str) -> str:
-    """Say between which values a QC measure is not flagged.
+    """Say between which values a QC measure is not flagged; empty if it never is.
 
     Examples
     --------
@@ -124,15 +132,30 @@ def describe_flag(flag: str, values: Mapping[str, float | None]) -> Note:
     if end == "missing" and name in SIDE_NAMES:
         return _describe_missing(name, values)
     measure, side = split_measure(name)
+    words = short_name(measure)
+    if measure == EXPECTED:
+        # Its lower bound is what is flagged.
+        measure, name = EXPECTED_LOW, name.replace(EXPECTED, EXPECTED_LOW)
     known: Mapping[str, Any] = quality_bounds().get(measure) or {}
     if end not in ("low", "high") or end not in known:
         return Note(flag, f"{flag} is a flag that this version of the report does not know.")
     title = known["title"]
-    short = _SHORT.get(flag, f"{end} {short_name(measure)}")
+    short = _SHORT.get(flag, f"{end} {words}")
     if side:
         title, short = f"{title} ({side})", f"{short}, {side}"
     finding = _finding(measure, end, known[end], finite(values.get(name)))
     return Note(short, f"{title} is {finding}.", known[f"{end}_advice"])
+
+
+def reasons(flags: Iterable[str], values: Mapping[str, float | None]) -> list[str]:
+    """Say in sentences why a scan should be looked at; see :func:`describe_flag`.
+
+    Examples
+    --------
+    >>> reasons(["high_entropy_L"], {"entropy_L": 0.5})
+    ['Uncertainty around the border (left) is 0.5, above the bound of 0.45. ...']
+    """
+    return [describe_flag(flag, values).text for flag in flags]
 
 
 def finite(value: float | None) -> float | None:
