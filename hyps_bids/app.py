@@ -11,6 +11,7 @@ from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.location import check_output
+from hyps_bids.outputs.names import SEG_PREFIX, group_space
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
@@ -215,16 +216,18 @@ def _analyze(settings: Settings) -> int:
     if settings.apply_classifier is not None:
         from hyps_bids.classification.apply import apply_classifier
 
-        apply_classifier(settings.apply_classifier, tables.wide, settings.output_dir)
+        apply_classifier(
+            settings.apply_classifier, tables.wide, settings.output_dir, settings.suffix
+        )
     return 1 if failed or tables.failed_models or not tables.complete else 0
 
 
 def _write_methods(settings: Settings) -> None:
     """Write the methods text of the group level beside that of the participant level."""
-    from hyps_bids.reports.group_methods import GROUP_METHODS, group_methods_markdown
+    from hyps_bids.reports.group_methods import group_methods_file, group_methods_markdown
 
-    path = settings.output_dir / GROUP_METHODS
-    text = group_methods_markdown(settings.output_dir)
+    path = settings.output_dir / group_methods_file(settings.suffix)
+    text = group_methods_markdown(settings.output_dir, settings.suffix)
     if text:
         write_text(path, text)
         write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
@@ -235,13 +238,14 @@ def _write_methods(settings: Settings) -> None:
 def _report_group(settings: Settings, failure: HypsError | None) -> None:
     """Write the group report if there is anything to show."""
     output = settings.output_dir
-    made = any(output.glob("group_*")) or any(output.glob("models/*"))
+    tables = f"group{group_space(settings.suffix)}_{SEG_PREFIX}_*"
+    made = any(output.glob(tables)) or any(output.glob("models/*"))
     if not (made or settings.reports_only):
         return
     from hyps_bids.reports.group import write_group_report
 
     try:
-        _LOG.info("The report is %s", write_group_report(output))
+        _LOG.info("The report is %s", write_group_report(output, settings.suffix))
     except HypsError as error:
         if failure is None:
             raise

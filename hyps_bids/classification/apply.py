@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +19,38 @@ from hyps_bids.classification.remarks import count_remarks, find_remarks, join_r
 from hyps_bids.classification.store import load_classifier
 from hyps_bids.classification.threshold import call_classes
 from hyps_bids.classification.training_set import describe_outside, far_outside, known_labels
+from hyps_bids.cohort.image_contrasts import contrasts_of
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.messages import format_count, join_names, suggest_names
 from hyps_bids.outputs.columns import described
-from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.names import T1W_ALONE, sidecar_path
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX
 from hyps_bids.outputs.writing import write_json, write_table
 
 _LOG = logging.getLogger("hyps_bids")
 
 
-def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> Path:
+def apply_classifier(
+    classifier: Path,
+    wide: pd.DataFrame,
+    output_dir: Path,
+    suffixes: Collection[str] = T1W_ALONE,
+) -> Path:
     """Predict new subjects with a stored classifier.
 
-    `wide` is the wide table of the new subjects, whose derivatives are in `output_dir`. Returns
-    the path of ``group_classifier-NAME_predictions.tsv`` there, with one row per subject.
+    `wide` is the wide table of the new subjects and of the images with these suffixes, whose
+    derivatives are in `output_dir`. Returns the path of ``group_classifier-NAME_predictions.tsv``
+    there, with one row per subject.
 
     Raises
     ------
     MissingInput, BadData
         If the classifier cannot be read; if columns are missing or have other units, or if the
-        volumes were made with other weights than those of training.
+        volumes were made with other weights or from images of another contrast than those of
+        training.
+    UsageError
+        If the images are of several contrasts.
     """
     model, card = load_classifier(classifier)
     schema = Schema.from_json(card["Schema"])
@@ -47,8 +59,9 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
         raise MissingInput(
             f"{output_dir}: no scan is done, so there is nothing to predict", code="no-scan-done"
         )
+    _check_contrast(frame, card, classifier)
     _check_columns(frame, schema, classifier)
-    _check_units(read_units(output_dir), card, classifier)
+    _check_units(read_units(output_dir, suffixes), card, classifier)
     _check_weights(frame, card, classifier)
     ids, subject = np.unique(frame["participant_id"].astype(str), return_inverse=True)
     probability = mean_by_subject(predict_scans(model, schema.matrix(frame)), subject, len(ids))
@@ -93,6 +106,19 @@ def apply_classifier(classifier: Path, wide: pd.DataFrame, output_dir: Path) -> 
     write_json(sidecar_path(path), {**described(columns), "Classifier": source})
     _LOG.info("%d subjects predicted with %s: %s", len(ids), classifier, path)
     return path
+
+
+def _check_contrast(frame: pd.DataFrame, card: Card, classifier: Path) -> None:
+    """Refuse images of another contrast; cards of earlier versions are of T1w images."""
+    here = contrasts_of(frame).iloc[0]
+    trained = card.get("ImageContrast", DEFAULT_SUFFIX)
+    if here != trained and not ("ImageContrast" not in card and here.endswith(f"_{trained}")):
+        raise BadData(
+            f"{classifier}: trained on volumes of {trained} images; these are of {here} images, "
+            "whose volumes are not comparable. Use its contrast, with --suffix "
+            f"{trained.rpartition('_')[2]}",
+            code="image-contrast-differs",
+        )
 
 
 def _check_columns(frame: pd.DataFrame, schema: Schema, classifier: Path) -> None:

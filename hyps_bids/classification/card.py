@@ -40,6 +40,7 @@ class Card(TypedDict):
     Schema: dict[str, Any]
     Threshold: NotRequired[dict[str, Any]]
     Ranges: NotRequired[dict[str, list[float]]]
+    ImageContrast: NotRequired[str]
     Adapter: str
     SoftwareVersion: str
     Models: str

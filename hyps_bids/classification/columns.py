@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ from hyps_bids.cohort.derived import is_measure
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import suggest_names
-from hyps_bids.outputs.names import group_path
+from hyps_bids.outputs.names import T1W_ALONE, group_path
 from hyps_bids.outputs.reading import WIDE, load_json
 from hyps_bids.settings import Settings
 
@@ -36,9 +36,9 @@ def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> N
         )
 
 
-def read_units(output_dir: Path) -> dict[str, str]:
+def read_units(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> dict[str, str]:
     """Read the units of the columns of the wide group table, where its sidecar states them."""
-    path = group_path(output_dir, WIDE).with_suffix(".json")
+    path = group_path(output_dir, WIDE, suffixes).with_suffix(".json")
     columns = load_json(path) if path.is_file() else {}
     return {name: str(column["Units"]) for name, column in columns.items() if "Units" in column}
 

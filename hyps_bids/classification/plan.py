@@ -31,6 +31,7 @@ from hyps_bids.classification.estimators import ESTIMATORS, FEWEST_FOR_TREES, TR
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.classification.harmonize import FEWEST_CONTROLS
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
+from hyps_bids.cohort.image_contrasts import refuse_several
 from hyps_bids.cohort.keys import match_labels, with_nearest
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, UsageError
@@ -93,13 +94,18 @@ class _Warnings:
 
 
 def done_scans(wide: pd.DataFrame) -> pd.DataFrame:
-    """Take the scans of the group table that are done, and check that each is listed once."""
+    """Take the scans of the group table that are done, and check that each is listed once.
+
+    They must be of one contrast: subjects are compared by their volumes, which differ between
+    contrasts, and adjusted for intracranial volume by one slope.
+    """
     frame = wide[wide["status"] == "done"].reset_index(drop=True)
     twice = frame.loc[frame["scan"].duplicated(), "scan"]
     if len(twice):
         raise BadData(
             f"scan {twice.iloc[0]} is in the group table more than once", code="scan-listed-twice"
         )
+    refuse_several(frame, "a classifier")
     return frame
 
 

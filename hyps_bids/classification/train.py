@@ -34,8 +34,10 @@ from hyps_bids.classification.tables import result_tables, write_tables
 from hyps_bids.classification.training_set import value_ranges
 from hyps_bids.classification.validate import Results, validate
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
+from hyps_bids.cohort.image_contrasts import contrasts_of
 from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
+from hyps_bids.outputs.names import group_space
 from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.settings import Settings
 
@@ -97,7 +99,12 @@ def _check_options(settings: Settings, wide: pd.DataFrame) -> None:
 
 
 def _folder(settings: Settings, contrast: Contrast) -> Path:
-    return settings.output_dir / "models" / f"classifier-{contrast.name}"
+    return settings.output_dir / "models" / f"classifier-{_name(settings, contrast)}"
+
+
+def _name(settings: Settings, contrast: Contrast) -> str:
+    """Name a classifier, for T1w images as the classes and for others with their contrast."""
+    return f"{contrast.name}{group_space(settings.suffix)}"
 
 
 def _failure(settings: Settings, contrast: Contrast, error: HypsError) -> str:
@@ -152,7 +159,7 @@ def _doubts(plan: Plan, results: Results, selected: pd.DataFrame) -> list[str]:
 
 def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str]) -> Card:
     schema = plan.sets[plan.full_set]
-    units = read_units(settings.output_dir)
+    units = read_units(settings.output_dir, settings.suffix)
     controls = (
         f"the training subjects with {settings.controls}, or on all if these are fewer than "
         f"{FEWEST_CONTROLS}"
@@ -167,7 +174,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
     without_inner = _folds_without_inner(results)
     subjects = plan.subjects.counts
     return {
-        "Name": plan.contrast.name,
+        "Name": _name(settings, plan.contrast),
         "Contrast": plan.contrast.text,
         "Target": plan.target,
         "Classes": {name: list(levels) for name, levels in plan.contrast.classes.items()},
@@ -197,6 +204,7 @@ def _card(settings: Settings, plan: Plan, results: Results, doubts: Sequence[str
                 zip(plan.subjects.classes, np.asarray(results.final.cuts).tolist(), strict=True)
             ),
         },
+        "ImageContrast": str(contrasts_of(plan.rows).iloc[0]),
         "Adapter": str(plan.rows["adapter"].iloc[0]),
         "SoftwareVersion": str(plan.rows["software_version"].iloc[0]),
         "Models": str(plan.rows["models"].iloc[0]),

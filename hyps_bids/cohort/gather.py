@@ -184,7 +184,8 @@ def scan_named(stem: str) -> Scan:
 def scan_keys(stem: str) -> list[str | None]:
     """Return the values of :data:`KEYS` for a scan."""
     scan = scan_named(stem)
-    return [f"sub-{scan.subject}", f"ses-{scan.session}" if scan.session else None, stem]
+    session = f"ses-{scan.session}" if scan.session else None
+    return [f"sub-{scan.subject}", session, stem, scan.suffix]
 
 
 def _anat_folders(output: Path, unreadable: dict[Path, str]) -> Iterator[Path]:
@@ -243,7 +244,11 @@ def _stack(
         elif isinstance(content, str):
             problems[stem] = f"{path.name}: {content}; {_RUN_AGAIN}"
         else:
-            rows[tuple(content[0])].extend([*scan_keys(stem), *line] for line in content[1:])
+            # The keys follow from the name, also where tables of some version have one of them.
+            kept = [i for i, name in enumerate(content[0]) if name not in KEYS]
+            lines = ([line[i] for i in kept] for line in content[1:])
+            header = tuple(content[0][i] for i in kept)
+            rows[header].extend([*scan_keys(stem), *line] for line in lines)
     columns = table_columns(kind)
     frames = [pd.DataFrame(body, columns=[*KEYS, *header]) for header, body in rows.items()]
     frame = _concat([pd.DataFrame(columns=list(columns)), *frames])

@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
+from hyps_bids.cohort.image_contrasts import contrasts_of, count_contrasts
 from hyps_bids.cohort.levels import equals_level
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
-from hyps_bids.outputs.columns import ICVAdjustment
+from hyps_bids.outputs.columns import ColumnDescription, ICVAdjustment
 from hyps_bids.outputs.quality import GEOMETRY
 
 _LOG = logging.getLogger("hyps_bids")
+#: Contrast → column → its adjustment
+Adjustments = dict[str, dict[str, ICVAdjustment]]
 #: A line through fewer subjects is not worth subtracting.
 _FEWEST = 3
 #: Number of subjects below which the adjustment is doubtful.
@@ -73,12 +76,13 @@ def adjustment_scans(frame: pd.DataFrame, controls: str | None) -> tuple[pd.Seri
 
 def icv_residuals(
     frame: pd.DataFrame, fit_on: pd.Series, fitted_on: str
-) -> tuple[pd.DataFrame, dict[str, ICVAdjustment]]:
-    """Adjust volumes for the intracranial volume.
+) -> tuple[pd.DataFrame, Adjustments]:
+    """Adjust volumes for the intracranial volume, those of each contrast by themselves.
 
-    A line is fitted to the subjects of the rows `fit_on`, each with the mean of its scans. Every
-    scan's volume is then moved along it to their mean intracranial volume. All volumes are adjusted
-    with the same subjects: those without a missing volume.
+    Each contrast has its own line, so that its values do not depend on other contrasts in the
+    table. A line is fitted to the subjects of the rows `fit_on`, each with the mean of its scans.
+    Every scan's volume is then moved along it to their mean intracranial volume. All volumes are
+    adjusted with the same subjects: those without a missing volume.
 
     Returns
     -------
@@ -86,9 +90,24 @@ def icv_residuals(
         With the same index: icv_residual_mm3_SIDE_PART and icv_residual_soft_mm3_SIDE_PART.
         Volumes that none of the selected scans has are left out, and all volumes if no line can be
         fitted: with fewer than three subjects, or if all have the same intracranial volume.
-    dict of str to ICVAdjustment
-        By column; `fitted_on` says in words which rows were selected.
+    dict of str to dict of str to ICVAdjustment
+        By contrast of the measured scans, and by column; `fitted_on` says in words which rows
+        were selected.
     """
+    contrast = contrasts_of(frame)
+    tables, adjustments = [], {}
+    for name in count_contrasts(frame[frame["icv_mm3"].notna()]):
+        rows = frame[contrast == name]
+        table, adjustments[name] = _residuals(rows, fit_on[rows.index], fitted_on)
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(index=frame.index), {}
+    return pd.concat(tables).reindex(frame.index), adjustments
+
+
+def _residuals(
+    frame: pd.DataFrame, fit_on: pd.Series, fitted_on: str
+) -> tuple[pd.DataFrame, dict[str, ICVAdjustment]]:
     # Volumes of another adapter's parts may be known for other scans only.
     names = [
         name
@@ -118,12 +137,29 @@ def icv_residuals(
     return pd.DataFrame(columns, index=frame.index), adjustments
 
 
-def warn_of_few(adjustments: Mapping[str, ICVAdjustment], fitted_on: str) -> None:
-    """Warn if the adjustment could not be made, or rests on few subjects."""
+def stored_adjustments(
+    sidecar: Mapping[str, ColumnDescription], column: str
+) -> dict[str, ICVAdjustment]:
+    """Return how a column was adjusted, by contrast; the name is empty if there is only one."""
+    described = sidecar.get(column, {})
+    if "ICVAdjustment" in described:
+        return {"": described["ICVAdjustment"]}
+    return described.get("ICVAdjustments", {})
+
+
+def warn_of_few(adjustments: Adjustments, fitted_on: str) -> None:
+    """Warn if the adjustment of a contrast could not be made, or rests on few subjects."""
+    for contrast, by_column in adjustments.items():
+        _warn_of_few(by_column, f"{contrast}, {fitted_on}" if len(adjustments) > 1 else fitted_on)
+    if not adjustments:
+        _warn_of_few({}, fitted_on)
+
+
+def _warn_of_few(adjustments: Mapping[str, ICVAdjustment], fitted_on: str) -> None:
     fewest = min((adjustment["N"] for adjustment in adjustments.values()), default=0)
     if not adjustments:
         _LOG.warning(
-            "No volumes were adjusted for the intracranial volume (ICV), so there are no columns "
+            "No volumes were adjusted for the intracranial volume (ICV), so there are no values of "
             "icv_residual: there are fewer than %d subjects with all volumes (%s), or all have the "
             "same ICV.",
             *(_FEWEST, fitted_on),

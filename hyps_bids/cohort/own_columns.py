@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hyps_bids.cohort.derived import is_measure
-from hyps_bids.outputs.columns import KEYS, VISIT_COLUMNS
+from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, VISIT_COLUMNS
 
 #: Columns that the group level adds, besides the measures and the entities of scans.
 OWN_COLUMNS = frozenset(
     {
-        *(*KEYS, "status", "reason", "review", "reasons", "flags", "remarks", *VISIT_COLUMNS),
+        *(*KEYS, *CONTRAST_COLUMN, *VISIT_COLUMNS),
+        *("status", "reason", "review", "reasons", "flags", "remarks"),
         *("software_version", "adapter", "models", "icv_mm3"),
     }
 )

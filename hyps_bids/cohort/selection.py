@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,13 @@ import pandas as pd
 
 from hyps_bids.bids.index import find_scans
 from hyps_bids.cohort.gather import scan_keys, scan_named
+from hyps_bids.cohort.image_contrasts import CONTRAST
 from hyps_bids.cohort.keys import with_nearest
 from hyps_bids.cohort.metadata import Metadata
 from hyps_bids.errors import HypsError, NothingMatches
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import KEYS
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX, Scan
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -49,8 +51,8 @@ class Selection:
 def select_scans(settings: Settings) -> Selection:
     """Find the selected images of the dataset.
 
-    A dataset without any T1w image says nothing about single scans: its images were removed after
-    processing, and no scan counts as gone.
+    A dataset without any image of these contrasts says nothing about single scans: its images were
+    removed after processing, and no scan counts as gone.
 
     Raises
     ------
@@ -69,8 +71,8 @@ def select_scans(settings: Settings) -> Selection:
         is_wanted = scan_filter(settings, ())
         if not everything:
             _LOG.warning(
-                "%s has no T1w image, so the tables are made from the outputs in %s alone.",
-                *(settings.bids_dir, settings.output_dir),
+                "%s has no %s image, so the tables are made from the outputs in %s alone.",
+                *(settings.bids_dir, _either(settings.suffix), settings.output_dir),
             )
             return Selection((), is_wanted, lambda stem: False, failure)
         scans = [scan for scan in everything if is_wanted(scan)]
@@ -133,7 +135,7 @@ def report_gone(stems: Sequence[str], settings: Settings) -> None:
             "the participants withdrawn, or use them all the same with --keep-missing-images."
         )
     _LOG.warning(
-        "%s with outputs, but the T1w images are no longer in %s or no longer used: %s. %s",
+        "%s with outputs, but the images are no longer in %s or no longer used: %s. %s",
         *(format_count(len(stems), "scan"), settings.bids_dir, join_names(stems), consequence),
     )
 
@@ -146,6 +148,12 @@ def scan_filter(settings: Settings, scans: Sequence[Scan]) -> Callable[[Scan], b
     if settings.bids_filter_file:
         stems = {scan.stem for scan in scans}
         return lambda scan: scan.stem in stems
+    has_labels = label_filter(settings)
+    return lambda scan: scan.suffix in settings.suffix and has_labels(scan)
+
+
+def label_filter(settings: Settings) -> Callable[[Scan], bool]:
+    """Return a function that tells whether a scan has the labels that were asked for."""
     wanted, excluded = set(settings.participant_label), set(settings.exclude_participant_label)
     sessions = set(settings.session_label)
     return lambda scan: (
@@ -153,6 +161,29 @@ def scan_filter(settings: Settings, scans: Sequence[Scan]) -> Callable[[Scan], b
         and scan.subject not in excluded
         and (not sessions or scan.session in sessions)
     )
+
+
+def report_others(stems: Iterable[str], settings: Settings) -> str:
+    """Say in one line how many outputs of other contrasts there are, and how to use them."""
+    counts = Counter(scan_named(stem).suffix for stem in stems)
+    if not counts:
+        return ""
+    found = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(counts.items()))
+    text = (
+        f"{format_count(counts.total(), 'scan')} of other contrasts ({found}) left out of the "
+        f"tables, which are of {_both(settings.suffix)} images; --suffix "
+        f"{' or --suffix '.join(sorted(counts))} makes tables of them"
+    )
+    _LOG.info("%s.", text)
+    return text
+
+
+def _both(suffixes: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(suffixes))
+
+
+def _either(suffixes: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(suffixes))
 
 
 def add_missing_scans(
@@ -184,16 +215,25 @@ def add_missing_scans(
     missing = qc.loc[qc["status"] == "missing", "scan"]
     if len(missing):
         _LOG.warning(
-            "%s without outputs; run the participant level for: %s",
-            *(format_count(len(missing), "scan"), join_names(missing)),
+            "%s without outputs; run the participant level%s for: %s",
+            *(format_count(len(missing), "scan"), _with_suffix(qc, missing), join_names(missing)),
         )
     return qc
+
+
+def _with_suffix(qc: pd.DataFrame, stems: pd.Series) -> str:
+    """Name the option without which the participant level would not find these scans."""
+    suffixes = sorted(set(qc.loc[qc["scan"].isin(stems), "suffix"]))
+    return "" if suffixes == [DEFAULT_SUFFIX] else f" with --suffix {' '.join(suffixes)}"
 
 
 def compare_participants(
     table: pd.DataFrame, metadata: Metadata, settings: Settings
 ) -> pd.DataFrame:
-    """Remark on participants who are not in participants.tsv, and add rows for those only there."""
+    """Remark on participants who are not in participants.tsv, and add rows for those only there.
+
+    A participant without an image of one of the contrasts has a row for it.
+    """
     if metadata.participants.empty:
         return table
     described = set(metadata.participants["participant_id"])
@@ -209,21 +249,35 @@ def compare_participants(
     if settings.session_label or settings.bids_filter_file:
         # The filter excludes participants on purpose, so they are not reported as missing.
         return table
-    is_wanted = scan_filter(settings, ())
-    without = [
+    has_labels = label_filter(settings)
+    asked = [
         name
-        for name in sorted(described - set(table["participant_id"]))
-        if is_wanted(Scan(Path(), (("sub", name.removeprefix("sub-")),)))
+        for name in sorted(described)
+        if has_labels(Scan(Path(), (("sub", name.removeprefix("sub-")),)))
     ]
-    if not without:
-        return table
-    _LOG.warning(
-        "These participants are in participants.tsv, but the dataset has no T1w image of them, so "
-        "they have the status missing: %s",
-        with_nearest(without, sorted(table.loc[unknown, "participant_id"].unique())),
-    )
-    rows = pd.DataFrame(
-        {"participant_id": without, "status": "missing", "reason": "no T1w image in the dataset"},
-        columns=table.columns,
-    )
-    return pd.concat([table, rows], ignore_index=True)
+    strangers = sorted(table.loc[unknown, "participant_id"].unique())
+    rows = [
+        _rows_without_image(table, suffix, asked, strangers)
+        for suffix in dict.fromkeys(settings.suffix)
+    ]
+    return pd.concat([table, *rows], ignore_index=True)
+
+
+def _rows_without_image(
+    table: pd.DataFrame, suffix: str, asked: Sequence[str], strangers: Sequence[str]
+) -> pd.DataFrame:
+    """Make rows for the participants of whom there is no image of a contrast."""
+    have = set(table.loc[table["suffix"] == suffix, "participant_id"])
+    without = [name for name in asked if name not in have]
+    if not have:
+        _LOG.warning("There are neither %s images nor outputs of any in these tables.", suffix)
+        without = []
+    elif without:
+        _LOG.warning(
+            "These participants are in participants.tsv, but the dataset has no %s image of them, "
+            "so they have the status missing: %s",
+            *(suffix, with_nearest(without, strangers)),
+        )
+    facts = {"status": "missing", "reason": f"no {suffix} image in the dataset"}
+    row = {"participant_id": without, "suffix": suffix, CONTRAST: suffix, **facts}
+    return pd.DataFrame(row, columns=table.columns, dtype="str")

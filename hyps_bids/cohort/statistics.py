@@ -21,6 +21,7 @@ from hyps_bids.cohort.harmonize import (
     harmonize_measures,
     harmonized_table,
 )
+from hyps_bids.cohort.image_contrasts import CONTRAST, refuse_several
 from hyps_bids.cohort.levels import looks_like_codes
 from hyps_bids.cohort.models import Fit, fit_design
 from hyps_bids.cohort.posthoc import ALL, comparison_rows, find_comparisons, parse_comparison
@@ -109,6 +110,7 @@ def fit_formulas(
             find_measures(formula, data)
             if site is not None:
                 check_site(formula, data, site)
+            _check_contrasts(formula, data, site)
             sound.append(formula)
         except HypsError as error:
             refuse(formula, error)
@@ -211,6 +213,7 @@ def fit_model(
     name, measures = find_measures(formula, data)
     _LOG.info("Model '%s': fitting %s", formula, format_count(len(measures), "measure"))
     ready = Harmonized(data, formula)
+    _check_contrasts(formula, data, site)
     if site is not None:
         check_site(formula, data, site)
         ready = harmonize_measures(formula, data, name, measures, site, controls)
@@ -249,6 +252,19 @@ def fit_model(
     _log_result(formula, found)
     harmonized = pd.DataFrame() if site is None else harmonized_table(formula, ready, site)
     return ModelTables(models, table, harmonized)
+
+
+def _check_contrasts(formula: str, data: pd.DataFrame, site: str | None) -> None:
+    """Refuse scans of several contrasts, unless the formula has the contrast as a variable."""
+    done = data[data["status"] == "done"]
+    if site is not None:
+        refuse_several(done, f"--model '{formula}' with --harmonize")
+    refuse_several(
+        done,
+        f"--model '{formula}'",
+        formula_variables(formula, data.columns),
+        f"add {CONTRAST} to the formula, whose scans of a subject are then repeated measurements",
+    )
 
 
 def _with_aliases(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from hyps_bids import __version__
 from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.messages import join_names
-from hyps_bids.outputs.names import group_path
+from hyps_bids.outputs.names import T1W_ALONE, group_path, group_space
 from hyps_bids.outputs.reading import LINEAR_MODELS, WIDE
 from hyps_bids.outputs.writing import write_json
 
@@ -22,8 +22,15 @@ _LEVEL = re.compile(r"(?:C\()?`?(?P<name>[^`()\[\],]+)`?\)?\[T\.(?P<level>.+)\]"
 _NUMBER = re.compile(r"`?(?P<name>[^`()\[\],]+)`?")
 
 
-def write_stats_models(output_dir: Path, models: pd.DataFrame, harmonized: pd.DataFrame) -> None:
+def write_stats_models(
+    output_dir: Path,
+    models: pd.DataFrame,
+    harmonized: pd.DataFrame,
+    suffixes: Collection[str] = T1W_ALONE,
+) -> None:
     """Write ``models/model-linearN_smdl.json`` for each formula, and remove those of earlier runs.
+
+    Models of other contrasts stay; theirs are other names, such as ``…_space-T2w_smdl.json``.
 
     Parameters
     ----------
@@ -31,22 +38,30 @@ def write_stats_models(output_dir: Path, models: pd.DataFrame, harmonized: pd.Da
         The derivatives dataset.
     models, harmonized : pandas.DataFrame
         Of :class:`~hyps_bids.cohort.statistics.ModelTables`; both are empty without any model.
+    suffixes : collection of str
+        Suffixes of the images.
     """
     folder = output_dir / "models"
     tables = list(models.groupby("model", sort=False)) if len(models) else []
     paths = set()
     for number, (formula, rows) in enumerate(tables, 1):
         if rows["estimate"].notna().any():
-            path = folder / f"model-linear{number}_smdl.json"
+            path = folder / f"model-linear{number}{group_space(suffixes)}_smdl.json"
             sites = harmonized[harmonized["model"] == formula] if len(harmonized) else harmonized
-            write_json(path, describe_model(str(formula), number, rows, sites))
+            write_json(path, describe_model(str(formula), number, rows, sites, suffixes))
             paths.add(path)
+    ours = re.compile(rf"model-linear\d+{re.escape(group_space(suffixes))}_smdl\.json")
     for old in set(folder.glob("model-linear*_smdl.json")) - paths:
-        old.unlink(missing_ok=True)
+        if ours.fullmatch(old.name):
+            old.unlink(missing_ok=True)
 
 
 def describe_model(
-    formula: str, number: int, rows: pd.DataFrame, harmonized: pd.DataFrame
+    formula: str,
+    number: int,
+    rows: pd.DataFrame,
+    harmonized: pd.DataFrame,
+    suffixes: Collection[str],
 ) -> dict[str, Any]:
     """Describe one formula by the rows of its table.
 
@@ -83,9 +98,9 @@ def describe_model(
         "BIDSModelVersion": _SPECIFICATION,
         "Description": f"The formula '{formula}' as HyPS-BIDS {__version__} has fitted it to "
         f"{join_names(map(str, fitted['measure'].unique()))}, each by itself. Variables are "
-        f"columns of {group_path(Path(), WIDE).name}, where icv is icv_mm3 and time is "
+        f"columns of {group_path(Path(), WIDE, suffixes).name}, where icv is icv_mm3 and time is "
         "years_since_first_scan unless there are columns of these names; results are in "
-        f"{group_path(Path(), LINEAR_MODELS).name}.",
+        f"{group_path(Path(), LINEAR_MODELS, suffixes).name}.",
         "Input": {"seg": ["hippocampus"], "suffix": ["morph"]},
         "Nodes": [node],
     }

@@ -6,16 +6,21 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
-from hyps_bids.cohort.gather import find_outputs, gather
+from hyps_bids.cohort.gather import find_outputs, gather, scan_named
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.metadata import read_metadata
-from hyps_bids.cohort.selection import add_missing_scans, report_gone, select_scans
+from hyps_bids.cohort.selection import (
+    add_missing_scans,
+    label_filter,
+    report_gone,
+    report_others,
+    select_scans,
+)
 from hyps_bids.cohort.stats_models import write_stats_models
 from hyps_bids.cohort.wide import STATUS, build_wide_table
 from hyps_bids.errors import MissingInput, UsageError
@@ -67,6 +72,9 @@ class GroupTables:
 def write_group_tables(settings: Settings) -> GroupTables:
     """Write the tables of all selected scans into OUT_DIR.
 
+    Tables of T1w images and those of other contrasts are different files, so that neither replace
+    the others.
+
     These are long tables of volumes and of quality; the wide table, one row per scan, with derived
     measures and the metadata of participants and sessions; the change over time of subjects
     scanned at several times; and the models of ``settings.model``. Columns that options name are
@@ -83,30 +91,36 @@ def write_group_tables(settings: Settings) -> GroupTables:
     """
     output = settings.output_dir
     selection = select_scans(settings)
-    found = find_outputs(output, selection.is_wanted)
+    found = find_outputs(output, label_filter(settings))
+    scans = {stem: scan_named(stem) for stem in found.stems}
+    others = [stem for stem, scan in scans.items() if scan.suffix not in settings.suffix]
+    left_out = report_others(others, settings)
+    found = found.without([s for s, scan in scans.items() if not selection.is_wanted(scan)])
     gone = [stem for stem in found.stems if selection.is_gone(stem)]
     report_gone(gone, settings)
     gathered = gather(found if settings.keep_missing_images else found.without(gone))
     for path, reason in gathered.unreadable.items():
         _LOG.error("%s: cannot be read (%s), so the scans in it are not used.", path, reason)
     if gathered.qc.empty:
+        if left_out:
+            raise MissingInput(f"{output}: {left_out}.", code="scan-tables-missing")
         raise selection.failure or MissingInput(
             f"{output} has no tables of the selected scans. Run the participant level first.",
             code="scan-tables-missing",
         )
     qc = add_missing_scans(gathered.qc, selection.scans, output, gathered.unreadable)
-    _write(output, "morph", gathered.morph, described(table_columns("morph")))
-    _write(output, "qc", qc, described(table_columns("qc") | {"status": STATUS}))
+    _write(settings, "morph", gathered.morph, described(table_columns("morph")))
+    _write(settings, "qc", qc, described(table_columns("qc") | {"status": STATUS}))
     _warn_of_mixture(gathered.provenance)
     metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
     wide, columns = build_wide_table(gathered, qc, metadata, settings)
     # Models of an earlier table must not stay beside this one, whatever happens to the new ones.
     for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED):
-        _write(output, kind, pd.DataFrame(), {}, optional=True)
-    write_stats_models(output, pd.DataFrame(), pd.DataFrame())
-    _write(output, WIDE, wide, columns)
+        _write(settings, kind, pd.DataFrame(), {}, optional=True)
+    write_stats_models(output, pd.DataFrame(), pd.DataFrame(), settings.suffix)
+    _write(settings, WIDE, wide, columns)
     change = longitudinal.annual_change(wide[wide["status"] == "done"])
-    _write(output, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
+    _write(settings, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", format_count(len(qc), "scan"), counts)
     # The models come last, so that a wrong formula does not prevent the other tables.
@@ -123,12 +137,14 @@ def write_group_tables(settings: Settings) -> GroupTables:
             robust=settings.robust_errors,
         )
         harmonized = columns | described(HARMONIZED_COLUMNS)
-        _write(output, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
-        _write(output, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)
-        _write(output, HARMONIZED, fitted.harmonized, harmonized, optional=True)
-        write_stats_models(output, fitted.models, fitted.harmonized)
+        _write(
+            settings, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True
+        )
+        _write(settings, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)
+        _write(settings, HARMONIZED, fitted.harmonized, harmonized, optional=True)
+        write_stats_models(output, fitted.models, fitted.harmonized, settings.suffix)
         failed = fitted.failed
-    return GroupTables(read_wide(output), not gathered.unreadable, failed)
+    return GroupTables(read_wide(output, settings.suffix), not gathered.unreadable, failed)
 
 
 def _named_columns(settings: Settings) -> list[str]:
@@ -167,7 +183,7 @@ def _warn_of_mixture(provenance: pd.DataFrame) -> None:
 
 
 def _write(
-    output: Path,
+    settings: Settings,
     kind: str,
     table: pd.DataFrame,
     columns: Mapping[str, ColumnDescription],
@@ -175,7 +191,7 @@ def _write(
     optional: bool = False,
 ) -> None:
     """Write a table and its sidecar; remove an earlier optional table if this one has no rows."""
-    path = group_path(output, kind)
+    path = group_path(settings.output_dir, kind, settings.suffix)
     if optional and table.empty:
         for old in (path, sidecar_path(path)):
             old.unlink(missing_ok=True)

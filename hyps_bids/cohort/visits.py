@@ -1,4 +1,4 @@
-"""The order of each participant's scans, and the time since the first of them."""
+"""The order of each participant's scans of one contrast, and the time since the first of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from hyps_bids.cohort.image_contrasts import series_of
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import VISIT_COLUMNS
 
@@ -29,6 +30,10 @@ def order_scans(
 ) -> pd.DataFrame:
     """Put the scans of each participant in order, and tell the time since the first of them.
 
+    Scans of each contrast are a series of their own, as if they were another participant's: a T2w
+    image is no second point in time beside the T1w image of its session, and the order of T1w
+    images does not depend on whether there are others.
+
     The order of one participant's scans has one source: the dates if all of the scans have one,
     else the ages, else the order of rows in a table, else the names of sessions and scans, in which
     2 comes before 10. A source that is the same for all scans of a participant says nothing about
@@ -38,8 +43,8 @@ def order_scans(
     Parameters
     ----------
     frame : pandas.DataFrame
-        One row per scan, with participant_id and, if known, session_id, scan, acq_time (ISO 8601;
-        dates of a participant may be moved, as BIDS allows) and age.
+        One row per scan, with participant_id and, if known, session_id, scan, image_contrast,
+        acq_time (ISO 8601; dates of a participant may be moved, as BIDS allows) and age.
     listed : mapping of str to pandas.Series, optional
         Name of a table → position of each scan's row in it, missing if it has none.
     age_unit : str
@@ -59,28 +64,26 @@ def order_scans(
     [[2, 'acq_time', 1.0], [1, 'acq_time', 0.0], [2, 'name', nan], [1, 'name', nan]]
     """
     rows = frame.reset_index(drop=True)
-    participant = rows["participant_id"]
+    series = series_of(rows)
     dates, ages = _dates(rows), _ages(rows, age_unit)
-    _warn_of_contradictions(participant, dates, ages)
+    _warn_of_contradictions(rows["participant_id"], series, dates, ages)
     tables = {name: values.reset_index(drop=True) for name, values in (listed or {}).items()}
     source = pd.Series("name", index=rows.index)
     value = pd.Series(np.nan, index=rows.index)
-    keys: dict[str, pd.Series] = {"participant": participant, "value": value}
+    keys: dict[str, pd.Series] = {"series": series, "value": value}
     for name, values in reversed({"acq_time": dates, "age": ages, **tables}.items()):
-        usable = _known(values, participant) & (
-            _differs(values, participant) | (_size(participant) == 1)
-        )
+        usable = _known(values, series) & (_differs(values, series) | (_size(series) == 1))
         source, keys["value"] = source.mask(usable, name), keys["value"].mask(usable, values)
     for name, values in tables.items():
-        keys[f"table {name}"] = values.where(_known(values, participant), 0)
+        keys[f"table {name}"] = values.where(_known(values, series), 0)
     names = {name: rows[name] for name in ("session_id", "scan") if name in rows}
     keys |= {name: _zero_padded(values) for name, values in names.items()}
     order = pd.DataFrame(keys).sort_values(list(keys), kind="stable").index
-    number = participant.loc[order].groupby(participant.loc[order]).cumcount() + 1
+    number = series.loc[order].groupby(series.loc[order]).cumcount() + 1
     timed = source.isin(["acq_time", "age"])
-    years = keys["value"] - keys["value"].groupby(participant).transform("min")
+    years = keys["value"] - keys["value"].groupby(series).transform("min")
     # A single visit is its own beginning, and equal dates are no time apart.
-    at_once = _known(dates, participant) | (_sessions(rows) == 1)
+    at_once = _known(dates, series) | (_sessions(rows, series) == 1)
     years = years.where(timed, np.where(at_once, 0.0, np.nan))
     columns = {_NUMBER: number.reindex(rows.index), _SOURCE: source, _YEARS: years}
     return pd.DataFrame(columns).set_axis(frame.index)
@@ -98,10 +101,13 @@ def first_scans(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_sources(frame: pd.DataFrame) -> dict[str, int]:
-    """Count the participants with several sessions by what their order follows from."""
-    several = frame.loc[_sessions(frame) > 1, "participant_id"]
-    found = scan_order(frame).loc[several.index, _SOURCE].groupby(several).first().value_counts()
-    return {str(name): int(count) for name, count in found.items()}
+    """Count the participants with several sessions by what their order follows from.
+
+    A participant whose contrasts are ordered by different sources counts for each of them.
+    """
+    rows = frame[["participant_id"]].assign(source=scan_order(frame)[_SOURCE])
+    several = rows[_sessions(frame, series_of(frame)) > 1].drop_duplicates()
+    return {str(name): int(n) for name, n in several["source"].value_counts().items()}
 
 
 def report_order(frame: pd.DataFrame) -> None:
@@ -143,23 +149,23 @@ def _ages(rows: pd.DataFrame, unit: str) -> pd.Series:
     return rows[name] / next((n for start, n in _PER_YEAR.items() if plain.startswith(start)), 1)
 
 
-def _size(participant: pd.Series) -> pd.Series:
-    return participant.groupby(participant).transform("size")
+def _size(series: pd.Series) -> pd.Series:
+    return series.groupby(series).transform("size")
 
 
-def _known(values: pd.Series, participant: pd.Series) -> pd.Series:
-    return values.notna().groupby(participant).transform("all")
+def _known(values: pd.Series, series: pd.Series) -> pd.Series:
+    return values.notna().groupby(series).transform("all")
 
 
-def _differs(values: pd.Series, participant: pd.Series) -> pd.Series:
-    return values.groupby(participant).transform("nunique") > 1
+def _differs(values: pd.Series, series: pd.Series) -> pd.Series:
+    return values.groupby(series).transform("nunique") > 1
 
 
-def _sessions(rows: pd.DataFrame) -> pd.Series:
-    """Count the sessions of each scan's participant; scans without sessions are of one visit."""
+def _sessions(rows: pd.DataFrame, series: pd.Series) -> pd.Series:
+    """Count the sessions of each scan's series; scans without sessions are of one visit."""
     if "session_id" not in rows:
         return pd.Series(1, index=rows.index)
-    return rows["session_id"].fillna("").groupby(rows["participant_id"]).transform("nunique")
+    return rows["session_id"].fillna("").groupby(series).transform("nunique")
 
 
 def _zero_padded(names: pd.Series) -> pd.Series:
@@ -168,15 +174,17 @@ def _zero_padded(names: pd.Series) -> pd.Series:
     return texts.map(lambda name: re.sub(r"\d+", lambda n: n[0].zfill(12), name))
 
 
-def _warn_of_contradictions(participant: pd.Series, dates: pd.Series, ages: pd.Series) -> None:
+def _warn_of_contradictions(
+    participant: pd.Series, series: pd.Series, dates: pd.Series, ages: pd.Series
+) -> None:
     """Warn of dates and ages that cannot both be right; the dates of visits are moved wrongly."""
     known = pd.Series(True, index=participant.index)
     for values in (dates, ages):
-        known &= _known(values, participant) & _differs(values, participant)
+        known &= _known(values, series) & _differs(values, series)
     both = pd.DataFrame({"dates": dates, "ages": ages})[known]
     if both.empty:
         return
-    passed = both - both.groupby(participant[known]).transform("first")
+    passed = both - both.groupby(series[known]).transform("first")
     odd = (passed["dates"] - passed["ages"]).abs() > _TOLERANCE
     if odd.any():
         _LOG.warning(

@@ -9,11 +9,19 @@ import pandas as pd
 from hyps_bids.cohort.column_types import infer_types
 from hyps_bids.cohort.derived import derive, describe, is_measure, volumes
 from hyps_bids.cohort.gather import Gathered, scan_named
-from hyps_bids.cohort.icv import adjustment_scans, icv_residuals, warn_of_few
+from hyps_bids.cohort.icv import Adjustments, adjustment_scans, icv_residuals, warn_of_few
+from hyps_bids.cohort.image_contrasts import CONTRAST, image_contrast
 from hyps_bids.cohort.metadata import Metadata, join, rows_of_sessions
 from hyps_bids.cohort.selection import compare_participants
 from hyps_bids.cohort.visits import order_scans, report_order
-from hyps_bids.outputs.columns import VISIT_COLUMNS, ColumnDescription, described, table_columns
+from hyps_bids.outputs.columns import (
+    CONTRAST_COLUMN,
+    KEYS,
+    VISIT_COLUMNS,
+    ColumnDescription,
+    described,
+    table_columns,
+)
 from hyps_bids.settings import Settings
 
 #: Description of the column status in all group tables.
@@ -37,9 +45,9 @@ def build_wide_table(
     `qc` is the QC table with the missing scans.
     """
     entities = _further_entities(qc["scan"])
-    keys = ["participant_id", "session_id", "scan"]
     state = ["status", "reason", "review", "reasons", "flags", "remarks"]
-    base = pd.concat([qc[keys], entities, qc[state]], axis=1)
+    contrast = qc["scan"].map(lambda stem: image_contrast(scan_named(stem))).rename(CONTRAST)
+    base = pd.concat([qc[[*KEYS]], contrast.astype("str"), entities, qc[state]], axis=1)
     base = compare_participants(base, metadata, settings)
     measured = volumes(gathered.morph)
     measured = pd.concat([measured, derive(measured)], axis=1)
@@ -54,18 +62,27 @@ def build_wide_table(
     warn_of_few(adjustments, fitted_on)
     table = pd.concat([base, residuals, order, added], axis=1)
 
-    columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY | VISIT_COLUMNS)
+    columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY | CONTRAST_COLUMN)
+    columns |= described(VISIT_COLUMNS)
     columns |= described({name: f"Entity {name} of the scan's name." for name in entities})
     columns |= {name: describe(name) for name in [*measured, *residuals] if name != "icv_mm3"}
     columns["icv_mm3"] = {"Description": table_columns("morph")["icv_mm3"], "Units": "mm3"}
     columns["years_since_first_scan"]["Units"] = "year"
-    for name, adjustment in adjustments.items():
-        columns[name]["ICVAdjustment"] = adjustment
+    _describe_adjustments(columns, adjustments)
     columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
     numbers = set(table.select_dtypes("number"))
     for name in table:
         columns[name] = {**columns[name], "Format": "number" if name in numbers else "string"}
     return table, {name: columns[name] for name in table}
+
+
+def _describe_adjustments(columns: dict[str, ColumnDescription], adjustments: Adjustments) -> None:
+    for contrast, by_column in adjustments.items():
+        for name, adjustment in by_column.items():
+            if len(adjustments) == 1:
+                columns[name]["ICVAdjustment"] = adjustment
+            else:
+                columns[name].setdefault("ICVAdjustments", {})[contrast] = adjustment
 
 
 def _reserved(metadata: Metadata) -> set[str]:
@@ -82,7 +99,8 @@ def _order(
     done = table[table["status"] == "done"]
     unit = next((str(raw[n].get("Units", "")) for n in raw if n.casefold() == "age"), "")
     order = order_scans(done, rows_of_sessions(done, metadata), unit)
-    report_order(pd.concat([done[["participant_id", "session_id"]], order], axis=1))
+    keys = ["participant_id", "session_id", CONTRAST]
+    report_order(pd.concat([done[keys], order], axis=1))
     return order.reindex(table.index)
 
 

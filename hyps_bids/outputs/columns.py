@@ -39,6 +39,8 @@ class ColumnDescription(TypedDict, total=False):
         ``number`` or ``string``.
     Levels : object
         Values and their meanings, in BIDS a dict; a raw dataset may have anything here.
+    ICVAdjustments : dict of str to ICVAdjustment
+        By contrast, instead of ICVAdjustment, if the table has several contrasts.
     """
 
     Description: str
@@ -46,13 +48,21 @@ class ColumnDescription(TypedDict, total=False):
     Format: str
     Levels: object
     ICVAdjustment: ICVAdjustment
+    ICVAdjustments: dict[str, ICVAdjustment]
 
 
 #: Columns in front of every table of the group level → description
 KEYS = {
     "participant_id": "Subject, as in participants.tsv.",
     "session_id": "Session; n/a without sessions.",
-    "scan": "Name of the T1w image without its suffix.",
+    "scan": "Name of the image without its suffix, which stands in the entity space unless it is "
+    "T1w.",
+    "suffix": "Suffix of the image, such as T1w or T2w.",
+}
+#: Column of tables that tells contrasts apart → description
+CONTRAST_COLUMN = {
+    "image_contrast": "Contrast of the image: its suffix, after the entities ce (contrast agent), "
+    "echo and part of its name, such as ce-gadolinium_T1w.",
 }
 #: Column of the volume table → description
 MORPH_COLUMNS = {
@@ -69,13 +79,13 @@ MORPH_COLUMNS = {
 }
 #: Column of the wide table about the order of a participant's scans → description
 VISIT_COLUMNS = {
-    "scan_number": "Position of the scan among the scans of its participant that are done; 1 is "
-    "the first.",
-    "order_source": "Origin of this order, the same for all scans of a participant: acq_time "
+    "scan_number": "Position of the scan among those of its participant and image_contrast that "
+    "are done; 1 is the first.",
+    "order_source": "Origin of this order, the same for all these scans: acq_time "
     "(dates), age, the order of rows in sessions.tsv or participants.tsv, or name (of sessions and "
     "scans).",
-    "years_since_first_scan": "Years since the participant's first scan, from dates or ages; n/a "
-    "if neither is known for all scans of the participant.",
+    "years_since_first_scan": "Years since the first of these scans, from dates or ages; n/a if "
+    "neither is known for all of them.",
 }
 #: Column of the table of linear models → description
 LINEAR_MODEL_COLUMNS = {
@@ -131,6 +141,7 @@ HARMONIZED_COLUMNS = {
 #: Column of the table of change over time → description
 CHANGE_COLUMNS = {
     "participant_id": "Subject, as in participants.tsv.",
+    **CONTRAST_COLUMN,
     "measure": "Column of the wide table.",
     "n_scans": "Number of scans with this volume and a time.",
     "n_sessions": "Number of sessions with these scans.",

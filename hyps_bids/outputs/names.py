@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX, Scan
 
 #: Value of the entity ``seg`` of our segmentations.
 SEG = "hippocampus"
@@ -13,6 +14,8 @@ SEG = "hippocampus"
 SEG_PREFIX = f"seg-{SEG}"
 #: Order of the entities that derivatives add behind ``space``, from the BIDS schema.
 _ORDER = ("seg", "res", "den", "label", "desc")
+#: Suffixes of the images behind group outputs whose names do not state the contrast.
+T1W_ALONE = (DEFAULT_SUFFIX,)
 #: Version 0.1 left these entities before ``seg``, which is not valid.
 _LATE = re.compile(r"_(?:res|den|label|desc)-")
 
@@ -148,12 +151,28 @@ def scan_names(scan: Scan) -> dict[str, str]:
     return {kind: output_name(scan, **parts) for kind, parts in kinds.items()}
 
 
-def group_path(output_dir: Path, kind: str) -> Path:
-    """Return a table of the group level.
+def group_space(suffixes: Collection[str]) -> str:
+    """Return what tells the group outputs of some contrasts from those of others.
+
+    It stands in names after an underscore, and is empty for T1w images alone.
+
+    Examples
+    --------
+    >>> [group_space(suffixes) for suffixes in (["T1w"], ["T2w"], ["T2w", "T1w"])]
+    ['', '_space-T2w', '_space-T1w+T2w']
+    """
+    unique = sorted(set(suffixes))
+    return "" if unique == sorted(T1W_ALONE) else f"_space-{'+'.join(unique)}"
+
+
+def group_path(output_dir: Path, kind: str, suffixes: Collection[str] = T1W_ALONE) -> Path:
+    """Return a table of the group level; tables of other contrasts are other files.
 
     Examples
     --------
     >>> group_path(Path("out"), "desc-wide_morph").name
     'group_seg-hippocampus_desc-wide_morph.tsv'
+    >>> group_path(Path("out"), "qc", ["T2w"]).name
+    'group_space-T2w_seg-hippocampus_qc.tsv'
     """
-    return output_dir / f"group_{SEG_PREFIX}_{kind}.tsv"
+    return output_dir / f"group{group_space(suffixes)}_{SEG_PREFIX}_{kind}.tsv"

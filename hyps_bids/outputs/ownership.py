@@ -24,7 +24,7 @@ _MARKS = {
     "README.md": (b"HyPS-BIDS",),
     ".bidsignore": (b"_morph", b"group_*"),
     "sub-*.html": (b"HyPS-BIDS",),
-    "group_report.html": (b"HyPS-BIDS",),
+    "group*_report.html": (b"HyPS-BIDS",),
     "logs/CITATION*": (b"HyPS", b"hyps"),
 }
 _HEAD = 65536

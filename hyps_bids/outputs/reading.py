@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyps_bids.errors import BadData, HypsError, MissingInput
-from hyps_bids.outputs.names import group_path
+from hyps_bids.outputs.names import T1W_ALONE, group_path
 
 if TYPE_CHECKING:
     # Each function that makes tables imports it, because reading JSON files should not take long.
@@ -102,13 +103,15 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=labels)
 
 
-def read_wide(output_dir: Path) -> pd.DataFrame:
+def read_wide(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> pd.DataFrame:
     """Read the wide table that the group level has written.
 
     Parameters
     ----------
     output_dir : Path
         The derivatives dataset.
+    suffixes : collection of str
+        Suffixes of the images that the table is about.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def read_wide(output_dir: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = group_path(output_dir, WIDE)
+    path = group_path(output_dir, WIDE, suffixes)
     try:
         columns = load_json(path.with_suffix(".json"))
         frame = pd.read_csv(path, sep="\t", dtype="str", na_values=["n/a"], keep_default_na=False)

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from hyps_bids.cohort.image_contrasts import CONTRAST
 from hyps_bids.errors import HypsError, MissingInput
 from hyps_bids.outputs.columns import CHANGE_COLUMNS, LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
-from hyps_bids.outputs.names import group_path, sidecar_path
+from hyps_bids.outputs.names import T1W_ALONE, group_path, group_space, sidecar_path
 from hyps_bids.outputs.reading import (
     CHANGE,
     LINEAR_MODELS,
@@ -28,7 +29,7 @@ from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.charts import scan_charts
 from hyps_bids.reports.citation import to_html
 from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
-from hyps_bids.reports.group_methods import GROUP_METHODS
+from hyps_bids.reports.group_methods import group_methods_file
 from hyps_bids.reports.linear_models import describe_linear_models
 from hyps_bids.reports.models import read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
@@ -38,8 +39,11 @@ _LOG = logging.getLogger("hyps_bids")
 _MOST_ROWS = 500
 
 
-def write_group_report(output_dir: Path) -> Path:
+def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> Path:
     """Write ``OUT_DIR/group_report.html`` from the outputs of the group level.
+
+    The report of other contrasts than T1w has another name, such as
+    ``group_space-T2w_report.html``.
 
     Tables of the scans, of linear models and of change, and the folders of ``models/``, are shown
     if they are there; the same files give the same report.
@@ -48,6 +52,8 @@ def write_group_report(output_dir: Path) -> Path:
     ----------
     output_dir : Path
         The derivatives dataset.
+    suffixes : collection of str
+        Suffixes of the images that the report is about.
 
     Returns
     -------
@@ -61,12 +67,13 @@ def write_group_report(output_dir: Path) -> Path:
     CannotCreateOutput
         If the report cannot be written.
     """
-    group = _read_group(output_dir)
+    path = group_path(output_dir, WIDE, suffixes)
+    group = _read_group(path, output_dir, suffixes)
     linear = describe_linear_models(
-        _read_optional(output_dir, LINEAR_MODELS, LINEAR_MODEL_COLUMNS),
-        _read_optional(output_dir, POSTHOC, POSTHOC_COLUMNS),
+        _read_optional(group_path(output_dir, LINEAR_MODELS, suffixes), LINEAR_MODEL_COLUMNS),
+        _read_optional(group_path(output_dir, POSTHOC, suffixes), POSTHOC_COLUMNS),
     )
-    classifiers, adapters = read_classifiers(output_dir), read_adapters(output_dir)
+    classifiers, adapters = read_classifiers(output_dir, suffixes), read_adapters(output_dir)
     specs = scan_charts() if group else {}
     # Charts have numbers as names, because folders and coefficients may have any name.
     for m, model in enumerate(linear):
@@ -74,11 +81,13 @@ def write_group_report(output_dir: Path) -> Path:
     for kind, trained in (("classifier", classifiers), ("adapter", adapters)):
         for t, one in enumerate(trained):
             specs |= {f"{kind}-{t}-{c}": chart.spec for c, chart in enumerate(one.charts)}
-    change = _read_optional(output_dir, CHANGE, CHANGE_COLUMNS)
+    change = _read_optional(group_path(output_dir, CHANGE, suffixes), CHANGE_COLUMNS)
     html = render(
         "group.html.j2",
         dataset=_dataset_name(output_dir),
         group=group,
+        images=list(dict.fromkeys(suffixes)),
+        space=group_space(suffixes),
         states=STATES,
         outlier_z=OUTLIER_Z,
         most_rows=_MOST_ROWS,
@@ -86,24 +95,24 @@ def write_group_report(output_dir: Path) -> Path:
         change=_summarize_change(change),
         classifiers=classifiers,
         adapters=adapters,
-        methods=_methods(output_dir),
+        methods=_methods(output_dir / group_methods_file(suffixes)),
+        methods_file=group_methods_file(suffixes).as_posix(),
         charts=_packed_json(specs, "charts"),
         data=_packed_json(group.data, "group-data") if group else None,
     )
-    path = output_dir / "group_report.html"
+    path = output_dir / f"group{group_space(suffixes)}_report.html"
     write_text(path, html)
     return path
 
 
-def _read_group(output_dir: Path) -> GroupFacts | None:
+def _read_group(path: Path, output_dir: Path, suffixes: Collection[str]) -> GroupFacts | None:
     """Read the tables of all scans; None if the group level has not written them."""
-    path = group_path(output_dir, WIDE)
     if not path.is_file():
         return None
     try:
         sidecar = read_json_object(sidecar_path(path))
-        wide = read_wide(output_dir)
-        qc = read_table(group_path(output_dir, "qc"))
+        wide = read_wide(output_dir, suffixes)
+        qc = read_table(group_path(output_dir, "qc", suffixes))
     except (OSError, ValueError, HypsError) as error:
         raise MissingInput(
             f"{path}: the table, its sidecar or the QC table cannot be read ({error}); run the "
@@ -114,9 +123,8 @@ def _read_group(output_dir: Path) -> GroupFacts | None:
     return describe_group(wide, qc, sidecar, reports)
 
 
-def _read_optional(output_dir: Path, kind: str, columns: Collection[str]) -> pd.DataFrame:
+def _read_optional(path: Path, columns: Collection[str]) -> pd.DataFrame:
     """Read a table that may be missing; a damaged one is left out with a warning."""
-    path = group_path(output_dir, kind)
     nothing = pd.DataFrame(columns=list(columns))
     if not path.is_file():
         return nothing
@@ -133,12 +141,13 @@ def _read_optional(output_dir: Path, kind: str, columns: Collection[str]) -> pd.
 
 
 def _summarize_change(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Summarize the change per year of both hippocampi."""
+    """Summarize the change per year of both hippocampi, by contrast if there are several."""
     rows = []
-    for hemi, side in SIDE_NAMES.items():
-        one = table[table["measure"] == f"volume_mm3_{hemi}_{WHOLE}"]
-        if one.empty:
-            continue
+    several = table[CONTRAST].nunique() > 1
+    measures = {f"volume_mm3_{hemi}_{WHOLE}": side for hemi, side in SIDE_NAMES.items()}
+    whole = table[table["measure"].isin(measures)]
+    for (contrast, measure), one in whole.groupby([CONTRAST, "measure"]):
+        side = measures[str(measure)] + (f", {contrast}" if several else "")
         slopes = one["percent_per_year"].dropna()
         low, middle, high = slopes.quantile([0.25, 0.5, 0.75])
         remarks = one["remarks"].dropna().value_counts()
@@ -154,10 +163,10 @@ def _summarize_change(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _methods(output_dir: Path) -> Markup | None:
+def _methods(path: Path) -> Markup | None:
     """Show the methods text that the run has written."""
     try:
-        return to_html((output_dir / GROUP_METHODS).read_text(encoding="utf-8"))
+        return to_html(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
+from hyps_bids.cohort.icv import stored_adjustments
+from hyps_bids.cohort.image_contrasts import CONTRAST, contrasts_of, count_contrasts
 from hyps_bids.cohort.own_columns import OWN_COLUMNS
 from hyps_bids.cohort.visits import scan_order
 from hyps_bids.outputs.columns import ColumnDescription, ICVAdjustment
@@ -27,7 +29,7 @@ _FEWEST = 10
 #: State of a scan → its meaning, in the order in which scans should be looked at
 STATES = {
     "failed": "The scan has no result; the reason is given.",
-    "absent": "There are no outputs of this scan, or this participant has no T1w image.",
+    "absent": "There are no outputs of this scan, or this participant has no image to segment.",
     "flagged": "A quality measure is outside its bounds, or a hippocampus was not found.",
     "outlier": "The scan has no flag, but a volume or the asymmetry is far from the other scans.",
     "done": "The scan is inconspicuous.",
@@ -53,7 +55,8 @@ class PageData(TypedDict):
 
     Most lists have one value per scan. A state is its position in :data:`STATES`. Volumes of the
     whole hippocampus are in mm³, the ICV is in ml and the asymmetry in percent. `measures`,
-    `categories`, `numbers` and `quality` are columns to show, to compare by and to plot; `defaults`
+    `categories`, `numbers` and `quality` are columns to show, to compare by and to plot, and
+    `contrasts` are those of the images, which are shown one at a time at first; `defaults`
     are the positions of those that are shown at first, or -1. `years` since the subject's first
     scan are None if no subject has two times.
     """
@@ -71,6 +74,7 @@ class PageData(TypedDict):
     measures: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     numbers: list[dict[str, Any]]
+    contrasts: dict[str, Any]
     quality: list[dict[str, Any]]
     years: list[float | None] | None
     defaults: dict[str, int]
@@ -91,17 +95,19 @@ class GroupFacts:
     """Everything about the scans that the page shows.
 
     `counts` has the number of scans by state, and `versions` has software version, models and
-    number of scans of everything that made volumes. `n_without_side` counts the scans that lack one
-    or both hippocampi; `n_outlier_scans` counts those among which outliers were searched, and is 0
-    if there are too few. `not_offered` names columns of text whose levels are not compared, and
-    says why.
+    number of scans of everything that made volumes. `contrasts` has the number of scans by
+    contrast, and `adjustments` are by contrast, or by an empty name if there is only one.
+    `n_without_side` counts the scans that lack one or both hippocampi; `n_outlier_scans` counts
+    those among which outliers were searched, and is 0 if there are too few. `not_offered` names
+    columns of text whose levels are not compared, and says why.
     """
 
     counts: dict[str, int]
     conspicuous: list[ConspicuousScan]
     versions: list[tuple[str, str, int]]
     data: PageData
-    adjustment: ICVAdjustment | None
+    contrasts: dict[str, int]
+    adjustments: dict[str, ICVAdjustment]
     n_without_side: int
     n_outlier_scans: int
     not_offered: list[str]
@@ -148,6 +154,7 @@ def describe_group(
         "measures": _measures(wide),
         "categories": categories,
         "numbers": numbers,
+        "contrasts": _codes(contrasts_of(wide), list(count_contrasts(wide))),
         "quality": _quality(qc),
         "years": _years(wide),
         "defaults": _defaults(categories, numbers),
@@ -157,7 +164,8 @@ def describe_group(
         conspicuous=[ConspicuousScan(names[r], hrefs[r], state[r], notes[r]) for r in rows],
         versions=_versions(wide),
         data=data,
-        adjustment=sidecar.get(f"icv_residual_mm3_L_{WHOLE}", {}).get("ICVAdjustment"),
+        contrasts=count_contrasts(wide[wide["status"] == "done"]),
+        adjustments=stored_adjustments(sidecar, f"icv_residual_mm3_L_{WHOLE}"),
         n_without_side=int(wide["flags"].str.contains(r"\bmissing_", na=False).sum()),
         n_outlier_scans=n_outlier_scans,
         not_offered=not_offered,
@@ -190,11 +198,14 @@ def _all_notes(wide: pd.DataFrame, qc: pd.DataFrame) -> tuple[list[list[Note]], 
         for flag in str(text).split():
             notes[row].append(describe_flag(flag, measures[row]))
     done = wide[wide["status"] == "done"]
-    if len(done) < _FEWEST:
-        return notes, 0
-    for row, note in _outliers(done):
-        notes[row].append(note)
-    return notes, len(done)
+    searched = 0
+    # A volume that is usual in one contrast may be far from those of the others.
+    for _, scans in done.groupby(contrasts_of(done)):
+        if len(scans) >= _FEWEST:
+            searched += len(scans)
+            for row, note in _outliers(scans):
+                notes[row].append(note)
+    return notes, searched
 
 
 def _outliers(done: pd.DataFrame) -> Iterator[tuple[int, Note]]:
@@ -268,6 +279,11 @@ def _split(name: str) -> tuple[str, str, str] | None:
         return None
 
 
+def _codes(values: pd.Series, levels: list[str]) -> dict[str, Any]:
+    codes = pd.Categorical(values, levels).codes.tolist()
+    return {"label": CONTRAST, "levels": levels, "codes": codes}
+
+
 def _metadata(wide: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that come from the dataset's own tables."""
     return wide[[name for name in wide if name not in _OWN and _split(str(name)) is None]]
@@ -275,7 +291,9 @@ def _metadata(wide: pd.DataFrame) -> pd.DataFrame:
 
 def _categories(wide: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """Find columns with few levels of several scans each, and columns of text with too many."""
-    found, others = [], []
+    levels = list(count_contrasts(wide))
+    found = [_codes(contrasts_of(wide), levels)] if len(levels) > 1 else []
+    others = []
     for name, values in _metadata(wide).items():
         number = pd.api.types.is_numeric_dtype(values)
         kind = values.astype("category") if values.dtype != "category" else values
@@ -332,7 +350,8 @@ def _defaults(categories: list[dict[str, Any]], numbers: list[dict[str, Any]]) -
     """Choose what is compared at first: positions in the lists; -1 for nothing."""
     sex = _first(categories, _SEX)
     # The columns are compared by a group, else by sex, else by the first category.
-    group = next((k for k in (_first(categories, _GROUP), sex) if k >= 0), 0 if categories else -1)
+    own = [k for k, each in enumerate(categories) if each["label"] != CONTRAST]
+    group = next((k for k in (_first(categories, _GROUP), sex, *own) if k >= 0), -1)
     age = _first(numbers, _AGE)
     return {
         "group": group,

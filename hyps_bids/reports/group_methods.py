@@ -12,9 +12,11 @@ import pandas as pd
 
 from hyps_bids import __version__
 from hyps_bids.classification.card import CROSS_VALIDATION, HELD_OUT, LEAVE_ONE_SITE_OUT
+from hyps_bids.cohort.icv import stored_adjustments
+from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.labels import WHOLE
-from hyps_bids.outputs.names import group_path, sidecar_path
+from hyps_bids.outputs.names import T1W_ALONE, group_path, group_space, sidecar_path
 from hyps_bids.outputs.reading import (
     CHANGE,
     LINEAR_MODELS,
@@ -24,13 +26,24 @@ from hyps_bids.outputs.reading import (
     read_table,
     read_wide,
 )
-from hyps_bids.reports.linear_models import adjustments, method_words
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX
+from hyps_bids.reports.linear_models import adjustments as adjustment_words
+from hyps_bids.reports.linear_models import method_words
+from hyps_bids.reports.models import is_about
 
-#: The file with the text; ``CITATION.md`` beside it is that of the participant level.
-GROUP_METHODS = Path("logs", "CITATION_group.md")
+
+def group_methods_file(suffixes: Collection[str] = T1W_ALONE) -> Path:
+    """Name the file with the text; ``CITATION.md`` beside it is that of the participant level.
+
+    Examples
+    --------
+    >>> group_methods_file().as_posix(), group_methods_file(["FLAIR"]).name
+    ('logs/CITATION_group.md', 'CITATION_group_space-FLAIR.md')
+    """
+    return Path("logs", f"CITATION_group{group_space(suffixes)}.md")
 
 
-def group_methods_markdown(output_dir: Path) -> str:
+def group_methods_markdown(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> str:
     """Write what the group level has done, in paragraphs of Markdown ready to paste.
 
     The facts are those of the tables and of the folders of models in OUT_DIR, so that the text
@@ -41,51 +54,71 @@ def group_methods_markdown(output_dir: Path) -> str:
     ----------
     output_dir : Path
         The derivatives dataset.
+    suffixes : collection of str
+        Suffixes of the images that the text is about.
 
     Returns
     -------
     str
         Empty if there are no results of the group level.
     """
-    parts = [*_tables(output_dir), *_models(output_dir)]
-    parts += _classifiers(output_dir)
+    parts = [*_tables(output_dir, suffixes), *_models(output_dir, suffixes)]
+    parts += _classifiers(output_dir, suffixes)
     parts += _adapters(output_dir)
     return "".join(f"{part}\n\n" for part in parts).rstrip("\n") + ("\n" if parts else "")
 
 
-def _tables(output: Path) -> Iterator[str]:
-    path = group_path(output, WIDE)
+def _tables(output: Path, suffixes: Collection[str]) -> Iterator[str]:
+    path = group_path(output, WIDE, suffixes)
     if not path.is_file():
         return
-    wide, sidecar = read_wide(output), load_json(sidecar_path(path))
+    wide, sidecar = read_wide(output, suffixes), load_json(sidecar_path(path))
     done = wide[wide["status"] == "done"]
     text = (
-        f"Measures of {format_count(len(done), 'scan')} of "
+        f"Measures of {_scans(done)} of "
         f"{format_count(done['participant_id'].nunique(), 'participant')} were collected with "
         f"HyPS-BIDS {__version__}."
     )
     without = len(wide) - len(done)
     if without:
         text += f" {format_count(without, 'further scan')} had no result."
-    adjustment = sidecar.get(f"icv_residual_mm3_L_{WHOLE}", {}).get("ICVAdjustment")
-    if adjustment:
-        on = adjustment["FittedOn"]
+    adjustments = stored_adjustments(sidecar, f"icv_residual_mm3_L_{WHOLE}")
+    if adjustments:
+        on = next(iter(adjustments.values()))["FittedOn"]
         whom = "" if on == "all" else f" with {on}"
+        subjects = join_names(
+            f"{name}{': ' if name else ''}{format_count(one['N'], 'participant')}"
+            for name, one in adjustments.items()
+        )
+        over = f"over {subjects}" if "" in adjustments else f"within each contrast ({subjects})"
         text += (
             " Volumes adjusted for intracranial volume (ICV) were computed as volume − slope × "
-            f"(ICV − mean ICV), with the slope of a linear regression over "
-            f"{format_count(adjustment['N'], 'participant')}{whom}."
+            f"(ICV − mean ICV), with the slope of a linear regression {over}{whom}."
         )
-    if group_path(output, CHANGE).is_file():
+    if group_path(output, CHANGE, suffixes).is_file():
+        of = ", separately for each contrast" if len(count_contrasts(done)) > 1 else ""
         text += (
             " Change over time was the slope of the least-squares line through the volumes of "
-            "each participant with scans at several times."
+            f"each participant with scans at several times{of}."
         )
     yield text
 
 
-def _models(output: Path) -> Iterator[str]:
-    path = group_path(output, LINEAR_MODELS)
+def _scans(done: pd.DataFrame) -> str:
+    """Count the scans of each contrast.
+
+    Examples
+    --------
+    >>> _scans(pd.DataFrame({"image_contrast": ["T1w", "T2w", "T1w"]}))
+    '2 T1w scans and 1 T2w scan'
+    """
+    counts = [format_count(n, f"{name} scan") for name, n in count_contrasts(done).items()]
+    first = ", ".join(counts[:-1])
+    return f"{first} and {counts[-1]}" if first else (counts or ["0 scans"])[-1]
+
+
+def _models(output: Path, suffixes: Collection[str]) -> Iterator[str]:
+    path = group_path(output, LINEAR_MODELS, suffixes)
     if not path.is_file():
         return
     table = read_table(path)
@@ -114,13 +147,13 @@ def _models(output: Path) -> Iterator[str]:
         "discovery rate [@fdr]. Effect sizes were in units of the residual standard deviation, and "
         "intervals were 95 % confidence intervals."
     )
-    posthoc = group_path(output, POSTHOC)
+    posthoc = group_path(output, POSTHOC, suffixes)
     if posthoc.is_file():
         table = read_table(posthoc)
         compared = join_names(table["posthoc"].unique())
         text += (
             f" After the models, estimated marginal means or slopes of {compared} were compared in "
-            f"pairs, with p-values corrected by {adjustments(table)}."
+            f"pairs, with p-values corrected by {adjustment_words(table)}."
         )
     yield text
 
@@ -149,8 +182,10 @@ def _model(formula: str, rows: pd.DataFrame) -> str:
     )
 
 
-def _classifiers(output: Path) -> Iterator[str]:
+def _classifiers(output: Path, suffixes: Collection[str]) -> Iterator[str]:
     for path in sorted((output / "models").glob("classifier-*/classifier.json")):
+        if not is_about(path.parent, suffixes):
+            continue
         try:
             validations = set(read_table(path.with_name("figures.tsv"))["validation"])
             yield " ".join(_classifier(load_json(path), validations))
@@ -164,7 +199,8 @@ def _classifier(card: Mapping[str, Any], validations: Collection[str]) -> Iterat
     inputs = [*card["Features"], *card["Covariates"]]
     yield (
         f"A classifier of {card['Contrast']} ({card['Target']}; {sizes}) was trained on "
-        f"{join_names(inputs)} with scikit-learn {version('scikit-learn')} [@scikit_learn]."
+        f"{join_names(inputs)} of {card.get('ImageContrast', DEFAULT_SUFFIX)} images with "
+        f"scikit-learn {version('scikit-learn')} [@scikit_learn]."
     )
     yield from _validation(card, validations)
     if card["IcvAdjustment"] != "none":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import pandas as pd
 from hyps_bids.classification.card import Card, comparison_rows, headlines, sizes, test_lines
 from hyps_bids.messages import format_count
 from hyps_bids.outputs.labels import WHOLE
+from hyps_bids.outputs.names import T1W_ALONE
 from hyps_bids.outputs.reading import load_json, read_table
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX
 from hyps_bids.reports import charts
 from hyps_bids.reports.charts import Spec
 
@@ -102,9 +104,22 @@ class TrainedModel:
             _LOG.warning("%s: cannot be shown in the group report (%s)", path, error)
 
 
-def read_classifiers(output_dir: Path) -> list[TrainedModel]:
-    """Read all folders ``models/classifier-*``; what is damaged becomes a problem of its model."""
-    return [_read_classifier(folder) for folder in _folders(output_dir, "classifier-")]
+def read_classifiers(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> list[TrainedModel]:
+    """Read the folders ``models/classifier-*``; what is damaged becomes a problem of its model.
+
+    Those of images with other suffixes are left out.
+    """
+    folders = _folders(output_dir, "classifier-")
+    return [_read_classifier(folder) for folder in folders if is_about(folder, suffixes)]
+
+
+def is_about(classifier: Path, suffixes: Collection[str]) -> bool:
+    """Tell whether a classifier is of images with these suffixes; a damaged one may be."""
+    try:
+        contrast = load_json(classifier / "classifier.json").get("ImageContrast", DEFAULT_SUFFIX)
+        return str(contrast).rpartition("_")[2] in suffixes
+    except (OSError, ValueError, AttributeError):
+        return True
 
 
 def read_adapters(output_dir: Path) -> list[TrainedModel]:
@@ -146,6 +161,7 @@ def _add_classifier_card(model: TrainedModel, path: Path) -> None:
     )
     rows = [
         ["Contrast", f"{card['Contrast']} (column {card['Target']})"],
+        ["Images", card.get("ImageContrast", DEFAULT_SUFFIX)],
         ["Subjects", subjects + (f"; {held_out} more held out" if held_out else "")],
         [
             "Estimator",

@@ -22,7 +22,7 @@ from hyps_bids.classification.estimators import ESTIMATORS, TREES
 from hyps_bids.classification.metrics import metrics
 from hyps_bids.classification.store import CARD, MODEL, load_classifier, save_classifier
 from hyps_bids.classification.train import train_classifiers
-from hyps_bids.errors import BadData, HypsError, MissingInput
+from hyps_bids.errors import BadData, HypsError, MissingInput, UsageError
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.writing import write_json
 from tests.classification.conftest import SETTINGS, folder, make_subjects, shrink_search
@@ -104,12 +104,19 @@ def test_where_no_site_could_be_harmonized_every_subject_is_told(
 
 
 def test_tables_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
-    new = simulate({"AD": 3, "CN": 3}, seed=9)
+    new = simulate({"AD": 3, "CN": 3}, seed=9).assign(image_contrast="T1w")
     other = "localizer:0 base:0 adapter-other:1 n4:none"
     cases: list[tuple[pd.DataFrame, type[HypsError], str, str]] = [
         (new.drop(columns=[PARTS[1], "age"]), BadData, "column-missing", f"{PARTS[1]}, age"),
         (new.rename(columns={"age": "Age"}), BadData, "column-missing", "there are: Age, "),
         (new.assign(models=other), BadData, "weights-differ", other),
+        (new.assign(image_contrast="T2w"), BadData, "image-contrast-differs", "--suffix T1w"),
+        (
+            pd.concat([new, new.assign(image_contrast="T2w", scan=new["scan"] + "_space-T2w")]),
+            UsageError,
+            "contrasts-pooled",
+            "T2w (6 scans)",
+        ),
         (new.assign(age="70 years"), BadData, "column-not-numeric", "'70 years'"),
         (new.assign(sex=[1.0, 2.0] * 3), BadData, "levels-unknown", "1, 2"),
         (new.assign(status="missing"), MissingInput, "no-scan-done", str(tmp_path)),
@@ -218,11 +225,17 @@ def test_participants_of_the_training_set_are_marked_however_they_are_spelled(
 def test_classifiers_of_earlier_versions_are_applied_as_before(tmp_path: Path) -> None:
     # Version 0.1 made these predictions; its card has neither cuts nor ranges nor hashes.
     frame = simulate({"AD": 4, "CN": 4}, {"AD": -3}, seed=9, sites=("A", "B"))
+    # It did not tell images with a contrast agent from those without.
+    frame = frame.assign(image_contrast="ce-gadolinium_T1w")
     table = read_table(apply_classifier(Path(__file__).parent / "stored", frame, tmp_path))
     expected = [0.998377, 0.928791, 0.374325, 0.999706, 0.556722, 0.739608, 0.294963, 0.685759]
     assert table["p_AD"].to_numpy() == pytest.approx(expected, abs=1e-6)
     assert table["predicted"].tolist() == ["AD", "AD", "CN", "AD", "AD", "AD", "CN", "AD"]
     assert table["remarks"].isna().all()
+    with raises(BadData, "image-contrast-differs", "FLAIR"):
+        apply_classifier(
+            Path(__file__).parent / "stored", frame.assign(image_contrast="FLAIR"), tmp_path
+        )
 
 
 def test_the_stored_cuts_call_the_class(trained: Path, tmp_path: Path) -> None:

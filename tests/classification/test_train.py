@@ -240,7 +240,7 @@ def test_two_subjects_a_class_still_work(options: Settings) -> None:
 
 @pytest.mark.usefixtures("no_charts")
 def test_the_card_counts_who_was_used_and_how(options: Settings) -> None:
-    frame = simulate({"AD": 12, "CN": 14}, {"AD": -3}, scans=2)
+    frame = simulate({"AD": 12, "CN": 14}, {"AD": -3}, scans=2).assign(image_contrast="T2w")
     frame.loc[[1, 27], "diagnosis"] = ["CN", "AD"]
     frame["role"] = [
         "test" if name in ("sub-0003", "sub-0004", "sub-0020") else "train"
@@ -248,17 +248,21 @@ def test_the_card_counts_who_was_used_and_how(options: Settings) -> None:
     ]
     frame["code"] = (frame["diagnosis"] == "AD").astype(float)
     chosen = replace(options, held_out="role=test", covariates=("code",), site="site")
-    assert train_classifiers(chosen, frame) == []
-    facts = json.loads((folder(options) / "classifier.json").read_text())["Cohort"]
+    assert train_classifiers(replace(chosen, suffix=("T2w",)), frame) == []
+    made = folder(options, "AD-vs-CN_space-T2w")
+    card = json.loads((made / "classifier.json").read_text())
+    assert (card["Name"], card["ImageContrast"]) == ("AD-vs-CN_space-T2w", "T2w")
+    facts = card["Cohort"]
     assert facts["HeldOutByClass"] == {"AD": 2, "CN": 1}
     assert facts["ScansByClass"] == {"AD": 2 * 10 - 1, "CN": 2 * 13 - 1}
     assert facts["Converters"] == {"AD": 1, "CN": 1}
-    text = (folder(options) / "README.md").read_text()
+    text = (made / "README.md").read_text()
     assert "| Scans | 44 (19 AD, 25 CN) |" in text
+    assert "| Images | T2w;" in text
     # The only covariate is doubtful.
     assert "`…_reduced`" not in text
     assert "code: they may tell" in text
-    assert {"both", "volumes"} == {one.split(":")[0] for one in facts_of_doubt(folder(options))}
+    assert {"both", "volumes"} == {one.split(":")[0] for one in facts_of_doubt(made)}
 
 
 @pytest.mark.slow
@@ -334,6 +338,9 @@ def test_bad_tables_are_refused(options: Settings) -> None:
     frame = simulate({"AD": 4, "CN": 4})
     with raises(BadData, "scan-listed-twice", "sub-0001"):
         train_classifiers(options, pd.concat([frame, frame[:1]]))
+    contrasts = frame.assign(image_contrast=["T1w", "T2w"] * 4)
+    with raises(UsageError, "contrasts-pooled", "T1w (4 scans)", "T2w (4 scans)", "--suffix T1w"):
+        train_classifiers(options, contrasts)
     with raises(BadData, "no-scan-done", options.output_dir):
         train_classifiers(options, frame.assign(status="failed"))
     with raises(BadData, "target-levels-too-few", "AD"):

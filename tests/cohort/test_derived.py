@@ -104,7 +104,7 @@ def test_residuals_take_icv_out_and_leave_the_group() -> None:
     controls = ~frame["sick"]
     adjusted, adjustments = icv_residuals(frame, controls, "sick=no")
     column = adjusted["icv_residual_mm3_L_whole"]
-    made = adjustments["icv_residual_mm3_L_whole"]
+    made = adjustments["T1w"]["icv_residual_mm3_L_whole"]
     icv, volume = frame["icv_mm3"], frame["volume_mm3_L_whole"]
     slope, intercept = np.polyfit(icv[controls], volume[controls], 1)
     assert made["Slope"] == pytest.approx(slope)
@@ -123,7 +123,7 @@ def test_repeated_scans_count_once() -> None:
     _, once = icv_residuals(frame, every, "all")
     again = pd.concat([frame, *[frame.iloc[:3]] * 5], ignore_index=True)
     _, repeated = icv_residuals(again, pd.Series(True, index=again.index), "all")
-    (first,), (second,) = once.values(), repeated.values()
+    (first,), (second,) = once["T1w"].values(), repeated["T1w"].values()
     assert second["N"] == first["N"] == 20
     assert second["Slope"] == pytest.approx(first["Slope"])
     assert second["MeanICV"] == pytest.approx(first["MeanICV"])
@@ -134,7 +134,7 @@ def test_no_line_no_residuals() -> None:
     for rows in (frame.iloc[:2], frame.assign(icv_mm3=1e6), frame.assign(icv_mm3=np.nan)):
         adjusted, adjustments = icv_residuals(rows, pd.Series(True, index=rows.index), "all")
         assert adjusted.empty
-        assert not adjustments
+        assert not any(adjustments.values())
 
 
 def test_every_column_is_described() -> None:

@@ -137,7 +137,7 @@ def test_wide_table(study: Any) -> None:
     pd.testing.assert_frame_equal(wide, read_wide(study.output))
     assert len(wide) == 16
     first = wide.iloc[0]
-    assert list(wide.columns[:4]) == ["participant_id", "session_id", "scan", "status"]
+    assert list(wide.columns[:6]) == [*KEYS, "image_contrast", "status"]
     assert first["volume_mm3_bilateral_whole"] == pytest.approx(
         first["volume_mm3_L_whole"] + first["volume_mm3_R_whole"], abs=0.02
     )

@@ -20,7 +20,7 @@ from hyps_bids.reports.group_methods import group_methods_markdown
 def test_everything_that_was_done_is_told_and_cited(everything: Path) -> None:
     text = group_methods_markdown(everything.parent)
     for fact in (
-        "78 scans of 39 participants",
+        "78 T1w scans of 39 participants",
         "2 further scans had no result",
         "`volume ~ diagnosis + age + sex`",
         "9 measures of 39 participants (78 scans)",

@@ -30,6 +30,9 @@
       number("Right, mm³", facts.right),
       number("ICV, ml", facts.icv),
       number("Asymmetry, %", facts.asymmetry, 1),
+      ...(facts.contrasts.levels.length > 1 ? [facts.contrasts] : []).map((c) => ({
+        label: "Images", sort: c.codes.map((k) => c.levels[k]), text: (i) => c.levels[c.codes[i]], kind: "images",
+      })),
       ...[...new Set([facts.defaults.group, facts.defaults.color])].filter((k) => k >= 0).map((k) => facts.categories[k]).map((c) => ({
         label: c.label, sort: c.codes.map((k) => (k < 0 ? null : k)), text: (i) => c.levels[c.codes[i]] ?? "n/a",
       })),
@@ -115,6 +118,11 @@
   const chosen = (id) => Number(byId(id).value);
   const everybody = { label: "all scans", levels: ["all scans"], codes: null };
   const category = (id) => facts.categories[chosen(id)] ?? everybody;
+  // Volumes of different contrasts are not comparable: charts have one of them unless the reader wants all.
+  const isShown = (i) => {
+    const which = byId("contrast") ? chosen("contrast") : -1;
+    return which < 0 || facts.contrasts.codes[i] === which;
+  };
   const levelOf = (c, i) => (c.codes ? c.levels[c.codes[i]] ?? "n/a" : c.levels[0]);
   const levelsOf = (c) => (c.codes?.includes(-1) ? [...c.levels, "n/a"] : c.levels);
   // A point has the same place whenever it is drawn.
@@ -129,6 +137,10 @@
     };
     const labels = (list) => list.map((one, i) => [i, one.label]);
     const groups = [[-1, "nothing"], ...labels(facts.categories)];
+    if (byId("contrast")) {
+      const several = facts.contrasts.levels.map((level, i) => [i, level]);
+      fill("contrast", [...several, [-1, "all contrasts"]], 0, /^(distribution|relation|change|quality)-|^asymmetry/);
+    }
     const volume = facts.measures.findIndex((m) => m.kind === "icv_residual_mm3");
     fill("measure", labels(facts.measures), Math.max(0, volume >= 0 && facts.measures[0]?.kind === "volume_mm3" ? 0 : volume), /^(distribution|relation|change)-/);
     fill("group", groups, facts.defaults.group, /^(distribution-|asymmetry)/);
@@ -173,7 +185,7 @@
     if (kind === "quality") {
       const [x, y] = [facts.quality[chosen(`x${which}`)], facts.quality[chosen(`y${which}`)]];
       if (!x || !y) return null;
-      const rows = facts.scan.flatMap((_, i) => (x.R || y.R ? ["L", "R"] : ["L"]).map((side) => ({
+      const rows = facts.scan.map((_, i) => i).filter(isShown).flatMap((i) => (x.R || y.R ? ["L", "R"] : ["L"]).map((side) => ({
         i, side: x.R || y.R ? side : null, x: (x[side] ?? x.L)[i], value: (y[side] ?? y.L)[i],
         state: STATES[facts.state[i]] === "flagged" ? "flagged" : "no flag",
       }))).filter((row) => row.x !== null && row.value !== null);
@@ -190,7 +202,7 @@
     const title = measure ? `${measure.label}, ${measure.unit}` : "asymmetry, %";
     const both = measure ? [...measure.L, ...measure.R] : [...values, -25, 25];
     const Side = { L: "Left", R: "Right" }[which];
-    const known = facts.scan.map((_, i) => i).filter((i) => values[i] !== null);
+    const known = facts.scan.map((_, i) => i).filter((i) => values[i] !== null && isShown(i));
     if (kind === "relation") {
       const x = facts.numbers[chosen("number")];
       if (!x) return null;
@@ -204,7 +216,7 @@
     if (kind === "change") {
       if (!facts.years) return null;
       const rows = known.filter((i) => facts.years[i] !== null).map((i) => ({
-        ...base(i), x: facts.years[i], value: values[i], subject: facts.subject[i] }));
+        ...base(i), x: facts.years[i], value: values[i], subject: `${facts.subject[i]} ${facts.contrasts.codes[i]}` }));
       const often = counted(rows.map((r) => r.subject));
       placeholders = { x_title: "years since the first scan" };
       const several = rows.filter((r) => often.get(r.subject) > 1);

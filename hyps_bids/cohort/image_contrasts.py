@@ -1,0 +1,109 @@
+"""Contrasts of the images behind the rows of a table, which are not mixed without being told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import pandas as pd
+
+from hyps_bids.errors import UsageError
+from hyps_bids.messages import format_count, join_names
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX, Scan
+
+#: Columns of the wide table that tell contrasts apart; the second one tells nothing of contrast
+#: agents and echoes.
+CONTRAST, SUFFIX = "image_contrast", "suffix"
+#: Entity that tells contrasts of the same suffix apart → its name in filter files
+_ENTITIES = {"ce": "ceagent", "echo": "echo", "part": "part"}
+
+
+def image_contrast(scan: Scan) -> str:
+    """Name the contrast of an image: its suffix, after the entities that change the contrast.
+
+    Examples
+    --------
+    >>> stems = ["sub-01_run-2", "sub-01_ce-gadolinium", "sub-01_part-mag_space-T2w"]
+    >>> [image_contrast(Scan.from_stem(stem)) for stem in stems]
+    ['T1w', 'ce-gadolinium_T1w', 'T2w']
+    """
+    found = [
+        f"{key}-{value}"
+        for key, value in scan.entities
+        # Magnitudes are what images show unless they say otherwise.
+        if key in _ENTITIES and (key, value) != ("part", "mag")
+    ]
+    return "_".join([*found, scan.suffix])
+
+
+def contrasts_of(frame: pd.DataFrame) -> pd.Series:
+    """Return the contrast of each row; tables of earlier versions are of T1w images alone."""
+    if CONTRAST in frame:
+        return frame[CONTRAST].astype("str")
+    return pd.Series(DEFAULT_SUFFIX, index=frame.index, dtype="str")
+
+
+def count_contrasts(frame: pd.DataFrame) -> dict[str, int]:
+    """Count the scans of each contrast, T1w first and the others sorted."""
+    counts = contrasts_of(frame).value_counts().to_dict()
+    return {
+        str(name): int(counts[name])
+        for name in sorted(counts, key=lambda name: (name != DEFAULT_SUFFIX, name))
+    }
+
+
+def series_of(frame: pd.DataFrame) -> pd.Series:
+    """Return the number of each scan's series, which is one participant's and of one contrast.
+
+    Scans of different contrasts are no repetitions of each other: a T2w image of a session is no
+    second point in time beside its T1w image.
+    """
+    return frame["participant_id"].groupby([frame["participant_id"], contrasts_of(frame)]).ngroup()
+
+
+def refuse_several(
+    frame: pd.DataFrame, what: str, named: Collection[str] = (), remedy: str = ""
+) -> None:
+    """Refuse to pool scans of several contrasts, unless the named columns tell them apart.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The scans that would be used.
+    what : str
+        The option and what it would do, for the message.
+    named : collection of str
+        Columns that the user has named as variables.
+    remedy : str
+        What else the user can do, as the end of a sentence that begins with "Please".
+
+    Raises
+    ------
+    UsageError
+        With the code ``contrasts-pooled``.
+    """
+    counts = count_contrasts(frame)
+    telling = [name for name in (CONTRAST, SUFFIX) if name in named and name in frame]
+    if len(counts) < 2 or any(_tells_apart(frame, name) for name in telling):
+        return
+    found = ", ".join(f"{name} ({format_count(n, 'scan')})" for name, n in counts.items())
+    suffixes = list(dict.fromkeys(name.rpartition("_")[2] for name in counts))
+    ways = []
+    if len(suffixes) > 1:
+        ways.append(f"choose one contrast, such as --suffix {suffixes[0]}")
+    entities = {part.partition("-")[0] for name in counts for part in name.split("_")[:-1]}
+    if entities:
+        query = ", ".join(f'"{_ENTITIES[key]}": null' for key in sorted(entities))
+        ways.append(f"leave out {_with_entities(counts)} by {{{query}}} in --bids-filter-file")
+    raise UsageError(
+        f"{what} would mix images of {len(counts)} contrasts, whose volumes are not comparable: "
+        f"{found}. Please {', or '.join([*ways, *filter(None, [remedy])])}.",
+        code="contrasts-pooled",
+    )
+
+
+def _tells_apart(frame: pd.DataFrame, column: str) -> bool:
+    return bool((contrasts_of(frame).groupby(frame[column]).nunique() == 1).all())
+
+
+def _with_entities(names: Iterable[str]) -> str:
+    return join_names(name for name in names if "_" in name)
