@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from hyps_bids.bids.index import find_images, find_scans
@@ -16,7 +17,7 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.resources import available_memory_gb, read_many
-from hyps_bids.settings import Settings, check_combinations, unused_options
+from hyps_bids.settings import SUFFIXES, Settings, check_combinations, unused_options
 from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
@@ -106,7 +107,8 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(run, setup, len(to_do))
     write_dataset_files(settings, labels=setup.labels)
-    write_text(settings.output_dir / "logs" / "CITATION.md", methods_markdown(setup.provenance))
+    methods = methods_markdown(setup.provenance, settings.suffix)
+    write_text(settings.output_dir / "logs" / "CITATION.md", methods)
     write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
     start_log_file(run.log_dir, settings)
     _LOG.info(
@@ -116,7 +118,25 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
         len(to_do),
         f", on {pipeline.device}" if to_do else "",
     )
+    _name_other_contrasts(settings, scans)
     return process_scans(run, setup, pipeline, to_do) if to_do else ([], [])
+
+
+def _name_other_contrasts(settings: Settings, scans: Sequence[Scan]) -> None:
+    """Say which results of earlier runs are of contrasts that this run leaves alone."""
+    from hyps_bids.reports.scan_facts import find_scans_of
+
+    subjects = sorted({scan.subject for scan in scans})
+    found = read_many(lambda subject: find_scans_of(settings.output_dir, subject), subjects)
+    counts = Counter(scan.suffix for each in found for scan in each)
+    others = {s: counts[s] for s in SUFFIXES if counts[s] and s not in settings.suffix}
+    if others:
+        _LOG.info(
+            "Results of other contrasts (%s) stay as they are, and the reports show them. They "
+            "were not checked; --suffix %s does so.",
+            join_names(f"{suffix} {count:,}" for suffix, count in others.items()),
+            " ".join(others),
+        )
 
 
 def _check_memory(settings: Settings) -> None:

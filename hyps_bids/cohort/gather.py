@@ -21,7 +21,18 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import remove_stale
 
-_TEXT = {"name", "hemi", "part", "status", "reason", "review", "reasons", "flags", "remarks"}
+_TEXT = {
+    "suffix",
+    "name",
+    "hemi",
+    "part",
+    "status",
+    "reason",
+    "review",
+    "reasons",
+    "flags",
+    "remarks",
+}
 #: Kind of table → columns without which it is useless
 _REQUIRED = {"morph": ("hemi", "part", "volume_mm3", "volume_soft_mm3"), "qc": ("status",)}
 #: The files are small and may be on a network: waiting for one must not hold up the others.

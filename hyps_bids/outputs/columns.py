@@ -64,8 +64,11 @@ CONTRAST_COLUMN = {
     "image_contrast": "Contrast of the image: its suffix, after the entities ce (contrast agent), "
     "echo and part of its name, such as ce-gadolinium_T1w.",
 }
+#: Column that states the contrast → description. Tables of version 0.2 and older lack it: T1w.
+SUFFIX_COLUMN = {"suffix": "BIDS suffix of the image, which states its contrast, such as T1w."}
 #: Column of the volume table → description
 MORPH_COLUMNS = {
+    **SUFFIX_COLUMN,
     "index": "Label in the segmentation; n/a for the whole hippocampus.",
     "name": "Name of the structure.",
     "hemi": "Hemisphere: L left, R right.",
@@ -197,6 +200,7 @@ POSTHOC_COLUMNS = {
 def qc_columns() -> dict[str, str]:
     """Return the columns of the QC table and their descriptions, bounds included."""
     columns = {
+        **SUFFIX_COLUMN,
         "status": "done, or failed: then there are no other outputs of this scan.",
         "reason": "Why the scan failed.",
         "review": "yes: look at this scan before you use its volumes, for the reasons that follow; "

@@ -41,7 +41,7 @@ group_*
 _README = """\
 # HyPS-BIDS derivatives
 
-Hippocampus segmentations of T1-weighted MRI, made by HyPS-BIDS {version}.
+Hippocampus segmentations of MRI, made by HyPS-BIDS {version}.
 
 | file | content |
 |---|---|
@@ -53,6 +53,11 @@ Hippocampus segmentations of T1-weighted MRI, made by HyPS-BIDS {version}.
 | `group_*.tsv` | the same tables over all scans, derived measures and statistics |
 | `models/` | adapters and classifiers trained on this dataset, each with its card |
 | `logs/` | settings, log and tracebacks of each run |
+
+Names of files are those of the images, without the suffix if that is T1w. Images of other contrasts
+have it in the entity `space`: `sub-01_space-T2w_…` are the results of `sub-01_T2w`, on its grid, and
+`sub-01_space-T1wT2w_…` those of `sub-01_space-T1w_T2w`. The column `suffix` of the tables states the
+contrast. Volumes of different contrasts are not comparable without a check.
 
 `volume_mm3` counts voxels; `volume_soft_mm3` sums probabilities and is less sensitive to the voxel
 size. A hippocampus outside the field of view is n/a and flagged `missing`, never 0. Look at every

@@ -170,8 +170,9 @@ def write_result(
         "morph": described(MORPH_COLUMNS),
     }.items():
         write_json(sidecar_path(paths[name]), common | facts)
-    write_table(paths["morph"], _morph_table(table, measures))
+    write_table(paths["morph"], _morph_table(scan, table, measures))
     row = {
+        "suffix": scan.suffix,
         "status": "done",
         "review": "yes" if measures.flags else "no",
         "reasons": " ".join(reasons(measures.flags, measures.figures)) or None,
@@ -212,7 +213,8 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
     paths = scan_paths(scan, output_dir)
     # In this order, a scan that another job finishes meanwhile is either done or done again later.
     remove_file(sidecar_path(paths["qc"]))
-    write_table(paths["qc"], _qc_table({"status": "failed", "reason": " ".join(reason.split())}))
+    row = {"suffix": scan.suffix, "status": "failed", "reason": " ".join(reason.split())}
+    write_table(paths["qc"], _qc_table(row))
     old = [path for name, path in paths.items() if name != "qc"]
     problems = []
     for path in (*old, *map(sidecar_path, old)):
@@ -254,7 +256,7 @@ def _copy_transform(source: Any, target: Any, kind: str, code: int) -> None:
         target["pixdim"][0] = source["pixdim"][0]
 
 
-def _morph_table(table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
+def _morph_table(scan: Scan, table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
@@ -264,7 +266,8 @@ def _morph_table(table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
         names.append((None, f"{SIDE_NAMES[hemi].capitalize()} hippocampus", WHOLE))
         volumes = measures.volumes.get(hemi, [(None, None, None)] * len(names))
         for (index, name, part), values in zip(names, volumes, strict=True):
-            rows.append([index, name, hemi, part, *values, measures.figures["icv_mm3"]])
+            numbers = [*values, measures.figures["icv_mm3"]]
+            rows.append([scan.suffix, index, name, hemi, part, *numbers])
     frame = pd.DataFrame(rows, columns=list(MORPH_COLUMNS))
     return frame.astype({"index": "Int64", "voxels": "Int64"})
 

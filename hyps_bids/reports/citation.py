@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Collection
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from hyps_bids.messages import join_alternatives
 from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.settings import SUFFIXES, Suffix
 
 _KEY = r"@(\w+)"
 _GROUP = re.compile(rf"\[{_KEY}(?:; {_KEY})*\]")
@@ -19,7 +22,7 @@ _CODE = re.compile(r"(`+) ?(.+?) ?\1")
 _TEXT = """\
 Hippocampi were segmented with HyPS-BIDS {version}, a BIDS App [@bids; @bids_apps] built with \
 Nipype [@nipype]. {bias}A 3-D U-Net at 2.5 mm ({localizer}) localized the hippocampi and the \
-intracranial space in each T1-weighted image. A Swin UNETR [@swin_unetr] of MONAI [@monai] \
+intracranial space in each {contrasts} image. A Swin UNETR [@swin_unetr] of MONAI [@monai] \
 segmented each hippocampus in a box at 1 mm: {network}. Probabilities were resampled to the grid \
 of the image. A voxel belongs to the hippocampus where the probabilities of all parts together \
 reach one half, and then to the most probable part. Only the largest component of each side was \
@@ -33,11 +36,21 @@ _SHIPPED = (
 )
 _OTHER = "{base}, adapted with {adapter}, an adapter that follows HyPS [@hyps]"
 _N4 = "Bias fields were corrected with N4 [@n4]. "
+_CONTRASTS: dict[Suffix, str] = {
+    "T1w": "T1-weighted",
+    "T2w": "T2-weighted",
+    "FLAIR": "FLAIR",
+    "UNIT1": "MP2RAGE (UNI)",
+    "PDw": "proton-density-weighted",
+    "T2starw": "T2*-weighted",
+    "inplaneT1": "in-plane T1-weighted",
+    "inplaneT2": "in-plane T2-weighted",
+}
 _SHIPPED_NAMES = {"Base": "base-synthetic", "Adapter": "adapter-anteriorposterior"}
 
 
-def methods_markdown(provenance: Provenance) -> str:
-    """Write the methods text as a paragraph of Markdown.
+def methods_markdown(provenance: Provenance, suffixes: Collection[str] = ("T1w",)) -> str:
+    """Write the methods text as a paragraph of Markdown, for images with these suffixes.
 
     It has pandoc's citation keys, which :func:`bibtex` resolves.
     """
@@ -54,12 +67,13 @@ def methods_markdown(provenance: Provenance) -> str:
         bias=_N4 if provenance["BiasFieldCorrection"] == "N4" else "",
         localizer=models["Localizer"],
         network=network,
+        contrasts=join_alternatives(_CONTRASTS[s] for s in SUFFIXES if s in suffixes),
     )
 
 
-def methods_html(provenance: Provenance) -> Markup:
+def methods_html(provenance: Provenance, suffixes: Collection[str] = ("T1w",)) -> Markup:
     """Write the methods text as HTML, with the list of the works that it cites."""
-    return to_html(methods_markdown(provenance))
+    return to_html(methods_markdown(provenance, suffixes))
 
 
 def to_html(markdown: str) -> Markup:

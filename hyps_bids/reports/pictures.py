@@ -140,7 +140,7 @@ def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
 
 
 def mosaic(
-    t1w: Voxels, labels: Voxels, colors: Mapping[int, str], rows: Sequence[Sequence[Tile]]
+    anatomy: Voxels, labels: Voxels, colors: Mapping[int, str], rows: Sequence[Sequence[Tile]]
 ) -> Picture:
     """Draw slices through a hippocampus with the contours of its parts.
 
@@ -148,10 +148,10 @@ def mosaic(
     The rows of slices are those of :func:`side_tiles`.
     """
     layout = Layout.of_rows(rows, _FINE)
-    return layout.picture(layout.gray(t1w, zoom=3), layout.label_contours(labels, colors))
+    return layout.picture(layout.gray(anatomy, zoom=3), layout.label_contours(labels, colors))
 
 
-def uncertainty(t1w: Voxels, whole: Voxels, rows: Sequence[Sequence[Tile]]) -> Picture:
+def uncertainty(anatomy: Voxels, whole: Voxels, rows: Sequence[Sequence[Tile]]) -> Picture:
     """Draw where the network is unsure: the entropy of hippocampus against background.
 
     `whole` is the probability of hippocampus in a part of the image. The picture is colored where
@@ -159,7 +159,7 @@ def uncertainty(t1w: Voxels, whole: Voxels, rows: Sequence[Sequence[Tile]]) -> P
     color bar gives the entropy in bits.
     """
     layout = Layout.of_rows(rows, _FINE)
-    gray = layout.gray(t1w, zoom=3)
+    gray = layout.gray(anatomy, zoom=3)
     probability = Image.fromarray(layout.canvas(whole))
     p = np.asarray(probability.resize(gray.shape[::-1], Image.Resampling.BILINEAR))
     unsure = (p >= ENTROPY_RANGE[0]) & (p <= ENTROPY_RANGE[1])
@@ -176,7 +176,7 @@ def uncertainty(t1w: Voxels, whole: Voxels, rows: Sequence[Sequence[Tile]]) -> P
 
 
 def overview(
-    t1w: Voxels,
+    anatomy: Voxels,
     *,
     intracranial: Voxels | None = None,
     labels: Voxels | None = None,
@@ -190,10 +190,10 @@ def overview(
     one; without centers, they go through the middle of the head. The labels may be of a part of the
     image. The boxes are given by their centers.
     """
-    low, high = t1w.extent()
+    low, high = anatomy.extent()
     region = None if intracranial is None else intracranial.content()
     intracranial = None if intracranial is None or region is None else intracranial.part(region)
-    middle, wanted = middle_of_head(t1w, intracranial), _HEAD
+    middle, wanted = middle_of_head(anatomy, intracranial), _HEAD
     if intracranial is not None:
         first, last = intracranial.extent(0.5)
         wanted = last - first + 2 * _SCALP
@@ -212,10 +212,10 @@ def overview(
         outline += layout.label_contours(labels, colors or {})
     for center in boxes:
         outline += _box(np.asarray(center, dtype=float), layout.tiles)
-    return layout.picture(layout.gray(t1w, zoom=2), outline, scale_bar=50)
+    return layout.picture(layout.gray(anatomy, zoom=2), outline, scale_bar=50)
 
 
-def middle_of_head(t1w: Voxels, intracranial: Voxels | None = None) -> np.ndarray:
+def middle_of_head(anatomy: Voxels, intracranial: Voxels | None = None) -> np.ndarray:
     """Find the middle of the intracranial mask, or else of the bright voxels, in world coordinates.
 
     Examples
@@ -229,10 +229,10 @@ def middle_of_head(t1w: Voxels, intracranial: Voxels | None = None) -> np.ndarra
     if intracranial is not None and region is not None:
         return np.mean(intracranial.part(region).extent(0.5), axis=0)
     step = 4
-    coarse = t1w.data[::step, ::step, ::step]
+    coarse = anatomy.data[::step, ::step, ::step]
     bright = np.argwhere(coarse > coarse.mean())
-    middle = step * bright.mean(axis=0) if len(bright) else (np.array(t1w.data.shape) - 1) / 2
-    return apply_affine(t1w.affine, middle)
+    middle = step * bright.mean(axis=0) if len(bright) else (np.array(anatomy.data.shape) - 1) / 2
+    return apply_affine(anatomy.affine, middle)
 
 
 def compress(pixels: np.ndarray, limit: int) -> bytes:
@@ -301,9 +301,9 @@ class Layout:
             view[:] = values[: view.shape[0], : view.shape[1]]
         return canvas
 
-    def gray(self, t1w: Voxels, zoom: int) -> np.ndarray:
+    def gray(self, anatomy: Voxels, zoom: int) -> np.ndarray:
         """Sample the image between robust extremes, and enlarge it smoothly; returns bytes."""
-        canvas = self.canvas(t1w)
+        canvas = self.canvas(anatomy)
         inside = canvas[canvas != 0]
         low, high = np.percentile(inside, (0.5, 99.8)) if inside.size else (0.0, 1.0)
         scaled = np.clip((canvas - low) / max(high - low, 1e-12), 0, 1)

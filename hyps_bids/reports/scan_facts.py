@@ -28,9 +28,9 @@ from hyps_bids.outputs.names import SEG_PREFIX, parse_output, scan_paths, sideca
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, SCAN_MEASURES, quality_bounds
 from hyps_bids.outputs.reading import load_json
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX, IMAGE_NAME, Scan
+from hyps_bids.settings import SUFFIXES
 
-_T1W = re.compile(r"sub-.*_T1w\.nii(\.gz)?")
 _AGAIN = "run the participant level again"
 
 
@@ -133,10 +133,11 @@ class ScanFacts:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The scans of a subject, sorted by name; the paths of `scans` are file names only.
+    """The scans of a subject, sorted as in reports; the paths of `scans` are file names only.
 
-    `unprocessed` are T1w images without outputs: they were filtered out, or are not done yet.
-    `without_image` are outputs whose T1w image is gone while others are there.
+    `unprocessed` are names of images without outputs: they were filtered out, or are not done yet.
+    Contrasts of which there are no outputs at all were not asked for. `without_image` are the
+    names of images that are gone while others are there.
     """
 
     scans: tuple[Scan, ...]
@@ -147,21 +148,36 @@ class Inventory:
 def take_inventory(bids_dir: Path, output_dir: Path, subject: str) -> Inventory:
     """List the images and the outputs of a subject (label without ``sub-``)."""
     scans = find_scans_of(output_dir, subject)
-    outputs = {scan.stem for scan in scans}
-    names = filter(_T1W.fullmatch, _anat_files(bids_dir, subject))
-    images = {Scan.from_path(Path(name)).stem for name in names}
-    gone = outputs - images if images else set()
-    return Inventory(tuple(scans), tuple(sorted(images - outputs)), tuple(sorted(gone)))
+    outputs = {scan.stem: scan for scan in scans}
+    images = {
+        image.stem: image
+        for name in _anat_files(bids_dir, subject)
+        if name.startswith("sub-") and IMAGE_NAME.fullmatch(name)
+        for image in [Scan.from_path(Path(name))]
+    }
+    asked = {scan.suffix for scan in scans} or {DEFAULT_SUFFIX}
+    left = [image for stem, image in images.items() if stem not in outputs]
+    gone = [scan for stem, scan in outputs.items() if images and stem not in images]
+    return Inventory(
+        tuple(scans),
+        tuple(sorted(_name(image) for image in left if image.suffix in asked)),
+        tuple(sorted(map(_name, gone))),
+    )
+
+
+def _name(scan: Scan) -> str:
+    return scan.path.name.split(".")[0]
 
 
 def find_scans_of(output_dir: Path, subject: str) -> list[Scan]:
     """Find the scans of a subject (label without ``sub-``) by their QC tables.
 
-    They are sorted by name, and their paths are file names only.
+    They are sorted by session, contrast and name, and their paths are file names only.
     """
     names = (name for name in _anat_files(output_dir, subject) if name.endswith("_qc.tsv"))
     stems = {named[0] for name in names if (named := parse_output(name))}
-    return [Scan.from_stem(stem) for stem in sorted(stems)]
+    scans = map(Scan.from_stem, stems)
+    return sorted(scans, key=lambda s: (s.session or "", SUFFIXES.index(s.suffix), s.stem))
 
 
 def _anat_files(dataset: Path, subject: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.outputs.compression import DAMAGED, open_compressed
 from hyps_bids.outputs.names import scan_paths
-from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan import IMAGE_NAME, Scan
 
 #: Part of an image, one slice per axis.
 Region = tuple[slice, slice, slice]
@@ -75,11 +76,12 @@ class Voxels:
 class StoredImages:
     """The images of a scan, all on the grid and in the axes of its own file.
 
-    `t1w` has float32 intensities; `labels` and the `intracranial` mask have integers. `probseg`
-    is a file with a volume per label. It is large, so only the parts that are asked for are read.
+    `anatomy` is the image itself, with float32 intensities; `labels` and the `intracranial` mask
+    have integers. `probseg` is a file with a volume per label. It is large, so only the parts that
+    are asked for are read.
     """
 
-    t1w: Voxels
+    anatomy: Voxels
     labels: Voxels
     intracranial: Voxels
     probseg: Path
@@ -97,19 +99,25 @@ class StoredImages:
 
 def read_raw(bids_dir: Path, scan: Scan) -> ConformedImage:
     """Read the image of a scan; see :func:`~hyps_bids.imaging.conform.conform` for errors."""
-    path, plain = (bids_dir / scan.folder / name for name in scan.image_names)
-    return conform(plain if plain.exists() and not path.exists() else path)
+    folder = bids_dir / scan.folder
+    try:
+        names = sorted(filter(IMAGE_NAME.fullmatch, os.listdir(folder)))
+    except OSError:
+        names = []
+    # The entities may be in another order in the name. Of .nii and .nii.gz, the latter is taken.
+    found = {Scan.from_path(Path(name)).stem: name for name in names}
+    return conform(folder / found.get(scan.stem, scan.image_names[0]))
 
 
 def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImages:
-    """Read the derivatives of a scan, and bring its T1w image back to the file's own axes.
+    """Read the derivatives of a scan, and bring its image back to the file's own axes.
 
     Raises
     ------
     MissingInput
         If an image is not there.
     BadData
-        If an image is damaged, or its grid is not that of the T1w image.
+        If an image is damaged, or its grid is not that of the image.
     """
     paths = scan_paths(scan, output_dir)
     integers = {}
@@ -117,7 +125,7 @@ def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImag
         with _opened(paths[kind]) as image:
             if image.shape[:3] != raw.native_shape:
                 raise BadData(
-                    f"{paths[kind]}: its grid {image.shape[:3]} is not the grid of the T1w image, "
+                    f"{paths[kind]}: its grid {image.shape[:3]} is not the grid of the image, "
                     f"{raw.native_shape}; run the participant level again",
                     code="derivative-grid",
                 )
@@ -128,7 +136,7 @@ def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImag
     )
     back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), raw.orientation)
     return StoredImages(
-        t1w=Voxels(nib.apply_orientation(raw.data, back), affine),
+        anatomy=Voxels(nib.apply_orientation(raw.data, back), affine),
         labels=Voxels(integers["dseg"], affine),
         intracranial=Voxels(integers["mask"], affine),
         probseg=paths["probseg"],

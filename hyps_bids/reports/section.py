@@ -139,7 +139,8 @@ def build_section(bids_dir: Path, output_dir: Path, scan: Scan, limit: int) -> S
     """
     facts = read_facts(output_dir, scan)
     names = [f"{key}-{value}" for key, value in scan.entities if key != "sub"]
-    section = Section(facts, anchor(scan.stem), ", ".join(names) or "T1w image")
+    title = ", ".join([*names, scan.suffix]) if names else f"{scan.suffix} image"
+    section = Section(facts, anchor(scan.stem), title)
     for problem in facts.problems:
         _warn(scan, problem)
     if limit < _NO_PICTURE:
@@ -159,7 +160,7 @@ def _warn(scan: Scan, problem: object) -> None:
 
 
 def _draw(section: Section, bids_dir: Path, output_dir: Path, limit: int) -> None:
-    """Draw all pictures, or the T1w image alone if there is nothing else."""
+    """Draw all pictures, or the image alone if there is nothing else."""
     facts = section.facts
     raw = read_raw(bids_dir, facts.scan)
     if facts.status != "failed":
@@ -173,9 +174,10 @@ def _draw(section: Section, bids_dir: Path, output_dir: Path, limit: int) -> Non
             section.unseen = True
             _warn(facts.scan, error)
     alone = _Shown(
-        "T1w image",
+        f"{facts.scan.suffix} image",
         f"Slices through the middle of the head. {_CONVENTION}",
-        "One sagittal, one coronal and one axial slice through the middle of the T1w image.",
+        "One sagittal, one coronal and one axial slice through the middle of the "
+        f"{facts.scan.suffix} image.",
         pictures.overview(Voxels(raw.data, raw.affine)),
     )
     _show(section, limit // 2, [alone])
@@ -190,7 +192,7 @@ def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
     shown: list[_Shown] = []
     if hippocampi is not None and complete:
         for hemi in centers:
-            shown += _side_pictures(images.t1w, hippocampi, facts, hemi)
+            shown += _side_pictures(images.anatomy, hippocampi, facts, hemi)
     shown.append(_head_picture(images, hippocampi, facts, centers))
     # Uncertainty comes last.
     shown.sort(key=lambda one: one.title.startswith("Uncertainty"))
@@ -201,7 +203,7 @@ def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
     if complete:
         known = [*(centers | facts.box_centers).values()]
         if not known:
-            known = [pictures.middle_of_head(images.t1w, images.intracranial).tolist()]
+            known = [pictures.middle_of_head(images.anatomy, images.intracranial).tolist()]
         _add_viewer(section, images, hippocampi, known[0], left)
     else:
         section.messages.append(f"There is only an overview, {_TOO_MANY}")
@@ -243,7 +245,7 @@ def _colors(parts: Mapping[int, Structure]) -> dict[int, str]:
 
 
 def _side_pictures(
-    t1w: Voxels, hippocampi: _Hippocampi, facts: ScanFacts, hemi: str
+    anatomy: Voxels, hippocampi: _Hippocampi, facts: ScanFacts, hemi: str
 ) -> Iterator[_Shown]:
     """Draw the outlines of one hippocampus and the uncertainty around it."""
     side, parts = SIDE_NAMES[hemi], facts.parts(hemi)
@@ -255,12 +257,12 @@ def _side_pictures(
     volumes = ", ".join(f"{p.part} {p.volume_mm3:,.0f} mm³" for p in parts.values() if p.volume_mm3)
     yield _Shown(
         f"{side.capitalize()} hippocampus",
-        "Contours of the segmentation over the T1w image: coronal slices from anterior to "
-        "posterior, sagittal slices from right to left, axial slices from top to bottom, with "
-        f"world coordinates in mm. {_CONVENTION}",
+        f"Contours of the segmentation over the {facts.scan.suffix} image: coronal slices from "
+        "anterior to posterior, sagittal slices from right to left, axial slices from top to "
+        f"bottom, with world coordinates in mm. {_CONVENTION}",
         f"{side.capitalize()} hippocampus in six coronal, four sagittal and six axial slices "
-        f"of the T1w image with contours of its parts: {volumes}.",
-        pictures.mosaic(t1w, hippocampi.labels, _colors(parts), rows),
+        f"of the {facts.scan.suffix} image with contours of its parts: {volumes}.",
+        pictures.mosaic(anatomy, hippocampi.labels, _colors(parts), rows),
     )
     whole = Voxels(hippocampi.of_parts(parts).sum(axis=0), hippocampi.labels.affine)
     lowest, highest = pictures.ENTROPY_RANGE
@@ -271,7 +273,7 @@ def _side_pictures(
         "border is normal; broad patches are not.",
         f"{side.capitalize()} hippocampus in six coronal and four sagittal slices, colored "
         "where the network is uncertain, by entropy in bits.",
-        pictures.uncertainty(t1w, whole, rows[:2]),
+        pictures.uncertainty(anatomy, whole, rows[:2]),
     )
 
 
@@ -284,7 +286,7 @@ def _head_picture(
     """Draw the whole head, with slices through the hippocampi or else through the boxes."""
     boxes = facts.box_centers
     picture = pictures.overview(
-        images.t1w,
+        images.anatomy,
         intracranial=images.intracranial,
         labels=None if hippocampi is None else hippocampi.labels,
         colors=_colors(facts.parts()),
@@ -299,8 +301,8 @@ def _head_picture(
             "localizer found the hippocampi."
         )
     icv = "" if facts.icv_mm3 is None else f" of {facts.icv_mm3 / 1000:,.0f} ml"
-    alt = "Whole head in sagittal, coronal and axial slices with the contour of the intracranial "
-    alt += f"volume{icv}"
+    alt = f"Whole head in sagittal, coronal and axial slices of the {facts.scan.suffix} image with "
+    alt += f"the contour of the intracranial volume{icv}"
     if len(facts.missing) < len(HEMISPHERES):
         alt += ", the hippocampi"
     if boxes:
@@ -339,10 +341,10 @@ def _add_viewer(
     for level in viewer.LEVELS:
         volumes = {}
         if hippocampi is not None:
-            close = viewer.close_up(images.t1w, hippocampi.region, level)
+            close = viewer.close_up(images.anatomy, hippocampi.region, level)
             volumes["close"] = viewer.nifti(close)
         if level.head_spacing:
-            volumes["head"] = viewer.nifti(viewer.head(images.t1w, level))
+            volumes["head"] = viewer.nifti(viewer.head(images.anatomy, level))
         # Detail is given up only where better compression, which takes longer, does not help.
         for well in (False, True) if volumes else ():
             section.files = pack(fixed | volumes, well=well)

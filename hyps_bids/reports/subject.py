@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
 from hyps_bids.outputs.writing import write_text
-from hyps_bids.reports.citation import methods_html
+from hyps_bids.reports.citation import methods_html, methods_markdown
 from hyps_bids.reports.page import embedded_json, render
 from hyps_bids.reports.scan_facts import take_inventory
 from hyps_bids.reports.section import Section, State, build_section
@@ -85,17 +85,20 @@ def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, s
 
 def _methods(sections: Sequence[Section]) -> list[tuple[Markup, list[str]]]:
     """Write each different methods text once, with the titles of its scans."""
-    titles: dict[Markup, list[str]] = {}
+    alike: dict[str, list[Section]] = {}
     for section in sections:
         if section.facts.record is not None:
-            titles.setdefault(methods_html(section.facts.record), []).append(section.title)
+            alike.setdefault(methods_markdown(section.facts.record), []).append(section)
     numbered = []
-    for number, (text, of_text) in enumerate(titles.items()):
+    for number, group in enumerate(alike.values()):
+        assert group[0].facts.record is not None
+        suffixes = {section.facts.scan.suffix for section in group}
+        text = methods_html(group[0].facts.record, suffixes)
         if number:
             # Tell the anchors of several lists of references apart.
             for start in ('id="ref-', 'href="#ref-'):
                 text = Markup(str(text).replace(start, f"{start}{number}-"))
-        numbered.append((text, of_text))
+        numbered.append((text, [section.title for section in group]))
     return numbered
 
 

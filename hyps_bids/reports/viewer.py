@@ -62,14 +62,14 @@ def region_around(labels: Voxels) -> Region | None:
     return x, y, z
 
 
-def close_up(t1w: Voxels, region: Region, level: Level) -> Voxels:
+def close_up(anatomy: Voxels, region: Region, level: Level) -> Voxels:
     """Take the region of the hippocampi out of an image, in bytes."""
-    return _bytes(_coarse(t1w.part(region), level.spacing), level.grays)
+    return _bytes(_coarse(anatomy.part(region), level.spacing), level.grays)
 
 
-def head(t1w: Voxels, level: Level) -> Voxels:
+def head(anatomy: Voxels, level: Level) -> Voxels:
     """Average the whole image to coarse voxels, in bytes."""
-    return _bytes(_coarse(t1w, level.head_spacing), min(level.grays, 64))
+    return _bytes(_coarse(anatomy, level.head_spacing), min(level.grays, 64))
 
 
 def nifti(voxels: Voxels, *, slope: float = 1.0) -> bytes:

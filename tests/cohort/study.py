@@ -116,7 +116,7 @@ class MadeStudy:
         **quality: Any,
     ) -> None:
         """Add an image and its outputs of the participant level; None is a missing side."""
-        self.image(stem)
+        suffix = self.image(stem).suffix
         rows = []
         for hemi, volume in (("L", left), ("R", right)):
             for part, share in (parts | {"whole": 1.0}).items():
@@ -124,9 +124,9 @@ class MadeStudy:
                 soft = None if mm3 is None else mm3 * 1.01
                 voxels = None if mm3 is None else round(mm3)
                 index = None if part == "whole" else 1
-                rows.append([index, part, hemi, part, voxels, mm3, soft, icv])
+                rows.append([suffix, index, part, hemi, part, voxels, mm3, soft, icv])
         write_table(self.path(stem, "morph"), pd.DataFrame(rows, columns=list(MORPH_COLUMNS)))
-        row = {"status": "done", "icv_mm3": icv} | quality
+        row = {"suffix": suffix, "status": "done", "icv_mm3": icv} | quality
         write_table(self.path(stem, "qc"), pd.DataFrame([row], columns=list(qc_columns())))
         made = {
             "SoftwareVersion": version,

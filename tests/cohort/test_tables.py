@@ -15,7 +15,7 @@ import pytest
 from hyps_bids.app import _analyze
 from hyps_bids.cohort.tables import write_group_tables
 from hyps_bids.errors import MissingInput, NothingMatches, UsageError
-from hyps_bids.outputs.columns import KEYS, MORPH_COLUMNS, qc_columns, table_columns
+from hyps_bids.outputs.columns import table_columns
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.reading import POSTHOC, WIDE, read_wide
@@ -36,12 +36,12 @@ def test_complete(study: Any) -> None:
         study.scan(stem, 2000 + i, parts={})
     study.write_tables()
     morph, qc = study.group_table("morph"), study.group_table("qc")
-    assert list(morph.columns) == [*KEYS, *MORPH_COLUMNS]
+    assert list(morph.columns) == list(table_columns("morph"))
     assert morph["participant_id"].tolist() == ["sub-01"] * 2 + ["sub-02"] * 4
     assert morph["session_id"].fillna("none").tolist()[::2] == ["none", "ses-M00", "ses-M12"]
     assert morph["scan"].tolist()[::2] == STEMS
     assert morph["voxels"].tolist()[::2] == [2000, 2001, 2002]
-    assert list(qc.columns) == [*KEYS, *qc_columns()]
+    assert list(qc.columns) == list(table_columns("qc"))
     assert qc["status"].tolist() == ["done"] * 3
     assert read_wide(study.output)["run"].fillna("none").tolist() == ["none", "01", "none"]
     for kind, table in (("morph", morph), ("qc", qc)):

@@ -286,6 +286,7 @@ def test_sidecars_and_tables(tmp_path: Path) -> None:
     qc = read_table(output(tmp_path, "qc.tsv"))
     assert list(qc.columns) == list(qc_columns())
     assert qc["status"].tolist() == ["done"]
+    assert {*qc["suffix"], *morph["suffix"]} == {"T1w"}
     assert qc[["reason", "flags", "asymmetry"]].isna().all(axis=None)
     sidecar = json.loads(output(tmp_path, "qc.json").read_text())
     assert sidecar["BoxCentres"]["L"] == [-25.0, -20.0, -15.0]

@@ -27,8 +27,8 @@ def head(axes: str = "RAS", zoom: float = 1.0) -> tuple[Voxels, Voxels]:
     image = nib.Nifti1Image(data, affine)
     turn = nib.orientations.axcodes2ornt(axes)
     turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), turn))
-    t1w = Voxels(np.asarray(turned.dataobj), turned.affine)
-    return t1w, Voxels((t1w.data > 150).astype(np.uint8), t1w.affine)
+    anatomy = Voxels(np.asarray(turned.dataobj), turned.affine)
+    return anatomy, Voxels((anatomy.data > 150).astype(np.uint8), anatomy.affine)
 
 
 def points(outline: str) -> np.ndarray:
@@ -63,10 +63,10 @@ def test_points_and_place_are_inverse(plane: int) -> None:
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA"])
 def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
-    t1w, labels = head(axes)
+    anatomy, labels = head(axes)
     for off in (0, 4):
         rows = [[Tile(plane, (off - 25, off, off - 5), 60, 60) for plane in (0, 1, 2)]]
-        picture = mosaic(t1w, labels, COLORS, rows)
+        picture = mosaic(anatomy, labels, COLORS, rows)
         contour = points(picture.outline)
         pixels = picture.pixels / picture.pixels.max()
         scale = picture.pixels.shape[1] / (picture.width / 20)
@@ -82,11 +82,11 @@ def test_contours_and_image_are_where_the_ball_is(axes: str) -> None:
 
 
 def test_an_outline_on_a_part_of_the_grid() -> None:
-    t1w, labels = head()
-    whole = mosaic(t1w, labels, COLORS, ROWS)
-    part = mosaic(t1w, labels.part([slice(20, None)] * 3), COLORS, ROWS)
+    anatomy, labels = head()
+    whole = mosaic(anatomy, labels, COLORS, ROWS)
+    part = mosaic(anatomy, labels.part([slice(20, None)] * 3), COLORS, ROWS)
     assert whole.outline == part.outline != ""
-    assert mosaic(t1w, labels, {7: "#000000"}, ROWS).outline == ""
+    assert mosaic(anatomy, labels, {7: "#000000"}, ROWS).outline == ""
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PIL"])
@@ -110,8 +110,8 @@ def test_outlines_pass_one_half_of_all_samples(axes: str, degrees: int) -> None:
 
 
 def test_marks_say_sides_coordinates_and_scale() -> None:
-    t1w, labels = head()
-    marks = mosaic(t1w, labels, COLORS, ROWS).marks
+    anatomy, labels = head()
+    marks = mosaic(anatomy, labels, COLORS, ROWS).marks
     texts = re.findall(r">([^<>]+)</text>", marks)
     assert texts.count("L") == texts.count("R") == 12
     assert texts.count("A") == texts.count("P") == 4
@@ -126,10 +126,11 @@ def test_a_large_segmentation_is_shown_whole() -> None:
 
 
 def test_uncertainty_is_in_color_where_the_network_hesitates() -> None:
-    t1w, labels = head()
+    anatomy, labels = head()
     tile = [[Tile(1, (-25.0, 0.0, -5.0), 40, 40)]]
     certain, doubtful = (
-        uncertainty(t1w, Voxels(labels.data * np.float32(p), labels.affine), tile) for p in (1, 0.6)
+        uncertainty(anatomy, Voxels(labels.data * np.float32(p), labels.affine), tile)
+        for p in (1, 0.6)
     )
     middle = np.array(doubtful.pixels.shape[:2]) // 2
     assert np.ptp(certain.pixels[tuple(middle)]) == 0
@@ -141,13 +142,13 @@ def test_uncertainty_is_in_color_where_the_network_hesitates() -> None:
 
 
 def test_overview_with_and_without_masks() -> None:
-    t1w, labels = head("PIR", 2.0)
-    bare = overview(t1w)
+    anatomy, labels = head("PIR", 2.0)
+    bare = overview(anatomy)
     assert bare.outline == ""
     assert len(re.findall("<text", bare.marks)) == 3 * 3 + 1
     full = overview(
-        t1w,
-        intracranial=Voxels((t1w.data > 0).astype(np.uint8), t1w.affine),
+        anatomy,
+        intracranial=Voxels((anatomy.data > 0).astype(np.uint8), anatomy.affine),
         labels=labels,
         colors=COLORS,
         centers=[(-25, 0, -5), (25, 0, -5)],

@@ -128,8 +128,8 @@ def test_images_keep_their_place_in_the_world(processed: Study, stem: str) -> No
         assert np.sign(apply_affine(images.labels.affine, center)[0]) == sign
     scan = named(stem)
     raw = nib.load(processed.raw / scan.folder / scan.path)
-    assert np.allclose(images.t1w.affine, raw.affine)
-    assert np.array_equal(images.t1w.data, raw.get_fdata(dtype=np.float32))
+    assert np.allclose(images.anatomy.affine, raw.affine)
+    assert np.array_equal(images.anatomy.data, raw.get_fdata(dtype=np.float32))
     region = region_around(images.labels)
     assert region is not None
     stored_probabilities = nib.load(images.probseg).get_fdata(dtype=np.float32)

@@ -104,7 +104,7 @@ def test_images_without_outputs_are_named(study: Study, pages: dict[str, Path]) 
     (folder / "sub-02_ses-late_T1w.nii.gz.bak").touch()
     (folder / "notes_T1w.nii").touch()
     assert not is_current(study.raw, study.output, "02")
-    assert "not include: sub-02_ses-late." in check(report(study))
+    assert "not include: sub-02_ses-late_T1w." in check(report(study))
     assert is_current(study.raw, study.output, "02")
 
 

@@ -47,7 +47,7 @@ def test_left_is_left_in_close_ups_which_get_ever_smaller(
 ) -> None:
     sizes = []
     for level in viewer.LEVELS:
-        content = viewer.nifti(viewer.close_up(images.t1w, region, level))
+        content = viewer.nifti(viewer.close_up(images.anatomy, region, level))
         sizes.append(len(gzip.compress(content)))
         volume = nib.Nifti1Image.from_bytes(content)
         assert volume.get_data_dtype() == np.uint8
@@ -55,11 +55,11 @@ def test_left_is_left_in_close_ups_which_get_ever_smaller(
         # The same structure is equally bright at the same place in the world.
         for label in COLORS if level.spacing < 2 else ():
             inside = images.labels.data == label
-            where = apply_affine(images.t1w.affine, np.argwhere(inside))
+            where = apply_affine(images.anatomy.affine, np.argwhere(inside))
             index = np.round(apply_affine(np.linalg.inv(volume.affine), where)).astype(int)
             index = np.clip(index, 0, np.array(volume.shape) - 1)
             shown = np.asarray(volume.dataobj)[tuple(index.T)]
-            assert np.corrcoef(shown, images.t1w.data[inside])[0, 1] > 0.9
+            assert np.corrcoef(shown, images.anatomy.data[inside])[0, 1] > 0.9
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < sizes[0] / 2
 
@@ -77,11 +77,11 @@ def test_blocks_of_voxels_are_averaged() -> None:
 
 
 def test_whole_head_is_smaller_and_in_place(images: StoredImages) -> None:
-    head = viewer.head(images.t1w, viewer.Level(0, 64, 4.0))
-    assert head.data.shape == tuple(side // 2 for side in images.t1w.data.shape)
+    head = viewer.head(images.anatomy, viewer.Level(0, 64, 4.0))
+    assert head.data.shape == tuple(side // 2 for side in images.anatomy.data.shape)
     centers = [
         apply_affine(v.affine, ndimage.center_of_mass(v.data.astype(float)))
-        for v in (images.t1w, head)
+        for v in (images.anatomy, head)
     ]
     assert centers[0] == pytest.approx(centers[1], abs=3)
 
