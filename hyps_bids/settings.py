@@ -76,7 +76,9 @@ class SelectionSettings:
         "SUFFIX",
     )
     bids_filter_file: Path | None = option(
-        None, "Select scans by the pybids filters under 't1w' in this JSON file.", "FILE"
+        None,
+        "Select images by the pybids filters under 't1w', 't2w' and so on in this JSON file.",
+        "FILE",
     )
     bids_database_dir: Path | None = option(
         None, "Keep the index of the dataset here, so that later runs start faster.", "DIR"

@@ -36,6 +36,12 @@ def test_text_names_version_weights_and_what_was_run(provenance: Provenance) -> 
     assert "Decathlon" not in text, "another adapter was not trained on the Decathlon"
 
 
+def test_text_names_the_contrasts(provenance: Provenance) -> None:
+    assert "in each T1-weighted image" in methods_markdown(provenance)
+    text = methods_markdown(provenance, {"FLAIR", "T2w", "T1w"})
+    assert "in each T1-weighted, T2-weighted or FLAIR image" in text
+
+
 def test_every_key_is_in_the_bibliography(provenance: Provenance) -> None:
     provenance["BiasFieldCorrection"] = "N4"
     keys = set(re.findall(r"@(\w+)", methods_markdown(provenance)))

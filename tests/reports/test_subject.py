@@ -108,6 +108,33 @@ def test_images_without_outputs_are_named(study: Study, pages: dict[str, Path]) 
     assert is_current(study.raw, study.output, "02")
 
 
+def test_contrasts_of_a_subject_have_a_section_each(study: Study) -> None:
+    folder, raw = study.output / "sub-02/anat", study.raw / "sub-02/anat"
+    for path in folder.glob("sub-02_[sl]*"):
+        shutil.copy(path, path.with_name(path.name.replace("sub-02_", "sub-02_space-T2w_acq-x_")))
+    # BIDS has another order of these entities.
+    image = raw / "sub-02_desc-y_acq-x_T2w.nii.gz"
+    shutil.copy(raw / "sub-02_T1w.nii.gz", image)
+    for path in folder.glob("sub-02_space-T2w_acq-x_*"):
+        name = path.name.removeprefix("sub-02_space-T2w_acq-x_")
+        begin, _, end = name.rpartition("_")
+        path.rename(folder / f"sub-02_acq-x_space-T2w_{begin}_desc-y_{end}")
+    write_failure(Scan.from_stem("sub-02_ses-1_space-FLAIR"), study.output, "no brain")
+    for name in ("FLAIR", "inplaneT2"):
+        (raw / f"sub-02_run-1_{name}.nii.gz").touch()
+    html = report(study)
+    text = check(html)
+    assert re.findall(r'<h2 id="scan[^>]*>([^<]+)<', html) == [
+        *("T1w image", "acq-x, desc-y, T2w", "ses-1, FLAIR")
+    ]
+    # In-plane images were not asked for.
+    assert "not include: sub-02_run-1_FLAIR." in text
+    assert "no longer used: sub-02_ses-1_FLAIR." in text
+    assert html.count("slices of the T2w image with contours") == 2
+    assert html.count("slices of the T1w image with contours") == 2
+    assert "in each T1-weighted or T2-weighted image" in text
+
+
 def test_outputs_without_image_are_named(study: Study, pages: dict[str, Path]) -> None:
     assert "no longer in the dataset" not in check(pages["001A"].read_text())
     for image in study.raw.glob(f"sub-001A/**/{HALF}_T1w.nii*"):
