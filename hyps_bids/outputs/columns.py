@@ -51,21 +51,21 @@ class ColumnDescription(TypedDict, total=False):
     ICVAdjustments: dict[str, ICVAdjustment]
 
 
+#: Column that states the contrast → description. Tables of version 0.2 and older lack it: T1w.
+SUFFIX_COLUMN = {"suffix": "BIDS suffix of the image, which states its contrast, such as T1w."}
 #: Columns in front of every table of the group level → description
 KEYS = {
     "participant_id": "Subject, as in participants.tsv.",
     "session_id": "Session; n/a without sessions.",
     "scan": "Name of the image without its suffix, which stands in the entity space unless it is "
     "T1w.",
-    "suffix": "Suffix of the image, such as T1w or T2w.",
+    **SUFFIX_COLUMN,
 }
 #: Column of tables that tells contrasts apart → description
 CONTRAST_COLUMN = {
     "image_contrast": "Contrast of the image: its suffix, after the entities ce (contrast agent), "
     "echo and part of its name, such as ce-gadolinium_T1w.",
 }
-#: Column that states the contrast → description. Tables of version 0.2 and older lack it: T1w.
-SUFFIX_COLUMN = {"suffix": "BIDS suffix of the image, which states its contrast, such as T1w."}
 #: Column of the volume table → description
 MORPH_COLUMNS = {
     **SUFFIX_COLUMN,

@@ -15,7 +15,7 @@ import pytest
 from hyps_bids.app import _analyze
 from hyps_bids.cohort.tables import write_group_tables
 from hyps_bids.errors import MissingInput, NothingMatches, UsageError
-from hyps_bids.outputs.columns import table_columns
+from hyps_bids.outputs.columns import KEYS, table_columns
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.reading import POSTHOC, WIDE, read_wide
