@@ -9,9 +9,10 @@ rater on unspoiled crops that the networks have not learned from.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ import pandas as pd
 
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.evaluation.heads import Head, Spoiled, head_from_crop, head_from_result
+from hyps_bids.evaluation.images import pairs_in
 from hyps_bids.evaluation.tables import head_name
 from hyps_bids.evaluation.variants import spoil, variants
 from hyps_bids.imaging.agreement import dice
@@ -31,11 +33,13 @@ from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.volumes import restore
 from hyps_bids.labels.msd import msd_subject, split_every_fifth
 from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.segmentation.features import describe_sides
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.measures import measure_scan
 from hyps_bids.segmentation.pipeline import Pipeline, localize, restore_sides, segment
 
+_LOG = logging.getLogger("hyps_bids")
 #: Columns of the table that name a row.
 KEYS = ("subject", "source", "kind", "strength", "hemi")
 #: Kind of images that were not spoiled, and of further contrasts of the same session.
@@ -53,13 +57,14 @@ class Subject:
     name : str
         Subject, by which rows are left out together.
     source : str
-        ``head``, or ``training``, ``validation`` or ``test`` for MSD crops.
+        ``head``, ``manual`` for a head with manual labels, or ``training``, ``validation`` or
+        ``test`` for MSD crops.
     images : tuple of Path
         The T1w image and further contrasts on its grid, or the crops.
     labels : tuple of Path
-        Label images of the crops.
+        Label images of the crops, or of the head.
     per_kind : int
-        Number of strengths of each kind.
+        Number of strengths of each kind; 0 for the unspoiled image alone.
     """
 
     name: str
@@ -85,6 +90,14 @@ def find_heads(paths: Sequence[Path], per_kind: int) -> list[Subject]:
         others = [other for other in others if start.startswith("sub-")]
         found.append(Subject(head_name(path), "head", (path, *others), per_kind=per_kind))
     return found
+
+
+def find_labeled_heads(folder: Path, per_kind: int) -> list[Subject]:
+    """Make subjects of heads with manual labels: 1 for the left and 2 for the right hippocampus."""
+    return [
+        Subject(head_name(image), "manual", (image,), (labels,), per_kind)
+        for image, labels in pairs_in(folder)
+    ]
 
 
 def find_crops(images: Path, labels: Path, per_kind: int) -> list[Subject]:
@@ -129,12 +142,15 @@ def collect(
     _check_networks(pipeline, folder)
     work = partial(_collect_subject, pipeline, folder)
     if processes == 1:
-        for subject in subjects:
+        for number, subject in enumerate(subjects, start=1):
             work(subject)
+            _LOG.info("%s: %d of %d", subject.name, number, len(subjects))
     else:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            for _ in pool.map(work, subjects):
-                pass
+            tasks = {pool.submit(work, subject): subject for subject in subjects}
+            for number, task in enumerate(as_completed(tasks), start=1):
+                task.result()
+                _LOG.info("%s: %d of %d", tasks[task].name, number, len(subjects))
     return read_rows(folder, subjects)
 
 
@@ -182,7 +198,7 @@ def _collect_subject(pipeline: Pipeline, folder: Path, subject: Subject) -> None
 
     prepare_process(1)
     done = {name for name, _ in _read(folder, subject)}
-    measure = _measure_head if subject.source == "head" else _measure_crops
+    measure = _measure_head if subject.source in ("head", "manual") else _measure_crops
     with (folder / f"{subject.name}.jsonl").open("a", encoding="utf-8") as stream:
         if done:
             # The last line may be incomplete.
@@ -216,6 +232,10 @@ def _measure_head(
     whole = Spoiled(image.data, image.affine)
     result = pipeline.run(image)
     head = head_from_result(result)
+    if subject.labels:
+        known = conform(subject.labels[0], is_label=True).data.round()
+        sides = {hemi: known == value for value, hemi in enumerate(HEMISPHERES, start=1)}
+        head = replace(head, sides=sides)
     for path in subject.images:
         kind, strength = (
             (UNSPOILED, "") if path == subject.images[0] else (CONTRAST, path.name.split(".")[0])
@@ -307,8 +327,7 @@ def _measure_crops(
         head = head_from_crop(image.data, known.data.round() > 0, image.affine)
         middle = np.array([*(np.array(image.data.shape) - 1) / 2, 1.0])
         chosen = [(UNSPOILED, "")]
-        if subject.source != "test":
-            chosen += _choose(replace(subject, name=path.name), crops=True)
+        chosen += _choose(replace(subject, name=path.name), crops=True)
         for kind, strength in chosen:
             name = f"{path.name}:{kind}:{strength}"
             if name in done:

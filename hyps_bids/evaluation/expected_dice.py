@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save
 
-from hyps_bids.evaluation.calibration import UNSPOILED
+from hyps_bids.evaluation.calibration import KEYS, UNSPOILED
 from hyps_bids.outputs.quality import EXPECTED_LOW, quality_bounds
 from hyps_bids.outputs.writing import write_bytes, write_text
 from hyps_bids.segmentation.expected import KIND, QualityModel
@@ -55,7 +55,12 @@ COVERAGE = 0.9
 #: Below this, a segmentation is wrong.
 WRONG = 0.75
 #: Number of trees, depth and smallest number of hippocampi in a leaf.
-_TREES, _DEPTH, _LEAF = 200, 9, 4
+_TREES, _DEPTH, _LEAF = 200, 12, 3
+#: Bounds to choose from, and the figures that decide.
+_BOUNDS = (0.7, 0.72, 0.74, 0.75, 0.76, 0.77, 0.78, 0.8)
+_DECIDING = ("healthy_flagged", "wrong_not_flagged", "removed_not_flagged")
+#: Sources that are whole heads.
+_HEADS = ("head", "manual")
 #: Folds of subjects, and of kinds of spoiled images.
 _SUBJECTS, _KINDS = 5, 4
 
@@ -69,6 +74,11 @@ def describe(table: pd.DataFrame, checked: pd.DataFrame) -> dict[str, Any]:
         "heads": heads,
         "subjects": {"head": len(heads), "crops": int(crops)},
         "figures": figures(checked, table),
+        "by_bound": [
+            {"bound": bound} | {name: found[name] for name in _DECIDING}
+            for bound in _BOUNDS
+            for found in [figures(checked, table, bound)]
+        ],
     }
 
 
@@ -98,7 +108,8 @@ def fit(table: pd.DataFrame, networks: Mapping[str, str]) -> tuple[QualityModel,
         The model.
     checked : pandas.DataFrame
         The rows that it was fitted to, with ``true``, and with ``expected`` and ``low`` by models
-        that have seen neither the subject nor the kind.
+        that have seen neither the subject nor the kind; ``known_kinds`` is the expected Dice by
+        models that have not seen the subject, but know all kinds.
     """
     table = table.assign(true=targets(table)[0])
     rows = table[table["found"] & (table["source"] != "test")].reset_index(drop=True)
@@ -106,11 +117,12 @@ def fit(table: pd.DataFrame, networks: Mapping[str, str]) -> tuple[QualityModel,
     usual = rows[names].median().to_numpy(np.float64)
     inputs = rows[names].fillna(dict(zip(names, usual, strict=True))).to_numpy(np.float64)
     true, weights = rows["true"].to_numpy(), _weights(rows)
-    expected = np.full(len(rows), np.nan)
-    for seen, asked in left_out(rows):
-        forest = _forest(names).fit(inputs[seen], true[seen], weights[seen])
-        expected[asked] = forest.predict(inputs[asked])
-    rows["expected"] = expected
+    expected, known = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    for kinds, estimates in ((True, expected), (False, known)):
+        for seen, asked in left_out(rows, kinds=kinds):
+            forest = _forest(names).fit(inputs[seen], true[seen], weights[seen])
+            estimates[asked] = forest.predict(inputs[asked])
+    rows["expected"], rows["known_kinds"] = expected, known
     rows["low"] = np.nan
     for subject in rows["subject"].unique():
         mine = rows["subject"] == subject
@@ -121,26 +133,26 @@ def fit(table: pd.DataFrame, networks: Mapping[str, str]) -> tuple[QualityModel,
         networks=(dict(networks),),
         features=tuple(names),
         usual=usual,
-        trees=_arrays([tree.tree_ for tree in forest.estimators_]),
+        trees=export(forest),
         margins=_margins(expected, true, weights),
     )
     return model, rows
 
 
-def left_out(rows: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Leave out subjects and kinds; yield which rows are seen, and which ones are predicted.
+def left_out(rows: pd.DataFrame, *, kinds: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Leave out subjects, and kinds if asked; yield which rows are seen, and which predicted.
 
     Unspoiled images are in all training sets but those of their subjects.
     """
     subjects = _folds(rows["subject"], _SUBJECTS)
-    kinds = _folds(rows["kind"].where(rows["kind"] != UNSPOILED), _KINDS)
+    kind = _folds(rows["kind"].where((rows["kind"] != UNSPOILED) & kinds), _KINDS)
     for k in range(_SUBJECTS):
         for j in range(_KINDS):
-            seen = (subjects != k) & (kinds != j)
-            asked = (subjects == k) & (kinds == j)
+            seen = (subjects != k) & (kind != j)
+            asked = (subjects == k) & (kind == j)
             if asked.any():
                 yield seen, asked
-        asked = (subjects == k) & (kinds < 0)
+        asked = (subjects == k) & (kind < 0)
         if asked.any():
             yield subjects != k, asked
 
@@ -160,20 +172,21 @@ def _weights(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _forest(names: Sequence[str]) -> Any:
-    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.ensemble import ExtraTreesRegressor
 
-    return RandomForestRegressor(
+    return ExtraTreesRegressor(
         _TREES,
         max_depth=_DEPTH,
         min_samples_leaf=_LEAF,
-        max_features=0.5,
+        max_features=0.7,
         monotonic_cst=[INPUTS[name] for name in names],
         random_state=0,
     )
 
 
-def _arrays(trees: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Put the arrays of all trees side by side."""
+def export(forest: Any) -> dict[str, np.ndarray]:
+    """Put the arrays of the trees of a fitted forest of scikit-learn side by side."""
+    trees = [tree.tree_ for tree in forest.estimators_]
     most = max(tree.node_count for tree in trees)
 
     def pad(arrays: Sequence[np.ndarray], dtype: type, fill: float = 0) -> np.ndarray:
@@ -213,45 +226,49 @@ def _margins(expected: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.
     return np.stack((knots, scores[ranked][place] * usual))
 
 
-def figures(checked: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
+def figures(
+    checked: pd.DataFrame, table: pd.DataFrame, bound: float | None = None
+) -> dict[str, float]:
     """Say how good the model is, on subjects and kinds of images that it has not seen.
 
     Parameters
     ----------
     checked : pandas.DataFrame
-        From :func:`fit` or :func:`apply`.
+        From :func:`fit` or :func:`apply`, with ``true``.
     table : pandas.DataFrame
         The whole table, with the sides that were not found.
+    bound : float, optional
+        Lower bounds of the expected Dice below this are flagged; by default, that of the QC table.
 
     Returns
     -------
     dict of str to float
-        For heads and crops: number of hippocampi, mean of ``|expected - true|`` and share of true
-        Dice at or above the lower bound. Then numbers of scans: unspoiled heads, and those that are
-        flagged; hippocampi with a true Dice below :data:`WRONG`, and those without a flag; removed
-        hippocampi that were segmented, and those without a flag.
+        For heads and crops: number of hippocampi, mean of ``|expected - true|`` (also with kinds
+        that are known) and share of true Dice at or above the lower bound. Then numbers of scans:
+        unspoiled heads, and those that are flagged; hippocampi with a true Dice below
+        :data:`WRONG`, and those without a flag; removed hippocampi that were segmented, and those
+        without a flag.
     """
     found: dict[str, float] = {}
-    for name, of in (
-        ("heads", checked["source"] == "head"),
-        ("crops", checked["source"] != "head"),
-    ):
+    is_head = checked["source"].isin(_HEADS)
+    for group, of in (("heads", is_head), ("crops", ~is_head)):
         rows = checked[of]
-        found[f"{name}_n"] = len(rows)
-        found[f"{name}_mean_error"] = float((rows["expected"] - rows["true"]).abs().mean())
-        found[f"{name}_coverage"] = float((rows["true"] >= rows["low"]).mean())
-    bound = quality_bounds()[EXPECTED_LOW]["low"]
+        found[f"{group}_n"] = len(rows)
+        found[f"{group}_mean_error"] = float((rows["expected"] - rows["true"]).abs().mean())
+        if "known_kinds" in rows:
+            error = float((rows["known_kinds"] - rows["true"]).abs().mean())
+            found[f"{group}_mean_error_known_kinds"] = error
+        found[f"{group}_coverage"] = float((rows["true"] >= rows["low"]).mean())
+    bound = quality_bounds()[EXPECTED_LOW]["low"] if bound is None else bound
     scan = ["subject", "kind", "strength"]
     doubtful = set(checked.loc[checked["low"] < bound, scan].itertuples(index=False, name=None))
-    names = list(table[scan].itertuples(index=False, name=None))
-    heads = table.assign(
-        flagged=[
-            bool(rules) or name in doubtful
-            for rules, name in zip(table["flags"], names, strict=True)
-        ]
-    )[table["source"] == "head"]
+    low = [name in doubtful for name in table[scan].itertuples(index=False, name=None)]
+    heads = table.assign(flagged=(table["flags"].to_numpy() != "") | low)
+    heads = heads[heads["source"].isin(_HEADS)].merge(
+        checked[[*KEYS, "true"]], on=[*KEYS], how="left"
+    )
     healthy = heads[heads["kind"] == UNSPOILED].groupby("subject")["flagged"].any()
-    wrong = heads[heads["found"] & (targets(table)[0].loc[heads.index] < WRONG)]
+    wrong = heads[heads["found"] & (heads["true"] < WRONG)]
     removed = heads[heads["found"] & (heads["removed"] == 1)]
     for name, rows in (("wrong", wrong), ("removed", removed)):
         found[name] = len(rows)
@@ -260,9 +277,12 @@ def figures(checked: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
 
 
 def apply(model: QualityModel, table: pd.DataFrame) -> pd.DataFrame:
-    """Predict the sides that were found in a table that the model was not fitted to."""
+    """Predict the sides that were found in a table that the model was not fitted to.
+
+    Their Dice is taken as it was measured.
+    """
     rows = table[table["found"]].reset_index(drop=True)
-    rows["true"] = targets(table)[0][table["found"]].to_numpy()
+    rows["true"] = rows["dice"]
     estimates = [model.predict(row) for row in rows.to_dict("records")]
     return rows.assign(
         expected=[one.expected for one in estimates], low=[one.low for one in estimates]

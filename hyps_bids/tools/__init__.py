@@ -6,12 +6,21 @@ The modules import libraries late, so that ``--help`` and usage errors answer at
 from __future__ import annotations
 
 from hyps_bids.cli import Parser, check_working_folder, run_command, start_logging
-from hyps_bids.tools import adapt, demo, distill, evaluate, importing, pretrain, synthesize
+from hyps_bids.tools import (
+    adapt,
+    calibrate,
+    demo,
+    distill,
+    evaluate,
+    importing,
+    pretrain,
+    synthesize,
+)
 from hyps_bids.tools.synthesize import sample_figure
 
 __all__ = ["main", "sample_figure"]
 
-_COMMANDS = (demo, pretrain, distill, adapt, synthesize, importing, evaluate)
+_COMMANDS = (demo, pretrain, distill, adapt, calibrate, synthesize, importing, evaluate)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from hyps_bids.segmentation.pipeline import Pipeline
 
 #: First columns of the tables, by which those of earlier runs are recognized.
-_TABLE_MARKS = (b"id\tdice_", b"id\themi\tdice", b"id\tmove\t", b"id\trepeat\t", b"axes\tdice_")
+_TABLE_MARKS = (
+    b"id\tdice_",
+    b"id\themi\tdice",
+    b"id\tmove\t",
+    b"id\trepeat\t",
+    b"axes\tdice_",
+    b"id\tsource\tkind\t",
+)
 
 #: Measures with these networks and options; returns the rows.
 _Measure = Callable[["Pipeline", argparse.Namespace], "pd.DataFrame"]
@@ -33,6 +40,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_retest(kinds)
     _add_orientation(kinds)
     _add_speed(kinds)
+    _add_quality(kinds)
 
 
 def _add_kind(
@@ -145,3 +153,41 @@ def _speed(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
     from hyps_bids.evaluation.speed import evaluate_speed
 
     return evaluate_speed(pipeline, args.images)
+
+
+def _add_quality(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "the expected Dice against the Dice with labels that it was not fitted to"
+    parser = _add_kind(kinds, "quality", _quality, text)
+    parser.add_argument(
+        "--crops",
+        type=Path,
+        nargs=2,
+        metavar=("IMAGES", "LABELS"),
+        help="folders of MSD Task04, whose fixed test split is used",
+    )
+    parser.add_argument("--heads", type=Path, help="a folder of *_T1w and *_dseg (labels 1 and 2)")
+    parser.add_argument(
+        "--per-kind",
+        type=int,
+        default=0,
+        metavar="N",
+        help="spoil each image in N strengths of each kind, too (default: 0)",
+    )
+    parser.add_argument("--model", type=Path, help="model of the expected Dice (default: shipped)")
+    parser.add_argument("--processes", type=positive, default=1, help="number of processes")
+
+
+def _quality(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.errors import UsageError
+    from hyps_bids.evaluation import calibration
+    from hyps_bids.evaluation.quality import evaluate_quality
+
+    subjects = []
+    if args.crops:
+        crops = calibration.find_crops(args.crops[0], args.crops[1], args.per_kind)
+        subjects += [one for one in crops if one.source == "test"]
+    if args.heads:
+        subjects += calibration.find_labeled_heads(args.heads, args.per_kind)
+    if not subjects:
+        raise UsageError("give --crops, --heads or both", code="nothing-to-evaluate")
+    return evaluate_quality(pipeline, subjects, model=args.model, processes=args.processes)

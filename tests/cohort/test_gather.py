@@ -114,6 +114,18 @@ def test_tables_of_other_versions(study: Any) -> None:
     assert found.provenance["software_version"].tolist() == ["0.0.1", "9.9"]
 
 
+def test_tables_that_do_not_say_what_to_review(study: Any) -> None:
+    for stem, flags in {"sub-01": None, "sub-02": "low_confidence_L"}.items():
+        study.scan(stem)
+        path = study.path(stem, "qc")
+        frame = read_table(path).drop(columns=["review", "reasons"], errors="ignore")
+        write_table(path, frame.assign(flags=flags))
+    study.failed_scan("sub-03", "not an image")
+    found = gather(find_outputs(study.output)).qc
+    assert found["review"].fillna("n/a").tolist() == ["no", "yes", "n/a"]
+    assert found["expected_dice_L"].isna().all()
+
+
 def test_models_of_the_volumes(study: Any) -> None:
     for stem in ("sub-01", "sub-03"):
         study.scan(stem)

@@ -287,7 +287,8 @@ def test_sidecars_and_tables(tmp_path: Path) -> None:
     assert list(qc.columns) == list(qc_columns())
     assert qc["status"].tolist() == ["done"]
     assert {*qc["suffix"], *morph["suffix"]} == {"T1w"}
-    assert qc[["reason", "flags", "asymmetry"]].isna().all(axis=None)
+    assert qc[["reason", "reasons", "flags", "asymmetry"]].isna().all(axis=None)
+    assert qc["review"].tolist() == ["no"]
     sidecar = json.loads(output(tmp_path, "qc.json").read_text())
     assert sidecar["BoxCentres"]["L"] == [-25.0, -20.0, -15.0]
 
@@ -303,6 +304,8 @@ def test_missing_side_is_not_zero(tmp_path: Path) -> None:
     assert "n/a" in output(tmp_path, "morph.tsv").read_text()
     qc = read_table(output(tmp_path, "qc.tsv"))
     assert qc["flags"].tolist() == ["missing_L"]
+    assert qc["review"].tolist() == ["yes"]
+    assert qc["reasons"][0].startswith("No left hippocampus was found")
     assert qc["border_voxels_L"].isna().all()
     assert set(np.unique(nib.load(output(tmp_path, "dseg")).dataobj)) == {0, 3, 4}
     assert nib.load(output(tmp_path, "probseg")).shape[-1] == 4
