@@ -1,4 +1,4 @@
-"""Read a T1w image, check it, and bring it to a canonical form.
+"""Read an image, check it, and bring it to a canonical form.
 
 Images that cannot be processed are refused here, with the file and the remedy in the message.
 """
@@ -15,6 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.imaging.content import refuse_other_content
 from hyps_bids.imaging.geometry import read_geometry
 from hyps_bids.imaging.intensities import make_finite, mend
 from hyps_bids.outputs.compression import DAMAGED, open_compressed
@@ -86,7 +87,7 @@ def conform(path: Path, *, is_label: bool = False) -> ConformedImage:
         If there is no such file, its content has not been fetched, or it may not be read.
     BadData
         If the file is unreadable or truncated, is not one volume, has absurd voxels, no valid
-        transform, or no content.
+        transform or no content, or is computed tomography or a label map.
     """
     image = _load(path)
     if len(image.shape) < 3 or any(extra != 1 for extra in image.shape[3:]):
@@ -102,6 +103,7 @@ def conform(path: Path, *, is_label: bool = False) -> ConformedImage:
     if is_label:
         data = data.astype(np.float32, copy=False)
     else:
+        refuse_other_content(data, path)
         data, mended = mend(data, _integer_step(image))
         repairs += mended
     if data.min() == data.max():

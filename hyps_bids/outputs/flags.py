@@ -12,6 +12,7 @@ from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, GEOMETRY, quality_
 #: measure → factor to its unit, unit, decimals; all other measures have three decimals and no unit
 _UNITS = {
     "icv_mm3": (1e-3, " ml", 0),
+    "icv_cut": (100.0, " %", 1),
     "volume_mm3": (1.0, " mm³", 0),
     "asymmetry": (100.0, " %", 1),
     "border_voxels": (1.0, "", 0),
@@ -21,6 +22,7 @@ _UNITS = {
 _SHORT = {
     "low_asymmetry": "left much smaller than right",
     "high_asymmetry": "right much smaller than left",
+    "high_icv_cut": "head cut off by the field of view",
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from hyps_bids.imaging.conform import ConformedImage
@@ -24,6 +25,8 @@ SMALLEST_HIPPOCAMPUS = 500.0
 _INTRACRANIAL, _LEFT = 1, 2
 #: Scaled intensity of air, at most.
 _AIR = 0.1
+#: Radius of the sphere with the volume of an intracranial space, mm.
+_HEAD_RADIUS = 70.0
 #: The sides of the window around the head are multiples of this.
 _MULTIPLE = 8
 
@@ -66,6 +69,8 @@ class Localization:
         Intracranial volume: the sum of `intracranial` times the volume of a voxel.
     device : str
         Where it was computed.
+    icv_cut : float
+        About which share of the intracranial space is beyond the field of view, in [0, 1].
     """
 
     hippocampi: dict[str, Location | None]
@@ -74,6 +79,7 @@ class Localization:
     affine: np.ndarray
     icv_mm3: float
     device: str
+    icv_cut: float = 0.0
 
 
 def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Localization:
@@ -82,7 +88,7 @@ def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Local
     Parameters
     ----------
     image : ConformedImage
-        T1w image; its axes may have any orientation.
+        Image of any contrast; its axes may have any orientation.
     weights : Path
         Localizer with the classes background, intracranial, left and right hippocampus.
     device : str
@@ -105,13 +111,16 @@ def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Local
         hemisphere: _locate(labels == _LEFT + i, hippocampus[i], grid)
         for i, hemisphere in enumerate(HEMISPHERES)
     }
+    icv_mm3 = float(intracranial.sum(dtype=np.float64) * SPACING**3)
+    lost = lost_volume(intracranial, grid, image.data.shape, image.affine)
     return Localization(
         hippocampi=found,
         intracranial=intracranial,
         hippocampus=hippocampus.astype(np.float32),
         affine=grid,
-        icv_mm3=float(intracranial.sum(dtype=np.float64) * SPACING**3),
+        icv_mm3=icv_mm3,
         device=used,
+        icv_cut=lost / max(icv_mm3 + lost, 1.0),
     )
 
 
@@ -152,6 +161,41 @@ def head_window(scaled: np.ndarray) -> tuple[np.ndarray, list[int]]:
         window = np.pad(kept, pad)
         start.append(first)
     return np.ascontiguousarray(window), start
+
+
+def lost_volume(
+    intracranial: np.ndarray, grid: np.ndarray, shape: tuple[int, ...], affine: np.ndarray
+) -> float:
+    """Estimate the intracranial volume beyond the field of view, mm³.
+
+    A plane that cuts off a cap from a sphere meets it in a disk, from whose area the height and the
+    volume of the cap follow. The disk is what the intracranial space occupies of a face of the
+    field of view. The estimate is too small where more than half of a head is missing.
+
+    Parameters
+    ----------
+    intracranial, grid : numpy.ndarray
+        Probability of being inside the skull, and its voxel-to-world transform.
+    shape, affine : tuple of int, numpy.ndarray
+        Shape of the image and its voxel-to-world transform; may be oblique.
+    """
+    to_grid = np.linalg.inv(grid) @ affine
+    # Smoothing blurs what lies less than a voxel of the localizer inside a face.
+    steps = SPACING / voxel_sizes(affine)
+    lost = 0.0
+    for axis, side in enumerate(shape):
+        depth = min(steps[axis], (side - 1) / 2)
+        for place in (depth, side - 1 - depth):
+            lines = [np.arange(steps[k] / 2 - 0.5, shape[k] - 0.5, steps[k]) for k in range(3)]
+            lines[axis] = np.array([place])
+            points = np.stack(np.meshgrid(*lines, indexing="ij")).reshape(3, -1)
+            index = np.round(to_grid[:3, :3] @ points + to_grid[:3, 3:]).astype(int)
+            known = ((index >= 0) & (index.T < intracranial.shape).T).all(axis=0)
+            area = SPACING**2 * np.count_nonzero(intracranial[tuple(index[:, known])] > 0.5)
+            below = max(_HEAD_RADIUS**2 - area / np.pi, 0.0) ** 0.5
+            height = max(_HEAD_RADIUS - below - SPACING, 0.0)
+            lost += np.pi * height**2 * (_HEAD_RADIUS - height / 3)
+    return float(lost)
 
 
 def _locate(mask: np.ndarray, probability: np.ndarray, affine: np.ndarray) -> Location | None:

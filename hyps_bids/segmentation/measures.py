@@ -65,6 +65,7 @@ def measure_scan(
         measures |= {f"{name}_{hemi}": value for name, value in found.items()}
     measures["asymmetry"] = asymmetry({hemi: rows[-1][1] for hemi, rows in volumes.items()})
     measures["icv_mm3"] = localization.icv_mm3
+    measures["icv_cut"] = localization.icv_cut
     return ScanMeasures(
         parts=segmentation.parts,
         volumes=volumes,

@@ -11,7 +11,7 @@ import pytest
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import flags
-from hyps_bids.segmentation.localize import SPACING, Localization, _scale, localize
+from hyps_bids.segmentation.localize import SPACING, Localization, _scale, localize, lost_volume
 from hyps_bids.segmentation.pipeline import Pipeline
 
 CPU = "cpu"
@@ -134,10 +134,33 @@ def test_side_that_is_cut_off_is_missing(
     cut = localize(
         replace(head, data=np.ascontiguousarray(data), affine=affine), pipeline.localizer, CPU
     )
+    # Half of the intracranial volume must not pass for all of it.
+    assert "high_icv_cut" in flags({"icv_cut": cut.icv_cut})
+    assert not flags({"icv_cut": found.icv_cut})
     assert cut.hippocampi[hemi] is None
     place, origin = cut.hippocampi[other], found.hippocampi[other]
     assert place is not None
     assert np.linalg.norm(np.subtract(place.center, origin.center)) < 5
+
+
+@pytest.mark.parametrize("turn", [(0, 0, 0), (0.4, 0.3, 0.2)])
+@pytest.mark.parametrize("height", [8, 15, 30])
+def test_volume_beyond_the_field_of_view(height: float, turn: tuple[float, ...]) -> None:
+    """A ball with the volume of an intracranial space, cut off on two sides."""
+    radius, spacing = 70, 1.2
+    index = np.indices((64, 64, 64)).reshape(3, -1).T
+    grid = nib.affines.from_matvec(np.eye(3) * SPACING, [-SPACING * 31.5] * 3)
+    place = nib.affines.apply_affine(grid, index)
+    turned = nib.eulerangles.euler2mat(*turn)
+    # The field of view reaches to radius - height along its first axis, in both directions.
+    side = 2 * (radius - height)
+    shape = (round(side / spacing), 150, 150)
+    affine = nib.affines.from_matvec(turned * spacing, [0, 0, 0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    inside = (np.linalg.norm(place, axis=1) < radius) & (np.abs(place @ turned[:, 0]) < side / 2)
+    ball = inside.reshape(64, 64, 64).astype(np.float32)
+    cap = np.pi * height**2 * (radius - height / 3)
+    assert lost_volume(ball, grid, shape, affine) == pytest.approx(2 * cap, rel=0.3)
 
 
 def synthetic(data: np.ndarray, spacing: float) -> ConformedImage:
