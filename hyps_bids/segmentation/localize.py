@@ -190,7 +190,7 @@ def lost_volume(
             lines[axis] = np.array([place])
             points = np.stack(np.meshgrid(*lines, indexing="ij")).reshape(3, -1)
             index = np.round(to_grid[:3, :3] @ points + to_grid[:3, 3:]).astype(int)
-            known = ((index >= 0) & (index.T < intracranial.shape).T).all(axis=0)
+            known = ((index >= 0) & (index < np.reshape(intracranial.shape, (3, 1)))).all(axis=0)
             area = SPACING**2 * np.count_nonzero(intracranial[tuple(index[:, known])] > 0.5)
             below = max(_HEAD_RADIUS**2 - area / np.pi, 0.0) ** 0.5
             height = max(_HEAD_RADIUS - below - SPACING, 0.0)

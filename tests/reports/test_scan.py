@@ -48,7 +48,7 @@ def test_facts_of_a_good_scan(processed: Study) -> None:
     assert left.icv_percent == pytest.approx(100 * left.volume_mm3 / facts.icv_mm3)
     assert facts.record is not None
     assert facts.record["Models"]["Adapter"]["Name"] == "adapter-anteriorposterior"
-    assert len(facts.measures) == 22
+    assert len(facts.measures) == 23
     # The localizer found them on the left and on the right of the world.
     assert facts.box_centers["L"][0] < 0 < facts.box_centers["R"][0]
 
@@ -60,7 +60,7 @@ def test_facts_of_half_a_head(processed: Study) -> None:
     assert facts.wholes["R"].icv_percent is None
     assert facts.icv_percent is None
     assert facts.asymmetry is None
-    assert [flag.name for flag in facts.flags] == ["missing_R", "low_icv_mm3"]
+    assert [flag.name for flag in facts.flags] == ["missing_R", "low_icv_mm3", "high_icv_cut"]
     assert "829 ml" in facts.flags[1].words.finding
     assert "900 ml" in facts.flags[1].words.finding
 
