@@ -341,3 +341,40 @@ def test_wrong_plugin_touches_nothing(
     assert main([str(raw), str(out), "participant", *options]) == 64
     assert "plugin-unknown" in capsys.readouterr().err
     assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_contrasts_share_an_output_folder(
+    tmp_path: Path, coarse_head: nib.Nifti1Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    folder = raw / "sub-1/anat"
+    folder.mkdir(parents=True)
+    (raw / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.9.0"}')
+    for suffix in ("T1w", "T2w"):
+        nib.save(coarse_head, folder / f"sub-1_{suffix}.nii.gz")
+    (folder / "sub-1_FLAIR.nii.gz").write_bytes(b"no image")
+
+    def run(*options: str) -> tuple[int, str]:
+        code = main([str(raw), str(out), "participant", *options])
+        return code, capsys.readouterr().err
+
+    # The image that cannot be read fails alone.
+    assert run("--suffix", "FLAIR", "T2w")[0] == 1
+    made = {path: path.read_bytes() for path in out.glob("sub-1/anat/*")}
+    assert {path.name.split("_")[1] for path in made} == {"space-T2w", "space-FLAIR"}
+    code, log = run()
+    assert code == 0
+    assert "1 done before" not in log
+    assert "other contrasts (T2w 1, FLAIR 1)" in log
+    assert "--suffix T2w FLAIR" in log
+    assert {path: path.read_bytes() for path in made} == made
+    code, log = run("--suffix", "T1w", "T2w")
+    assert code == 0
+    assert "2 done before, 0 to do" in log
+    tables = [
+        out / f"sub-1/anat/sub-1{space}_seg-hippocampus_morph.tsv" for space in ("", "_space-T2w")
+    ]
+    t1w, t2w = (read_table(path) for path in tables)
+    assert (t1w["suffix"].unique(), t2w["suffix"].unique()) == (["T1w"], ["T2w"])
+    assert t1w["volume_mm3"].tolist() == t2w["volume_mm3"].tolist()
