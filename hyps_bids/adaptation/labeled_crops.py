@@ -129,7 +129,7 @@ def labeled_crops(
     left before right, on the CPU; those in the folder `cache` are not made again. All scans are
     read before an error names those whose labels cannot be right.
     """
-    _LOG.info("reading the labels of %d T1w images", len(labeled))
+    _LOG.info("reading the labels of %d images", len(labeled))
     maker = CropMaker(parts, localizer, device, n4, cache)
     rows: list[tuple[LabeledScan, ScanCrop]] = []
     errors: list[HypsError] = []
@@ -142,7 +142,7 @@ def labeled_crops(
             errors.append(error)
             continue
         if i % 20 == 0:
-            _LOG.info("%d of %d T1w images read", i, len(labeled))
+            _LOG.info("%d of %d images read", i, len(labeled))
     if errors:
         lines = "\n".join(f"- {error}" for error in errors)
         raise BadData(

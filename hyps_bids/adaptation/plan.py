@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import pandas as pd
 from hyps_bids.adaptation.fit import Recipe, starting_points
 from hyps_bids.adaptation.folds import Fold, levels, split_by_subject
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names
+from hyps_bids.cohort.image_contrasts import image_contrast
 from hyps_bids.cohort.keys import KeyMatcher
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.find import LabeledScan, find_labeled
-from hyps_bids.messages import join_names
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.networks.adapters.config import AdapterConfig
 from hyps_bids.networks.cards import BASE, LOCALIZER, read_card, shipped_weights
 from hyps_bids.outputs.dataset import read_description
@@ -126,10 +128,21 @@ def make_plan(settings: Settings, target: Path) -> Plan:
         card={
             "name": str(settings.train_adapter),
             "license": _license_of(labeled, settings.bids_dir, base),
+            "contrasts": count_images(labeled),
         },
     )
     work = (settings.work_dir or settings.output_dir / "work") / target.name
     return Plan(settings, target, work, recipe, tuple(labeled), tuple(folds))
+
+
+def count_images(labeled: Sequence[LabeledScan]) -> dict[str, int]:
+    """Count the labeled images of each contrast."""
+    return dict(sorted(Counter(image_contrast(item.scan) for item in labeled).items()))
+
+
+def describe_images(labeled: Sequence[LabeledScan]) -> str:
+    """Write the counts of :func:`count_images`, such as ``10 T1w images, 1 T2w image``."""
+    return join_names(format_count(n, f"{name} image") for name, n in count_images(labeled).items())
 
 
 def model_folder(settings: Settings) -> Path:

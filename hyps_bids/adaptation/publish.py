@@ -17,7 +17,7 @@ from hyps_bids.adaptation.charts import bland_altman_chart, dice_chart, learning
 from hyps_bids.adaptation.fit import FittedAdapter
 from hyps_bids.adaptation.folds import splits_table
 from hyps_bids.adaptation.labeled_crops import LabeledCrops
-from hyps_bids.adaptation.plan import Plan
+from hyps_bids.adaptation.plan import Plan, count_images, describe_images
 from hyps_bids.networks.cards import read_card
 from hyps_bids.outputs.dataset import read_description
 from hyps_bids.outputs.labels import WHOLE
@@ -89,6 +89,7 @@ def _config(training: Training) -> dict[str, Any]:
         "name": str(settings.train_adapter),
         "hyps_bids": __version__,
         "labels": [str(path) for path in settings.labels],
+        "contrasts": count_images(training.plan.labeled),
         "label_map": settings.label_map,
         "stratify": settings.stratify,
         "steps_of_folds": training.steps,
@@ -108,7 +109,8 @@ def _write_card(training: Training, summary: Mapping[str, PartSummary], path: Pa
     }
     data = {
         "crops": len(crops),
-        "scans": len(set(crops.scans)),
+        "scans": describe_images(plan.labeled),
+        "contrasts": len(count_images(plan.labeled)),
         "participants": len(set(crops.subjects)),
         "images": _title(plan.settings.bids_dir),
         "labels": [_title(root) for root in sorted({item.dataset for item in plan.labeled})],

@@ -25,7 +25,7 @@ from hyps_bids.adaptation.crops import Crops
 from hyps_bids.adaptation.fit import FittedAdapter, Recipe, fit_adapter
 from hyps_bids.adaptation.folds import Fold
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, labeled_crops
-from hyps_bids.adaptation.plan import Plan, make_plan, model_folder
+from hyps_bids.adaptation.plan import Plan, describe_images, make_plan, model_folder
 from hyps_bids.adaptation.publish import Training, publish
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.networks.cards import LOCALIZER, shipped_weights
@@ -182,7 +182,7 @@ def _train(plan: Plan, processes: Processes, device: torch.device) -> None:
     if processes.is_main_process:
         _claim(work, identity)
     data = (
-        f"{len(crops)} crops of {len(plan.labeled)} scans of {len(set(crops.subjects))} "
+        f"{len(crops)} crops of {describe_images(plan.labeled)} of {len(set(crops.subjects))} "
         f"participants, classes {', '.join(plan.classes)}, {len(plan.folds)} folds"
     )
     where = hardware(device) + (f" × {processes.size} processes" if processes.size > 1 else "")

@@ -105,7 +105,7 @@ def done_scans(wide: pd.DataFrame) -> pd.DataFrame:
         raise BadData(
             f"scan {twice.iloc[0]} is in the group table more than once", code="scan-listed-twice"
         )
-    refuse_several(frame, "a classifier")
+    refuse_several(frame, "A classifier")
     return frame
 
 

@@ -149,24 +149,25 @@ def stored_adjustments(
 
 def warn_of_few(adjustments: Adjustments, fitted_on: str) -> None:
     """Warn if the adjustment of a contrast could not be made, or rests on few subjects."""
-    for contrast, by_column in adjustments.items():
-        _warn_of_few(by_column, f"{contrast}, {fitted_on}" if len(adjustments) > 1 else fitted_on)
-    if not adjustments:
-        _warn_of_few({}, fitted_on)
-
-
-def _warn_of_few(adjustments: Mapping[str, ICVAdjustment], fitted_on: str) -> None:
-    fewest = min((adjustment["N"] for adjustment in adjustments.values()), default=0)
-    if not adjustments:
+    fewest = {
+        contrast: min((adjustment["N"] for adjustment in by_column.values()), default=0)
+        for contrast, by_column in adjustments.items()
+    }
+    without = [contrast for contrast, n in fewest.items() if n == 0]
+    few = {contrast: n for contrast, n in fewest.items() if 0 < n < _FEW}
+    if without or not adjustments:
         _LOG.warning(
-            "No volumes were adjusted for the intracranial volume (ICV), so there are no values of "
-            "icv_residual: there are fewer than %d subjects with all volumes (%s), or all have the "
-            "same ICV.",
+            "No volumes were adjusted for the intracranial volume (ICV)%s, so there are no values "
+            "of icv_residual: there are fewer than %d subjects with all volumes (%s), or all have "
+            "the same ICV.",
+            f" in {join_names(without)} images" if len(adjustments) > 1 else "",
             *(_FEWEST, fitted_on),
         )
-    elif fewest < _FEW:
+    if few:
+        several = len(adjustments) > 1
+        counts = [f"{n} subjects{f' in {name} images' * several}" for name, n in few.items()]
         _LOG.warning(
-            "The adjustment for the intracranial volume (ICV) rests on only %d subjects (%s); use "
-            "the columns icv_residual with caution.",
-            *(fewest, fitted_on),
+            "The adjustment for the intracranial volume (ICV) rests on only %s (%s); use the "
+            "columns icv_residual with caution.",
+            *(join_names(counts), fitted_on),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 
 import pandas as pd
@@ -90,13 +91,11 @@ def refuse_several(
     ways = []
     if len(suffixes) > 1:
         ways.append(f"choose one contrast, such as --suffix {suffixes[0]}")
-    entities = {part.partition("-")[0] for name in counts for part in name.split("_")[:-1]}
-    if entities:
-        query = ", ".join(f'"{_ENTITIES[key]}": null' for key in sorted(entities))
-        ways.append(f"leave out {_with_entities(counts)} by {{{query}}} in --bids-filter-file")
+    if others := [name for name in counts if "_" in name]:
+        ways.append(f"leave out {join_names(others)} by {_query(others)} in --bids-filter-file")
     raise UsageError(
         f"{what} would mix images of {len(counts)} contrasts, whose volumes are not comparable: "
-        f"{found}. Please {', or '.join([*ways, *filter(None, [remedy])])}.",
+        f"{found}. Please {', and '.join(ways)}{remedy and f', or {remedy}'}.",
         code="contrasts-pooled",
     )
 
@@ -105,5 +104,17 @@ def _tells_apart(frame: pd.DataFrame, column: str) -> bool:
     return bool((contrasts_of(frame).groupby(frame[column]).nunique() == 1).all())
 
 
-def _with_entities(names: Iterable[str]) -> str:
-    return join_names(name for name in names if "_" in name)
+def _query(names: Iterable[str]) -> str:
+    """Write the filter file that leaves out these contrasts of their suffixes.
+
+    Examples
+    --------
+    >>> _query(["ce-gadolinium_T1w", "echo-1_part-real_T2w"])
+    '{"t1w": {"ceagent": null}, "t2w": {"echo": null, "part": null}}'
+    """
+    queries: dict[str, dict[str, None]] = {}
+    for name in names:
+        *entities, suffix = name.split("_")
+        keys = (_ENTITIES[entity.partition("-")[0]] for entity in entities)
+        queries.setdefault(suffix.lower(), {}).update(dict.fromkeys(keys))
+    return json.dumps(queries)

@@ -258,10 +258,10 @@ def _check_contrasts(formula: str, data: pd.DataFrame, site: str | None) -> None
     """Refuse scans of several contrasts, unless the formula has the contrast as a variable."""
     done = data[data["status"] == "done"]
     if site is not None:
-        refuse_several(done, f"--model '{formula}' with --harmonize")
+        refuse_several(done, f"--model '{formula}': --harmonize")
     refuse_several(
         done,
-        f"--model '{formula}'",
+        f"--model '{formula}': the formula",
         formula_variables(formula, data.columns),
         f"add {CONTRAST} to the formula, whose scans of a subject are then repeated measurements",
     )

@@ -13,6 +13,7 @@ from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import find_outputs, gather, scan_named
 from hyps_bids.cohort.icv import parse_controls
+from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import (
     add_missing_scans,
@@ -123,6 +124,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
     _write(settings, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", format_count(len(qc), "scan"), counts)
+    _name_contrasts(wide)
     # The models come last, so that a wrong formula does not prevent the other tables.
     failed: tuple[str, ...] = ()
     if settings.model:
@@ -158,6 +160,16 @@ def _named_columns(settings: Settings) -> list[str]:
         with suppress(UsageError):
             names += sorted(formula_variables(formula))
     return [name for name in names if name]
+
+
+def _name_contrasts(wide: pd.DataFrame) -> None:
+    """Say that scans are of several contrasts, which a contrast agent makes of T1w images alone."""
+    found = count_contrasts(wide[wide["status"] == "done"])
+    if len(found) > 1:
+        _LOG.info(
+            "Scans of different contrasts are neither averaged nor put in one order: %s",
+            join_names(f"{name} {n:,}" for name, n in found.items()),
+        )
 
 
 def _warn_of_mixture(provenance: pd.DataFrame) -> None:

@@ -1,12 +1,14 @@
-"""Which T1w images have manual labels, and what the labels mean.
+"""Which images have manual labels, and what the labels mean.
 
 Labels are those of derivatives datasets: one ``_dseg`` image per scan, or one ``_mask`` image per
 hippocampus or part of it. Label images belong to the scan that has all entities of their source.
-They share its world coordinates, so images in template spaces are left out.
+They share its world coordinates, so images in template spaces are left out, and ``space-T2w`` names
+the labels of a T2w image.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import defaultdict
@@ -28,10 +30,14 @@ from hyps_bids.labels.meanings import (
     recognize,
 )
 from hyps_bids.messages import format_count, join_names
-from hyps_bids.outputs.scan import OWN_SPACES, Scan
-from hyps_bids.settings import Settings
+from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.reading import load_json
+from hyps_bids.outputs.scan import DEFAULT_SUFFIX, OWN_SPACES, Scan
+from hyps_bids.settings import SUFFIXES, Settings
 
 _LOG = logging.getLogger("hyps_bids")
+#: Values of ``space`` that mean the image's own coordinates, whichever contrast it has.
+_UNNAMED_SPACES = OWN_SPACES - {*SUFFIXES}
 #: Entities that derivatives add to those of their source.
 _ADDED = {"atlas", "cohort", "den", "desc", "hemi", "label", "res", "roi", "seg", "space"}
 _LABEL_IMAGE = re.compile(r"[^.]+_(?:dseg|mask)\.nii(?:\.gz)?")
@@ -64,7 +70,7 @@ class LabelImage:
 
 @dataclass(frozen=True)
 class LabeledScan:
-    """A T1w image and its labels: one dseg, or masks of different structures, in one dataset."""
+    """An image and its labels: one dseg, or masks of different structures, in one dataset."""
 
     scan: Scan
     labels: tuple[LabelImage, ...]
@@ -77,7 +83,7 @@ class LabeledScan:
 
 
 def find_labeled(settings: Settings) -> list[LabeledScan]:
-    """Find the selected T1w images that have labels.
+    """Find the selected images that have labels.
 
     They are sorted by the path of the image.
 
@@ -116,11 +122,12 @@ def find_labeled(settings: Settings) -> list[LabeledScan]:
         _refuse_shared_subjects(found, labeled)
         found += labeled
     if not found:
+        contrasts = " and ".join(dict.fromkeys(settings.suffix))
         raise NothingMatches(
-            f"no labels in {', '.join(map(str, datasets))} belong to any of the {len(scans)} T1w "
-            "images selected. Files are expected to have names such as "
-            "sub-01/anat/sub-01_dseg.nii.gz or sub-01/anat/sub-01_label-Lhippocampus_mask.nii.gz, "
-            "with the entities of the images.",
+            f"no labels in {', '.join(map(str, datasets))} belong to any of the {len(scans)} "
+            f"{contrasts} images selected. Files are expected to have names such as sub-01/anat/"
+            "sub-01_dseg.nii.gz or sub-01/anat/sub-01_label-Lhippocampus_mask.nii.gz, with the "
+            "entities of the images; space-T2w means a T2w image.",
             code="no-labels-found",
         )
     images = [item.scan.path for item in found]
@@ -144,19 +151,19 @@ def _labeled_in(
     left_out = defaultdict(list)
     for path in paths:
         entities = _entities(path)
-        if entities.get("space", "T1w") not in OWN_SPACES:
-            left_out["are in a template's space"].append(path)
-        elif owner := _scan_of(path, entities, by_subject[entities["sub"]]):
+        if owner := _scan_of(path, entities, by_subject[entities["sub"]]):
             per_scan[owner].append(path)
+        elif entities.get("space", DEFAULT_SUFFIX) not in OWN_SPACES:
+            left_out["are in a template's space"].append(path)
         else:
-            left_out["belong to no selected T1w image"].append(path)
+            left_out["belong to no selected image"].append(path)
     maps = {table: read_label_table(table) for table in tables} if given is None else {}
     found = []
     for scan, candidates in sorted(per_scan.items()):
         labels = _choose(scan, _prefer_named(candidates, name), given, maps)
         if labels:
             found.append(LabeledScan(scan, labels, root))
-    _LOG.info("%d of %s have labels in %s", len(found), format_count(len(scans), "T1w image"), root)
+    _LOG.info("%d of %s have labels in %s", len(found), format_count(len(scans), "image"), root)
     for why, images in left_out.items():
         count = format_count(len(images), "label image")
         _LOG.info("%s left out, such as %s: they %s", count, images[0].name, why)
@@ -197,20 +204,49 @@ def _scan_of(path: Path, entities: dict[str, str], scans: Sequence[Scan]) -> Sca
     """Find the scan to which a label image belongs.
 
     The scan has all entities that the label image has from its source, and as few others as
-    possible: labels with ``acq-x`` never belong to an image without ``acq``.
+    possible: labels with ``acq-x`` never belong to an image without ``acq``. Labels whose name and
+    sidecar do not state a contrast are those of the only contrast that was selected.
     """
     source = {key: value for key, value in entities.items() if key not in _ADDED}
     fitting = [scan for scan in scans if source.items() <= _comparable(scan.entities).items()]
+    space = entities.get("space")
+    if space in (None, *_UNNAMED_SPACES):
+        stated = _sources(path) if fitting else set()
+        fitting = [scan for scan in fitting if not stated or scan.suffix in stated]
+    else:
+        fitting = [scan for scan in fitting if _has_space(scan, str(space))]
     least = min((len(scan.entities) for scan in fitting), default=0)
     closest = [scan for scan in fitting if len(scan.entities) == least]
+    if len({scan.suffix for scan in fitting}) > 1 and space in (None, *_UNNAMED_SPACES):
+        closest = fitting
     if len(closest) > 1:
         names = ", ".join(scan.path.name for scan in closest)
         raise UsageError(
-            f"{path}: could be the labels of {names}. Give it the entities of its image, or select "
-            "one image with --session-label or --bids-filter-file.",
+            f"{path}: could be the labels of {names}. Give it the entities of its image, and its "
+            f"contrast as in space-{closest[-1].suffix}, or select one image with --suffix, "
+            "--session-label or --bids-filter-file.",
             code="label-image-ambiguous",
         )
     return closest[0] if closest else None
+
+
+def _has_space(scan: Scan, space: str) -> bool:
+    """Tell whether ``space`` of a label image names the world coordinates of a scan."""
+    own = dict(scan.entities).get("space")
+    # Our outputs join the space that an image has in its name and its contrast.
+    joined = f"space-{space}" in scan.source_entities
+    return joined or space == (own if own in SUFFIXES else scan.suffix)
+
+
+def _sources(path: Path) -> set[str]:
+    """Return the suffixes of the images that the sidecar of a label image names."""
+    try:
+        content = load_json(sidecar_path(path))
+        found = [content.get("Sources", []), content.get("SpatialReference", "")]
+    except (OSError, ValueError, AttributeError):
+        return set()
+    names = re.findall(r"_([A-Za-z0-9]+)\.nii\b", json.dumps(found))
+    return {name for name in names if name in SUFFIXES}
 
 
 def _prefer_named(paths: Sequence[Path], name: str | None) -> list[Path]:

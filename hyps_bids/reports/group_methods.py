@@ -295,14 +295,24 @@ def _adapters(output: Path) -> Iterator[str]:
     for folder in sorted((output / "models").glob("adapter-*")):
         try:
             whole = load_json(folder / "summary.json")[WHOLE]
+            images = _trained_on(folder)
             yield (
                 f"The adapter {re.sub('^adapter-', '', folder.name)} was trained on manual labels "
-                f"[@hyps] and cross-validated by participant on "
+                f"{images}[@hyps] and cross-validated by participant on "
                 f"{whole['hippocampi']} hippocampi of "
                 f"{format_count(whole['participants'], 'participant')}."
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue
+
+
+def _trained_on(adapter: Path) -> str:
+    """Say of which images the labels were; adapters of earlier versions do not tell."""
+    try:
+        names = " and ".join(load_json(adapter / "config.json")["contrasts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"of {names} images "
 
 
 def _code(text: str) -> str:

@@ -109,8 +109,15 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Callable[[], int]:
 
 
 @pytest.mark.slow
-def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_whole_path(
+    settings: Settings, small_base: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     caplog.set_level("INFO")
+    # One of the images is of another contrast.
+    raw = Path(shutil.copytree(settings.bids_dir, tmp_path / "raw"))
+    image = raw / "sub-03/ses-A/anat/sub-03_ses-A_T1w.nii.gz"
+    image.rename(image.with_name("sub-03_ses-A_T2w.nii.gz"))
+    settings = replace(settings, bids_dir=raw, suffix=("T1w", "T2w"))
     folder = train_adapter(settings)
     assert folder == settings.output_dir / "models/adapter-made"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -125,13 +132,14 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
     _, card = load_adapted(folder / "adapter.safetensors", small_base)
     assert card["labels"] == ["hippocampus"]
     assert card["name"] == "made"
+    assert card["contrasts"] == {"T1w": 3, "T2w": 1}
     # Where the participant level looks for it
     assert card["license"].endswith("labels CC-BY-4.0; images CC0; base CC0-1.0")
     assert f"--adapter {folder} --base-model {small_base}" in caplog.text
 
     # Every scan is assessed once, by the fold that did not train on its participant
     table = read_table(folder / "scans.tsv")
-    assert sorted(table["scan"]) == SCANS
+    assert sorted(table["scan"]) == [*SCANS[:3], f"{SCANS[3]}_space-T2w"]
     splits = read_table(folder / "splits.tsv")
     tested = splits[splits["part"] == "test"].set_index("participant_id")["fold"]
     assert (table["fold"].to_numpy() == tested[table["participant_id"]].to_numpy()).all()
@@ -148,7 +156,8 @@ def test_whole_path(settings: Settings, small_base: Path, caplog: pytest.LogCapt
 
     text = (folder / "adapter.md").read_text()
     for fact in (
-        "4 manually labeled hippocampi in 4 T1w images of 3 participants of 'Made study'",
+        "4 manually labeled hippocampi in 3 T1w images, 1 T2w image of 3 participants of 'Made ",
+        "The images are of 2 contrasts",
         "'Made labels'",
         "labels CC-BY-4.0; images CC0; base CC0-1.0",
         "3-fold cross-validation by participant, on scans",

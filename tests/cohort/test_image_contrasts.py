@@ -142,7 +142,7 @@ def test_contrast_agent_is_another_contrast(study: MadeStudy) -> None:
     numbers = wide.set_index("scan")["scan_number"]
     stems = ["sub-1", "sub-1_run-2", "sub-1_ce-gadolinium"]
     assert numbers[stems].tolist() == [1, 2, 1]
-    with raises(UsageError, "contrasts-pooled", "ce-gadolinium_T1w", '{"ceagent": null}'):
+    with raises(UsageError, "contrasts-pooled", "ce-gadolinium_T1w", '{"t1w": {"ceagent": null}}'):
         refuse_several(wide, "a classifier")
     # The column suffix cannot tell them apart.
     with pytest.raises(UsageError):

@@ -93,6 +93,51 @@ def test_labels_find_their_image(derivatives: Path, find: Find, label: str, stem
     assert item.structures == WHOLE
 
 
+@pytest.mark.parametrize(
+    ("label", "sources", "suffixes", "image"),
+    [
+        # The name states the contrast, as that of our outputs does.
+        ("sub-01_space-T2w_dseg", (), ("T1w", "T2w"), "sub-01_T2w"),
+        ("sub-01_space-T1w_dseg", (), ("T1w", "T2w"), "sub-01_T1w"),
+        ("sub-05_space-T1wT2w_dseg", (), ("T2w",), "sub-05_space-T1w_T2w"),
+        ("sub-05_space-T1w_dseg", (), ("T2w",), "sub-05_space-T1w_T2w"),
+        ("sub-05_space-T1w_dseg", (), ("T1w", "T2w"), "sub-05_T1w"),
+        ("sub-05_space-T2w_dseg", (), ("T2w",), None),
+        ("sub-01_space-T2w_dseg", (), ("T1w",), None),
+        ("sub-01_space-MNI152_dseg", (), ("T2w",), None),
+        # The sidecar states it.
+        ("sub-01_dseg", ("T2w",), ("T1w", "T2w"), "sub-01_T2w"),
+        ("sub-01_dseg", ("T1w",), ("T2w",), None),
+        # Nothing states it, but there is one contrast only.
+        ("sub-01_dseg", (), ("T2w",), "sub-01_T2w"),
+        ("sub-01_space-orig_dseg", (), ("T1w",), "sub-01_T1w"),
+        # The T2w image has fewer entities, which says nothing about the contrast.
+        ("sub-06_dseg", (), ("T1w", "T2w"), UsageError),
+        ("sub-01_dseg", (), ("T1w", "T2w"), UsageError),
+    ],
+)
+def test_labels_find_the_image_of_their_contrast(
+    raw: Path, derivatives: Path, find: Find, label: str, sources: Any, suffixes: Any, image: Any
+) -> None:
+    add(raw, "sub-01/anat/sub-01_T2w.nii.gz", "sub-06/anat/sub-06_T2w.nii.gz")
+    add(raw, "sub-06/anat/sub-06_acq-x_T1w.nii.gz")
+    add(raw, "sub-05/anat/sub-05_T1w.nii.gz", "sub-05/anat/sub-05_space-T1w_T2w.nii.gz")
+    path = derivatives / label[:6] / "anat" / f"{label}.nii.gz"
+    add(derivatives, str(path.relative_to(derivatives)))
+    named = [f"bids:raw:{label[:6]}/anat/{label[:6]}_{suffix}.nii.gz" for suffix in sources]
+    path.with_name(f"{label}.json").write_text(json.dumps({"Sources": named}))
+    options: dict[str, Any] = {"label_map": "whole", "suffix": suffixes}
+    if image is UsageError:
+        with raises(UsageError, "label-image-ambiguous", "_T1w.nii.gz", "_T2w.nii.gz", "--suffix"):
+            find(**options)
+    elif image is None:
+        with raises(NothingMatches, "no-labels-found", suffixes[0]):
+            find(**options)
+    else:
+        (item,) = find(**options)
+        assert item.scan.path.name == f"{image}.nii.gz"
+
+
 def test_label_images_with_misspelled_names_are_named(
     derivatives: Path, find: Find, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,7 +199,7 @@ def test_what_was_found_is_said(
     with caplog.at_level("INFO", "hyps_bids"):
         find(label_map="whole")
     lines = "\n".join(record.message for record in caplog.records)
-    for fact in ("1 of 7 T1w images", "sub-01_space-MNI_dseg", "sub-02_ses-3_dseg", "template"):
+    for fact in ("1 of 7 images", "sub-01_space-MNI_dseg", "sub-02_ses-3_dseg", "template"):
         assert fact in lines
 
 
