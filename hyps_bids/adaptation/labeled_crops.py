@@ -38,10 +38,10 @@ from hyps_bids.labels.find import LabeledScan
 from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
-from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.outputs.writing import write_with
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.pipeline import correct_bias, localize
+from hyps_bids.segmentation.segment import VIEW
 
 _LOG = logging.getLogger("hyps_bids")
 #: Order of known parts; others follow by the smallest of their values.
@@ -84,7 +84,7 @@ class LabeledCrops:
     def as_at_inference(self, crops: Crops | None = None) -> Crops:
         """Return crops (all if None) that show no more than the box the network sees."""
         crops = self.crops if crops is None else crops
-        box = torch.from_numpy(inside_box(FRAME, BOX)).to(crops.inside.device)
+        box = torch.from_numpy(inside_box(FRAME, VIEW)).to(crops.inside.device)
         return replace(crops, inside=crops.inside & box)
 
 
@@ -235,7 +235,7 @@ class CropMaker:
             "parts": list(self.parts),
             "localizer": sha256(self.localizer),
             "n4": self.n4,
-            "frame": [FRAME, BOX],
+            "frame": [FRAME, VIEW],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -280,7 +280,7 @@ class CropMaker:
             remarks.append(f"{why}: box placed around the label")
         else:
             center = np.array(location.center)
-        lost = 1 - (np.abs(points - center) <= np.array(BOX) / 2).all(axis=1).mean()
+        lost = 1 - (np.abs(points - center) <= np.array(VIEW) / 2).all(axis=1).mean()
         if lost > LOST_ERROR:
             raise BadData(
                 f"{label_files(item)}: {lost:.0%} of the {SIDE_NAMES[masks[0].hemi]} label lie "

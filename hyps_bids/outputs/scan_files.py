@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     # Imported where tables are made: reports need only the names here.
     import pandas as pd
 
-#: Mm along each axis around a hippocampus that the segmentation network sees; the QC sidecar
-#: records the centers of these boxes.
-BOX = (36, 52, 36)
+#: Mm along each axis around a hippocampus that the segmentation network sees in its two views; the
+#: QC sidecar records the centers of these boxes.
+BOX = (39, 55, 39)
 #: Slope of probabilities stored in 8 bits, rounded down so that 255 is never read as more than 1.
 _SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
 

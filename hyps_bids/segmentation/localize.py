@@ -38,16 +38,20 @@ class Location:
     Attributes
     ----------
     center : tuple of float
-        World coordinates, RAS, mm.
+        Middle of its extent along each axis, world coordinates, RAS, mm. The crops that the
+        segmentation network learned from are centered there, and not on the center of mass.
     volume_mm3 : float
         Coarse volume, at 2.5 mm.
     confidence : float
         Mean probability in the component, in [0, 1].
+    extent : tuple of float
+        Length along each axis, mm; 0 if it is not known.
     """
 
     center: tuple[float, float, float]
     volume_mm3: float
     confidence: float
+    extent: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,30 @@ def _locate(mask: np.ndarray, probability: np.ndarray, affine: np.ndarray) -> Lo
     volume = float(component.sum() * SPACING**3)
     if volume < SMALLEST_HIPPOCAMPUS:
         return None
-    index = ndimage.center_of_mass(np.where(component, probability, 0))
-    x, y, z = affine[:3, :3] @ np.array(index) + affine[:3, 3]
-    return Location((float(x), float(y), float(z)), volume, float(probability[component].mean()))
+    near = np.where(ndimage.binary_dilation(component), probability, 0)
+    ends = np.array([_ends(near.max(axis=tuple(k for k in range(3) if k != i))) for i in range(3)])
+    x, y, z = affine[:3, :3] @ ends.mean(axis=1) + affine[:3, 3]
+    length, width, height = SPACING * (ends[:, 1] - ends[:, 0])
+    return Location(
+        (float(x), float(y), float(z)),
+        volume,
+        float(probability[component].mean()),
+        (float(length), float(width), float(height)),
+    )
+
+
+def _ends(profile: np.ndarray) -> tuple[float, float]:
+    """Return the first and the last index where a profile crosses one half, interpolated.
+
+    Examples
+    --------
+    >>> _ends(np.array([0, 0.3, 0.7, 0.9, 0.1]))
+    (1.5, 3.5)
+    """
+    level = min(0.5, float(profile.max()))
+    padded = np.pad(profile, 1)
+    above = np.flatnonzero(padded >= level)
+    first, last = int(above[0]), int(above[-1])
+    low = first - (padded[first] - level) / (padded[first] - padded[first - 1])
+    high = last + (padded[last] - level) / (padded[last] - padded[last + 1])
+    return float(low) - 1, float(high) - 1

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine, box_from_image, inside_box, mirror
 from hyps_bids.networks.cards import GRID
-from hyps_bids.outputs.scan_files import BOX
-from hyps_bids.segmentation.inference import cached_adapted
+from hyps_bids.segmentation.inference import Network, cached_adapted
 from hyps_bids.segmentation.localize import Location
 
+#: Mm along each axis that the network sees at once, as in the crops that it learned from.
+VIEW = (36, 52, 36)
+#: Mm along each axis that the crops are longer than the hippocampus in them. Where the default view
+#: has less, because a hippocampus is steep or large, the view grows, up to the network's grid.
+MARGIN = (13, 11, 10)
+#: The network sees each hippocampus twice, the second time this many voxels further along each
+#: axis. An odd number, so that its patches of two voxels lie elsewhere.
+VIEW_SHIFT = 3
+#: Shape of the box that holds both views, voxels of 1 mm.
+LATTICE = tuple(side + VIEW_SHIFT for side in GRID)
 #: Largest absolute value of a standardized image.
 LARGEST_VALUE = 5.0
 #: Smallest standard deviation, as a share of the largest absolute value; less is rounding error.
 SMALLEST_SD = 1e-6
+_WINDOWS = tuple(tuple(slice(start, start + side) for side in GRID) for start in (0, VIEW_SHIFT))
 
 
 @dataclass(frozen=True)
@@ -28,17 +41,20 @@ class SegmentedSide:
     Attributes
     ----------
     probabilities : numpy.ndarray
-        Classes with the background first, float32, sum 1, shape ``(classes, *GRID)``; axes along
-        right, anterior, superior.
+        Classes with the background first, float32, sum 1, shape ``(classes, *LATTICE)``; axes along
+        right, anterior, superior. The mean of two views.
     affine : numpy.ndarray
         Voxel-to-world transform of the box.
     inside : numpy.ndarray
-        Boolean mask of what the network saw, shape ``GRID``.
+        Boolean mask of what the network saw in either view, shape ``LATTICE``.
+    disagreement : float
+        1 - Dice of the hippocampi in the two views, in [0, 1]; NaN if neither has one.
     """
 
     probabilities: np.ndarray
     affine: np.ndarray
     inside: np.ndarray
+    disagreement: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -87,18 +103,96 @@ def segment(
     found = {hemi: location for hemi, location in locations.items() if location is not None}
     if not found:
         return Segmentation({}, parts, "none")
-    boxes = {hemi: box_affine(location.center, GRID) for hemi, location in found.items()}
-    values, insides = {}, {}
+    boxes = {hemi: box_affine(location.center, LATTICE) for hemi, location in found.items()}
+    values, covered = {}, {}
     for hemi, box in boxes.items():
-        values[hemi], covered = box_from_image(image.data, image.affine, GRID, box)
-        insides[hemi] = covered & inside_box(GRID, BOX)
-    batch = np.stack([_to_left(hemi, standardize(values[hemi], insides[hemi])) for hemi in found])
-    probabilities, used = network.predict(batch[:, None])
+        sampled = box_from_image(image.data, image.affine, LATTICE, box)
+        values[hemi], covered[hemi] = (_to_left(hemi, array) for array in sampled)
+    visible = [_view(location.extent) for location in found.values()]
+    views, used = segment_views(network, list(values.values()), list(covered.values()), visible)
     sides = {
-        hemi: SegmentedSide(_to_left(hemi, probability), boxes[hemi], insides[hemi])
-        for hemi, probability in zip(found, probabilities, strict=True)
+        hemi: SegmentedSide(
+            _to_left(hemi, merged.probabilities),
+            boxes[hemi],
+            _to_left(hemi, merged.inside),
+            merged.disagreement,
+        )
+        for hemi, merged in zip(found, views, strict=True)
     }
     return Segmentation(sides, parts, used)
+
+
+class MergedViews(NamedTuple):
+    """Mean of the views of a left-oriented box; fields as in :class:`SegmentedSide`."""
+
+    probabilities: np.ndarray
+    inside: np.ndarray
+    disagreement: float
+
+
+def segment_views(
+    network: Network,
+    volumes: Sequence[np.ndarray],
+    covered: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, ...]],
+) -> tuple[list[MergedViews], str]:
+    """Segment left-oriented boxes in two views each, and average these.
+
+    Two views that are shifted against each other agree better with raters than one (Dice of the
+    parts +0.003 to +0.006); more views bring nothing.
+
+    Parameters
+    ----------
+    network : Network
+        Segmentation network.
+    volumes, covered : sequence of numpy.ndarray
+        Intensities, and boolean masks of where the image has voxels, shape ``LATTICE`` each.
+    sizes : sequence of tuple of int
+        What the network may see of each volume in one view, voxels along each axis.
+
+    Returns
+    -------
+    views : list of MergedViews
+        One for each volume.
+    used : str
+        The device that computed them.
+    """
+    visible = [
+        [mask[window] & inside_box(GRID, size) for window in _WINDOWS]
+        for mask, size in zip(covered, sizes, strict=True)
+    ]
+    batch = [
+        standardize(volume[window], seen)
+        for volume, masks in zip(volumes, visible, strict=True)
+        for window, seen in zip(_WINDOWS, masks, strict=True)
+    ]
+    probabilities, used = network.predict(np.stack(batch)[:, None])
+    pairs = probabilities.reshape(len(volumes), len(_WINDOWS), *probabilities.shape[1:])
+    return [_merge(pair, masks) for pair, masks in zip(pairs, visible, strict=True)], used
+
+
+def _view(extent: Sequence[float]) -> tuple[int, ...]:
+    """Return what the network sees of a hippocampus with this extent, mm along each axis."""
+    needed = [round(length + margin) for length, margin in zip(extent, MARGIN, strict=True)]
+    return tuple(
+        min(max(usual, least), most) for usual, least, most in zip(VIEW, needed, GRID, strict=True)
+    )
+
+
+def _merge(views: np.ndarray, visible: Sequence[np.ndarray]) -> MergedViews:
+    """Average the views where they see; what neither sees is background."""
+    total = np.zeros((views.shape[1], *LATTICE), np.float32)
+    count = np.zeros(LATTICE, np.float32)
+    masks = np.zeros((len(views), *LATTICE), bool)
+    for window, view, seen, mask in zip(_WINDOWS, views, visible, masks, strict=True):
+        total[:, *window] += view * seen
+        count[window] += seen
+        mask[window] = (view[0] < 0.5) & seen
+    inside = count > 0
+    total /= np.maximum(count, 1)
+    total[0, ~inside] = 1
+    union = int((masks[0] | masks[1]).sum())
+    return MergedViews(total, inside, 1 - dice(*masks) if union else math.nan)
 
 
 def standardize(volume: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -11,7 +11,14 @@ import pytest
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.quality import flags
-from hyps_bids.segmentation.localize import SPACING, Localization, _scale, localize, lost_volume
+from hyps_bids.segmentation.localize import (
+    SPACING,
+    Localization,
+    _locate,
+    _scale,
+    localize,
+    lost_volume,
+)
 from hyps_bids.segmentation.pipeline import Pipeline
 
 CPU = "cpu"
@@ -60,9 +67,30 @@ def test_arrays_fit_together(found: Localization) -> None:
     assert 1.0e6 < found.icv_mm3 < 2.0e6
     assert found.icv_mm3 == pytest.approx(float(found.intracranial.sum()) * SPACING**3, rel=1e-4)
     for i, hemi in enumerate(HEMISPHERES):
-        index = np.argwhere(found.hippocampus[i] > 0.5).mean(axis=0)
-        place = nib.affines.apply_affine(found.affine, index)
-        np.testing.assert_allclose(place, found.hippocampi[hemi].center, atol=2)
+        index = np.argwhere(found.hippocampus[i] > 0.5)
+        place = found.hippocampi[hemi]
+        ends = nib.affines.apply_affine(found.affine, [index.min(axis=0), index.max(axis=0)])
+        # Ends are interpolated, so they lie up to a voxel beyond the outermost voxels.
+        np.testing.assert_allclose(place.center, ends.mean(axis=0), atol=SPACING / 2)
+        assert (np.abs(place.extent - np.diff(ends, axis=0)[0] - SPACING) <= SPACING).all()
+
+
+def test_center_and_extent_of_a_slanted_rod() -> None:
+    """The center is the middle between the ends, wherever most of the mass is."""
+    probability = np.zeros((12, 20, 12), np.float32)
+    for y in range(3, 17):
+        probability[5:7, y, 2 + y // 3 : 5 + y // 3] = 0.9
+    probability[3:9, 3:6, 2:6] = 0.9
+    affine = np.diag([SPACING, SPACING, SPACING, 1.0])
+    affine[:3, 3] = (-10, -20, -30)
+    place = _locate(probability > 0.5, probability, affine)
+    assert place is not None
+    # A voxel of 0.9 beside one of 0 reaches 0.4 / 0.9 of a voxel beyond its center.
+    beyond = 0.4 / 0.9
+    middle = np.array([5.5, 9.5, (2 + 9) / 2])
+    np.testing.assert_allclose(place.center, SPACING * middle + affine[:3, 3], atol=1e-5)
+    length = np.array([5, 13, 7]) + 2 * beyond
+    np.testing.assert_allclose(place.extent, SPACING * length, atol=1e-4)
 
 
 @pytest.mark.slow

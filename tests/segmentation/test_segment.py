@@ -17,7 +17,7 @@ from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.pipeline import Pipeline, Result, restore_sides, segment
-from hyps_bids.segmentation.segment import Segmentation, SegmentedSide
+from hyps_bids.segmentation.segment import LATTICE, Segmentation, SegmentedSide, segment_views
 
 ANTERIOR, POSTERIOR = 1, 2
 Places = dict[str, Location | None]
@@ -43,10 +43,56 @@ def test_probabilities_and_parts(result: Result) -> None:
     assert result.segmentation.parts == ("anterior", "posterior")
     assert list(result.segmentation.sides) == list(HEMISPHERES)
     for side in result.segmentation.sides.values():
-        assert side.probabilities.shape == (3, *GRID)
+        assert side.probabilities.shape == (3, *LATTICE)
         assert side.probabilities.dtype == np.float32
         np.testing.assert_allclose(side.probabilities.sum(axis=0), 1, atol=1e-5)
-        assert side.inside.sum() == np.prod(BOX)
+        seen = np.argwhere(side.inside)
+        extent = seen.max(axis=0) - seen.min(axis=0) + 1
+        assert (extent >= BOX).all()
+        assert (extent <= LATTICE).all()
+        assert 0 < side.disagreement < 0.1
+
+
+class Constant:
+    """A network that finds hippocampus in the upper half of what it is shown."""
+
+    labels = ("hippocampus",)
+
+    def predict(self, batch: np.ndarray) -> tuple[np.ndarray, str]:
+        out = np.zeros((len(batch), 2, *GRID), np.float32)
+        out[:, 0] = 1
+        out[:, :, :, :, GRID[2] // 2 :] = np.array([0.2, 0.8])[None, :, None, None, None]
+        return out, "cpu"
+
+
+def test_views_are_averaged_where_they_see() -> None:
+    volume = np.ones(LATTICE, np.float32)
+    (found,), _ = segment_views(Constant(), [volume], [volume > 0], [(40, 56, 36)])
+    hippocampus = found.probabilities[1]
+    np.testing.assert_allclose(found.probabilities.sum(axis=0), 1, atol=1e-6)
+    middle = hippocampus[20, 30]
+    # Views see planes 2–37 and 5–40, and find hippocampus from planes 20 and 23 on.
+    np.testing.assert_allclose(middle[:20], 0)
+    np.testing.assert_allclose(middle[20:23], 0.4, atol=1e-6)
+    np.testing.assert_allclose(middle[23:41], 0.8, atol=1e-6)
+    np.testing.assert_allclose(middle[41:], 0)
+    np.testing.assert_array_equal(np.flatnonzero(found.inside[20, 30])[[0, -1]], [2, 40])
+    # One finds 40 x 56 x 18 voxels, the other the same but shifted by 3 along each axis.
+    common = 37 * 53 * 15
+    assert found.disagreement == pytest.approx(1 - common / (40 * 56 * 18))
+
+
+def test_the_view_grows_with_the_hippocampus(
+    head: ConformedImage, result: Result, pipeline: Pipeline
+) -> None:
+    place = result.localization.hippocampi["L"]
+    assert place is not None
+    steep = replace(place, extent=(10.0, 30.0, 28.2))
+    small = replace(place, extent=(0.0, 0.0, 0.0))
+    for location, sides in ((small, (39, 55, 39)), (steep, (39, 55, 41))):
+        inside = run(pipeline, head, {"L": location}).sides["L"].inside
+        seen = np.argwhere(inside)
+        np.testing.assert_array_equal(seen.max(axis=0) - seen.min(axis=0) + 1, sides)
 
 
 def test_anatomy(result: Result, head: ConformedImage) -> None:
