@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -32,21 +33,25 @@ def summarize(table: pd.DataFrame) -> dict[str, float]:
 
 
 def report(table: pd.DataFrame, output: Path | None) -> None:
-    """Print the summary, and write the table if a path is given."""
+    """Print the summary, for each contrast if there are several, and write the table if asked."""
     if output is not None:
         table.to_csv(output, sep="\t", index=False, float_format="%.4f")
-    print(json.dumps(summarize(table), indent=2))
+    if "contrast" in table:
+        summary: dict = {name: summarize(rows) for name, rows in table.groupby("contrast")}
+    else:
+        summary = summarize(table)
+    print(json.dumps(summary, indent=2))
 
 
 def head_name(path: Path) -> str:
-    """Return the name of an image without contrast and extension.
+    """Return the name of an image without its suffix and extension.
 
     Examples
     --------
     >>> head_name(Path("sub-01/anat/sub-01_ses-1_T1w.nii.gz"))
     'sub-01_ses-1'
     """
-    return path.name.split("_T1w")[0]
+    return re.sub(r"_[A-Z][A-Za-z0-9]*$", "", path.name.split(".")[0])
 
 
 def _correlation(table: pd.DataFrame) -> float:

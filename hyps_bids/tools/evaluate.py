@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 _TABLE_MARKS = (
     b"id\tdice_",
     b"id\themi\tdice",
+    b"id\tcontrast\t",
     b"id\tmove\t",
     b"id\trepeat\t",
     b"axes\tdice_",
     b"id\tsource\tkind\t",
+    b"subject\tfirst\t",
 )
 
 #: Measures with these networks and options; returns the rows.
@@ -37,6 +39,8 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT")
     _add_crops(kinds)
     _add_images(kinds)
+    _add_contrasts(kinds)
+    _add_rescans(kinds)
     _add_retest(kinds)
     _add_orientation(kinds)
     _add_speed(kinds)
@@ -84,16 +88,22 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _add_crops(kinds: argparse._SubParsersAction[Parser]) -> None:
-    text = "Dice on the fixed test split of MSD Task04"
+    text = "Dice on a fixed part of MSD Task04"
     parser = _add_kind(kinds, "crops", _crops, text)
     parser.add_argument("images", type=Path, metavar="IMAGES")
     parser.add_argument("labels", type=Path, metavar="LABELS")
+    parser.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="test: every fifth subject; validation: every 13th of the others (default: test)",
+    )
 
 
 def _crops(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
     from hyps_bids.evaluation.crops import evaluate_crops
 
-    return evaluate_crops(pipeline, args.images, args.labels)
+    return evaluate_crops(pipeline, args.images, args.labels, split=args.split)
 
 
 def _add_images(kinds: argparse._SubParsersAction[Parser]) -> None:
@@ -116,6 +126,40 @@ def _images(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
 
     pairs = [(args.image, args.reference)] if args.reference else pairs_in(args.image)
     return evaluate_images(pipeline, pairs, tuple(args.values))
+
+
+def _add_contrasts(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "other contrasts against the T1w image of the same session"
+    parser = _add_kind(kinds, "contrasts", _contrasts, text)
+    parser.add_argument("dataset", type=Path, metavar="BIDS_DIR", help="dataset of aligned images")
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="make T2w, FLAIR, PDw and inverted images from the T1w images instead",
+    )
+
+
+def _contrasts(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.contrasts import evaluate_contrasts, find_sessions
+
+    return evaluate_contrasts(pipeline, find_sessions(args.dataset), simulate=args.simulate)
+
+
+def _add_rescans(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "difference of the volumes of people who were scanned twice"
+    parser = _add_kind(kinds, "rescans", _rescans, text)
+    parser.add_argument(
+        "table",
+        type=Path,
+        metavar="TSV",
+        help="columns id and subject; the images ID_T1w.nii.gz lie beside it",
+    )
+
+
+def _rescans(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.rescans import evaluate_rescans
+
+    return evaluate_rescans(pipeline, args.table)
 
 
 def _add_retest(kinds: argparse._SubParsersAction[Parser]) -> None:
