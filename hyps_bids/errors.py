@@ -87,6 +87,12 @@ class NotEnoughMemory(HypsError):
     exit_code = 75
 
 
+class NotFinished(HypsError):
+    """The time that the run was given is over; the same command goes on."""
+
+    exit_code = 75
+
+
 class Terminated(KeyboardInterrupt):
     """A scheduler, ``docker stop`` or a shutdown has asked the process to end (SIGTERM)."""
 

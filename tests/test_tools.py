@@ -30,7 +30,8 @@ def save(path: Path, data: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "distill", "adapt", "synthesize", "demo", "import", "import-base", "evaluate"],
+    ["", "train", "pretrain", "distill", "adapt", "synthesize", "demo", "import", "import-base"]
+    + [f"evaluate{kind}" for kind in ("", " crops", " contrasts", " rescans")],
 )
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -45,6 +46,9 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         "",
         "nonsense",
         "pretrain atlas maps out",
+        "train data",
+        "train data out --stages soap",
+        "evaluate crops images labels --split training",
         "pretrain base maps out --steps 0",
         "distill maps out --features 4 16 64",
         "distill maps out --batch-size 2",
@@ -152,6 +156,8 @@ def test_adapt_writes_an_adapter_that_loads(dataset: Path, tmp_path: Path) -> No
         ("--classes whole", 64),
         ("--subjects nowhere.tsv", 66),
         ("--base nowhere.safetensors", 66),
+        # The base of the test has two classes only.
+        ("--contrasts", 64),
     ],
 )
 def test_adapt_refuses(dataset: Path, tmp_path: Path, options: str, code: int) -> None:

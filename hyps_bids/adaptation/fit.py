@@ -20,14 +20,16 @@ from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.volumes import decide
 from hyps_bids.networks.adapters.config import AdapterConfig
 from hyps_bids.networks.adapters.network import add_adapters, parameter_counts
-from hyps_bids.networks.cards import GRID
+from hyps_bids.networks.cards import GRID, read_card
 from hyps_bids.networks.checkpoints import load_adapted, load_network, replace_head, save_adapter
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.pretraining.label_maps import BASE_CLASSES
+from hyps_bids.training.cards import describe_parts
+from hyps_bids.training.checkpoint import Part
 from hyps_bids.training.contrasts import ContrastSettings
 from hyps_bids.training.distributed import Processes
-from hyps_bids.training.loop import LoopSettings, Objective, run
+from hyps_bids.training.loop import LoopSettings, Objective, Session, run
 
 _LOG = logging.getLogger("hyps_bids")
 
@@ -58,6 +60,9 @@ class Recipe:
     loss: str = "dice+ce"
     #: Adapter of the same base and classes to go on from; its settings replace `config`
     start: Path | None = None
+    #: Seed of the parts that start at random, if not that of the loop: adapters of several seeds
+    #: can be averaged only if they start from the same weights.
+    start_seed: int | None = None
     #: Whether to write the weights in half precision.
     half: bool = False
     #: More facts to record with the weights.
@@ -101,7 +106,16 @@ class Recipe:
             "batch size": self.batch_size,
             "augmentation": self.augmentation,
             "loss": self.loss,
-        } | ({"contrasts": asdict(self.contrasts)} if self.contrasts else {})
+        } | self._options()
+
+    def _options(self) -> dict[str, Any]:
+        """Collect what older fits did not have."""
+        options: dict[str, Any] = {}
+        if self.contrasts is not None:
+            options["contrasts"] = asdict(self.contrasts)
+        if self.start_seed is not None:
+            options["start seed"] = self.start_seed
+        return options
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,8 @@ class FittedAdapter:
     steps: int
     #: Numbers of parameters: ``adapters``, ``trainable`` and ``total``
     parameters: dict[str, int]
+    #: Where the steps were taken.
+    parts: list[Part] = field(default_factory=list)
 
 
 def fit_adapter(
@@ -126,6 +142,7 @@ def fit_adapter(
     device: torch.device,
     *,
     processes: Processes | None = None,
+    session: Session | None = None,
     title: str | None = None,
 ) -> FittedAdapter:
     """Train an adapter and write it.
@@ -140,11 +157,11 @@ def fit_adapter(
         Crops of other subjects, for the metrics and for stopping early.
     folder : Path
         Receives the log, the checkpoint and ``adapter.safetensors``.
-    device, processes, title : torch.device, Processes, str
+    device, processes, session, title : torch.device, Processes, Session, str
         As in :func:`hyps_bids.training.loop.run`, whose errors it also raises.
     """
     processes = processes or Processes()
-    torch.manual_seed(recipe.loop.seed)
+    torch.manual_seed(recipe.loop.seed if recipe.start_seed is None else recipe.start_seed)
     model, config = recipe.build()
     counts = parameter_counts(model)
     if processes.is_main_process:
@@ -153,7 +170,7 @@ def fit_adapter(
         _LOG.info("%s: %s parameters are trained (%.1f %%)", config.method, trained, percent)
     identity = recipe.identity(config, training, validation)
     if recipe.contrasts is not None:
-        training = find_tissues(training, _tissue_network(recipe.base))
+        training = find_tissues(training.to(device), tissue_network(recipe.base).to(device))
     # The type stubs of Module.to do not know memory_format.
     model = model.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     on_device = training.to(device)
@@ -179,10 +196,16 @@ def fit_adapter(
         device,
         identity=identity,
         processes=processes,
+        session=session,
         title=title,
     )
     fitted = FittedAdapter(
-        folder / "adapter.safetensors", outcome.metrics, outcome.step, outcome.steps, asdict(counts)
+        folder / "adapter.safetensors",
+        outcome.metrics,
+        outcome.step,
+        outcome.steps,
+        asdict(counts),
+        outcome.parts,
     )
     if processes.is_main_process:
         card = _card(recipe, fitted, len(training))
@@ -191,8 +214,14 @@ def fit_adapter(
     return fitted
 
 
-def _tissue_network(base: Path) -> nn.Module:
-    """Load a base that names tissues."""
+def tissue_network(base: Path) -> nn.Module:
+    """Load a base that names tissues, as random contrasts need them.
+
+    Raises
+    ------
+    MissingInput, BadData, UsageError
+        If there is no such base, or it has other classes than the shipped one.
+    """
     network, card = load_network(base)
     if card["labels"] != list(BASE_CLASSES):
         raise UsageError(
@@ -272,6 +301,17 @@ def _describe_contrasts(contrasts: ContrastSettings | None) -> str:
     )
 
 
+def _describe_start(start: Path | None) -> str:
+    """Name what a training started from, and how that was trained itself."""
+    if start is None:
+        return "base"
+    earlier = dict(read_card(start).get("training", {}))
+    earlier.pop("validation", None)
+    facts = ", ".join(f"{name} {value}" for name, value in earlier.items())
+    name = f"{start.name}, sha256 {sha256(start)}"
+    return f"{name} (its training: {facts})" if facts else name
+
+
 def _card(recipe: Recipe, fitted: FittedAdapter, crops: int) -> dict[str, Any]:
     """Collect the facts that go with the weights."""
     return {
@@ -286,9 +326,10 @@ def _card(recipe: Recipe, fitted: FittedAdapter, crops: int) -> dict[str, Any]:
             "contrasts": _describe_contrasts(recipe.contrasts),
             "optimizer": recipe.loop.optimizer,
             "learning_rate": recipe.loop.learning_rate,
-            "started from": recipe.start.name if recipe.start else "base",
+            "started from": _describe_start(recipe.start),
             "seed": recipe.loop.seed,
             "trainable parameters": "{trainable:,} of {total:,}".format(**fitted.parameters),
             "validation": fitted.metrics,
-        },
+        }
+        | ({"steps were taken": describe_parts(fitted.parts)} if len(fitted.parts) > 1 else {}),
     } | dict(recipe.card)

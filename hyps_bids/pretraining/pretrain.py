@@ -26,8 +26,8 @@ from hyps_bids.networks.checkpoints import build_network, load_network, save_net
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.pretraining.label_maps import BASE_CLASSES, HEAD_CLASSES, LabelMaps, load_labelmaps
 from hyps_bids.pretraining.synthesis import BOX, HEAD, SynthesisSettings, box_batch, head_batch
-from hyps_bids.training.cards import hardware, write_model_card
-from hyps_bids.training.loop import Batch, LoopSettings, Objective, run
+from hyps_bids.training.cards import describe_parts, hardware, write_model_card
+from hyps_bids.training.loop import Batch, LoopSettings, Objective, Session, run
 
 #: Number of label maps, the last in order of name, that are never trained on.
 HELD_OUT = 2
@@ -111,6 +111,7 @@ def pretrain(
     start: Path | None = None,
     *,
     half: bool = False,
+    session: Session | None = None,
 ) -> Path:
     """Train a network on synthetic images and write it with its model card.
 
@@ -131,24 +132,33 @@ def pretrain(
         Weights to start from; random ones if None.
     half : bool
         Write the weights in float16.
+    session : Session, optional
+        Where this process trains, and for how long.
 
     Raises
     ------
     UsageError
-        If there are too few label maps, or `start` holds another network.
+        If there are too few label maps, `start` holds another network, or the folder holds the
+        training of another network or from another start.
+    NotFinished
+        If the session's time is over.
     """
-    maps = load_labelmaps(labelmaps)
-    if len(maps) <= HELD_OUT:
-        message = f"{labelmaps}: needs more than {HELD_OUT} label maps, but holds {len(maps)}"
-        raise UsageError(message, code="label-maps-too-few")
-    maps = maps.to(device)
-    training, held_out = maps[:-HELD_OUT], maps[-HELD_OUT:]
+    training, held_out = split_labelmaps(labelmaps, device)
     torch.manual_seed(settings.seed)
     model = _start(task, start)
     # The stubs of torch lack the memory format.
     model = model.to(device=device, memory_format=task.memory_format)  # type: ignore[call-overload]
     began = time.monotonic()
-    outcome = run(model, _objective(task, training, held_out, device), settings, folder, device)
+    session = session or Session(hardware(device), task.batch_size)
+    identity = {
+        "label maps": list(training.names),
+        "held out": list(held_out.names),
+        "architecture": task.architecture,
+        "start": sha256(start) if start else None,
+        "batch size": task.batch_size,
+    }
+    objective = _objective(task, training, held_out, device)
+    outcome = run(model, objective, settings, folder, device, identity=identity, session=session)
     shape = " × ".join(map(str, task.synthesis.shape))
     held_out_names = ", ".join(held_out.names)
     card = {
@@ -161,6 +171,7 @@ def pretrain(
             "held out": held_out_names,
             "steps": settings.steps,
             "batch size": task.batch_size,
+            "steps were taken": describe_parts(outcome.parts),
             "learning rate": settings.learning_rate,
             "seed": settings.seed,
             "image": f"{shape} voxels of {task.synthesis.voxel:g} mm",
@@ -180,6 +191,16 @@ def pretrain(
         notes=_NOTES,
     )
     return path
+
+
+def split_labelmaps(labelmaps: Path, device: torch.device) -> tuple[LabelMaps, LabelMaps]:
+    """Read label maps onto a device: those to train on, and those that are held out."""
+    maps = load_labelmaps(labelmaps)
+    if len(maps) <= HELD_OUT:
+        message = f"{labelmaps}: needs more than {HELD_OUT} label maps, but holds {len(maps)}"
+        raise UsageError(message, code="label-maps-too-few")
+    maps = maps.to(device)
+    return maps[:-HELD_OUT], maps[-HELD_OUT:]
 
 
 def segmentation_loss(

@@ -15,12 +15,13 @@ from hyps_bids.tools import (
     importing,
     pretrain,
     synthesize,
+    train,
 )
 from hyps_bids.tools.synthesize import sample_figure
 
 __all__ = ["main", "sample_figure"]
 
-_COMMANDS = (demo, pretrain, distill, adapt, calibrate, synthesize, importing, evaluate)
+_COMMANDS = (demo, train, pretrain, distill, adapt, calibrate, synthesize, importing, evaluate)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,6 +48,12 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         default=1.0,
         help="strength of the augmentation, 0 to 1; a weaker one helps at the end of training",
     )
+    parser.add_argument(
+        "--contrasts",
+        action="store_true",
+        help="also train on random contrasts that are made from the crops, for images other than "
+        "T1w; needs a base with the classes of the shipped one",
+    )
     group = parser.add_argument_group("adapter")
     group.add_argument("--method", default="hyps", help="name of the adapter method")
     group.add_argument("--rank", type=positive, default=8, help="rank of low-rank parts")
@@ -79,7 +85,9 @@ def _adapt(args: argparse.Namespace) -> int:
     from hyps_bids.adaptation.folds import split_crops
     from hyps_bids.networks.adapters.config import AdapterConfig
     from hyps_bids.networks.cards import BASE, read_card, shipped_weights
-    from hyps_bids.training.cards import hardware, write_model_card
+    from hyps_bids.training.cards import describe_parts, hardware, write_model_card
+    from hyps_bids.training.contrasts import ContrastSettings
+    from hyps_bids.training.loop import Session
 
     base = args.base or shipped_weights(BASE)
     start_from = [] if args.start_from == ["none"] else args.start_from
@@ -94,6 +102,7 @@ def _adapt(args: argparse.Namespace) -> int:
         config,
         loop_settings(args),
         augmentation=args.augmentation,
+        contrasts=ContrastSettings() if args.contrasts else None,
         start=args.start,
         half=args.fp16,
         **options,
@@ -113,14 +122,15 @@ def _adapt(args: argparse.Namespace) -> int:
         count=args.crops,
         validation=args.validation,
     )
-    fitted = fit_adapter(recipe, training, validation, args.output, device)
+    session = Session(hardware(device), recipe.batch_size)
+    fitted = fit_adapter(recipe, training, validation, args.output, device, session=session)
     write_model_card(
         fitted.path,
         title=f"Adapter: {', '.join(recipe.labels)}",
         card=read_card(fitted.path),
         data=f"{len(training)} labeled crops; {len(validation)} of other subjects to validate.",
         license="that of the labeled crops and of the base, whichever is stricter",
-        hardware=hardware(device),
+        hardware=describe_parts(fitted.parts),
         notes="Research use. Works with the base named above only.",
     )
     print(fitted.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -147,20 +148,33 @@ def random_resolution(
     Volumes are averaged onto the coarser grid and interpolated back; `thickest` is the largest
     voxel side, `probability` the fraction of volumes that change.
     """
+    draws = uniform((4, len(x)), 0, 1, generator)
+    chosen = (draws[0] < probability).nonzero()[:, 0]
+    changed = x[chosen]
+    voxel = 1 + draws[1, chosen] * (thickest - 1)
+    axis = torch.where(draws[2, chosen] < 0.5, (draws[3, chosen] * 3).long(), -1)
+    for k, side in enumerate(x.shape[2:]):
+        coarse = (side / voxel).round().long().clamp(min=min(2, side), max=side)
+        coarse = torch.where((axis == -1) | (axis == k), coarse, side)
+        # Both averaging and interpolation are linear, and done along one axis after the other.
+        matrices = _coarsening(side, x.device)[coarse]
+        changed = torch.einsum("nij,nc...j->nc...i", matrices, changed.movedim(2 + k, -1))
+        changed = changed.movedim(-1, 2 + k)
     out = x.clone()
-    for i in range(len(x)):
-        draws = torch.rand(4, generator=generator, device=generator.device).tolist()
-        if draws[0] >= probability:
-            continue
-        voxel = 1 + draws[1] * (thickest - 1)
-        axis = int(draws[3] * 3) if draws[2] < 0.5 else None
-        coarse = tuple(
-            side if axis not in (None, k) else max(2, round(side / voxel))
-            for k, side in enumerate(x.shape[2:])
-        )
-        low = F.interpolate(x[i : i + 1], size=coarse, mode="area")
-        out[i] = F.interpolate(low, size=x.shape[2:], mode="trilinear", align_corners=False)[0]
+    out[chosen] = changed
     return out
+
+
+@cache
+def _coarsening(side: int, device: torch.device) -> torch.Tensor:
+    """Return the matrices that average `side` voxels to 0, 1, … `side`, and interpolate back."""
+    unit = torch.eye(side, device=device)[:, None]
+    matrices = torch.zeros(side + 1, side, side, device=device)
+    for coarse in range(1, side + 1):
+        low = F.interpolate(unit, size=coarse, mode="area")
+        back = F.interpolate(low, size=side, mode="linear", align_corners=False)
+        matrices[coarse] = back[:, 0].T
+    return matrices
 
 
 def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, radius: int = 2) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import write_text
+from hyps_bids.training.checkpoint import Part
 
 _LOW_RANK, _BOTTLENECK = ("rank",), ("bottleneck", "scale")
 #: Method of an adapter → names of the settings that matter for it
@@ -33,6 +34,21 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return f"1 × {torch.cuda.get_device_name(device)}"
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def describe_parts(parts: Sequence[Part]) -> str:
+    """Say where the steps of a training were taken, and with how many samples each.
+
+    Examples
+    --------
+    >>> describe_parts([{"hardware": "CPU", "batch_size": 2, "steps": 1200}])
+    '1,200 steps of 2 on CPU'
+    """
+    words = []
+    for part in parts:
+        size = f" of {part['batch_size']}" if part["batch_size"] else ""
+        words.append(f"{part['steps']:,} steps{size} on {part['hardware'] or 'unknown hardware'}")
+    return ", then ".join(words)
 
 
 def fill_template(package: str, name: str, facts: Mapping[str, Any]) -> str:

@@ -13,6 +13,10 @@ from hyps_bids.outputs.writing import write_with
 
 Tensors = dict[str, torch.Tensor]
 
+#: Entries of an identity in which a run may differ from its checkpoint: another device may need
+#: batches of another size.
+_FREE = ("batch size",)
+
 
 class Best(TypedDict):
     """The best validation of a run: mean of the metrics, step, metrics and averaged weights."""
@@ -21,6 +25,14 @@ class Best(TypedDict):
     step: int
     figures: dict[str, float]
     average: Tensors
+
+
+class Part(TypedDict):
+    """Some steps of a run that were taken on one device with batches of one size."""
+
+    hardware: str
+    batch_size: int | None
+    steps: int
 
 
 class Checkpoint(TypedDict):
@@ -34,6 +46,8 @@ class Checkpoint(TypedDict):
     best: Best | None
     since_best: int
     identity: NotRequired[dict[str, Any]]
+    #: Who took the steps so far; not in checkpoints of version 0.1.
+    parts: NotRequired[list[Part]]
 
 
 def write_checkpoint(path: Path, content: Checkpoint) -> None:
@@ -53,10 +67,11 @@ def write_checkpoint(path: Path, content: Checkpoint) -> None:
 def read_checkpoint(
     path: Path, identity: Mapping[str, Any], device: torch.device | None = None
 ) -> Checkpoint:
-    """Read a checkpoint; one of another run is an error."""
+    """Read a checkpoint; one of another run is an error, but for the size of its batches."""
     content = cast(Checkpoint, torch.load(path, map_location=device, weights_only=True))
     # The first checkpoints recorded their settings only.
     before = content.get("identity", {"settings": content.get("settings")})
+    before, identity = ({k: v for k, v in d.items() if k not in _FREE} for d in (before, identity))
     if before != identity:
         raise UsageError(
             f"{path}: this checkpoint belongs to a run with other "
@@ -65,6 +80,11 @@ def read_checkpoint(
             code="checkpoint-other-run",
         )
     return content
+
+
+def read_unfinished(path: Path) -> Checkpoint:
+    """Read a checkpoint of any run, onto the CPU."""
+    return cast(Checkpoint, torch.load(path, map_location="cpu", weights_only=True))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hyps_bids.errors import HypsError, UsageError, cannot_write
+from hyps_bids.errors import HypsError, NotFinished, UsageError, cannot_write
 from hyps_bids.training.checkpoint import (
     Best,
     Checkpoint,
+    Part,
     Tensors,
     read_checkpoint,
     write_checkpoint,
@@ -104,16 +106,31 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Session:
+    """How this process takes part in a run, which earlier processes may have begun elsewhere."""
+
+    #: Description of the device, and number of samples per step, for the model card.
+    hardware: str = ""
+    batch_size: int | None = None
+    #: Value of :func:`time.monotonic` before which the process must have ended.
+    deadline: float | None = None
+    #: Whether PyTorch compiles the network first, which takes minutes and then saves time on a GPU.
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Result of a training run.
 
     `metrics` are those of the weights that the model holds now, `step` is the step these are from
-    (the last one, or with patience the best one), and `steps` is the number of steps taken.
+    (the last one, or with patience the best one), `steps` is the number of steps taken, and `parts`
+    says where.
     """
 
     metrics: dict[str, float]
     step: int
     steps: int
+    parts: list[Part] = field(default_factory=list, compare=False)
 
 
 def run(
@@ -125,6 +142,7 @@ def run(
     *,
     identity: Mapping[str, Any] | None = None,
     processes: Processes | None = None,
+    session: Session | None = None,
     title: str | None = None,
 ) -> Outcome:
     """Train the parameters of `model` that require gradients, in place.
@@ -145,11 +163,15 @@ def run(
         checkpoint.
     processes : Processes, optional
         The processes that share each batch; this one alone if None.
+    session : Session, optional
+        Where this process trains, and for how long.
     title : str, optional
         Name on the progress bar.
 
     Raises
     ------
+    NotFinished
+        If the session's time is over; everything is in the checkpoint.
     UsageError
         If the folder holds a checkpoint of other data or settings, or is not shared by all
         processes.
@@ -159,7 +181,7 @@ def run(
     CannotCreateOutput
         If a checkpoint cannot be written; the previous one is kept.
     """
-    processes = processes or Processes()
+    processes, session = processes or Processes(), session or Session()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,7 +189,7 @@ def run(
     checkpoint = folder / "checkpoint.pt"
     # Through JSON, so that it compares equal to what a checkpoint holds.
     known = json.loads(json.dumps({"settings": asdict(settings)} | dict(identity or {})))
-    state = _State(model, settings)
+    state = _State(model, settings, session)
     if checkpoint.is_file():
         state.restore(read_checkpoint(checkpoint, known, device))
     if processes.from_first(state.step) != state.step:
@@ -178,9 +200,20 @@ def run(
         )
     log = TrainingLog(folder / "log.csv" if processes.is_main_process else None, state.step)
     generator = torch.Generator(device)
+    watch = _Watch(session.deadline)
+    if session.compiled:
+        model.compile()
     model.train()
     with _bar(settings, state.step, title, processes) as bar:
         while state.step < settings.last_step and not state.is_stale:
+            if processes.from_first(watch.is_over()):
+                if processes.is_main_process:
+                    write_checkpoint(checkpoint, state.to_checkpoint(known))
+                raise NotFinished(
+                    f"{folder}: the time is over after step {state.step} of {settings.last_step}; "
+                    "the same command goes on from there",
+                    code="time-over",
+                )
             rate = settings.rate(state.step)
             loss, norm = _backward(state, objective, generator, processes)
             if not torch.isfinite(loss + norm):
@@ -212,8 +245,14 @@ class _State:
     patience, and `since_best` the number of validations after it.
     """
 
-    def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
+    def __init__(self, model: nn.Module, settings: LoopSettings, session: Session) -> None:
         self.model, self.settings = model, settings
+        self.earlier: list[Part] = []
+        self.own: Part = {
+            "hardware": session.hardware,
+            "batch_size": session.batch_size,
+            "steps": 0,
+        }
         self.step = self.since_best = 0
         self.metrics: dict[str, float] = {}
         self.best: Best | None = None
@@ -240,6 +279,7 @@ class _State:
     def advance(self) -> None:
         """Count a step and move the average."""
         self.step += 1
+        self.own["steps"] += 1
         # The average forgets fast at first, so that the start has no weight in the end.
         decay = min(self.settings.ema, self.step / (self.step + 10))
         with torch.no_grad():
@@ -278,9 +318,20 @@ class _State:
         """Leave the weights to be returned in the model."""
         if self.best is not None:
             self.put(self.best["average"])
-            return Outcome(self.best["figures"], self.best["step"], self.step)
+            return Outcome(self.best["figures"], self.best["step"], self.step, self.parts)
         self.put(self.average)
-        return Outcome(self.metrics, self.step, self.step)
+        return Outcome(self.metrics, self.step, self.step, self.parts)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Who took the steps; neighbors that are alike are one."""
+        parts: list[Part] = []
+        for part in (*self.earlier, self.own):
+            if parts and {**parts[-1], "steps": 0} == {**part, "steps": 0}:
+                part = {**part, "steps": parts.pop()["steps"] + part["steps"]}
+            if part["steps"]:
+                parts.append(part)
+        return parts
 
     def to_checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
         """Return the content of a checkpoint."""
@@ -293,6 +344,7 @@ class _State:
             "best": self.best,
             "since_best": self.since_best,
             "identity": identity,
+            "parts": self.parts,
         }
 
     def restore(self, content: Checkpoint) -> None:
@@ -303,6 +355,8 @@ class _State:
         self.step = content["step"]
         self.metrics, self.best = content["figures"], content["best"]
         self.since_best = content["since_best"]
+        unknown: Part = {"hardware": "", "batch_size": None, "steps": self.step}
+        self.earlier = content.get("parts", [unknown])
 
 
 def _backward(
@@ -327,6 +381,21 @@ def _backward(
     processes.sum_gradients(state.trained.values())
     norm = nn.utils.clip_grad_norm_(state.trained.values(), 1.0)
     return processes.sum(value), norm
+
+
+class _Watch:
+    """Tells when to stop, so that the slowest step seen so far still ends in time."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.last = time.monotonic()
+        self.slowest = 0.0
+
+    def is_over(self) -> bool:
+        """Measure the time since the last call, which is that of a step."""
+        now = time.monotonic()
+        self.slowest, self.last = max(self.slowest, now - self.last), now
+        return self.deadline is not None and now + 2 * self.slowest > self.deadline
 
 
 def _diverged(state: _State, checkpoint: Path, loss: float, identity: dict[str, Any]) -> HypsError:

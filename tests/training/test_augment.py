@@ -118,3 +118,26 @@ def test_bias_field_is_positive_and_smooth() -> None:
     field = augment.random_bias_field(torch.ones(4, 1, 24, 24, 24), 0.4, 12, seeded())
     assert float(field.min()) > 0
     assert float(field.diff(dim=2).abs().max()) < 0.5 * float(field.max() - field.min())
+
+
+def test_resolution_is_torchs_interpolation_of_each_volume() -> None:
+    x = torch.rand(40, 1, 9, 12, 10, generator=seeded())
+    out = augment.random_resolution(x, 4.0, 0.7, seeded(1))
+    unchanged, along_one_axis = 0, 0
+    for before, after in zip(x[:, None], out[:, None], strict=True):
+        # Every volume is one that these coarser grids give.
+        grids = [(a, 12, 10) for a in range(2, 10)] + [(9, b, 10) for b in range(3, 13)]
+        grids += [(9, 12, c) for c in range(2, 11)]
+        voxels = torch.linspace(1, 4, 3000).tolist()
+        grids += [tuple(round(side / voxel) for side in (9, 12, 10)) for voxel in voxels]
+        found = {g for g in set(grids) if torch.allclose(_coarse(before, g), after, atol=1e-5)}
+        assert found
+        unchanged += (9, 12, 10) in found
+        along_one_axis += any(sum(map(int.__ne__, g, (9, 12, 10))) == 1 for g in found)
+    assert 4 <= unchanged <= 24
+    assert 4 <= along_one_axis <= 28
+
+
+def _coarse(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    low = torch.nn.functional.interpolate(x, size=shape, mode="area")
+    return torch.nn.functional.interpolate(low, size=x.shape[2:], mode="trilinear")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from hyps_bids.errors import CannotCreateOutput, HypsError, UsageError
-from hyps_bids.training.loop import Batch, LoopSettings, Objective, Outcome, run
+from hyps_bids.errors import CannotCreateOutput, HypsError, NotFinished, UsageError
+from hyps_bids.training.loop import Batch, LoopSettings, Objective, Outcome, Session, run
 from tests.full_disk import full_disk
 from tests.raising import raises
 
@@ -242,3 +246,43 @@ def test_log_and_metrics(tmp_path: Path) -> None:
     assert outcome.metrics == {"dice": 0.5}
     table = pd.read_csv(tmp_path / "log.csv").dropna(subset="metric")
     assert dict(zip(table["step"], table["value"], strict=True)) == {4: 0.25, 8: 0.5}
+
+
+def test_time_that_is_over_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+    hurried = Session("one", 2, deadline=time.monotonic() + 0.35)
+
+    def slow(generator: torch.Generator) -> Batch:
+        time.sleep(0.05)
+        return make_batch(generator)
+
+    with raises(NotFinished, "time-over", tmp_path / "parts", "of 8"):
+        train(tmp_path / "parts", batches=slow, session=hurried, identity={"batch size": 2})
+    assert time.monotonic() < hurried.deadline
+    taken = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < taken < 8
+    # On another device, with another batch size, it is still the same run.
+    session = Session("two", 16)
+    weights, outcome = train(tmp_path / "parts", session=session, identity={"batch size": 16})
+    assert same(whole, weights)
+    assert outcome.parts == [
+        {"hardware": "one", "batch_size": 2, "steps": taken},
+        {"hardware": "two", "batch_size": 16, "steps": 8 - taken},
+    ]
+
+
+def test_run_that_is_killed_by_force_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+
+    def kill(generator: torch.Generator) -> Batch:
+        if (tmp_path / "killed" / "checkpoint.pt").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make_batch(generator)
+
+    child = multiprocessing.get_context("fork").Process(
+        target=train, args=(tmp_path / "killed",), kwargs={"batches": kill}
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert same(whole, train(tmp_path / "killed")[0])

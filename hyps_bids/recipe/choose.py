@@ -1,0 +1,223 @@
+"""The last stage: the best of all adapters and of their averages, and the exchange of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hyps_bids.errors import MissingInput, UsageError
+from hyps_bids.networks.cards import read_card, shipped_weights
+from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.writing import write_json, write_text
+from hyps_bids.recipe.judge import AdapterJudge, is_better, make_judge, score
+from hyps_bids.recipe.soup import adapter_of, average_adapters, greedy_soup
+from hyps_bids.recipe.stages import (
+    SHIPPED,
+    Workshop,
+    adapter_folder,
+    adapter_recipe,
+    claim,
+    copy_file,
+    read_result,
+    write_adapter_card,
+)
+from hyps_bids.training.cards import describe_parts
+
+_LICENSES = "LICENSE.md"
+
+
+def choose_adapter(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path] = ()) -> bool:
+    """Compare all adapters and their averages, and write the best of them.
+
+    ``OUT/soup`` receives the adapter, its card and ``result.json`` with the metrics of all.
+
+    Parameters
+    ----------
+    workshop : Workshop
+        Where the adapters are.
+    seeds : sequence of int
+        Seeds of the recipe's adapters; of those that are not finished, the averaged weights so far
+        are taken.
+    others : sequence of Path
+        More adapters of the same base and start, or folders of their trainings.
+
+    Returns
+    -------
+    bool
+        Whether the best one is better than the adapter before.
+    """
+    workshop.check_time("soup")
+    with claim(workshop.output / "soup") as is_free:
+        if not is_free:
+            workshop.tell("soup: another process works on it")
+            return False
+        return _choose(workshop, seeds, others)
+
+
+def _choose(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path]) -> bool:
+    base, folder = workshop.base(), workshop.output / "soup"
+    kitchen = _Kitchen(workshop, base, folder, _ingredients(workshop, base, seeds, others, folder))
+    names = tuple(kitchen.adapters)
+    ranked = sorted(names, key=lambda name: -kitchen.score((name,)))
+    if len(names) > 1:
+        kitchen.score(names)
+        greedy_soup(ranked, kitchen.score)
+    best = max(kitchen.metrics, key=kitchen.score)
+    path = folder / f"{SHIPPED['adapter']}.safetensors"
+    plan = workshop.plan.adapter
+    card = {"license": plan.license, "training": kitchen.describe(best)}
+    average_adapters([kitchen.adapters[name] for name in best], base, path, card)
+    write_adapter_card(workshop, path, kitchen.hardware(best))
+    before = _metrics_before(workshop, kitchen.judge)
+    new = kitchen.metrics[best]
+    better = before is None or is_better(new, before, workshop.plan.largest_loss)
+    table = {" + ".join(names): found for names, found in kitchen.metrics.items()}
+    result = {"best": list(best), "better": better, "before": before, "candidates": table}
+    write_json(folder / "result.json", result)
+    words = f"{score(new):.4f}" + (f", before {score(before):.4f}" if before else "")
+    verdict = "better" if better else "not better than the adapter before"
+    workshop.tell(f"soup: the mean of {', '.join(best)} is best; score {words}: {verdict}")
+    return better
+
+
+def replace_weights(workshop: Workshop) -> None:
+    """Exchange the weights that are there for those that validation has found better.
+
+    A new base comes with the adapter that was trained on it, and only then.
+
+    Raises
+    ------
+    UsageError
+        If the weights that are there are no longer those that the new ones were compared with.
+    """
+    folders = {name: workshop.output / name for name in ("localizer", "base", "soup")}
+    results = {name: read_result(folder) for name, folder in folders.items()}
+    better = {name for name, result in results.items() if result and result["better"]}
+    new: dict[str, Path] = {}
+    if "localizer" in better:
+        new["localizer"] = folders["localizer"] / "localizer.safetensors"
+    if "soup" in better:
+        if (base := workshop.base()).parent == folders["base"]:
+            new["base"] = base
+        # It comes last, because it does not work without its base.
+        new["adapter"] = folders["soup"] / f"{SHIPPED['adapter']}.safetensors"
+    for stage, path in new.items():
+        _replace(workshop, stage, path)
+    license_file = workshop.weights / _LICENSES
+    if new and not license_file.is_file():
+        copy_file(shipped_weights(SHIPPED["base"]).with_name(_LICENSES), license_file)
+    if not new:
+        workshop.tell("replace: nothing is better than the weights that are there")
+
+
+@dataclass
+class _Kitchen:
+    """The ingredients, and the metrics of what was tried so far."""
+
+    workshop: Workshop
+    base: Path
+    folder: Path
+    adapters: dict[str, Path]
+    metrics: dict[tuple[str, ...], dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _, validation = self.workshop.crops
+        contrasts = self.workshop.plan.adapter.contrasts
+        self.judge: AdapterJudge = make_judge(
+            validation, self.base, contrasts, self.workshop.device
+        )
+
+    def score(self, names: tuple[str, ...]) -> float:
+        """Return the score of the mean of these adapters."""
+        # The order does not matter for the mean.
+        names = tuple(name for name in self.adapters if name in names)
+        if names not in self.metrics:
+            mean = self.folder / "candidate.safetensors"
+            paths = [self.adapters[name] for name in names]
+            average_adapters(paths, self.base, mean, {})
+            self.metrics[names] = self.judge.metrics(mean, self.base)
+            mean.unlink()
+        return score(self.metrics[names])
+
+    def describe(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Collect the facts for the card of the mean of these adapters."""
+        facts: dict[str, Any] = {
+            "weights": f"mean of {len(names)} adapters" if len(names) > 1 else "one adapter",
+            "chosen from": f"{len(self.metrics)} candidates: {len(self.adapters)} adapters, and "
+            "means of them, by the mean of the metrics below",
+        }
+        for name in names:
+            training = dict(read_card(self.adapters[name]).get("training", {}))
+            training.pop("validation", None)
+            facts[name] = ", ".join(f"{key} {value}" for key, value in training.items())
+        return facts | {"validation": self.metrics[names]}
+
+    def hardware(self, names: tuple[str, ...]) -> str:
+        """Say where the steps of these adapters were taken."""
+        words = []
+        for name in names:
+            result = read_result(self.adapters[name].parent) or {}
+            parts = result.get("parts")
+            words.append(f"{name}: {describe_parts(parts) if parts else 'not recorded'}")
+        return "; ".join(words)
+
+
+def _ingredients(
+    workshop: Workshop, base: Path, seeds: Sequence[int], others: Sequence[Path], folder: Path
+) -> dict[str, Path]:
+    """Find the adapters, by name."""
+    sources = {path.name: path for path in (adapter_folder(workshop, seed) for seed in seeds)}
+    sources = {
+        name: path
+        for name, path in sources.items()
+        if (path / "adapter.safetensors").is_file() or (path / "checkpoint.pt").is_file()
+    }
+    for path in others:
+        name = path.parent.name if path.name == "adapter.safetensors" else path.stem
+        if name in sources:
+            raise UsageError(
+                f"{path}: another adapter has the name {name} already", code="adapter-name-taken"
+            )
+        sources[name] = path
+    if not sources:
+        raise MissingInput(
+            f"{workshop.output}: no adapter has been trained here; run the stage 'adapter' first",
+            code="no-adapter-trained",
+        )
+    start = adapter_recipe(workshop, 0).start
+    return {
+        name: adapter_of(path, base, start, folder / f"unfinished-{name}.safetensors")
+        for name, path in sources.items()
+    }
+
+
+def _metrics_before(workshop: Workshop, judge: AdapterJudge) -> dict[str, float] | None:
+    """Measure the adapter that is there now, on its base; None if there is none that works."""
+    adapter, base = workshop.shipped("adapter"), workshop.shipped("base")
+    if adapter is None or base is None:
+        return None
+    card: Mapping[str, Any] = read_card(adapter)
+    if card.get("base", {}).get("sha256") != sha256(base):
+        return None
+    return judge.metrics(adapter, base)
+
+
+def _replace(workshop: Workshop, stage: str, path: Path) -> None:
+    """Exchange one file of weights and its card."""
+    target = workshop.weights / f"{SHIPPED[stage]}.safetensors"
+    before = workshop.output / "before" / target.name
+    known = [sha256(file) for file in (path, before) if file.is_file()]
+    if target.is_file() and sha256(target) not in known:
+        raise UsageError(
+            f"{target}: these weights have changed since this run compared its own with them; "
+            "give another output folder",
+            code="weights-changed",
+        )
+    own = path.with_suffix(".md")
+    card = own if own.is_file() else path.with_name(f"{stage}.md")
+    text = card.read_text(encoding="utf-8").replace(f"`{stage}.safetensors`", f"`{target.name}`")
+    copy_file(path, target)
+    write_text(target.with_suffix(".md"), text)
+    workshop.tell(f"{stage}: {target} is replaced")
