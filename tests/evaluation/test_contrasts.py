@@ -58,17 +58,17 @@ def test_simulated_contrasts_have_the_order_of_their_tissues() -> None:
 
 
 class Threshold:
-    """Finds the left hippocampus where voxels are 1, and the right one where they are 2."""
+    """Finds the left hippocampus where voxels are gray, and the right one where they are white."""
 
     def segment(self, image: ConformedImage) -> np.ndarray:
-        return image.data.astype(np.uint8)
+        return np.round(2 * image.data / image.data.max()).astype(np.uint8)
 
 
 def test_rescans(tmp_path: Path) -> None:
     for name, left, right in (("a", 100, 100), ("b", 90, 110), ("c", 50, 100), ("d", 0, 9)):
-        data = np.zeros((8, 8, 8), np.int16)
-        data.ravel()[:left] = 1
-        data.ravel()[300 : 300 + right] = 2
+        data = np.zeros((40, 40, 40), np.int16)
+        data.ravel()[:left] = np.arange(left) + 500
+        data.ravel()[300 : 300 + right] = np.arange(right) + 1000
         nib.save(nib.Nifti1Image(data, np.diag([2.0, 2, 2, 1])), tmp_path / f"{name}_T1w.nii.gz")
     table = tmp_path / "scans.tsv"
     table.write_text("id\tsubject\na\tx\nb\tx\nc\ty\nd\tz\nb\tz\n", encoding="utf-8")
