@@ -39,7 +39,8 @@ def acquire_obliquely(head: Head, rng: np.random.Generator, axis: int, degrees: 
 
 def scale_header(head: Head, _: np.random.Generator, factors: tuple[float, ...]) -> Spoiled:
     """State wrong voxel sizes in the header, so that the head is too large or too small."""
-    matrix = np.diag([*factors, 1.0])
+    # Along the axes of the voxels, which stay perpendicular
+    matrix = head.affine @ np.diag([*factors, 1.0]) @ np.linalg.inv(head.affine)
     center = _center(head)
     matrix[:3, 3] = center - matrix[:3, :3] @ center
     return Spoiled(head.data, matrix @ head.affine, matrix)

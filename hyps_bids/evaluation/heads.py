@@ -247,7 +247,8 @@ def _sample_mask(
 
 
 def _estimate_tissues(head: Head) -> Tissues:
-    inside = head.inside(-4.0)
+    # Dark membranes around the brain are no fluid.
+    inside = head.inside(-10.0)
     if not inside.any():
         inside = head.inside()
     values = head.data[inside]
@@ -255,7 +256,7 @@ def _estimate_tissues(head: Head) -> Tissues:
     values = values[values <= np.percentile(values, 99.5)]
     low, high = threshold_multiotsu(values, classes=3, nbins=128)
     # Most voxels below the first threshold hold some gray matter, too.
-    csf = float(np.percentile(values[values <= low], 25))
+    csf = float(np.percentile(values[values <= low], 8))
     gray = float(np.median(values[(values > low) & (values <= high)]))
     white = float(np.median(values[values > high]))
     air = csf if head.is_crop else float(np.percentile(head.data[::4, ::4, ::4], 5))

@@ -25,6 +25,8 @@ _TABLE_MARKS = (
     b"axes\tdice_",
     b"id\tsource\tkind\t",
     b"subject\tfirst\t",
+    b"id\tkind\tstrength",
+    b"id\treview\t",
 )
 
 #: Measures with these networks and options; returns the rows.
@@ -45,6 +47,8 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_orientation(kinds)
     _add_speed(kinds)
     _add_quality(kinds)
+    _add_robustness(kinds)
+    _add_healthy(kinds)
 
 
 def _add_kind(
@@ -235,3 +239,34 @@ def _quality(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
     if not subjects:
         raise UsageError("give --crops, --heads or both", code="nothing-to-evaluate")
     return evaluate_quality(pipeline, subjects, model=args.model, processes=args.processes)
+
+
+def _add_robustness(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "whether wrong results are flagged, on heads that are spoiled and damaged on purpose"
+    parser = _add_kind(kinds, "robustness", _robustness, text)
+    parser.add_argument("images", type=Path, nargs="+", metavar="HEAD", help="good T1w images")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND[:STRENGTH]",
+        help="how to spoil them, for example noise or slices:z5 (default: everything)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+
+
+def _robustness(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.robustness import evaluate_robustness
+
+    return evaluate_robustness(pipeline, args.images, args.kinds, seed=args.seed)
+
+
+def _add_healthy(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "share of good images of healthy people that are flagged"
+    parser = _add_kind(kinds, "healthy", _healthy, text)
+    parser.add_argument("images", type=Path, nargs="+", metavar="HEAD", help="good T1w images")
+
+
+def _healthy(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.robustness import evaluate_healthy
+
+    return evaluate_healthy(pipeline, args.images)

@@ -14,11 +14,6 @@ from tests.evaluation import phantom as known
 from tests.raising import raises
 
 
-@pytest.fixture(scope="module")
-def head() -> Head:
-    return known.phantom()
-
-
 def middle(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     center: np.ndarray = apply_affine(affine, np.argwhere(mask).mean(axis=0))
     return center
