@@ -155,10 +155,12 @@ def _agreement(
         ),
         "icv_mm3": localization.icv_mm3,
     }
+    if (coarse > 0.5).any():
+        there = affine[:3, :3] @ np.argwhere(coarse > 0.5).mean(axis=0) + affine[:3, 3]
+        found["center_distance_mm"] = float(np.linalg.norm(center - there))
     if place is not None:
         found |= {
             "localiser_confidence": place.confidence,
-            "center_distance_mm": float(np.linalg.norm(center - place.center)),
             "localizer_volume_ratio": math.log(mask.sum() / max(place.volume_mm3, 1.0)),
         }
     inside = localization.intracranial
