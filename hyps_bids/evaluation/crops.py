@@ -51,7 +51,7 @@ def evaluate_crops(
         volume, covered, truth = (
             array[i, 0].numpy() for array in (crops.images, crops.inside, crops.labels)
         )
-        (found,), _ = segment_views(network, [volume[window]], [covered[window]], [GRID])
+        (found,), _ = segment_views(network, [volume[window]], [covered[window]], GRID)
         # Labels outside the box count as missed.
         predicted = np.zeros(FRAME, np.uint8)
         predicted[window] = decide(found.probabilities[1:])

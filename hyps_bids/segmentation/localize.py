@@ -44,14 +44,11 @@ class Location:
         Coarse volume, at 2.5 mm.
     confidence : float
         Mean probability in the component, in [0, 1].
-    extent : tuple of float
-        Length along each axis, mm; 0 if it is not known.
     """
 
     center: tuple[float, float, float]
     volume_mm3: float
     confidence: float
-    extent: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -210,13 +207,7 @@ def _locate(mask: np.ndarray, probability: np.ndarray, affine: np.ndarray) -> Lo
     near = np.where(ndimage.binary_dilation(component), probability, 0)
     ends = np.array([_ends(near.max(axis=tuple(k for k in range(3) if k != i))) for i in range(3)])
     x, y, z = affine[:3, :3] @ ends.mean(axis=1) + affine[:3, 3]
-    length, width, height = SPACING * (ends[:, 1] - ends[:, 0])
-    return Location(
-        (float(x), float(y), float(z)),
-        volume,
-        float(probability[component].mean()),
-        (float(length), float(width), float(height)),
-    )
+    return Location((float(x), float(y), float(z)), volume, float(probability[component].mean()))
 
 
 def _ends(profile: np.ndarray) -> tuple[float, float]:

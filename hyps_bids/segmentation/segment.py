@@ -19,9 +19,6 @@ from hyps_bids.segmentation.localize import Location
 
 #: Mm along each axis that the network sees at once, as in the crops that it learned from.
 VIEW = (36, 52, 36)
-#: Mm along each axis that the crops are longer than the hippocampus in them. Where the default view
-#: has less, because a hippocampus is steep or large, the view grows, up to the network's grid.
-MARGIN = (13, 11, 10)
 #: The network sees each hippocampus twice, the second time this many voxels further along each
 #: axis. An odd number, so that its patches of two voxels lie elsewhere.
 VIEW_SHIFT = 3
@@ -108,8 +105,7 @@ def segment(
     for hemi, box in boxes.items():
         sampled = box_from_image(image.data, image.affine, LATTICE, box)
         values[hemi], covered[hemi] = (_to_left(hemi, array) for array in sampled)
-    visible = [_view(location.extent) for location in found.values()]
-    views, used = segment_views(network, list(values.values()), list(covered.values()), visible)
+    views, used = segment_views(network, list(values.values()), list(covered.values()))
     sides = {
         hemi: SegmentedSide(
             _to_left(hemi, merged.probabilities),
@@ -134,7 +130,7 @@ def segment_views(
     network: Network,
     volumes: Sequence[np.ndarray],
     covered: Sequence[np.ndarray],
-    sizes: Sequence[tuple[int, ...]],
+    size: Sequence[int] = VIEW,
 ) -> tuple[list[MergedViews], str]:
     """Segment left-oriented boxes in two views each, and average these.
 
@@ -147,8 +143,8 @@ def segment_views(
         Segmentation network.
     volumes, covered : sequence of numpy.ndarray
         Intensities, and boolean masks of where the image has voxels, shape ``LATTICE`` each.
-    sizes : sequence of tuple of int
-        What the network may see of each volume in one view, voxels along each axis.
+    size : sequence of int
+        What the network may see in one view, voxels along each axis.
 
     Returns
     -------
@@ -157,10 +153,8 @@ def segment_views(
     used : str
         The device that computed them.
     """
-    visible = [
-        [mask[window] & inside_box(GRID, size) for window in _WINDOWS]
-        for mask, size in zip(covered, sizes, strict=True)
-    ]
+    shown = inside_box(GRID, size)
+    visible = [[mask[window] & shown for window in _WINDOWS] for mask in covered]
     batch = [
         standardize(volume[window], seen)
         for volume, masks in zip(volumes, visible, strict=True)
@@ -169,14 +163,6 @@ def segment_views(
     probabilities, used = network.predict(np.stack(batch)[:, None])
     pairs = probabilities.reshape(len(volumes), len(_WINDOWS), *probabilities.shape[1:])
     return [_merge(pair, masks) for pair, masks in zip(pairs, visible, strict=True)], used
-
-
-def _view(extent: Sequence[float]) -> tuple[int, ...]:
-    """Return what the network sees of a hippocampus with this extent, mm along each axis."""
-    needed = [round(length + margin) for length, margin in zip(extent, MARGIN, strict=True)]
-    return tuple(
-        min(max(usual, least), most) for usual, least, most in zip(VIEW, needed, GRID, strict=True)
-    )
 
 
 def _merge(views: np.ndarray, visible: Sequence[np.ndarray]) -> MergedViews:

@@ -72,10 +72,9 @@ def test_arrays_fit_together(found: Localization) -> None:
         ends = nib.affines.apply_affine(found.affine, [index.min(axis=0), index.max(axis=0)])
         # Ends are interpolated, so they lie up to a voxel beyond the outermost voxels.
         np.testing.assert_allclose(place.center, ends.mean(axis=0), atol=SPACING / 2)
-        assert (np.abs(place.extent - np.diff(ends, axis=0)[0] - SPACING) <= SPACING).all()
 
 
-def test_center_and_extent_of_a_slanted_rod() -> None:
+def test_center_of_a_slanted_rod() -> None:
     """The center is the middle between the ends, wherever most of the mass is."""
     probability = np.zeros((12, 20, 12), np.float32)
     for y in range(3, 17):
@@ -85,12 +84,8 @@ def test_center_and_extent_of_a_slanted_rod() -> None:
     affine[:3, 3] = (-10, -20, -30)
     place = _locate(probability > 0.5, probability, affine)
     assert place is not None
-    # A voxel of 0.9 beside one of 0 reaches 0.4 / 0.9 of a voxel beyond its center.
-    beyond = 0.4 / 0.9
     middle = np.array([5.5, 9.5, (2 + 9) / 2])
     np.testing.assert_allclose(place.center, SPACING * middle + affine[:3, 3], atol=1e-5)
-    length = np.array([5, 13, 7]) + 2 * beyond
-    np.testing.assert_allclose(place.extent, SPACING * length, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -47,9 +47,7 @@ def test_probabilities_and_parts(result: Result) -> None:
         assert side.probabilities.dtype == np.float32
         np.testing.assert_allclose(side.probabilities.sum(axis=0), 1, atol=1e-5)
         seen = np.argwhere(side.inside)
-        extent = seen.max(axis=0) - seen.min(axis=0) + 1
-        assert (extent >= BOX).all()
-        assert (extent <= LATTICE).all()
+        np.testing.assert_array_equal(seen.max(axis=0) - seen.min(axis=0) + 1, BOX)
         assert 0 < side.disagreement < 0.1
 
 
@@ -67,7 +65,7 @@ class Constant:
 
 def test_views_are_averaged_where_they_see() -> None:
     volume = np.ones(LATTICE, np.float32)
-    (found,), _ = segment_views(Constant(), [volume], [volume > 0], [(40, 56, 36)])
+    (found,), _ = segment_views(Constant(), [volume], [volume > 0], (40, 56, 36))
     hippocampus = found.probabilities[1]
     np.testing.assert_allclose(found.probabilities.sum(axis=0), 1, atol=1e-6)
     middle = hippocampus[20, 30]
@@ -80,19 +78,6 @@ def test_views_are_averaged_where_they_see() -> None:
     # One finds 40 x 56 x 18 voxels, the other the same but shifted by 3 along each axis.
     common = 37 * 53 * 15
     assert found.disagreement == pytest.approx(1 - common / (40 * 56 * 18))
-
-
-def test_the_view_grows_with_the_hippocampus(
-    head: ConformedImage, result: Result, pipeline: Pipeline
-) -> None:
-    place = result.localization.hippocampi["L"]
-    assert place is not None
-    steep = replace(place, extent=(10.0, 30.0, 28.2))
-    small = replace(place, extent=(0.0, 0.0, 0.0))
-    for location, sides in ((small, (39, 55, 39)), (steep, (39, 55, 41))):
-        inside = run(pipeline, head, {"L": location}).sides["L"].inside
-        seen = np.argwhere(inside)
-        np.testing.assert_array_equal(seen.max(axis=0) - seen.min(axis=0) + 1, sides)
 
 
 def test_anatomy(result: Result, head: ConformedImage) -> None:
