@@ -31,7 +31,7 @@ from hyps_bids.evaluation.variants import spoil, variants
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.volumes import restore
-from hyps_bids.labels.msd import msd_subject, split_every_fifth
+from hyps_bids.labels.msd import msd_subject, split_every_fifth, validation_subjects
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.segmentation.features import describe_sides
@@ -44,8 +44,6 @@ _LOG = logging.getLogger("hyps_bids")
 KEYS = ("subject", "source", "kind", "strength", "hemi")
 #: Kind of images that were not spoiled, and of further contrasts of the same session.
 UNSPOILED, CONTRAST = "none", "suffix"
-#: Every n-th of the subjects that are not in the fixed test set validates the adapter.
-_VALIDATION = 10
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ def find_crops(images: Path, labels: Path, per_kind: int) -> list[Subject]:
     for path in sorted(images.glob("*.nii*")):
         if not path.name.startswith("."):
             paths.setdefault(msd_subject(path.name.split(".")[0]), []).append(path)
-    kept, test = split_every_fifth([*paths])
-    validating = set(sorted(kept)[_VALIDATION - 1 :: _VALIDATION])
+    _, test = split_every_fifth([*paths])
+    validating = validation_subjects([*paths])
     found = []
     for subject, crops in paths.items():
         source = "test" if subject in test else "training"

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.adaptation.crops import FRAME, Crops, load_crops
-from hyps_bids.adaptation.folds import split_crops
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.volumes import decide
-from hyps_bids.labels.msd import msd_subject, split_every_fifth
+from hyps_bids.labels.msd import msd_subject, split_every_fifth, validation_subjects
 from hyps_bids.networks.cards import GRID
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.inference import cached_adapted
@@ -20,7 +19,7 @@ from hyps_bids.segmentation.segment import LATTICE, segment_views
 
 
 def evaluate_crops(
-    pipeline: Pipeline, images: Path, labels: Path, *, split: str = "test", every: int = 13
+    pipeline: Pipeline, images: Path, labels: Path, *, split: str = "test"
 ) -> pd.DataFrame:
     """Compute the Dice of each class on a fixed part of MSD Task04.
 
@@ -33,9 +32,7 @@ def evaluate_crops(
     images, labels : Path
         Folders of the crops and of their labels.
     split : str
-        ``test``, which is every fifth subject, or ``validation``.
-    every : int
-        The validation subjects are every n-th of those that are not in the test set.
+        ``test``, which is every fifth subject, or ``validation``; see :mod:`hyps_bids.labels.msd`.
 
     Returns
     -------
@@ -43,7 +40,7 @@ def evaluate_crops(
         One row per crop.
     """
     network = cached_adapted(pipeline.adapter, pipeline.base, pipeline.device)
-    crops = _part_of(load_crops(images, labels), split, every)
+    crops = _part_of(load_crops(images, labels), split)
     starts = [(have - want) // 2 for have, want in zip(FRAME, LATTICE, strict=True)]
     window = tuple(slice(a, a + side) for a, side in zip(starts, LATTICE, strict=True))
     rows = []
@@ -61,9 +58,8 @@ def evaluate_crops(
     return pd.DataFrame(rows)
 
 
-def _part_of(crops: Crops, split: str, every: int) -> Crops:
-    if split == "validation":
-        _, part = split_crops(crops, msd_subject, fixed_test=True, count=None, validation=every)
-        return part
-    _, test = split_every_fifth([msd_subject(name) for name in crops.ids])
-    return crops.select(lambda name: msd_subject(name) in test)
+def _part_of(crops: Crops, split: str) -> Crops:
+    subjects = [msd_subject(name) for name in crops.ids]
+    _, test = split_every_fifth(subjects)
+    part = test if split == "test" else validation_subjects(subjects)
+    return crops.select(lambda name: msd_subject(name) in part)

@@ -22,9 +22,8 @@ import torch
 
 from hyps_bids.adaptation.crops import Crops, load_crops
 from hyps_bids.adaptation.fit import Recipe, fit_adapter, starting_points
-from hyps_bids.adaptation.folds import split_crops
 from hyps_bids.errors import NotFinished, UsageError
-from hyps_bids.labels.msd import msd_subject
+from hyps_bids.labels.msd import msd_subject, split_every_fifth, validation_subjects
 from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, read_card
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.reading import read_json_object
@@ -97,8 +96,12 @@ class Workshop:
         """The labeled crops to train on, and those to validate on."""
         folders = self.plan.data
         crops = load_crops(self.data / folders.images, self.data / folders.labels)
-        return split_crops(
-            crops, msd_subject, fixed_test=True, count=None, validation=folders.validation
+        subjects = [msd_subject(name) for name in crops.ids]
+        _, test = split_every_fifth(subjects)
+        held = validation_subjects(subjects, folders.validation)
+        return (
+            crops.select(lambda name: msd_subject(name) not in test | held),
+            crops.select(lambda name: msd_subject(name) in held),
         )
 
     def base(self) -> Path:
