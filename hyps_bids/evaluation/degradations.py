@@ -102,6 +102,8 @@ DEGRADATIONS: dict[str, Kind] = {
     "bias": _leveled(signal.add_bias, 1.5, 2, 3, 5, 8),
     "gamma": _leveled(signal.change_gamma, 0.25, 0.4, 0.6, 1.6, 2.5, 4),
     "contrast": Kind({name: _bind(signal.change_contrast, name) for name in signal.CONTRASTS}),
+    "ratio": _leveled(signal.make_ratio, 0.03, 0.08, 0.15),
+    "vessels": _leveled(signal.brighten_vessels, 0.01, 0.03),
     "map": _leveled(signal.map_randomly, 4, 6, 8),
     "motion": _leveled(signal.move, 1, 2, 4, 8, 15),
     "ghosts": _leveled(signal.add_ghosts, 0.1, 0.25, 0.5, 0.8),

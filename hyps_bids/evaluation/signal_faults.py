@@ -90,6 +90,40 @@ def change_contrast(head: Head, _: np.random.Generator, name: str) -> Spoiled:
     return _same_place(head, np.maximum(out, min(0.0, float(head.data.min()))))
 
 
+def make_ratio(head: Head, rng: np.random.Generator, noise: float) -> Spoiled:
+    """Make the ratio image of MP2RAGE (UNIT1), with noise over the whole range in air and bone.
+
+    The real part of one inversion image times the conjugate of the other, over the sum of their
+    squares, is -0.5 to 0.5. The noise in both is a share of the second one, which is about the same
+    in all tissues; air and bone, which is as dark in T1w, have no signal.
+    """
+    air, csf, gray, white, _ = head.tissues
+    bright = 2 * white
+    wanted = np.interp(head.data, (csf, gray, white, bright), (-0.45, -0.05, 0.28, 0.45))
+    # The ratio r of both images for which r / (1 + r²) is the wanted value.
+    first = 2 * wanted / (1 + np.sqrt(1 - 4 * wanted**2))
+    second = np.ones(head.data.shape)
+    if not head.is_crop:
+        low = air + 0.2 * (white - air)
+        outer = np.interp(head.data, (low, (gray + white) / 2), (0, 1))
+        second = np.where(head.inside(), 1, outer)
+    one, two = (
+        signal
+        + noise * (rng.standard_normal(second.shape) + 1j * rng.standard_normal(second.shape))
+        for signal in (first * second, second)
+    )
+    return _same_place(head, (one * two.conj()).real / (np.abs(one) ** 2 + np.abs(two) ** 2))
+
+
+def brighten_vessels(head: Head, rng: np.random.Generator, share: float) -> Spoiled:
+    """Make a share of the voxels as bright as vessels with contrast agent: blobs and tubes."""
+    field = ndimage.gaussian_filter(
+        rng.standard_normal(head.data.shape, dtype=np.float32), 1.2 / voxel_sizes(head.affine)
+    )
+    vessels = (field > np.quantile(field[::2, ::2, ::2], 1 - share)) & head.inside()
+    return _same_place(head, np.where(vessels, 2.2 * head.tissues.white, head.data))
+
+
 def map_randomly(head: Head, rng: np.random.Generator, knots: int) -> Spoiled:
     """Map intensities by a random piecewise linear function; air stays dark."""
     air, white = head.tissues.air, head.tissues.white

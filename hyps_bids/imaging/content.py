@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,20 +80,35 @@ def _label_levels(data: np.ndarray) -> int:
     side = data.shape[2]
     slices = sorted({min(side - 2, int(share * side)) for share in _SLICES})
     seen = data[:, :, slices]
-    background = seen.min()
+    darkest = float(seen.min())
+    # Most images end here, without the time to count their values.
+    if _equal_neighbors(data, slices, darkest, darkest) < _FEW_EQUAL:
+        return 0
+    levels, counts = np.unique(seen, return_counts=True)
+    limits = [limit for most, limit in _EQUAL.items() if len(levels) <= most]
+    if not limits:
+        return 0
+    # A background may be brighter than the darkest voxel, as in standardized images.
+    background = darkest if limits[0] == _FEW_EQUAL else float(levels[counts.argmax()])
+    share = _equal_neighbors(data, slices, darkest, background)
+    return len(np.unique(data)) if share >= limits[0] else 0
+
+
+def _equal_neighbors(
+    data: np.ndarray, slices: Sequence[int], darkest: float, background: float
+) -> float:
+    """Return the share of voxels, but for two values, that are equal to the next one.
+
+    It is the smallest of three axes, as slices that are repeated are equal along one axis only.
+    """
     equal, pairs = np.zeros(3), np.zeros(3)
     for index in slices:
         plane = data[:, :, index]
         neighbors = ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1]))
         for axis, (a, b) in enumerate((*neighbors, (plane, data[:, :, index + 1]))):
-            foreground = a != background
+            foreground = a != darkest
+            if background != darkest:
+                foreground &= a != background
             pairs[axis] += np.count_nonzero(foreground)
             equal[axis] += np.count_nonzero(foreground & (a == b))
-    # Slices that are repeated to make thin ones are equal along one axis only.
-    share = float((equal / np.maximum(pairs, 1)).min())
-    # Most images end here, without the time to count their values.
-    if share < _FEW_EQUAL:
-        return 0
-    levels = len(np.unique(seen))
-    limits = [limit for most, limit in _EQUAL.items() if levels <= most]
-    return len(np.unique(data)) if limits and share > limits[0] else 0
+    return float((equal / np.maximum(pairs, 1)).min())

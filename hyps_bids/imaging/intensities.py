@@ -35,6 +35,9 @@ _PADDING = -100
 _BRIGHT_SHARE, _DARK_SHARE = 0.5, 0.02
 #: Smallest share of the voxels above the background that a frame or burned-in text has.
 _PAINTED_SHARE = 0.001
+#: Smallest share of voxels that a masked background has, and of the others that are darker than it
+#: where it is no air.
+_MASKED_SHARE, _DARKER_SHARE = 0.05, 0.02
 #: Number of voxels up to which replaced voxels get a median of their neighbors, not the nearest.
 _FEW = 50_000
 #: Number of voxels on which percentiles are computed, about.
@@ -94,6 +97,10 @@ def mend(data: np.ndarray, step: float | None = None) -> tuple[np.ndarray, list[
             data, about = repair(data, step)
             remarks += about
     if low < high:
+        # The minimum of a whole image takes time, and only a repair or the division changes it.
+        unchanged = not remarks and max(-low, high) <= _HUGE
+        data, about = _darken_background(data, low if unchanged else float(data.min()))
+        remarks += about
         data, about = _replace_outliers(data)
         remarks += about
     return scale(data), remarks
@@ -184,6 +191,25 @@ def _raise_padding(data: np.ndarray, step: float | None) -> tuple[np.ndarray, li
         if not constant or abs(whole - round(whole)) > 1e-3 or whole > _PADDING:
             return data, []
     return np.maximum(data, 0), [f"background of {level:.6g} ({count / data.size:.0%}) taken as 0"]
+
+
+def _darken_background(data: np.ndarray, low: float) -> tuple[np.ndarray, list[str]]:
+    """Make a constant background as dark as the darkest tissue.
+
+    The background is 0 where masked images were standardized, or have values around 0 as the ratio
+    images of MP2RAGE. The networks know air as dark as fluid is in T1w images, or darker.
+    """
+    corners = data[:: data.shape[0] - 1, :: data.shape[1] - 1, :: data.shape[2] - 1]
+    level = corners.flat[0]
+    if (corners != level).any() or not low < level:
+        return data, []
+    background = data == level
+    tissue = data[~background]
+    if background.mean() < _MASKED_SHARE or np.mean(tissue < level) < _DARKER_SHARE:
+        return data, []
+    dark = np.percentile(tissue, 1).astype(data.dtype)
+    words = f"background of {level:.6g} ({background.mean():.0%}) taken as {dark:.6g}"
+    return np.where(background, dark, data), [words]
 
 
 def _replace_outliers(data: np.ndarray) -> tuple[np.ndarray, list[str]]:

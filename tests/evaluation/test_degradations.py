@@ -147,6 +147,19 @@ def test_contrasts_change_the_order_of_tissues(head: Head) -> None:
 
 
 @pytest.mark.slow
+def test_ratio_image_has_noise_over_the_whole_range_in_air(head: Head) -> None:
+    data = spoil(head, "ratio", "0.03").data
+    assert np.abs(data).max() <= 0.5
+    # Without signal, both inversion images are noise of equal strength.
+    air = data[:6, :6, :6]
+    assert np.percentile(air, 2) < -0.4
+    assert np.percentile(air, 98) > 0.4
+    assert abs(np.mean(air)) < 0.06
+    for mask in head.sides.values():
+        assert np.median(data[mask]) == pytest.approx(-0.05, abs=0.03)
+
+
+@pytest.mark.slow
 def test_spikes_are_lines_of_k_space(head: Head) -> None:
     flat = Head(
         np.full((64, 64, 64), 1000, np.float32),

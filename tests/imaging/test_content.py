@@ -73,6 +73,11 @@ IMAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "padding of -1024 around air": lambda x: padded(8 * x, -1024),
     "offset": lambda x: 8 * x - 1000,
     "standardized, in large units": lambda x: 1000 * (x - x.mean()) / x.std(),
+    "standardized in a mask": lambda x: np.where(x > 60, np.round(x) - 110, 0),
+    "one voxel darker than air": lambda x: np.where(
+        np.arange(x.size).reshape(x.shape) == x.size // 2, -1, np.where(x > 60, x, 0)
+    ),
+    "air and padding": lambda x: padded(np.where(x > 60, x, 0), 100),
     "nothing on some slices": lambda x: x * (np.arange(x.shape[2]) > 0.8 * x.shape[2]),
 }
 

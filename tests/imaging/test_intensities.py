@@ -137,6 +137,19 @@ def test_small_padding_is_recognized_by_its_round_value(head: np.ndarray) -> Non
         assert len(remarks) == 1
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_masked_background_within_the_range_is_made_dark(sign: int, head: np.ndarray) -> None:
+    # Standardized within a mask, so that the background of 0 is as bright as gray matter.
+    inside = head > 300
+    values = (sign * (head - head[inside].mean()) / head[inside].std()).astype(np.float32)
+    result, remarks = mend(np.where(inside, values, 0))
+    assert (result[inside] == values[inside]).all()
+    assert len(np.unique(result[~inside])) == 1
+    assert np.mean(values[inside] < result[0, 0, 0]) == pytest.approx(0.01, abs=0.001)
+    assert len(remarks) == 1
+    assert "background of 0 " in remarks[0]
+
+
 def test_background_and_hot_voxels_together(head: np.ndarray) -> None:
     data, mask = spots(head, 1e5)
     air = (head < 60) & ~mask
