@@ -12,6 +12,7 @@ import pytest
 import hyps_bids
 
 MB = 1_000_000
+TEXTS = (".css", ".j2", ".jinja", ".js", ".json", ".md", ".py", ".toml", ".tsv")
 
 
 def test_versions_agree(root: Path) -> None:
@@ -75,3 +76,12 @@ def test_ci_runs_the_test_command_of_the_readme(root: Path) -> None:
 
     assert "pytest" in last
     assert last in (root / "README.md").read_text().splitlines()
+
+
+def test_no_file_has_both_sides_of_a_merge() -> None:
+    folder = Path(hyps_bids.__file__).parent
+    texts = [p for p in folder.rglob("*.*") if p.suffix in {*TEXTS}]
+
+    assert {p.suffix for p in texts} >= {".py", ".j2", ".json"}
+    for path in texts:
+        assert not re.search(r"^(<{7}|>{7}) ", path.read_text(), re.MULTILINE), path

@@ -49,13 +49,8 @@ Hippocampus segmentations of MRI, made by HyPS-BIDS {version}.
 | `*_seg-hippocampus_probseg.nii.gz` | probability of each label, fourth axis in the order of `LabelMap` |
 | `*_label-ICV_mask.nii.gz` | intracranial volume, from the localizer network at 2.5 mm |
 | `*_seg-hippocampus_morph.tsv` | volumes; `.json` defines the columns |
-<<<<<<< HEAD
 | `*_seg-hippocampus_qc.tsv` | quality measures, and which scans to review; `.json` gives their bounds |
-| `group_*.tsv` | the same tables over all scans, derived measures and statistics |
-=======
-| `*_seg-hippocampus_qc.tsv` | quality measures and flags; `.json` gives their bounds |
 | `group_*.tsv` | the same tables over all scans, derived measures and statistics; names with `space-` are of other contrasts than T1w |
->>>>>>> 81ad5ad (Labels belong to images of their contrast, adapters say what they were trained on, and refusals name the filter that helps)
 | `models/` | adapters and classifiers trained on this dataset, each with its card |
 | `logs/` | settings, log and tracebacks of each run |
 
