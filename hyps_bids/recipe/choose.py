@@ -10,10 +10,11 @@ from typing import Any
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.networks.cards import read_card, shipped_weights
 from hyps_bids.outputs.digests import sha256
-from hyps_bids.outputs.writing import write_json, write_text
+from hyps_bids.outputs.writing import remove_file, write_json, write_text
 from hyps_bids.recipe.judge import AdapterJudge, is_better, make_judge, score
 from hyps_bids.recipe.soup import adapter_of, average_adapters, greedy_soup
 from hyps_bids.recipe.stages import (
+    RESULT,
     SHIPPED,
     Workshop,
     adapter_folder,
@@ -46,18 +47,21 @@ def choose_adapter(workshop: Workshop, seeds: Sequence[int], others: Sequence[Pa
     Returns
     -------
     bool
-        Whether the best one is better than the adapter before.
+        Whether the stage is done; another process may have it.
     """
     workshop.check_time("soup")
     with claim(workshop.output / "soup") as is_free:
-        if not is_free:
+        if is_free:
+            _choose(workshop, seeds, others)
+        else:
             workshop.tell("soup: another process works on it")
-            return False
-        return _choose(workshop, seeds, others)
+        return is_free
 
 
-def _choose(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path]) -> bool:
+def _choose(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path]) -> None:
     base, folder = workshop.base(), workshop.output / "soup"
+    # The verdict on an earlier adapter must not be taken for that on the one written below.
+    remove_file(folder / RESULT)
     kitchen = _Kitchen(workshop, base, folder, _ingredients(workshop, base, seeds, others, folder))
     names = tuple(kitchen.adapters)
     ranked = sorted(names, key=lambda name: -kitchen.score((name,)))
@@ -74,12 +78,12 @@ def _choose(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path]) ->
     new = kitchen.metrics[best]
     better = before is None or is_better(new, before, workshop.plan.largest_loss)
     table = {" + ".join(names): found for names, found in kitchen.metrics.items()}
-    result = {"best": list(best), "better": better, "before": before, "candidates": table}
-    write_json(folder / "result.json", result)
+    result = {"best": list(best), "better": better, "before": before, "base": sha256(base)}
+    result["candidates"] = table
+    write_json(folder / RESULT, result)
     words = f"{score(new):.4f}" + (f", before {score(before):.4f}" if before else "")
     verdict = "better" if better else "not better than the adapter before"
     workshop.tell(f"soup: the mean of {', '.join(best)} is best; score {words}: {verdict}")
-    return better
 
 
 def replace_weights(workshop: Workshop) -> None:
@@ -90,7 +94,8 @@ def replace_weights(workshop: Workshop) -> None:
     Raises
     ------
     UsageError
-        If the weights that are there are no longer those that the new ones were compared with.
+        If the weights that are there are no longer those that the new ones were compared with, or
+        a better base was trained after the adapters.
     """
     folders = {name: workshop.output / name for name in ("localizer", "base", "soup")}
     results = {name: read_result(folder) for name, folder in folders.items()}
@@ -99,7 +104,14 @@ def replace_weights(workshop: Workshop) -> None:
     if "localizer" in better:
         new["localizer"] = folders["localizer"] / "localizer.safetensors"
     if "soup" in better:
-        if (base := workshop.base()).parent == folders["base"]:
+        base = workshop.base()
+        if (results["soup"] or {}).get("base") != sha256(base):
+            raise UsageError(
+                f"{folders['soup']}: its adapter belongs to another base than {base}; run the "
+                "stages 'adapter' and 'soup' for this base in another output folder",
+                code="soup-other-base",
+            )
+        if base.parent == folders["base"]:
             new["base"] = base
         # It comes last, because it does not work without its base.
         new["adapter"] = folders["soup"] / f"{SHIPPED['adapter']}.safetensors"

@@ -48,7 +48,6 @@ def make_judge(
     """Make a judge; the same crops and base give the same contrasts on every device."""
     if contrasts is None:
         return AdapterJudge(crops.to(device), None, device)
-    copies = crops
     known = find_tissues(crops.to(device), tissue_network(base).to(device)).to(torch.device("cpu"))
     images = []
     # Every crop changes, by the recipe's shares of both ways.

@@ -43,7 +43,8 @@ from hyps_bids.training.loop import Session
 
 #: Stage → name of its weights among those that are shipped
 SHIPPED = {"localizer": LOCALIZER, "base": BASE, "adapter": ADAPTER}
-_RESULT = "result.json"
+#: File that a stage writes last.
+RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def read_result(folder: Path, identity: dict[str, Any] | None = None) -> dict[st
     UsageError
         If it is that of another recipe than `identity` says.
     """
-    path = folder / _RESULT
+    path = folder / RESULT
     if not path.is_file():
         return None
     result = read_json_object(path)
@@ -278,7 +279,7 @@ def read_result(folder: Path, identity: dict[str, Any] | None = None) -> dict[st
 
 def finish(folder: Path, result: dict[str, Any]) -> None:
     """Mark a stage as done, and remove its checkpoint, which is larger than all the rest."""
-    write_json(folder / _RESULT, result)
+    write_json(folder / RESULT, result)
     remove_file(folder / "checkpoint.pt")
 
 

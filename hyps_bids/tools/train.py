@@ -92,7 +92,7 @@ def _train(args: argparse.Namespace) -> int:
         if "adapter" in args.stages and all(done):
             done.append(train_adapters(workshop, seeds))
         if "soup" in args.stages and all(done):
-            choose_adapter(workshop, seeds, args.adapters)
+            done.append(choose_adapter(workshop, seeds, args.adapters))
         if args.replace and all(done):
             replace_weights(workshop)
     except NotFinished as error:

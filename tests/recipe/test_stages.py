@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hyps_bids import tools
-from hyps_bids.errors import NotFinished, UsageError
+from hyps_bids.errors import MissingInput, NotFinished, UsageError
 from hyps_bids.networks.cards import read_card
 from hyps_bids.networks.checkpoints import load_adapted
 from hyps_bids.outputs.digests import sha256
@@ -22,7 +22,7 @@ from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.writing import write_json
 from hyps_bids.pretraining.pretrain import PretrainingTask, base_task
 from hyps_bids.pretraining.synthesis import BOX
-from hyps_bids.recipe.choose import replace_weights
+from hyps_bids.recipe.choose import choose_adapter, replace_weights
 from hyps_bids.recipe.judge import is_better
 from hyps_bids.recipe.plan import read_recipe
 from hyps_bids.recipe.stages import Workshop, claim, finish, train_network
@@ -156,7 +156,7 @@ def made(workshop: Workshop, stage: str, name: str, *, better: bool) -> bytes:
     path = folder / f"{name}.safetensors"
     path.write_bytes(f"new {stage}".encode())
     path.with_suffix(".md").write_text(f"`{name}.safetensors`", encoding="utf-8")
-    finish(folder, {"better": better})
+    finish(folder, {"better": better, "base": sha256(workshop.base())})
     return path.read_bytes()
 
 
@@ -180,6 +180,27 @@ def test_weights_are_replaced_by_better_ones_only(workshop: Workshop, better: bo
         assert card == "`base-synthetic.safetensors`"
     else:
         assert told(workshop)[-1].startswith("replace: nothing")
+
+
+def test_an_adapter_is_not_shipped_with_a_base_that_was_trained_later(workshop: Workshop) -> None:
+    base = workshop.weights / "base-synthetic.safetensors"
+    old = base.read_bytes()
+    made(workshop, "soup", "adapter-anteriorposterior", better=True)
+    made(workshop, "base", "base", better=True)
+    made(workshop, "localizer", "localizer", better=True)
+    with raises(UsageError, "soup-other-base", workshop.output / "soup"):
+        replace_weights(workshop)
+    assert base.read_bytes() == old
+    assert [path.name for path in workshop.weights.iterdir()] == [base.name]
+
+
+def test_an_earlier_verdict_does_not_count_for_a_later_adapter(workshop: Workshop) -> None:
+    made(workshop, "soup", "adapter-anteriorposterior", better=True)
+    # It ends early, as a process that is killed does.
+    with raises(MissingInput, "no-adapter-trained"):
+        choose_adapter(workshop, [1])
+    replace_weights(workshop)
+    assert told(workshop)[-1].startswith("replace: nothing")
 
 
 def test_weights_that_changed_meanwhile_are_kept(workshop: Workshop) -> None:
