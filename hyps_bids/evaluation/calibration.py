@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.volumes import restore
 from hyps_bids.labels.msd import msd_subject, split_every_fifth, validation_subjects
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.segmentation.features import describe_sides
@@ -73,21 +76,29 @@ class Subject:
 
 
 def find_heads(paths: Sequence[Path], per_kind: int) -> list[Subject]:
-    """Make subjects of T1w images; other contrasts on the same grid beside them belong to them."""
+    """Make subjects of T1w images; other contrasts on the same grid beside them belong to them.
+
+    Images of other sessions do not: the head lies elsewhere in them, even on the same grid.
+    """
     found = []
     for path in paths:
-        start = path.name.split("_")[0] + "_"
         grid = nib.load(path)
         others = [
             other
-            for other in sorted(path.parent.glob(f"{start}*.nii*"))
+            for other in sorted(path.parent.glob("sub-*.nii*"))
             if other != path
+            and _session(other) == _session(path)
             and nib.load(other).shape == grid.shape
             and np.allclose(nib.load(other).affine, grid.affine, atol=1e-3)
         ]
-        others = [other for other in others if start.startswith("sub-")]
         found.append(Subject(head_name(path), "head", (path, *others), per_kind=per_kind))
     return found
+
+
+def _session(path: Path) -> str:
+    """Return the first entities of a BIDS name, or all of another name."""
+    match = re.match(r"sub-[^_]+(_ses-[^_]+)?_", path.name)
+    return match[0] if match else path.name
 
 
 def find_labeled_heads(folder: Path, per_kind: int) -> list[Subject]:
@@ -134,8 +145,15 @@ def collect(
     Raises
     ------
     UsageError
-        If the folder holds measurements of other networks.
+        If the folder holds measurements of other networks, or two subjects have the same name.
     """
+    counts = Counter(subject.name for subject in subjects)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UsageError(
+            f"{join_names(twice)}: more than one subject has this name, so that their measurements "
+            "would be mixed; rename the images",
+            code="calibration-same-name",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _check_networks(pipeline, folder)
     work = partial(_collect_subject, pipeline, folder)
@@ -198,7 +216,7 @@ def _collect_subject(pipeline: Pipeline, folder: Path, subject: Subject) -> None
     done = {name for name, _ in _read(folder, subject)}
     measure = _measure_head if subject.source in ("head", "manual") else _measure_crops
     with (folder / f"{subject.name}.jsonl").open("a", encoding="utf-8") as stream:
-        if done:
+        if stream.tell():
             # The last line may be incomplete.
             stream.write("\n")
         for name, rows in measure(pipeline, subject, done):

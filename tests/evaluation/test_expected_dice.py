@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
 from hyps_bids.errors import UsageError
-from hyps_bids.evaluation import expected_dice
-from hyps_bids.evaluation.calibration import Subject, collect, find_crops, read_rows
+from hyps_bids.evaluation import calibration, expected_dice
+from hyps_bids.evaluation.calibration import (
+    Subject,
+    collect,
+    find_crops,
+    find_heads,
+    read_rows,
+)
 from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
 from hyps_bids.segmentation.expected import load_model
 from hyps_bids.segmentation.pipeline import Pipeline
@@ -117,6 +124,33 @@ def test_figures_count_what_is_missed() -> None:
     assert (found["removed"], found["removed_not_flagged"]) == (1, 1)
     assert found["crops_mean_error"] == pytest.approx(0)
     assert found["crops_coverage"] == 1
+
+
+def test_contrasts_of_a_head_are_those_of_its_session(tmp_path: Path) -> None:
+    names = ["sub-1_ses-1_T1w", "sub-1_ses-1_T2w", "sub-1_ses-2_T1w", "sub-12_T1w", "colin_T1w"]
+    for name in names:
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3)), np.eye(4)), tmp_path / f"{name}.nii")
+    nib.save(nib.Nifti1Image(np.zeros((4, 3, 3)), np.eye(4)), tmp_path / "sub-1_ses-1_PDw.nii")
+    heads = find_heads([tmp_path / f"{names[k]}.nii" for k in (0, 3, 4)], 1)
+    found = [[path.name.split(".")[0] for path in head.images] for head in heads]
+    assert found == [names[:2], names[3:4], names[4:]]
+
+
+def test_subjects_of_one_name_are_refused(tmp_path: Path) -> None:
+    same = [Subject("sub-01", "head", (tmp_path / folder / "sub-01_T1w.nii",)) for folder in "ab"]
+    with raises(UsageError, "calibration-same-name", "sub-01"):
+        collect(Pipeline(tmp_path, tmp_path, tmp_path), same, tmp_path / "rows")
+
+
+def test_a_first_line_that_was_cut_off_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject("a", "head", ())
+    (tmp_path / "a.jsonl").write_text('["none:", [{"dice', encoding="utf-8")
+    rows = [("none:", [{"dice": 1.0}]), ("blur:2", [{"dice": 0.8}])]
+    monkeypatch.setattr(calibration, "_measure_head", lambda *_: iter(rows))
+    pipeline = Pipeline(*(shipped_weights(name) for name in (LOCALIZER, BASE, ADAPTER)))
+    assert collect(pipeline, [subject], tmp_path)["dice"].tolist() == [1.0, 0.8]
 
 
 @pytest.mark.slow

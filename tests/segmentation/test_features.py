@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hyps_bids.evaluation.expected_dice import INPUTS
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine
 from hyps_bids.imaging.volumes import RestoredSide, restore
 from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.segmentation.expected import load_model, shipped_model
 from hyps_bids.segmentation.features import describe_sides
 from hyps_bids.segmentation.localize import Localization, Location
 from hyps_bids.segmentation.segment import SegmentedSide
@@ -138,6 +140,8 @@ def test_agreement_with_the_localizer() -> None:
     # The middle of the head is the origin
     radius = (localization.icv_mm3 * 3 / 4 / np.pi) ** (1 / 3)
     assert both["R"]["depth"] == pytest.approx(22 / radius, rel=0.02)
+    # An input without a feature would silently be taken as usual.
+    assert {*INPUTS, *load_model(shipped_model()).features} <= set(both["L"])
 
 
 def test_sides_without_a_voxel_are_left_out() -> None:
