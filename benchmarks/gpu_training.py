@@ -58,9 +58,10 @@ def pack(args: argparse.Namespace) -> None:
                 archive.add(weights / f"{name}.safetensors", f"{WEIGHTS}/{name}.safetensors")
         if {"localizer", "base"} & set(args.stages):
             for path in sorted((args.data / plan.labelmaps).glob("*.nii*")):
-                _add_volume(archive, path, f"{DATA}/{plan.labelmaps}", labels=True)
+                _add_labelmap(archive, path, f"{DATA}/{plan.labelmaps}")
         if {"adapter", "soup"} & set(args.stages):
-            _add_crops(archive, args.data, plan.images, plan.labels)
+            for folder in (plan.images, plan.labels):
+                _add_crops(archive, args.data / folder, f"{DATA}/{folder}")
         if args.results:
             archive.add(args.results, RESULTS)
     size = args.archive.stat().st_size / MIB
@@ -69,31 +70,23 @@ def pack(args: argparse.Namespace) -> None:
         sys.exit(f"The archive is larger than {args.limit} MiB; pack fewer stages")
 
 
-def _add_crops(archive: tarfile.TarFile, data: Path, images: str, labels: str) -> None:
-    """Add the crops that may be trained on; those of the test set stay here."""
-    from hyps_bids.labels.msd import msd_subject, split_every_fifth
+def _add_crops(archive: tarfile.TarFile, source: Path, folder: str) -> None:
+    """Add all crops, those of the test set too, as they are.
 
-    paths = {path.name.split(".")[0]: path for path in sorted((data / images).glob("*.nii*"))}
-    kept, _ = split_every_fifth([msd_subject(name) for name in paths])
-    for name, path in paths.items():
-        if msd_subject(name) in kept:
-            _add_volume(archive, path, f"{DATA}/{images}", labels=False)
-            _add_volume(archive, data / labels / path.name, f"{DATA}/{labels}", labels=True)
+    The split depends on which subjects there are, and a training goes on with the same crops only.
+    """
+    for path in sorted(source.glob("[!.]*.nii*")):
+        archive.add(path, f"{folder}/{path.name}")
 
 
-def _add_volume(archive: tarfile.TarFile, path: Path, folder: str, *, labels: bool) -> None:
-    """Add an image as integers of 16 bits: labels as they are, intensities in 4096 steps."""
+def _add_labelmap(archive: tarfile.TarFile, path: Path, folder: str) -> None:
+    """Add a label map as integers of 16 bits; the archive as a whole compresses them better."""
     import nibabel as nib
     import numpy as np
 
     image = nib.load(path)
-    data = image.get_fdata(dtype=np.float32)
-    if not labels:
-        low, high = float(data.min()), float(np.percentile(data, 99.9))
-        data = (data - low) / max(high - low, 1e-6) * 4095
-    values = np.clip(np.round(data), -32768, 32767).astype(np.int16)
+    values = np.round(image.get_fdata(dtype=np.float32)).astype(np.int16)
     content = nib.Nifti1Image(values, image.affine).to_bytes()
-    # The archive is compressed as a whole, which takes less room than compressed files.
     info = tarfile.TarInfo(f"{folder}/{path.name.removesuffix('.gz')}")
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from hyps_bids.adaptation.crops import Crops
 from hyps_bids.errors import UsageError
-from hyps_bids.labels.msd import split_every_fifth
+from hyps_bids.labels.msd import split_every_fifth, validation_subjects
 
 _LOG = logging.getLogger("hyps_bids")
 
@@ -101,7 +101,7 @@ def split_crops(
     *,
     fixed_test: bool,
     count: int | None,
-    validation: float,
+    validation: float | None,
 ) -> tuple[Crops, Crops]:
     """Split crops by subject into those to train on and those to validate on.
 
@@ -115,19 +115,25 @@ def split_crops(
         Leave out every fifth subject, the test set of all published metrics.
     count : int or None
         Train on so many crops at most, the first ones; validation is then on other subjects.
-    validation : float
-        Fraction of the subjects to validate on if below 1; otherwise every n-th subject.
+    validation : float or None
+        Fraction of the subjects to validate on if below 1; otherwise every n-th subject. None
+        means every tenth, or with `fixed_test` and all crops
+        :func:`~hyps_bids.labels.msd.validation_subjects`, by which adapters are compared.
     """
     order = list(dict.fromkeys(sorted(subject_of(name) for name in crops.ids)))
+    fixed: set[int] = set()
     if fixed_test:
-        kept, _ = split_every_fifth([int(subject) for subject in order])
+        numbers = [int(subject) for subject in order]
+        fixed = validation_subjects(numbers) if validation is None and count is None else fixed
+        kept, _ = split_every_fifth(numbers)
         order = [subject for subject in order if subject in kept]
     names = [name for subject in order for name in crops.ids if subject_of(name) == subject]
     first = set(names[:count])
     used = {subject_of(name) for name in first} if count else set()
     free = [subject for subject in order if subject not in used]
+    validation = 10 if validation is None else validation
     every = round(1 / validation) if 0 < validation < 1 else round(validation)
-    held_out = set(free[every - 1 :: every] or free[-1:]) if every >= 1 else set()
+    held_out = fixed or (set(free[every - 1 :: every] or free[-1:]) if every >= 1 else set())
     validating = crops.select(lambda name: subject_of(name) in held_out)
     training = crops.select(lambda name: name in first and subject_of(name) not in held_out)
     if not len(training) or not len(validating):

@@ -1,9 +1,10 @@
 """Fit the expected Dice to the table of :mod:`hyps_bids.evaluation.calibration`, and check it.
 
 Everything is checked on predictions for subjects and kinds of spoiled images that the forest has
-not seen. The lower bound is conformal (Vovk 2015, cross-conformal prediction): the margin is the
-90th percentile of how far these predictions were too high, in units of what is usual for such an
-expected Dice.
+not seen. The bound below which scans are flagged is chosen on these, so that counts of flagged and
+missed scans need a check on other heads (``hyps-tools evaluate robustness`` and ``healthy``). The
+lower bound is conformal (Vovk 2015, cross-conformal prediction): the margin is the 90th percentile
+of how far these predictions were too high, in units of what is usual for such an expected Dice.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def _folds(names: pd.Series, count: int) -> np.ndarray:
 
 
 def _weights(rows: pd.DataFrame) -> np.ndarray:
-    """Give heads and crops the same weight, and each head as much as another."""
+    """Give all heads together the weight of all validation crops, and training crops a quarter."""
     share = rows.groupby("source")["dice"].transform("size")
     weights = 1 / share.to_numpy(float)
     weights[rows["source"].to_numpy() == "training"] /= 4

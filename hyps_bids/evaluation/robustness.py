@@ -123,7 +123,7 @@ def summarize_robustness(table: pd.DataFrame) -> dict[str, float]:
     lost = silent["kind"].isin(LOSSES)
     each = ["id", "kind", "strength"]
     wrong = spoiled[spoiled["dice"] < WRONG]
-    good = table[(table["kind"] == "none") & (table["hemi"] == table["hemi"].iloc[0])]
+    good = table[table["kind"] == "none"].drop_duplicates("id")
     return {
         "variants": len(spoiled.drop_duplicates(each)),
         "variants_wrong": len(wrong.drop_duplicates(each)),

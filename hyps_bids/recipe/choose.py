@@ -42,7 +42,8 @@ def choose_adapter(workshop: Workshop, seeds: Sequence[int], others: Sequence[Pa
         Seeds of the recipe's adapters; of those that are not finished, the averaged weights so far
         are taken.
     others : sequence of Path
-        More adapters of the same base and start, or folders of their trainings.
+        More adapters of the same base and start, or folders of their trainings. They must not have
+        been trained on the validation subjects, which nothing can check.
 
     Returns
     -------

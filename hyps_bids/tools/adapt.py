@@ -71,8 +71,8 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     group.add_argument(
         "--validation",
         type=float,
-        default=10,
-        help="fraction of the subjects to validate on, or N ≥ 2 for every Nth",
+        help="fraction of the subjects to validate on, or N ≥ 2 for every Nth (default: 10; of MSD "
+        "without --crops, the subjects that validate the shipped weights)",
     )
     add_training_options(parser, steps=2000, learning_rate=1e-3)
 

@@ -41,7 +41,8 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="more adapters for the stage soup, or folders of their trainings",
+        help="more adapters for the stage soup, or folders of their trainings; they must not have "
+        "been trained on the validation subjects",
     )
     parser.add_argument(
         "--weights",

@@ -98,7 +98,7 @@ def test_table_of_splits() -> None:
     ]
 
 
-def split_msd(count: int | None, validation: float) -> tuple[Crops, Crops]:
+def split_msd(count: int | None, validation: float | None) -> tuple[Crops, Crops]:
     names = tuple(f"hippocampus_{i:03d}" for i in range(1, 41))
     volume = torch.zeros(len(names), 1, 2, 2, 2)
     crops = Crops(names, volume, volume.bool(), volume.long())
@@ -113,6 +113,13 @@ def test_msd_test_subjects_are_never_used() -> None:
     assert len(used[1]) == 4
     fraction = split_msd(None, 0.25)
     assert (fraction[0].ids, fraction[1].ids) == (training.ids, validation.ids)
+
+
+def test_adapters_are_not_trained_on_the_subjects_that_compare_them() -> None:
+    training, validation = split_msd(None, None)
+    # The eighth of the subjects that are not in the test set; two crops each.
+    assert validation.ids == ("hippocampus_017", "hippocampus_018")
+    assert {msd_subject(n) for n in training.ids} == set(range(1, 21)) - {5, 9, 10, 15, 20}
 
 
 def test_first_crops_only() -> None:

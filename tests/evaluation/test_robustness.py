@@ -31,6 +31,8 @@ def test_summary_counts_variants() -> None:
         ("a", "none", "", "R", "", 1.0, False, True),
         ("b", "none", "", "L", "", 1.0, False, False),
         ("b", "none", "", "R", "", 1.0, False, False),
+        # A head of which one side is known.
+        ("c", "none", "", "R", "", 1.0, False, True),
         # Both sides are wrong: one variant.
         ("a", "noise", "0.4", "L", "", 0.6, True, False),
         ("a", "noise", "0.4", "R", "", 0.7, True, False),
@@ -49,7 +51,7 @@ def test_summary_counts_variants() -> None:
         "variants_refused": 1,
         "variants_silently_wrong": 3,
         "lost_sides_segmented_silently": 1,
-        "heads_flagged": 0.5,
+        "heads_flagged": 0.6667,
         "silently_wrong_atrophy": 1,
         "silently_wrong_noise": 1,
         "silently_wrong_resection": 1,
