@@ -121,10 +121,10 @@ def split_crops(
         :func:`~hyps_bids.labels.msd.validation_subjects`, by which adapters are compared.
     """
     order = list(dict.fromkeys(sorted(subject_of(name) for name in crops.ids)))
-    fixed: set[int] = set()
+    fixed: set[int | str] = set()
     if fixed_test:
         numbers = [int(subject) for subject in order]
-        fixed = validation_subjects(numbers) if validation is None and count is None else fixed
+        fixed = {*validation_subjects(numbers)} if validation is None and count is None else fixed
         kept, _ = split_every_fifth(numbers)
         order = [subject for subject in order if subject in kept]
     names = [name for subject in order for name in crops.ids if subject_of(name) == subject]
