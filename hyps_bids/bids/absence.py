@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hyps_bids.bids.folders import Participant, near_misses, suffix_of
+from hyps_bids.bids.folders import Participant, in_sessions, near_misses, suffix_of
 from hyps_bids.errors import NothingMatches
 from hyps_bids.messages import format_count, join_alternatives, join_names, printable
 from hyps_bids.outputs.scan import Scan
@@ -17,8 +17,6 @@ _LOG = logging.getLogger("hyps_bids")
 LeftOut = dict[str, list[tuple[str, str]]]
 #: Most participants whose folders are searched: a dataset may have thousands without images.
 _SEARCHED = 1000
-#: Rank of participants who have nothing that looks like a wanted image.
-_NOTHING_NEAR = 2
 
 
 def sorted_suffixes(settings: Settings) -> list[str]:
@@ -128,16 +126,13 @@ def _describe_absent(
     ranked = []
     for number, participant in enumerate(absent):
         root = settings.bids_dir if number < searched else None
-        rank, text = _instead(root, participant, suffixes, left_out, filtered)
-        others = {suffix_of(path) for path in participant.images}.difference(settings.suffix)
-        if rank == _NOTHING_NEAR and others:
-            option = " ".join(suffix for suffix in SUFFIXES if suffix in others)
-            text += f"; --suffix {option} selects what is there"
+        rank, text = _instead(settings, root, participant, suffixes, left_out, filtered)
         ranked.append((rank, f"{participant.label} ({text})"))
     return join_names(text for _, text in sorted(ranked))
 
 
 def _instead(
+    settings: Settings,
     root: Path | None,
     participant: Participant,
     suffixes: Sequence[str],
@@ -156,10 +151,15 @@ def _instead(
         return 1, "the filter file passes none of its images"
     if elsewhere := participant.images_of(suffixes):
         return 2, f"only in other sessions, such as {elsewhere[0]}"
-    if beside := [*participant.images, *participant.others]:
-        wanted = join_alternatives(suffixes)
-        return _NOTHING_NEAR, f"no {wanted} image beside {Path(beside[0]).name}"
-    return 3, "no files in a folder anat"
+    images = [path for path in participant.images if in_sessions(path, settings.session_label)]
+    files = [*images, *participant.images, *participant.others]
+    if not files:
+        return 3, "no files in a folder anat"
+    text = f"no {join_alternatives(suffixes)} image beside {Path(files[0]).name}"
+    if others := {suffix_of(path) for path in images}.difference(settings.suffix):
+        option = " ".join(suffix for suffix in SUFFIXES if suffix in others)
+        text += f"; --suffix {option} selects what is there"
+    return 2, text
 
 
 def explain_labels(

@@ -62,11 +62,7 @@ def read_filters(path: Path, suffixes: Sequence[str]) -> Filters:
     if ignored:
         _LOG.warning(
             "%s: the queries %s are not used here, only %s is",
-            *(
-                path,
-                ", ".join(ignored),
-                _quoted(used),
-            ),
+            *(path, ", ".join(ignored), _quoted(used)),
         )
     return {
         suffix: _read_query(path, name, content[name], image_query([suffix]))

@@ -70,6 +70,12 @@ def suffix_of(path: str) -> str:
     return Scan.from_path(Path(path)).suffix
 
 
+def in_sessions(path: str, sessions: Collection[str]) -> bool:
+    """Tell by its folder whether an image is of one of these sessions; without any, it is."""
+    folder = path.split("/")[1]
+    return not sessions or (folder.startswith("ses-") and folder[4:] in sessions)
+
+
 def _misspelled(suffixes: Iterable[str]) -> re.Pattern[str]:
     """Match images but for upper and lower case, a dot in the name, or white space at its end."""
     pattern = rf"[^.].*(?:{'|'.join(suffixes)})\.nii(?:\.gz)?\s*"
@@ -169,7 +175,8 @@ def _why_misspelled(folder: str, name: str, suffixes: Sequence[str]) -> str:
     if name != name.strip():
         return "its name ends with white space"
     if not re.search(rf"_(?:{'|'.join(suffixes)})\.nii(\.gz)?$", name):
-        (meant,) = [each for each in suffixes if each.casefold() in name.casefold()][:1]
+        end = name.casefold().rpartition(".nii")[0]
+        meant = next(each for each in suffixes if end.endswith(each.casefold()))
         return (
             f"its name must end with _{meant}.nii.gz or _{meant}.nii; upper and lower case matter"
         )

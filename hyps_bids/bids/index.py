@@ -19,7 +19,7 @@ from hyps_bids.bids.absence import (
     sorted_suffixes,
 )
 from hyps_bids.bids.filters import Filters, filtered_paths, read_filters
-from hyps_bids.bids.folders import Participant, find_participants, list_images
+from hyps_bids.bids.folders import Participant, find_participants, in_sessions, list_images
 from hyps_bids.bids.layouts import StoredIndex, image_query, index_images, query_images
 from hyps_bids.errors import HypsError, InvalidBids, MissingInput, NothingMatches, UsageError
 from hyps_bids.messages import format_count, is_unicode, join_names, printable
@@ -246,10 +246,7 @@ def _refuse_unknown_sessions(
 
 def _is_asked(image: str, subjects: Collection[str], sessions: Sequence[str]) -> bool:
     """Judge by the folders, because it is folders that labels select."""
-    subject, session, _ = image.split("/", 2)
-    return subject[4:] in subjects and (
-        not sessions or (session.startswith("ses-") and session[4:] in sessions)
-    )
+    return image.partition("/")[0][4:] in subjects and in_sessions(image, sessions)
 
 
 def _index(

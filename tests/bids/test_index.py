@@ -158,6 +158,7 @@ def test_participant_without_image_is_named(
         ("ses-1/anat/nifti/sub-03_ses-1_T1w.nii.gz", "nifti, not anat"),
         ("anat/sub-03_UNIT1.nii.gz", "--suffix UNIT1"),
         ("anat/sub-03_acq-mprage.nii.gz", "not T1w"),
+        ("anat/sub-03_acq-t2w_T1W.nii.gz", "_T1w.nii.gz"),
         ("anat/sub-03_T1w.mgz", "NIfTI"),
         ("anat/sub-03_part-phase_T1w.nii.gz", "part-phase"),
         ("anat/sub-03_space-MNI152NLin2009cAsym_T1w.nii.gz", "template"),
@@ -742,6 +743,29 @@ def test_participants_without_one_of_the_contrasts_are_named(
     assert [r.message.partition(":")[0] for r in caplog.records] == [
         "1 participant without a selected T1w image"
     ]
+
+
+def test_what_absent_participants_have_is_that_of_the_session(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = "sub-03/ses-{0}/anat/sub-03_ses-{0}_{1}.nii.gz"
+    add(dataset, folder.format("M00", "T2w"), folder.format("M12", "PDw"))
+    (dataset / "sub-101/anat/sub-101_acq-t1w_T2W.nii.gz").touch()
+    find(dataset, session_label=("M00",))
+    find(dataset, session_label=("M12",))
+    first, second = (r.message for r in caplog.records if "sub-03_" in r.message)
+    assert "beside sub-03_ses-M00_T2w.nii.gz; --suffix T2w selects" in first
+    assert "beside sub-03_ses-M12_PDw.nii.gz; --suffix PDw selects" in second
+    add(dataset, folder.format("M24", "T1w"))
+    caplog.clear()
+    find(dataset, session_label=("M12",))
+    (text,) = (r.message for r in caplog.records if "sub-03_" in r.message)
+    assert "only in other sessions, such as sub-03/ses-M24/" in text
+    assert "--suffix" not in text
+    # The end of the name says which contrast is meant.
+    caplog.clear()
+    find(dataset, suffix=("T1w", "T2w"))
+    assert "sub-101_acq-t1w_T2W.nii.gz: its name must end with _T2w" in caplog.text
 
 
 def test_each_contrast_has_a_filter(
