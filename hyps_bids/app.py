@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
@@ -100,6 +102,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
 
     settings = run.settings
     setup = choose_networks(settings)
+    _warn_of_unseen_contrasts(setup.adapter, scans)
     to_do = setup.find_undone(scans, settings)
     if to_do:
         from hyps_bids.workflows.execution import load_networks, process_scans
@@ -120,6 +123,22 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
     )
     _name_other_contrasts(settings, scans)
     return process_scans(run, setup, pipeline, to_do) if to_do else ([], [])
+
+
+def _warn_of_unseen_contrasts(adapter: Path, scans: Sequence[Scan]) -> None:
+    """Warn of images of contrasts on which an adapter of the user's own was not trained."""
+    from hyps_bids.networks.cards import read_card
+
+    # Only the cards of adapters made by --train-adapter count the images of each contrast.
+    card = cast(Mapping[str, Any], read_card(adapter))
+    trained = {name.rpartition("_")[2] for name in card.get("contrasts", ())}
+    unseen = {scan.suffix for scan in scans} - trained
+    if trained and unseen:
+        _LOG.warning(
+            "%s was trained on %s images only, so its results for %s images may be wrong. Look at "
+            "them before you use their volumes.",
+            *(adapter, join_names(sorted(trained)), join_names(sorted(unseen))),
+        )
 
 
 def _name_other_contrasts(settings: Settings, scans: Sequence[Scan]) -> None:

@@ -19,7 +19,7 @@ from hyps_bids.classification.remarks import count_remarks, find_remarks, join_r
 from hyps_bids.classification.store import load_classifier
 from hyps_bids.classification.threshold import call_classes
 from hyps_bids.classification.training_set import describe_outside, far_outside, known_labels
-from hyps_bids.cohort.image_contrasts import contrasts_of
+from hyps_bids.cohort.image_contrasts import contrasts_of, how_to_select
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.messages import format_count, join_names, suggest_names
@@ -109,14 +109,16 @@ def apply_classifier(
 
 
 def _check_contrast(frame: pd.DataFrame, card: Card, classifier: Path) -> None:
-    """Refuse images of another contrast; cards of earlier versions are of T1w images."""
+    """Refuse images of another contrast than those of training."""
     here = contrasts_of(frame).iloc[0]
     trained = card.get("ImageContrast", DEFAULT_SUFFIX)
-    if here != trained and not ("ImageContrast" not in card and here.endswith(f"_{trained}")):
+    # Earlier versions trained on T1w images, with a contrast agent or without.
+    comparable = here if "ImageContrast" in card else here.rpartition("_")[2]
+    if comparable != trained:
         raise BadData(
             f"{classifier}: trained on volumes of {trained} images; these are of {here} images, "
-            "whose volumes are not comparable. Use its contrast, with --suffix "
-            f"{trained.rpartition('_')[2]}",
+            "whose volumes are not comparable. Use images of its contrast: "
+            f"{how_to_select(trained, [trained, here])}.",
             code="image-contrast-differs",
         )
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from hyps_bids.errors import MissingInput
 from hyps_bids.outputs.columns import KEYS, table_columns
+from hyps_bids.outputs.flags import reasons as reasons_of
 from hyps_bids.outputs.names import parse_output, sidecar_path
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
@@ -182,9 +183,17 @@ def gather(found: FoundOutputs) -> Gathered:
 
 def _with_review(qc: pd.DataFrame) -> pd.DataFrame:
     """Say which scans to review, also for those of versions that wrote their flags only."""
-    unsaid = (qc["status"] == "done") & qc["review"].isna()
-    said = qc["flags"].isna().map({True: "no", False: "yes"})
-    return qc.assign(review=qc["review"].mask(unsaid, said))
+    unsaid = qc[(qc["status"] == "done") & qc["review"].isna()]
+    flagged = unsaid[unsaid["flags"].notna()]
+    texts = {
+        row: " ".join(reasons_of(values["flags"].split(), values))
+        for row, values in flagged.to_dict("index").items()
+    }
+    qc = qc.astype({"review": "object", "reasons": "object"})
+    qc.loc[unsaid.index, "review"] = "no"
+    qc.loc[flagged.index, "review"] = "yes"
+    qc.loc[flagged.index, "reasons"] = pd.Series(texts, dtype="object")
+    return qc.astype({"review": "str", "reasons": "str"})
 
 
 def scan_named(stem: str) -> Scan:

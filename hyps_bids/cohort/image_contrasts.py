@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import pandas as pd
 
 from hyps_bids.errors import UsageError
-from hyps_bids.messages import format_count, join_names
+from hyps_bids.messages import format_count
 from hyps_bids.outputs.scan import DEFAULT_SUFFIX, Scan
 
 #: Columns of the wide table that tell contrasts apart; the second one tells nothing of contrast
@@ -87,15 +87,11 @@ def refuse_several(
     if len(counts) < 2 or any(_tells_apart(frame, name) for name in telling):
         return
     found = ", ".join(f"{name} ({format_count(n, 'scan')})" for name, n in counts.items())
-    suffixes = list(dict.fromkeys(name.rpartition("_")[2] for name in counts))
-    ways = []
-    if len(suffixes) > 1:
-        ways.append(f"choose one contrast, such as --suffix {suffixes[0]}")
-    if others := [name for name in counts if "_" in name]:
-        ways.append(f"leave out {join_names(others)} by {_query(others)} in --bids-filter-file")
+    one = next(iter(counts))
     raise UsageError(
         f"{what} would mix images of {len(counts)} contrasts, whose volumes are not comparable: "
-        f"{found}. Please {', and '.join(ways)}{remedy and f', or {remedy}'}.",
+        f"{found}. Please choose one of them, such as {one} by {how_to_select(one, counts)}"
+        f"{f', or {remedy}' if remedy else ''}.",
         code="contrasts-pooled",
     )
 
@@ -104,17 +100,26 @@ def _tells_apart(frame: pd.DataFrame, column: str) -> bool:
     return bool((contrasts_of(frame).groupby(frame[column]).nunique() == 1).all())
 
 
-def _query(names: Iterable[str]) -> str:
-    """Write the filter file that leaves out these contrasts of their suffixes.
+def how_to_select(kept: str, found: Iterable[str]) -> str:
+    """Say by which options the images of one contrast are used, and none of the others found.
 
     Examples
     --------
-    >>> _query(["ce-gadolinium_T1w", "echo-1_part-real_T2w"])
-    '{"t1w": {"ceagent": null}, "t2w": {"echo": null, "part": null}}'
+    >>> how_to_select("T1w", ["T1w", "T2w"])
+    '--suffix T1w'
+    >>> how_to_select("ce-gd_T1w", ["T1w", "ce-gd_T1w", "echo-1_T2w"])
+    '--suffix T1w and {"t1w": {"ceagent": "gd"}} in --bids-filter-file'
     """
-    queries: dict[str, dict[str, None]] = {}
-    for name in names:
-        *entities, suffix = name.split("_")
-        keys = (_ENTITIES[entity.partition("-")[0]] for entity in entities)
-        queries.setdefault(suffix.lower(), {}).update(dict.fromkeys(keys))
-    return json.dumps(queries)
+    suffix, own = _split(kept)
+    of_suffix = [entities for name in found for end, entities in [_split(name)] if end == suffix]
+    query = {_ENTITIES[key]: own.get(key) for entities in of_suffix for key in entities}
+    options = f"--suffix {suffix}"
+    if query:
+        options += f" and {json.dumps({suffix.lower(): query})} in --bids-filter-file"
+    return options
+
+
+def _split(contrast: str) -> tuple[str, dict[str, str]]:
+    """Split the name of a contrast into suffix and entities."""
+    *parts, suffix = contrast.split("_")
+    return suffix, {key: value for key, _, value in (part.partition("-") for part in parts)}

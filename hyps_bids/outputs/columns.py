@@ -51,7 +51,7 @@ class ColumnDescription(TypedDict, total=False):
     ICVAdjustments: dict[str, ICVAdjustment]
 
 
-#: Column that states the contrast → description. Tables of version 0.2 and older lack it: T1w.
+#: Column that states the contrast → description. Tables of version 0.1 lack it: T1w.
 SUFFIX_COLUMN = {"suffix": "BIDS suffix of the image, which states its contrast, such as T1w."}
 #: Columns in front of every table of the group level → description
 KEYS = {

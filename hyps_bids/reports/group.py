@@ -11,9 +11,14 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from hyps_bids.cohort.image_contrasts import CONTRAST
+from hyps_bids.cohort.image_contrasts import contrasts_of
 from hyps_bids.errors import HypsError, MissingInput
-from hyps_bids.outputs.columns import CHANGE_COLUMNS, LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
+from hyps_bids.outputs.columns import (
+    CHANGE_COLUMNS,
+    CONTRAST_COLUMN,
+    LINEAR_MODEL_COLUMNS,
+    POSTHOC_COLUMNS,
+)
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.names import T1W_ALONE, group_path, group_space, sidecar_path
 from hyps_bids.outputs.reading import (
@@ -81,7 +86,9 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
     for kind, trained in (("classifier", classifiers), ("adapter", adapters)):
         for t, one in enumerate(trained):
             specs |= {f"{kind}-{t}-{c}": chart.spec for c, chart in enumerate(one.charts)}
-    change = _read_optional(group_path(output_dir, CHANGE, suffixes), CHANGE_COLUMNS)
+    # Tables of earlier versions do not state the contrast.
+    needed = CHANGE_COLUMNS.keys() - CONTRAST_COLUMN.keys()
+    change = _read_optional(group_path(output_dir, CHANGE, suffixes), needed)
     html = render(
         "group.html.j2",
         dataset=_dataset_name(output_dir),
@@ -143,10 +150,11 @@ def _read_optional(path: Path, columns: Collection[str]) -> pd.DataFrame:
 def _summarize_change(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Summarize the change per year of both hippocampi, by contrast if there are several."""
     rows = []
-    several = table[CONTRAST].nunique() > 1
+    contrasts = contrasts_of(table)
+    several = contrasts.nunique() > 1
     measures = {f"volume_mm3_{hemi}_{WHOLE}": side for hemi, side in SIDE_NAMES.items()}
     whole = table[table["measure"].isin(measures)]
-    for (contrast, measure), one in whole.groupby([CONTRAST, "measure"]):
+    for (contrast, measure), one in whole.groupby([contrasts[whole.index], "measure"]):
         side = measures[str(measure)] + (f", {contrast}" if several else "")
         slopes = one["percent_per_year"].dropna()
         low, middle, high = slopes.quantile([0.25, 0.5, 0.75])

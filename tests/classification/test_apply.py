@@ -111,6 +111,13 @@ def test_tables_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> No
         (new.rename(columns={"age": "Age"}), BadData, "column-missing", "there are: Age, "),
         (new.assign(models=other), BadData, "weights-differ", other),
         (new.assign(image_contrast="T2w"), BadData, "image-contrast-differs", "--suffix T1w"),
+        # The contrast differs although the suffix does not.
+        (
+            new.assign(image_contrast="ce-gd_T1w"),
+            BadData,
+            "image-contrast-differs",
+            '{"t1w": {"ceagent": null}}',
+        ),
         (
             pd.concat([new, new.assign(image_contrast="T2w", scan=new["scan"] + "_space-T2w")]),
             UsageError,

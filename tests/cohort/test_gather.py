@@ -116,13 +116,16 @@ def test_tables_of_other_versions(study: Any) -> None:
 
 def test_tables_that_do_not_say_what_to_review(study: Any) -> None:
     for stem, flags in {"sub-01": None, "sub-02": "low_confidence_L"}.items():
-        study.scan(stem)
+        study.scan(stem, confidence_L=0.7)
         path = study.path(stem, "qc")
         frame = read_table(path).drop(columns=["review", "reasons"], errors="ignore")
         write_table(path, frame.assign(flags=flags))
     study.failed_scan("sub-03", "not an image")
     found = gather(find_outputs(study.output)).qc
     assert found["review"].fillna("n/a").tolist() == ["no", "yes", "n/a"]
+    assert found["reasons"].isna().tolist() == [True, False, True]
+    for fact in ("(left)", "0.7", "0.8"):
+        assert fact in found["reasons"][1]
     assert found["expected_dice_L"].isna().all()
 
 

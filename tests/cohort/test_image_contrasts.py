@@ -21,9 +21,10 @@ from tests.raising import raises
 SIDES = {"T1w": 3000.0, "T2w": 2400.0}
 
 
-@pytest.fixture
-def contrasts(study: MadeStudy) -> MadeStudy:
+@pytest.fixture(scope="module")
+def contrasts(tmp_path_factory: pytest.TempPathFactory) -> MadeStudy:
     """Four participants with two sessions of T1w; the first three have a T2w in each as well."""
+    study = MadeStudy.create(tmp_path_factory.mktemp("contrasts"))
     people = [f"sub-{n}" for n in range(1, 5)]
     study.table("participants.tsv", "participant_id age\n" + "\n".join(f"{p} 70" for p in people))
     for n, name in enumerate(people):
@@ -51,24 +52,16 @@ def row_of(wide: pd.DataFrame, scan: str) -> pd.Series:
     return pd.Series(row)
 
 
-def test_only_t1w_unless_others_are_asked_for(
-    contrasts: MadeStudy, caplog: pytest.LogCaptureFixture
+@pytest.fixture(scope="module")
+def both(contrasts: MadeStudy) -> pd.DataFrame:
+    """Write the table of both contrasts."""
+    return contrasts.write_tables(suffix=("T1w", "T2w"))
+
+
+def test_each_contrast_has_its_own_tables(
+    contrasts: MadeStudy, both: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
-    wide = contrasts.write_tables()
-    assert set(wide["suffix"]) == set(wide["image_contrast"]) == {"T1w"}
-    assert len(wide) == 8
-    assert set(contrasts.group_table("morph")["suffix"]) == {"T1w"}
-    (text,) = [r.getMessage() for r in caplog.records if "--suffix T2w" in r.getMessage()]
-    assert "6 scans" in text
-    # Everything is there that would be there without the other contrast.
     before = {p: p.read_bytes() for p in contrasts.output.glob("group_*")}
-    contrasts.write_tables(suffix=("T2w",))
-    contrasts.write_tables(suffix=("T2w", "T1w"))
-    assert {p: p.read_bytes() for p in before} == before
-
-
-def test_each_contrast_has_its_own_tables(contrasts: MadeStudy) -> None:
     t2w = contrasts.write_tables(suffix=("T2w",))
     assert group_path(contrasts.output, WIDE, ["T2w"]).name.startswith("group_space-T2w_seg-")
     assert t2w.loc[t2w["status"] == "done", "scan"].tolist() == [
@@ -78,18 +71,25 @@ def test_each_contrast_has_its_own_tables(contrasts: MadeStudy) -> None:
     missing = t2w[t2w["status"] == "missing"].iloc[0]
     assert (missing["participant_id"], missing["suffix"]) == ("sub-4", "T2w")
     assert "T2w" in missing["reason"]
-    both = contrasts.write_tables(suffix=("T1w", "T2w"))
+    # Only T1w unless others are asked for, and a line says what else is there.
+    before |= {p: p.read_bytes() for p in contrasts.output.glob("group_*")}
+    caplog.set_level(logging.INFO)
+    t1w = contrasts.write_tables()
+    assert set(t1w["suffix"]) == set(t1w["image_contrast"]) == {"T1w"}
+    assert len(t1w) == 8
+    assert set(contrasts.group_table("morph")["suffix"]) == {"T1w"}
+    (text,) = [r.getMessage() for r in caplog.records if "--suffix T2w" in r.getMessage()]
+    assert "6 scans" in text
+    # No table replaces another one, and the rows of a contrast are the same in each of them.
+    assert {p: p.read_bytes() for p in before} == before
     pd.testing.assert_frame_equal(both, read_wide(contrasts.output, ["T2w", "T1w"]))
     assert both["suffix"].value_counts().to_dict() == {"T1w": 8, "T2w": 7}
-    # The rows of a contrast are the same, whichever others are in the table.
-    t1w = contrasts.write_tables()
     for alone in (t1w, t2w):
         part = both[both["suffix"] == alone["suffix"].iloc[0]].reset_index(drop=True)
         pd.testing.assert_frame_equal(part[list(alone)], alone)
 
 
-def test_other_contrasts_are_no_further_times(contrasts: MadeStudy) -> None:
-    both = contrasts.write_tables(suffix=("T1w", "T2w"))
+def test_other_contrasts_are_no_further_times(contrasts: MadeStudy, both: pd.DataFrame) -> None:
     first, second = (row_of(both, f"sub-1_ses-{s}_space-T2w") for s in (1, 2))
     assert (first["scan_number"], second["scan_number"]) == (1, 2)
     assert first["years_since_first_scan"] == 0
@@ -106,10 +106,10 @@ def test_other_contrasts_are_no_further_times(contrasts: MadeStudy) -> None:
     assert slopes == pytest.approx([10 / 3, 20 / 3] * 3 + [10 / 3], rel=1e-2)
 
 
-def test_each_contrast_is_adjusted_by_its_own_line(contrasts: MadeStudy) -> None:
-    contrasts.write_tables(suffix=("T1w", "T2w"))
+def test_each_contrast_is_adjusted_by_its_own_line(
+    contrasts: MadeStudy, both: pd.DataFrame
+) -> None:
     path = group_path(contrasts.output, WIDE, ["T1w", "T2w"])
-    columns = read_wide(contrasts.output, ["T1w", "T2w"])
     described = json.loads(path.with_suffix(".json").read_text())["icv_residual_mm3_L_whole"]
     assert "ICVAdjustment" not in described
     found = described["ICVAdjustments"]
@@ -117,7 +117,7 @@ def test_each_contrast_is_adjusted_by_its_own_line(contrasts: MadeStudy) -> None
     assert found["T2w"]["Slope"] == pytest.approx(2e-3)
     assert (found["T1w"]["N"], found["T2w"]["N"]) == (4, 3)
     # The volumes are straight lines of ICV, so that nothing but the contrast's mean is left.
-    for contrast, rows in columns[columns["status"] == "done"].groupby("image_contrast"):
+    for contrast, rows in both[both["status"] == "done"].groupby("image_contrast"):
         mean = SIDES[str(contrast)] + found[contrast]["Slope"] * found[contrast]["MeanICV"]
         assert np.allclose(rows["icv_residual_mm3_L_whole"], mean)
 
@@ -144,6 +144,10 @@ def test_contrast_agent_is_another_contrast(study: MadeStudy) -> None:
     assert numbers[stems].tolist() == [1, 2, 1]
     with raises(UsageError, "contrasts-pooled", "ce-gadolinium_T1w", '{"t1w": {"ceagent": null}}'):
         refuse_several(wide, "a classifier")
+    # Two agents: leaving out both would leave nothing.
+    agents = wide.assign(image_contrast=["ce-a_T1w", "ce-b_T1w", "echo-1_T2w"] * 3)
+    with raises(UsageError, "contrasts-pooled", '--suffix T1w and {"t1w": {"ceagent": "a"}}'):
+        refuse_several(agents, "a classifier")
     # The column suffix cannot tell them apart.
     with pytest.raises(UsageError):
         refuse_several(wide, "--model", ["suffix"])

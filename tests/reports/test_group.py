@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 
 from hyps_bids.errors import MissingInput
+from hyps_bids.outputs.columns import CHANGE_COLUMNS
 from hyps_bids.outputs.names import group_path, sidecar_path
-from hyps_bids.outputs.reading import WIDE
+from hyps_bids.outputs.reading import CHANGE, WIDE
 from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports.group import write_group_report
 from hyps_bids.reports.group_facts import GroupFacts, describe_group
@@ -176,6 +177,19 @@ def test_a_damaged_optional_table_is_left_out_with_a_warning(
     assert 'id="scans"' in text
     assert 'id="models"' not in text
     assert 'id="change"' not in text
+
+
+def test_change_of_an_earlier_version_is_of_t1w_images(tmp_path: Path) -> None:
+    slopes = {"mm3_per_year": -20.0, "percent_per_year": -1.5}
+    row = dict.fromkeys(CHANGE_COLUMNS, 1.0) | slopes | {"remarks": None}
+    row |= {"participant_id": "sub-1", "measure": "volume_mm3_L_whole", "time_source": "age"}
+    table = pd.DataFrame([row]).drop(columns="image_contrast")
+    write_derivatives(tmp_path, 12)
+    write_table(group_path(tmp_path, CHANGE), table)
+    text = write_group_report(tmp_path).read_text()
+    (shown,) = re.findall(r'<th scope="row">left.*?</tr>', text, re.IGNORECASE)
+    assert "T1w" not in shown
+    assert "1.50" in shown
 
 
 def test_nothing_done_and_no_metadata(tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from hyps_bids.app import _warn_of_unseen_contrasts
 from hyps_bids.cli import main
 from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.workflows import execution
 
 
@@ -378,3 +381,23 @@ def test_contrasts_share_an_output_folder(
     t1w, t2w = (read_table(path) for path in tables)
     assert (t1w["suffix"].unique(), t2w["suffix"].unique()) == (["T1w"], ["T2w"])
     assert t1w["volume_mm3"].tolist() == t2w["volume_mm3"].tolist()
+
+
+def test_contrasts_that_an_adapter_has_not_seen_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warn(card: dict[str, object], *suffixes: str) -> list[str]:
+        caplog.clear()
+        metadata = {"hyps": json.dumps({"kind": "adapter", "labels": []} | card)}
+        save_file({"x": np.zeros(1)}, tmp_path / "adapter.safetensors", metadata)
+        scans = [Scan.from_path(Path(f"sub-1_{suffix}.nii.gz")) for suffix in suffixes]
+        _warn_of_unseen_contrasts(tmp_path / "adapter.safetensors", scans)
+        return caplog.messages
+
+    trained = {"contrasts": {"T1w": 5, "ce-gd_T1w": 5, "FLAIR": 2}}
+    (text,) = warn(trained, "T1w", "T2w", "PDw", "T2w")
+    for fact in ("adapter.safetensors was trained on FLAIR, T1w images", "PDw, T2w images"):
+        assert fact in text
+    assert warn(trained, "T1w", "FLAIR") == []
+    # Adapters of earlier versions, and those that ship, do not count images.
+    assert warn({}, "T1w", "T2w") == []
