@@ -25,7 +25,7 @@ from hyps_bids.messages import is_unicode
 Level = Literal["participant", "group"]
 #: BIDS suffixes of the images that can be segmented. Contrast-enhanced T1w images are T1w, with the
 #: entity ``ce``; quantitative maps, and files with several images such as PDT2, are no such images.
-Suffix = Literal["T1w", "T2w", "FLAIR", "UNIT1", "PDw", "T2starw", "inplaneT1", "inplaneT2"]
+Suffix = Literal["T1w", "T2w", "FLAIR", "UNIT1", "PDw"]
 SUFFIXES: tuple[Suffix, ...] = get_args(Suffix)
 T = TypeVar("T")
 

@@ -24,9 +24,6 @@ _LIKE = {
     "FLAIR": "flair|tirm",
     "UNIT1": "uni|t1|mp2rage",
     "PDw": "pd",
-    "T2starw": "t2|swi|gre",
-    "inplaneT1": "inplane|t1",
-    "inplaneT2": "inplane|t2",
 }
 _NO_IMAGE = (".json", ".tsv", ".txt", ".html", ".svg", ".gii", ".h5", ".mat", ".xfm")
 _SUBJECT_LIKE = re.compile(r"sub[-_ ]?\w.*", re.IGNORECASE)

@@ -19,6 +19,7 @@ import pandas as pd
 from safetensors.numpy import save
 
 from hyps_bids.evaluation.calibration import KEYS, UNSPOILED
+from hyps_bids.evaluation.damage import LOSSES
 from hyps_bids.outputs.quality import EXPECTED_LOW, quality_bounds
 from hyps_bids.outputs.writing import write_bytes, write_text
 from hyps_bids.segmentation.expected import KIND, QualityModel
@@ -94,7 +95,7 @@ def targets(table: pd.DataFrame) -> tuple[pd.Series, float]:
 
 
 def fit(table: pd.DataFrame, networks: Mapping[str, str]) -> tuple[QualityModel, pd.DataFrame]:
-    """Fit the model to all rows but those of test subjects.
+    """Fit the model to all rows but those of test subjects and of hippocampi that are lost.
 
     Parameters
     ----------
@@ -119,23 +120,26 @@ def fit(table: pd.DataFrame, networks: Mapping[str, str]) -> tuple[QualityModel,
     inputs = rows[names].fillna(dict(zip(names, usual, strict=True))).to_numpy(np.float64)
     true, weights = rows["true"].to_numpy(), _weights(rows)
     expected, known = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    # The Dice of what is not there says nothing about the image; other measures look for losses.
+    kept = ~rows["kind"].isin(LOSSES).to_numpy()
     for kinds, estimates in ((True, expected), (False, known)):
-        for seen, asked in left_out(rows, kinds=kinds):
+        for others, asked in left_out(rows, kinds=kinds):
+            seen = others & kept
             forest = _forest(names).fit(inputs[seen], true[seen], weights[seen])
             estimates[asked] = forest.predict(inputs[asked])
     rows["expected"], rows["known_kinds"] = expected, known
     rows["low"] = np.nan
     for subject in rows["subject"].unique():
-        mine = rows["subject"] == subject
-        others = _margins(expected[~mine], true[~mine], weights[~mine])
-        rows.loc[mine, "low"] = np.clip(expected[mine] - np.interp(expected[mine], *others), 0, 1)
-    forest = _forest(names).fit(inputs, true, weights)
+        mine = (rows["subject"] == subject).to_numpy()
+        margins = _margins(*(array[kept & ~mine] for array in (expected, true, weights)))
+        rows.loc[mine, "low"] = np.clip(expected[mine] - np.interp(expected[mine], *margins), 0, 1)
+    forest = _forest(names).fit(inputs[kept], true[kept], weights[kept])
     model = QualityModel(
         networks=(dict(networks),),
         features=tuple(names),
         usual=usual,
         trees=export(forest),
-        margins=_margins(expected, true, weights),
+        margins=_margins(expected[kept], true[kept], weights[kept]),
     )
     return model, rows
 
@@ -245,15 +249,17 @@ def figures(
     -------
     dict of str to float
         For heads and crops: number of hippocampi, mean of ``|expected - true|`` (also with kinds
-        that are known) and share of true Dice at or above the lower bound. Then numbers of scans:
+        that are known) and share of true Dice at or above the lower bound; lost hippocampi do not
+        count. Then numbers of scans:
         unspoiled heads, and those that are flagged; hippocampi with a true Dice below
         :data:`WRONG`, and those without a flag; removed hippocampi that were segmented, and those
         without a flag.
     """
     found: dict[str, float] = {}
     is_head = checked["source"].isin(_HEADS)
+    there = ~checked["kind"].isin(LOSSES)
     for group, of in (("heads", is_head), ("crops", ~is_head)):
-        rows = checked[of]
+        rows = checked[of & there]
         found[f"{group}_n"] = len(rows)
         found[f"{group}_mean_error"] = float((rows["expected"] - rows["true"]).abs().mean())
         if "known_kinds" in rows:

@@ -25,7 +25,7 @@ SIDE_MEASURES = (
     "localiser_confidence",
 )
 #: Quality measures of the scan as a whole.
-SCAN_MEASURES = ("asymmetry", "icv_mm3", "icv_cut")
+SCAN_MEASURES = ("asymmetry", "brightness_difference", "icv_mm3", "icv_cut")
 #: Flag of scans whose header contradicts itself about the size or the direction of voxels.
 GEOMETRY = "geometry"
 

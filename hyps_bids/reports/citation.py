@@ -42,9 +42,6 @@ _CONTRASTS: dict[Suffix, str] = {
     "FLAIR": "FLAIR",
     "UNIT1": "MP2RAGE (UNI)",
     "PDw": "proton-density-weighted",
-    "T2starw": "T2*-weighted",
-    "inplaneT1": "in-plane T1-weighted",
-    "inplaneT2": "in-plane T2-weighted",
 }
 _SHIPPED_NAMES = {"Base": "base-synthetic", "Adapter": "adapter-anteriorposterior"}
 

@@ -64,6 +64,7 @@ def measure_scan(
             missing.append(hemi)
         measures |= {f"{name}_{hemi}": value for name, value in found.items()}
     measures["asymmetry"] = asymmetry({hemi: rows[-1][1] for hemi, rows in volumes.items()})
+    measures["brightness_difference"] = brightness_difference(features)
     measures["icv_mm3"] = localization.icv_mm3
     measures["icv_cut"] = localization.icv_cut
     return ScanMeasures(
@@ -87,6 +88,21 @@ def _side_figures(features: Mapping[str, float], place: Location | None) -> dict
     if not features:
         found["agreement"] = 0.0
     return found | ({"localiser_confidence": place.confidence} if place else {})
+
+
+def brightness_difference(features: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the absolute difference of the sides' ``level``; NaN unless both have one.
+
+    Networks take a resection cavity for the hippocampus that was there, but its intensity is not
+    that of the other side.
+
+    Examples
+    --------
+    >>> round(brightness_difference({"L": {"level": 0.4}, "R": {"level": 0.1}}), 3)
+    0.3
+    """
+    levels = [features.get(hemi, {}).get("level", math.nan) for hemi in HEMISPHERES]
+    return abs(levels[0] - levels[1])
 
 
 def asymmetry(volumes: Mapping[str, float]) -> float:

@@ -719,7 +719,7 @@ def test_contrasts_are_selected(
 def test_participants_without_one_of_the_contrasts_are_named(
     dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add(dataset, *OTHERS[:2], "sub-02/ses-M00/anat/sub-02_ses-M00_inplaneT2.nii.gz")
+    add(dataset, *OTHERS[:2], "sub-02/ses-M00/anat/sub-02_ses-M00_PDw.nii.gz")
     (dataset / "sub-101/anat/sub-101_T2W.nii.gz").touch()
     (dataset / "sub-101/anat/sub-101_acq-3d_flair.nii.gz").touch()
     (dataset / "sub-03").mkdir()
@@ -730,7 +730,7 @@ def test_participants_without_one_of_the_contrasts_are_named(
     assert "2 participants without a selected T2w image" in t2w
     assert "sub-101_T2W.nii.gz: its name must end with _T2w.nii.gz" in t2w
     assert "beside sub-02_ses-M00_" in t2w
-    assert "; --suffix inplaneT2 selects" in t2w
+    assert "; --suffix PDw selects" in t2w
     assert "2 participants without a selected FLAIR image" in flair
     assert "its name must end with _FLAIR.nii.gz" in flair
     assert "sub-101_T2W.nii.gz, " in misspelled

@@ -399,7 +399,7 @@ NAMES = {
     "sub-01_space-T1w_T2w": "sub-01_space-T1wT2w_seg-hippocampus",
     "sub-01_space-orig_desc-preproc_FLAIR": "sub-01_space-origFLAIR_seg-hippocampus_desc-preproc",
     "sub-01_acq-x_run-2_chunk-1_UNIT1": "sub-01_acq-x_run-2_space-UNIT1_chunk-1_seg-hippocampus",
-    "sub-01_ce-gd_part-mag_T2starw": "sub-01_ce-gd_part-mag_space-T2starw_seg-hippocampus",
+    "sub-01_ce-gd_part-mag_PDw": "sub-01_ce-gd_part-mag_space-PDw_seg-hippocampus",
 }
 
 

@@ -120,7 +120,7 @@ def test_contrasts_of_a_subject_have_a_section_each(study: Study) -> None:
         begin, _, end = name.rpartition("_")
         path.rename(folder / f"sub-02_acq-x_space-T2w_{begin}_desc-y_{end}")
     write_failure(Scan.from_stem("sub-02_ses-1_space-FLAIR"), study.output, "no brain")
-    for name in ("FLAIR", "inplaneT2"):
+    for name in ("FLAIR", "PDw"):
         (raw / f"sub-02_run-1_{name}.nii.gz").touch()
     html = report(study)
     text = check(html)
