@@ -11,7 +11,7 @@ from hyps_bids.outputs.names import group_path
 from hyps_bids.outputs.reading import LINEAR_MODELS, POSTHOC
 from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports.group import write_group_report
-from hyps_bids.reports.group_methods import GROUP_METHODS, group_methods_markdown
+from hyps_bids.reports.group_methods import group_methods_file, group_methods_markdown
 from hyps_bids.reports.linear_models import LinearModel, describe_linear_models
 from tests.cohorts import simulate
 
@@ -71,8 +71,8 @@ def test_the_report_has_reasons_comparisons_and_methods(tmp_path: Path) -> None:
     found = fit_formulas(frame, [FORMULA, "volume ~ nothing"], None, None, ["diagnosis"])
     write_table(group_path(tmp_path, LINEAR_MODELS), found.models)
     write_table(group_path(tmp_path, POSTHOC), found.posthoc)
-    (tmp_path / GROUP_METHODS).parent.mkdir()
-    (tmp_path / GROUP_METHODS).write_text(group_methods_markdown(tmp_path))
+    (tmp_path / group_methods_file()).parent.mkdir()
+    (tmp_path / group_methods_file()).write_text(group_methods_markdown(tmp_path))
     text = write_group_report(tmp_path).read_text()
     assert "not fitted</span> there is no column nothing" in text
     assert "diagnosis: marginal means" in text

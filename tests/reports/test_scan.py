@@ -48,7 +48,7 @@ def test_facts_of_a_good_scan(processed: Study) -> None:
     assert left.icv_percent == pytest.approx(100 * left.volume_mm3 / facts.icv_mm3)
     assert facts.record is not None
     assert facts.record["Models"]["Adapter"]["Name"] == "adapter-anteriorposterior"
-    assert len(facts.measures) == 23
+    assert len(facts.measures) == 24
     # The localizer found them on the left and on the right of the world.
     assert facts.box_centers["L"][0] < 0 < facts.box_centers["R"][0]
 
