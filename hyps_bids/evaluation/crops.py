@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from hyps_bids.adaptation.crops import FRAME, Crops, load_crops
-from hyps_bids.imaging.agreement import dice
-from hyps_bids.imaging.volumes import decide
+from hyps_bids.adaptation.crops import Crops, load_crops
+from hyps_bids.adaptation.views import dice_of_crops
 from hyps_bids.labels.msd import msd_subject, split_every_fifth, validation_subjects
-from hyps_bids.networks.cards import GRID
-from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.segmentation.pipeline import Pipeline
-from hyps_bids.segmentation.segment import LATTICE, segment_views
 
 
 def evaluate_crops(
@@ -41,21 +36,8 @@ def evaluate_crops(
     """
     network = cached_adapted(pipeline.adapter, pipeline.base, pipeline.device)
     crops = _part_of(load_crops(images, labels), split)
-    starts = [(have - want) // 2 for have, want in zip(FRAME, LATTICE, strict=True)]
-    window = tuple(slice(a, a + side) for a, side in zip(starts, LATTICE, strict=True))
-    rows = []
-    for i, name in enumerate(crops.ids):
-        volume, covered, truth = (
-            array[i, 0].numpy() for array in (crops.images, crops.inside, crops.labels)
-        )
-        (found,), _ = segment_views(network, [volume[window]], [covered[window]], GRID)
-        # Labels outside the box count as missed.
-        predicted = np.zeros(FRAME, np.uint8)
-        predicted[window] = decide(found.probabilities[1:])
-        parts = {part: dice(predicted == k, truth == k) for k, part in enumerate(network.labels, 1)}
-        parts[WHOLE] = dice(predicted > 0, truth > 0)
-        rows.append({"id": name} | {f"dice_{part}": value for part, value in parts.items()})
-    return pd.DataFrame(rows)
+    rows = zip(crops.ids, dice_of_crops(network, crops), strict=True)
+    return pd.DataFrame([{"id": name} | found for name, found in rows])
 
 
 def _part_of(crops: Crops, split: str) -> Crops:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyps_bids.errors import MissingInput, UsageError
+from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.networks.cards import read_card, shipped_weights
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.writing import remove_file, write_json, write_text
@@ -21,12 +21,18 @@ from hyps_bids.recipe.stages import (
     adapter_recipe,
     claim,
     copy_file,
+    is_adapter_of,
     read_result,
     write_adapter_card,
 )
 from hyps_bids.training.cards import describe_parts
 
 _LICENSES = "LICENSE.md"
+#: Name of the adapter before, as an ingredient.
+_BEFORE = "before"
+
+#: Names of adapters, with their shares.
+_Mix = tuple[tuple[str, float], ...]
 
 
 def choose_adapter(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path] = ()) -> bool:
@@ -64,27 +70,26 @@ def _choose(workshop: Workshop, seeds: Sequence[int], others: Sequence[Path]) ->
     # The verdict on an earlier adapter must not be taken for that on the one written below.
     remove_file(folder / RESULT)
     kitchen = _Kitchen(workshop, base, folder, _ingredients(workshop, base, seeds, others, folder))
-    names = tuple(kitchen.adapters)
-    ranked = sorted(names, key=lambda name: -kitchen.score((name,)))
-    if len(names) > 1:
-        kitchen.score(names)
-        greedy_soup(ranked, kitchen.score)
-    best = max(kitchen.metrics, key=kitchen.score)
-    path = folder / f"{SHIPPED['adapter']}.safetensors"
-    plan = workshop.plan.adapter
-    card = {"license": plan.license, "training": kitchen.describe(best)}
-    average_adapters([kitchen.adapters[name] for name in best], base, path, card)
-    write_adapter_card(workshop, path, kitchen.hardware(best))
     before = _metrics_before(workshop, kitchen.judge)
-    new = kitchen.metrics[best]
-    better = before is None or is_better(new, before, workshop.plan.largest_loss)
-    table = {" + ".join(names): found for names, found in kitchen.metrics.items()}
-    result = {"best": list(best), "better": better, "before": before, "base": sha256(base)}
-    result["candidates"] = table
-    write_json(folder / RESULT, result)
-    words = f"{score(new):.4f}" + (f", before {score(before):.4f}" if before else "")
-    verdict = "better" if better else "not better than the adapter before"
-    workshop.tell(f"soup: the mean of {', '.join(best)} is best; score {words}: {verdict}")
+    names = tuple(kitchen.adapters)
+    ranked = sorted(names, key=lambda name: -kitchen.score(_mean(name)))
+    kitchen.score(_mean(*names))
+    greedy_soup(ranked, lambda chosen: kitchen.score(_mean(*sorted(chosen, key=names.index))))
+    _mix_with_before(workshop, kitchen)
+    loss = workshop.plan.largest_loss
+    tried = kitchen.metrics.items()
+    good = [mix for mix, found in tried if not before or is_better(found, before, loss)]
+    best = max(good or kitchen.metrics, key=kitchen.score)
+    path = folder / f"{SHIPPED['adapter']}.safetensors"
+    card = {"license": workshop.plan.adapter.license, "training": kitchen.describe(best)}
+    kitchen.make(best, path, card)
+    write_adapter_card(workshop, path, kitchen.hardware(best))
+    table = {_describe_mix(mix): found for mix, found in kitchen.metrics.items()}
+    result = {"best": _describe_mix(best), "better": bool(good), "before": before}
+    write_json(folder / RESULT, result | {"base": sha256(base), "candidates": table})
+    words = f"{kitchen.score(best):.4f}" + (f", before {score(before):.4f}" if before else "")
+    verdict = "better" if good else "not better than the adapter before"
+    workshop.tell(f"soup: {_describe_mix(best)} is best; score {words}: {verdict}")
 
 
 def replace_weights(workshop: Workshop) -> None:
@@ -127,13 +132,13 @@ def replace_weights(workshop: Workshop) -> None:
 
 @dataclass
 class _Kitchen:
-    """The ingredients, and the metrics of what was tried so far."""
+    """The ingredients, and the metrics of the mixtures that were tried so far."""
 
     workshop: Workshop
     base: Path
     folder: Path
     adapters: dict[str, Path]
-    metrics: dict[tuple[str, ...], dict[str, float]] = field(default_factory=dict)
+    metrics: dict[_Mix, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _, validation = self.workshop.crops
@@ -142,39 +147,72 @@ class _Kitchen:
             validation, self.base, contrasts, self.workshop.device
         )
 
-    def score(self, names: tuple[str, ...]) -> float:
-        """Return the score of the mean of these adapters."""
-        # The order does not matter for the mean.
-        names = tuple(name for name in self.adapters if name in names)
-        if names not in self.metrics:
-            mean = self.folder / "candidate.safetensors"
-            paths = [self.adapters[name] for name in names]
-            average_adapters(paths, self.base, mean, {})
-            self.metrics[names] = self.judge.metrics(mean, self.base)
-            mean.unlink()
-        return score(self.metrics[names])
+    def make(self, mix: _Mix, path: Path, card: Mapping[str, Any]) -> None:
+        """Write a mixture."""
+        paths = [self.adapters[name] for name, _ in mix]
+        average_adapters(paths, self.base, path, card, shares=[share for _, share in mix])
 
-    def describe(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Collect the facts for the card of the mean of these adapters."""
+    def score(self, mix: _Mix) -> float:
+        """Return the score of a mixture."""
+        if mix not in self.metrics:
+            self.workshop.check_time("soup")
+            candidate = self.folder / "candidate.safetensors"
+            self.make(mix, candidate, {})
+            self.metrics[mix] = self.judge.metrics(candidate, self.base)
+            candidate.unlink()
+        return score(self.metrics[mix])
+
+    def describe(self, mix: _Mix) -> dict[str, Any]:
+        """Collect the facts for the card of a mixture."""
         facts: dict[str, Any] = {
-            "weights": f"mean of {len(names)} adapters" if len(names) > 1 else "one adapter",
-            "chosen from": f"{len(self.metrics)} candidates: {len(self.adapters)} adapters, and "
-            "means of them, by the mean of the metrics below",
+            "weights": _describe_mix(mix),
+            "chosen from": f"{len(self.metrics)} adapters and weighted means of them, by the "
+            "metrics below",
         }
-        for name in names:
+        for name, _ in mix:
             training = dict(read_card(self.adapters[name]).get("training", {}))
             training.pop("validation", None)
             facts[name] = ", ".join(f"{key} {value}" for key, value in training.items())
-        return facts | {"validation": self.metrics[names]}
+        return facts | {"validation": self.metrics[mix]}
 
-    def hardware(self, names: tuple[str, ...]) -> str:
+    def hardware(self, mix: _Mix) -> str:
         """Say where the steps of these adapters were taken."""
         words = []
-        for name in names:
+        for name, _ in mix:
             result = read_result(self.adapters[name].parent) or {}
             parts = result.get("parts")
             words.append(f"{name}: {describe_parts(parts) if parts else 'not recorded'}")
         return "; ".join(words)
+
+
+def _mean(*names: str) -> _Mix:
+    return tuple((name, round(1 / len(names), 4)) for name in names)
+
+
+def _describe_mix(mix: _Mix) -> str:
+    """Name the adapters of a mixture and their shares.
+
+    Examples
+    --------
+    >>> _describe_mix((("adapter-1", 0.3), ("before", 0.7)))
+    '0.3 adapter-1 + 0.7 before'
+    """
+    return " + ".join(f"{share:g} {name}" if share < 1 else name for name, share in mix)
+
+
+def _mix_with_before(workshop: Workshop, kitchen: _Kitchen) -> None:
+    """Try mixtures of the best adapters with the one before, if these have the same start."""
+    before = workshop.shipped("adapter")
+    if before is None or not is_adapter_of(before, kitchen.base):
+        return
+    best = max(kitchen.metrics, key=kitchen.score)
+    kitchen.adapters[_BEFORE] = before
+    try:
+        for share in workshop.plan.mixtures:
+            new = tuple((name, round(share * part, 4)) for name, part in best)
+            kitchen.score((*new, (_BEFORE, round(1 - share, 4))))
+    except BadData as error:
+        workshop.tell(f"soup: no mixture with the adapter before: {error}")
 
 
 def _ingredients(
@@ -211,8 +249,7 @@ def _metrics_before(workshop: Workshop, judge: AdapterJudge) -> dict[str, float]
     adapter, base = workshop.shipped("adapter"), workshop.shipped("base")
     if adapter is None or base is None:
         return None
-    card: Mapping[str, Any] = read_card(adapter)
-    if card.get("base", {}).get("sha256") != sha256(base):
+    if not is_adapter_of(adapter, base):
         return None
     return judge.metrics(adapter, base)
 

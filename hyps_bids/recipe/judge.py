@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from hyps_bids.adaptation.crops import TISSUE_KINDS, Crops, find_tissues
-from hyps_bids.adaptation.fit import crop_dice, tissue_network
-from hyps_bids.networks.checkpoints import load_merged, load_network
+from hyps_bids.adaptation.fit import tissue_network
+from hyps_bids.adaptation.views import dice_of_crops
+from hyps_bids.networks.checkpoints import load_network
 from hyps_bids.pretraining.label_maps import LabelMaps
 from hyps_bids.pretraining.pretrain import PretrainingTask, synthetic_dice
+from hyps_bids.segmentation.inference import cached_adapted
 from hyps_bids.training.contrasts import ContrastSettings, random_contrasts
 
 #: Every validation crop is seen in so many contrasts besides its own.
@@ -25,21 +28,22 @@ OTHER = "other contrasts: "
 
 @dataclass(frozen=True)
 class AdapterJudge:
-    """Validation crops, as they are and in other contrasts, on the device to compute on."""
+    """Validation crops, as they are and in other contrasts, and the device to compute on."""
 
     crops: Crops
     recolored: Crops | None
     device: torch.device
 
     def metrics(self, adapter: Path, base: Path) -> dict[str, float]:
-        """Compute the Dice of each class and of all together."""
-        network, card = load_merged(adapter, base)
-        network.to(self.device)
-        found = crop_dice(network, self.crops, card["labels"])
+        """Compute the mean Dice of each class and of all together."""
+        network = cached_adapted(adapter, base, str(self.device))
+        found = pd.DataFrame(dice_of_crops(network, self.crops)).mean()
         if self.recolored is not None:
-            other = crop_dice(network, self.recolored, card["labels"])
-            found |= {f"{OTHER}{name}": value for name, value in other.items()}
-        return found
+            other = pd.DataFrame(dice_of_crops(network, self.recolored)).mean()
+            found = pd.concat([found, other.add_prefix(OTHER)])
+        # Each network is needed once, and its file may have another content next time.
+        cached_adapted.cache_clear()
+        return {str(name): float(value) for name, value in found.dropna().items()}
 
 
 def make_judge(
@@ -47,7 +51,7 @@ def make_judge(
 ) -> AdapterJudge:
     """Make a judge; the same crops and base give the same contrasts on every device."""
     if contrasts is None:
-        return AdapterJudge(crops.to(device), None, device)
+        return AdapterJudge(crops, None, device)
     known = find_tissues(crops.to(device), tissue_network(base).to(device)).to(torch.device("cpu"))
     images = []
     # Every crop changes, by the recipe's shares of both ways.
@@ -64,7 +68,7 @@ def make_judge(
         torch.cat([crops.inside] * _CONTRASTS),
         torch.cat([crops.labels] * _CONTRASTS),
     )
-    return AdapterJudge(crops.to(device), copies.to(device), device)
+    return AdapterJudge(crops, copies, device)
 
 
 def network_metrics(

@@ -68,6 +68,8 @@ class RecipePlan:
     data: DataPlan
     networks: Mapping[str, NetworkPlan]
     adapter: AdapterPlan
+    #: Shares of new adapters in mixtures with the one before.
+    mixtures: tuple[float, ...]
     #: How much lower the Dice of better weights on the crops as they are may be.
     largest_loss: float
 
@@ -92,6 +94,7 @@ def read_recipe(path: Path | None = None) -> RecipePlan:
             DataPlan(**content["data"]),
             {name: _network(content[name]) for name in ("localizer", "base")},
             _adapter(content["adapter"]),
+            tuple(content["soup"]["mixtures"]),
             float(content["soup"]["largest_loss"]),
         )
     except KeyError as error:

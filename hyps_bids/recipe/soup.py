@@ -33,7 +33,13 @@ _INITIAL = ("lora_A_init", "lora_B_init")
 
 
 def average_adapters(
-    paths: Sequence[Path], base: Path, out: Path, card: Mapping[str, Any], *, half: bool = True
+    paths: Sequence[Path],
+    base: Path,
+    out: Path,
+    card: Mapping[str, Any],
+    *,
+    shares: Sequence[float] | None = None,
+    half: bool = True,
 ) -> Path:
     """Write the mean of adapters of one base that were trained from the same start.
 
@@ -47,6 +53,8 @@ def average_adapters(
         The adapter to write.
     card : mapping
         Facts for its card, besides those that all adapters share.
+    shares : sequence of float, optional
+        Share of each adapter in the mean; by default the same.
     half : bool
         Write it in half precision.
 
@@ -76,7 +84,13 @@ def average_adapters(
                     "mean makes no sense",
                     code="soup-other-start",
                 )
-    mean = {name: torch.stack([s[name] for s in states]).mean(dim=0) for name in states[0]}
+    weights = torch.tensor(shares or [1.0] * len(states))
+    mean = {
+        name: torch.tensordot(
+            weights / weights.sum(), torch.stack([state[name] for state in states]), dims=1
+        )
+        for name in states[0]
+    }
     load_adapter_state(model, mean)
     complete = {"labels": first["labels"], "grid": first.get("grid", list(GRID)), **card}
     dtype = torch.float16 if half else torch.float32

@@ -207,7 +207,7 @@ def adapter_recipe(workshop: Workshop, seed: int) -> Recipe:
     plan, base = workshop.plan.adapter, workshop.base()
     start = workshop.start("adapter", plan.start)
     loop = plan.loop
-    if plan.start == "base" or start is None or not _fits(start, base):
+    if plan.start == "base" or start is None or not is_adapter_of(start, base):
         start, loop = None, plan.loop_of_new_base
     size = plan.batch_size[workshop.device.type]
     return Recipe(
@@ -240,6 +240,12 @@ def write_adapter_card(workshop: Workshop, path: Path, hardware: str) -> None:
         hardware=hardware,
         notes=plan.notes,
     )
+
+
+def is_adapter_of(adapter: Path, base: Path) -> bool:
+    """Tell whether an adapter was trained on this base."""
+    card = read_card(adapter)
+    return card["kind"] == "adapter" and card["base"]["sha256"] == sha256(base)
 
 
 @contextmanager
@@ -324,11 +330,6 @@ def _train_adapter(workshop: Workshop, seed: int) -> bool:
     figures = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     workshop.tell(f"{stage}: done; {result['steps']:,} steps; {figures}")
     return True
-
-
-def _fits(adapter: Path, base: Path) -> bool:
-    card = read_card(adapter)
-    return card["kind"] == "adapter" and card["base"]["sha256"] == sha256(base)
 
 
 def _compare(result: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ RECIPE = """
 labelmaps = "labelmaps"
 images = "imagesTr"
 labels = "labelsTr"
-validation = 3
+validation = 2
 
 [localizer]
 start = "random"
@@ -54,6 +54,7 @@ data = "Made crops"
 notes = "For tests."
 
 [soup]
+mixtures = [0.5]
 largest_loss = 0.001
 """
 

@@ -21,8 +21,8 @@ def test_shipped_recipe() -> None:
     adapter = plan.adapter
     assert adapter.config == AdapterConfig("hyps", 8, 8, 1.0)
     assert adapter.contrasts == ContrastSettings()
-    assert adapter.loop.seed == adapter.seeds[0] == 1
-    assert (adapter.loop.steps, adapter.loop_of_new_base.steps) == (2600, 6000)
+    assert adapter.loop.seed == adapter.seeds[0] == 11
+    assert (adapter.loop.steps, adapter.loop_of_new_base.steps) == (1800, 6000)
     # What is not said anew for a new base stays
     assert adapter.loop_of_new_base.ema == adapter.loop.ema == 0.997
     assert adapter.batch_size["cuda"] == plan.networks["base"].batch_size["cuda"] == 16

@@ -95,7 +95,7 @@ def test_killed_stages_give_the_weights_of_an_uninterrupted_run(
         assert sha256(one) in (whole / f"{name}.md").read_text(encoding="utf-8")
         assert (whole / f"{name}.md").read_text() == (killed / f"{name}.md").read_text()
     result = read_json_object(whole / "soup" / "result.json")
-    assert set(result["candidates"]) == {"adapter-1", "adapter-2", "adapter-1 + adapter-2"}
+    assert set(result["candidates"]) == {"adapter-1", "adapter-2", "0.5 adapter-1 + 0.5 adapter-2"}
     assert result == read_json_object(killed / "soup" / "result.json")
     assert not list(killed.rglob("checkpoint.pt"))
     _, card = load_adapted(
@@ -110,6 +110,14 @@ def test_killed_stages_give_the_weights_of_an_uninterrupted_run(
     new = weights / "adapter-anteriorposterior.safetensors"
     assert sha256(new) in new.with_suffix(".md").read_text(encoding="utf-8")
     assert (weights / "LICENSE.md").is_file()
+    # Now there is one; a mixture with it is a candidate, and the outcome is the same.
+    later = tmp_path / "later"
+    for folder in ("adapter-1", "adapter-2"):
+        shutil.copytree(whole / folder, later / folder)
+    assert tools.main(argv(data, later, weights, "soup")) == 0
+    result = read_json_object(later / "soup" / "result.json")
+    assert any(name.endswith("+ 0.5 before") for name in result["candidates"])
+    assert result["before"] is not None
     # Another recipe does not mix with these results.
     other = tmp_path / "recipe.toml"
     text = (data / "recipe.toml").read_text(encoding="utf-8")
