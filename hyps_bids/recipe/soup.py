@@ -85,10 +85,9 @@ def average_adapters(
                     code="soup-other-start",
                 )
     weights = torch.tensor(shares or [1.0] * len(states))
+    weights = weights / weights.sum()
     mean = {
-        name: torch.tensordot(
-            weights / weights.sum(), torch.stack([state[name] for state in states]), dims=1
-        )
+        name: torch.tensordot(weights, torch.stack([state[name] for state in states]), dims=1)
         for name in states[0]
     }
     load_adapter_state(model, mean)
