@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -56,16 +56,14 @@ def argv(data: Path, out: Path, weights: Path, *stages: str) -> list[str]:
     return [*words, "--stages", *stages]
 
 
-def run_until(words: list[str], marker: Path) -> int | None:
+def run_until(words: list[str], marker: Path) -> int:
     """Run the command, and kill it by force as soon as a file is there."""
-    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(tools.main(words)))
-    child.start()
-    while child.is_alive() and not marker.exists():
-        time.sleep(0.02)
-    if child.is_alive():
-        os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    return child.exitcode
+    command = [sys.executable, "-m", "hyps_bids.tools", *words]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as child:
+        while child.poll() is None and not marker.exists():
+            time.sleep(0.02)
+        child.kill()
+    return child.returncode
 
 
 @pytest.mark.slow
