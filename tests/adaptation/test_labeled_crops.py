@@ -29,8 +29,9 @@ from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.roi import box_affine, mirror
 from hyps_bids.labels.find import LabeledScan, LabelImage
 from hyps_bids.labels.meanings import Structure, parse_label_map
-from hyps_bids.networks.cards import ADAPTER, BASE, LOCALIZER, shipped_weights
+from hyps_bids.networks.cards import ADAPTER, BASE, GRID, LOCALIZER, shipped_weights
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.segmentation import segment as segment_module
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
 from hyps_bids.segmentation.pipeline import localize, segment
@@ -114,9 +115,13 @@ def test_crops_are_what_the_network_sees(
     image = conform(head[0])
     places = localize(image, WEIGHTS, CPU).hippocampi
     monkeypatch.setattr(OpenVinoNetwork, "predict", record)
+    # Crops are centered; here both views are so too.
+    monkeypatch.setattr(segment_module, "LATTICE", GRID)
+    whole = tuple(slice(0, side) for side in GRID)
+    monkeypatch.setattr(segment_module, "_WINDOWS", (whole, whole))
     segment(image, places, shipped_weights(ADAPTER), shipped_weights(BASE), CPU)
     inputs, _ = plain_batch(crops.as_at_inference(), slice(None))
-    torch.testing.assert_close(inputs, torch.from_numpy(seen[0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(inputs, torch.from_numpy(seen[0][::2]), atol=1e-3, rtol=0)
     for center, place in zip(crops.centers, places.values(), strict=True):
         assert place is not None
         assert center == pytest.approx(place.center, abs=1e-5)

@@ -99,7 +99,7 @@ def test_padding_changes_nothing(
         replace(head, data=np.pad(head.data, pad), affine=affine), pipeline.localizer, CPU
     )
     assert padded.icv_mm3 == pytest.approx(found.icv_mm3, rel=0.02)
-    assert max(distances(padded, found)) < 1.5
+    assert max(distances(padded, found)) < SPACING
 
 
 def test_scale_of_intensities_does_not_matter(head: ConformedImage) -> None:
