@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.intensities import scale
+from hyps_bids.imaging.roi import middle
 from hyps_bids.networks.cards import GRID
 from hyps_bids.pretraining.label_maps import BASE_CLASSES
 from hyps_bids.training import augment
@@ -155,7 +156,7 @@ def find_tissues(crops: Crops, base: nn.Module) -> Crops:
     The tissues are indices in the base's classes; labeled voxels are hippocampus.
     """
     tissues = torch.zeros_like(crops.labels, dtype=torch.uint8)
-    cut = _grid_in(crops.images.shape[2:])
+    cut = middle(crops.images.shape[2:], GRID)
     for start in range(0, len(crops), 4):
         part = slice(start, start + 4)
         inputs, _ = plain_batch(crops, part)
@@ -166,14 +167,8 @@ def find_tissues(crops: Crops, base: nn.Module) -> Crops:
 
 def plain_batch(crops: Crops, index: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Return crops as at inference: centered in the grid, standardized, not augmented."""
-    part = (index, slice(None), *_grid_in(crops.images.shape[2:]))
+    part = (index, slice(None), *middle(crops.images.shape[2:], GRID))
     return standardize(crops.images[part], crops.inside[part]), crops.labels[part]
-
-
-def _grid_in(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Return where the network's grid lies in the middle of a frame."""
-    starts = [(have - want) // 2 for have, want in zip(shape, GRID, strict=True)]
-    return tuple(slice(start, start + want) for start, want in zip(starts, GRID, strict=True))
 
 
 def _load_pair(path: Path, partner: Path) -> list[np.ndarray]:

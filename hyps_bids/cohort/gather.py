@@ -125,7 +125,7 @@ def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True)
         for name in names:
             stem, kind = parse_output(name) or ("", "")
             kind, _, extension = kind.partition(".")
-            if extension == "tsv" and kind in found and keep(scan_named(stem)):
+            if extension == "tsv" and kind in found and keep(Scan.from_stem(stem)):
                 found[kind][stem] = folder / name
     if output in unreadable:
         raise MissingInput(
@@ -196,14 +196,9 @@ def _with_review(qc: pd.DataFrame) -> pd.DataFrame:
     return qc.astype({"review": "str", "reasons": "str"})
 
 
-def scan_named(stem: str) -> Scan:
-    """Return the scan with this name; its path is a file name only."""
-    return Scan.from_stem(stem)
-
-
 def scan_keys(stem: str) -> list[str | None]:
     """Return the values of :data:`KEYS` for a scan."""
-    scan = scan_named(stem)
+    scan = Scan.from_stem(stem)
     session = f"ses-{scan.session}" if scan.session else None
     return [f"sub-{scan.subject}", session, stem, scan.suffix]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 
 from hyps_bids.bids.index import find_scans
-from hyps_bids.cohort.gather import scan_keys, scan_named
+from hyps_bids.cohort.gather import scan_keys
 from hyps_bids.cohort.image_contrasts import CONTRAST
 from hyps_bids.cohort.keys import with_nearest
 from hyps_bids.cohort.metadata import Metadata
 from hyps_bids.errors import HypsError, NothingMatches
-from hyps_bids.messages import format_count, join_names
+from hyps_bids.messages import format_count, join_alternatives, join_names
 from hyps_bids.outputs.columns import KEYS
 from hyps_bids.outputs.scan import DEFAULT_SUFFIX, Scan
 from hyps_bids.settings import Settings
@@ -70,9 +70,10 @@ def select_scans(settings: Settings) -> Selection:
             raise failure
         is_wanted = scan_filter(settings, ())
         if not everything:
+            contrasts = join_alternatives(dict.fromkeys(settings.suffix))
             _LOG.warning(
                 "%s has no %s image, so the tables are made from the outputs in %s alone.",
-                *(settings.bids_dir, _either(settings.suffix), settings.output_dir),
+                *(settings.bids_dir, contrasts, settings.output_dir),
             )
             return Selection((), is_wanted, lambda stem: False, failure)
         scans = [scan for scan in everything if is_wanted(scan)]
@@ -80,7 +81,7 @@ def select_scans(settings: Settings) -> Selection:
     return Selection(
         tuple(scans),
         scan_filter(settings, scans),
-        lambda stem: stem not in stems and _is_gone(settings, scan_named(stem)),
+        lambda stem: stem not in stems and _is_gone(settings, Scan.from_stem(stem)),
         failure,
     )
 
@@ -165,7 +166,7 @@ def label_filter(settings: Settings) -> Callable[[Scan], bool]:
 
 def report_others(stems: Iterable[str], settings: Settings) -> str:
     """Say in one line how many outputs of other contrasts there are, and how to use them."""
-    counts = Counter(scan_named(stem).suffix for stem in stems)
+    counts = Counter(Scan.from_stem(stem).suffix for stem in stems)
     if not counts:
         return ""
     found = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(counts.items()))
@@ -180,10 +181,6 @@ def report_others(stems: Iterable[str], settings: Settings) -> str:
 
 def _both(suffixes: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(suffixes))
-
-
-def _either(suffixes: Iterable[str]) -> str:
-    return " or ".join(dict.fromkeys(suffixes))
 
 
 def add_missing_scans(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
-from hyps_bids.cohort.gather import find_outputs, gather, scan_named
+from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.cohort.metadata import read_metadata
@@ -45,6 +45,7 @@ from hyps_bids.outputs.reading import (
     WIDE,
     read_wide,
 )
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
@@ -93,7 +94,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
     output = settings.output_dir
     selection = select_scans(settings)
     found = find_outputs(output, label_filter(settings))
-    scans = {stem: scan_named(stem) for stem in found.stems}
+    scans = {stem: Scan.from_stem(stem) for stem in found.stems}
     others = [stem for stem, scan in scans.items() if scan.suffix not in settings.suffix]
     left_out = report_others(others, settings)
     found = found.without([s for s, scan in scans.items() if not selection.is_wanted(scan)])

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hyps_bids.cohort.column_types import infer_types
 from hyps_bids.cohort.derived import derive, describe, is_measure, volumes
-from hyps_bids.cohort.gather import Gathered, scan_named
+from hyps_bids.cohort.gather import Gathered
 from hyps_bids.cohort.icv import Adjustments, adjustment_scans, icv_residuals, warn_of_few
 from hyps_bids.cohort.image_contrasts import CONTRAST, image_contrast
 from hyps_bids.cohort.metadata import Metadata, join, rows_of_sessions
@@ -22,6 +22,7 @@ from hyps_bids.outputs.columns import (
     described,
     table_columns,
 )
+from hyps_bids.outputs.scan import Scan
 from hyps_bids.settings import Settings
 
 #: Description of the column status in all group tables.
@@ -46,7 +47,7 @@ def build_wide_table(
     """
     entities = _further_entities(qc["scan"])
     state = ["status", "reason", "review", "reasons", "flags", "remarks"]
-    contrast = qc["scan"].map(lambda stem: image_contrast(scan_named(stem))).rename(CONTRAST)
+    contrast = qc["scan"].map(lambda stem: image_contrast(Scan.from_stem(stem))).rename(CONTRAST)
     base = pd.concat([qc[[*KEYS]], contrast.astype("str"), entities, qc[state]], axis=1)
     base = compare_participants(base, metadata, settings)
     measured = volumes(gathered.morph)
@@ -106,7 +107,7 @@ def _order(
 
 def _further_entities(stems: pd.Series) -> pd.DataFrame:
     """Return the entities of scans beyond subject and session, as text."""
-    rows = [dict(scan_named(stem).entities) for stem in stems]
+    rows = [dict(Scan.from_stem(stem).entities) for stem in stems]
     frame = pd.DataFrame(rows, index=stems.index, dtype="str")
     return frame.drop(columns=["sub", "ses"], errors="ignore")
 

@@ -130,9 +130,20 @@ def inside_box(shape: Sequence[int], box: Sequence[int]) -> np.ndarray:
     32
     """
     out = np.zeros(shape, dtype=bool)
-    starts = [(side - length) // 2 for side, length in zip(shape, box, strict=True)]
-    out[tuple(slice(a, a + length) for a, length in zip(starts, box, strict=True))] = True
+    out[middle(shape, box)] = True
     return out
+
+
+def middle(shape: Sequence[int], box: Sequence[int]) -> tuple[slice, ...]:
+    """Return where a box lies in the middle of a grid.
+
+    Examples
+    --------
+    >>> middle((4, 5), (2, 5))
+    (slice(1, 3, None), slice(0, 5, None))
+    """
+    starts = [(side - length) // 2 for side, length in zip(shape, box, strict=True)]
+    return tuple(slice(a, a + length) for a, length in zip(starts, box, strict=True))
 
 
 def mirror(data: np.ndarray) -> np.ndarray:

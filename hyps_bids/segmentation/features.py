@@ -73,7 +73,7 @@ def describe_sides(
             "component_fraction": restored[hemi].component_fraction,
             "border_voxels": float(count_on_image_edge(restored[hemi], image.data.shape)),
             "seen": float(side.inside.mean()),
-            "disagreement": float(getattr(side, "disagreement", math.nan)),
+            "disagreement": side.disagreement,
         }
         if localization is not None:
             found[hemi] |= _agreement(localization, hemi, mask, side.affine, centers[hemi])

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.gather import scan_named
 from hyps_bids.cohort.tables import write_group_tables
 from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
 from hyps_bids.outputs.names import group_path, scan_paths, sidecar_path
@@ -97,7 +96,7 @@ class MadeStudy:
 
     def image(self, stem: str) -> Scan:
         """Add an empty file with the name of an image."""
-        scan = scan_named(stem)
+        scan = Scan.from_stem(stem)
         path = self.raw / scan.folder / scan.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -142,7 +141,7 @@ class MadeStudy:
         write_failure(self.image(stem), self.output, reason)
 
     def path(self, stem: str, kind: str) -> Path:
-        return scan_paths(scan_named(stem), self.output)[kind]
+        return scan_paths(Scan.from_stem(stem), self.output)[kind]
 
     def sidecar(self, stem: str) -> Path:
         return sidecar_path(self.path(stem, "qc"))
