@@ -57,9 +57,7 @@ class NormSample:
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> NormSample:
         """Return some of the scans."""
-        return NormSample(
-            *(x[rows] for x in (self.participant, self.age, self.sex, self.icv, self.site))
-        )
+        return NormSample(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
