@@ -38,7 +38,9 @@ def evaluate_retest(
         shape, center = still.shape, image.affine @ [*(np.array(still.shape) - 1) / 2, 1]
         for move in range(moves):
             # Where the voxels of the moved image lie in the world of the head.
-            there = _rigid(rng.uniform(-5, 5, 3), rng.uniform(-5, 5, 3), center[:3]) @ image.affine
+            there = (
+                rigid_move(rng.uniform(-5, 5, 3), rng.uniform(-5, 5, 3), center[:3]) @ image.affine
+            )
             data = resample(image.data, image.affine, shape, there, outside=float(image.data.min()))
             moved = pipeline.segment(
                 ConformedImage(data, image.affine, image.native_shape, image.orientation)
@@ -53,8 +55,8 @@ def evaluate_retest(
     return pd.DataFrame(rows)
 
 
-def _rigid(degrees: np.ndarray, shift: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return the transform that turns about `center` and then shifts by `shift`."""
+def rigid_move(degrees: np.ndarray, shift: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the transform that turns about `center` and then shifts by `shift`; degrees and mm."""
     x, y, z = np.deg2rad(degrees)
     rotation = euler2mat(z, -y, x)
     matrix = np.eye(4)
