@@ -144,10 +144,10 @@ def scan_again(
     index += to_head[:3, 3].astype(np.float32)[:, None, None, None]
     pull = np.zeros_like(index)
     for atrophy in atrophies.values():
-        start = np.float32([part.start for part in atrophy.region])
+        start = np.array([part.start for part in atrophy.region], np.float32)
         local = index - start[:, None, None, None]
-        last = np.float32(atrophy.pull.shape[1:])[:, None, None, None] - 1
-        near = ((local >= 0) & (local <= last)).all(axis=0)
+        last = np.array(atrophy.pull.shape[1:], np.float32) - 1
+        near = ((local >= 0) & (local <= last[:, None, None, None])).all(axis=0)
         for axis in range(3):
             pull[axis][near] += ndimage.map_coordinates(atrophy.pull[axis], local[:, near], order=1)
     data = ndimage.map_coordinates(coefficients, index + pull, np.float32, 3, prefilter=False)
