@@ -17,7 +17,6 @@ import pandas as pd
 from hyps_bids.adaptation.fit import Recipe, starting_points
 from hyps_bids.adaptation.folds import Fold, levels, split_by_subject
 from hyps_bids.adaptation.labeled_crops import LabeledCrops, class_names
-from hyps_bids.cohort.image_contrasts import image_contrast
 from hyps_bids.cohort.keys import KeyMatcher
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.labels.find import LabeledScan, find_labeled
@@ -137,7 +136,7 @@ def make_plan(settings: Settings, target: Path) -> Plan:
 
 def count_images(labeled: Sequence[LabeledScan]) -> dict[str, int]:
     """Count the labeled images of each contrast."""
-    return dict(sorted(Counter(image_contrast(item.scan) for item in labeled).items()))
+    return dict(sorted(Counter(item.scan.contrast for item in labeled).items()))
 
 
 def describe_images(labeled: Sequence[LabeledScan]) -> str:

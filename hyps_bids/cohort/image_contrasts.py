@@ -9,31 +9,11 @@ import pandas as pd
 
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import format_count
-from hyps_bids.outputs.scan import DEFAULT_SUFFIX, Scan
+from hyps_bids.outputs.scan import CONTRAST_ENTITIES, DEFAULT_SUFFIX
 
 #: Columns of the wide table that tell contrasts apart; the second one tells nothing of contrast
 #: agents and echoes.
 CONTRAST, SUFFIX = "image_contrast", "suffix"
-#: Entity that tells contrasts of the same suffix apart → its name in filter files
-_ENTITIES = {"ce": "ceagent", "echo": "echo", "part": "part"}
-
-
-def image_contrast(scan: Scan) -> str:
-    """Name the contrast of an image: its suffix, after the entities that change the contrast.
-
-    Examples
-    --------
-    >>> stems = ["sub-01_run-2", "sub-01_ce-gadolinium", "sub-01_part-mag_space-T2w"]
-    >>> [image_contrast(Scan.from_stem(stem)) for stem in stems]
-    ['T1w', 'ce-gadolinium_T1w', 'T2w']
-    """
-    found = [
-        f"{key}-{value}"
-        for key, value in scan.entities
-        # Magnitudes are what images show unless they say otherwise.
-        if key in _ENTITIES and (key, value) != ("part", "mag")
-    ]
-    return "_".join([*found, scan.suffix])
 
 
 def contrasts_of(frame: pd.DataFrame) -> pd.Series:
@@ -112,7 +92,7 @@ def how_to_select(kept: str, found: Iterable[str]) -> str:
     """
     suffix, own = _split(kept)
     of_suffix = [entities for name in found for end, entities in [_split(name)] if end == suffix]
-    query = {_ENTITIES[key]: own.get(key) for entities in of_suffix for key in entities}
+    query = {CONTRAST_ENTITIES[key]: own.get(key) for entities in of_suffix for key in entities}
     options = f"--suffix {suffix}"
     if query:
         options += f" and {json.dumps({suffix.lower(): query})} in --bids-filter-file"

@@ -10,7 +10,7 @@ from hyps_bids.cohort.column_types import infer_types
 from hyps_bids.cohort.derived import derive, describe, is_measure, volumes
 from hyps_bids.cohort.gather import Gathered
 from hyps_bids.cohort.icv import Adjustments, adjustment_scans, icv_residuals, warn_of_few
-from hyps_bids.cohort.image_contrasts import CONTRAST, image_contrast
+from hyps_bids.cohort.image_contrasts import CONTRAST
 from hyps_bids.cohort.metadata import Metadata, join, rows_of_sessions
 from hyps_bids.cohort.selection import compare_participants
 from hyps_bids.cohort.visits import order_scans, report_order
@@ -47,7 +47,7 @@ def build_wide_table(
     """
     entities = _further_entities(qc["scan"])
     state = ["status", "reason", "review", "reasons", "flags", "remarks"]
-    contrast = qc["scan"].map(lambda stem: image_contrast(Scan.from_stem(stem))).rename(CONTRAST)
+    contrast = qc["scan"].map(lambda stem: Scan.from_stem(stem).contrast).rename(CONTRAST)
     base = pd.concat([qc[[*KEYS]], contrast.astype("str"), entities, qc[state]], axis=1)
     base = compare_participants(base, metadata, settings)
     measured = volumes(gathered.morph)

@@ -158,6 +158,77 @@ CHANGE_COLUMNS = {
     "remarks": "Reason why there is no slope.",
 }
 
+#: Column of a series' table of volumes over time → description
+LONGITUDINAL_COLUMNS = {
+    **SUFFIX_COLUMN,
+    "scan": KEYS["scan"],
+    "session_id": KEYS["session_id"],
+    "visit": "Position of the scan among those of the series that were used; 1 is the first.",
+    "years": "Years since the first of these scans; n/a if neither dates nor ages are known.",
+    "index": MORPH_COLUMNS["index"],
+    "name": MORPH_COLUMNS["name"],
+    "hemi": MORPH_COLUMNS["hemi"],
+    "part": MORPH_COLUMNS["part"],
+    "volume_mm3": "Volume in the midway space, to which all scans of the series contribute, mm3. "
+    "n/a: not found at this scan, not zero.",
+    "volume_mm3_se": "Standard error of the volume by the error model of the table of annual "
+    "change, mm3.",
+    "change_mm3": "volume_mm3 minus that of the first scan, mm3.",
+    "change_percent": "change_mm3 in percent of the volume at the first scan.",
+    "bsi_mm3": "Change since the first scan by the boundary shift integral, mm3: positive if the "
+    "structure has grown. n/a if it was refused.",
+    "bsi_percent": "bsi_mm3 in percent of the volume at the first scan.",
+}
+#: Column of a series' table of change per year → description
+ANNUAL_CHANGE_COLUMNS = {
+    **SUFFIX_COLUMN,
+    "hemi": MORPH_COLUMNS["hemi"],
+    "part": MORPH_COLUMNS["part"],
+    "method": "volume: from volume_mm3 of the table of volumes over time. bsi: from bsi_mm3, the "
+    "boundary shift integral.",
+    "n_scans": "Number of scans with a value.",
+    "span_years": "Years from the first to the last of these scans; n/a if unknown.",
+    "time_source": "Origin of the order and of the times: acq_time (dates) or age; sessions.tsv, "
+    "participants.tsv (order of rows) or name, which tell the order alone.",
+    "baseline_mm3": "Value of the fitted line at the first scan, mm3; without times, the volume at "
+    "the first scan.",
+    "change_mm3": "Change from the first to the last of these scans, mm3.",
+    "change_mm3_se": "Standard error of change_mm3.",
+    "change_percent": "change_mm3 in percent of the volume at the first of these scans.",
+    "change_percent_low": "Lower end of the 95 % interval of change_percent.",
+    "change_percent_high": "Upper end of the 95 % interval of change_percent.",
+    "mm3_per_year": "Slope of the line through the scans, mm3 per year.",
+    "mm3_per_year_se": "Standard error of the slope, from the error of one scan that the error "
+    "model states and, with three scans or more, from the residuals as well.",
+    "percent_per_year": "Slope in percent of baseline_mm3, per year.",
+    "percent_per_year_se": "Standard error of percent_per_year.",
+    "percent_per_year_low": "Lower end of the 95 % interval of percent_per_year.",
+    "percent_per_year_high": "Upper end of the 95 % interval of percent_per_year.",
+    "remarks": "Why there is no slope or no interval, or what makes them doubtful.",
+}
+#: Figure of one scan of a series → description
+SERIES_FIGURES = {
+    "mask_overlap": "Dice of the intracranial mask, in the midway space, with those of the other "
+    "scans.",
+    "residual": "Mean absolute difference from the mean image inside the head after registration, "
+    "in standard deviations of the intensities there.",
+    "rotation_deg": "Rotation from the scan to the midway space, degrees.",
+    "translation_mm": "Shift of the middle of the head from the scan to the midway space, mm.",
+}
+#: Column of a series' QC table → description; figures of the sides may follow
+SERIES_QC_COLUMNS = {
+    **SUFFIX_COLUMN,
+    "scan": KEYS["scan"],
+    "session_id": KEYS["session_id"],
+    "status": "used; refused: its results over time are left out; failed: there are no results "
+    "over time at all.",
+    "reason": "Why the scan was refused or the series failed, in sentences.",
+    "review": "yes: look at this scan before you use its change; no: nothing is conspicuous.",
+    "reasons": "Why the scan should be reviewed, in sentences.",
+    "flags": "The reasons as codes, separated by spaces, that of a refusal among them.",
+    **SERIES_FIGURES,
+}
+
 #: Column of the table of comparisons after linear models → description
 POSTHOC_COLUMNS = {
     "model": "The formula.",

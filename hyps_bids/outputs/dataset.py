@@ -36,6 +36,8 @@ group_*
 *_morph.json
 *_qc.tsv
 *_qc.json
+*_xfm.txt
+*_xfm.json
 """
 
 _README = """\
@@ -50,6 +52,10 @@ Hippocampus segmentations of MRI, made by HyPS-BIDS {version}.
 | `*_label-ICV_mask.nii.gz` | intracranial volume, from the localizer network at 2.5 mm |
 | `*_seg-hippocampus_morph.tsv` | volumes; `.json` defines the columns |
 | `*_seg-hippocampus_qc.tsv` | quality measures, and which scans to review; `.json` gives their bounds |
+| `*_desc-longitudinal_morph.tsv`, `*_desc-annualchange_morph.tsv` | change over time of a participant with several scans, in `sub-*/anat` |
+| `*_desc-longitudinal_qc.tsv` | which of these scans were used or refused, and which to review |
+| `*_desc-longitudinal_dseg.nii.gz` | labels of each of these scans; with `space-midway`, in the space midway between them |
+| `*_to-midway_mode-image_xfm.txt` | transform from a scan to that space, in the format of ITK |
 | `group_*.tsv` | the same tables over all scans, derived measures and statistics; names with `space-` are of other contrasts than T1w |
 | `models/` | adapters and classifiers trained on this dataset, each with its card |
 | `logs/` | settings, log and tracebacks of each run |

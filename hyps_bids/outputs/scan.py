@@ -14,6 +14,11 @@ DEFAULT_SUFFIX = "T1w"
 OWN_SPACES = frozenset({"T1w", "individual", "native", "orig", "scanner"})
 #: Entities that stand behind ``seg`` in the names of derivatives.
 _LATE = ("res", "den", "label", "desc")
+#: Ends of ``desc`` in the names of results over several scans; see :mod:`hyps_bids.outputs.series`.
+LONGITUDINAL, ANNUAL_CHANGE = "longitudinal", "annualchange"
+_RESERVED = re.compile(rf"(.*(?:{LONGITUDINAL}|{ANNUAL_CHANGE}))(0*)")
+#: Entity that tells contrasts of the same suffix apart → its name in filter files
+CONTRAST_ENTITIES = {"ce": "ceagent", "echo": "echo", "part": "part"}
 #: Entities that stand behind ``space`` in the order of BIDS, but before ``seg``.
 _BEHIND_SPACE = ("split", "recording", "chunk", "atlas")
 _EXTENSIONS = (".nii.gz", ".nii")
@@ -75,6 +80,8 @@ class Scan:
             key, _, value = part.partition("-")
             if key == "space":
                 value, suffix = _split_space(value)
+            if key == "desc" and (reserved := _RESERVED.fullmatch(value)):
+                value = reserved[1] + reserved[2][1:]
             if value or key != "space":
                 entities.append((key, value))
         name = "_".join([*(f"{key}-{value}" for key, value in entities), suffix])
@@ -97,22 +104,54 @@ class Scan:
         return image_names(self.stem)
 
     @property
+    def space(self) -> str:
+        """Value of the entity ``space`` in the names of derivatives; empty for most T1w images."""
+        own = [value for key, value in self.entities if key == "space"]
+        return _join_space(own[0] if own else "", self.suffix)
+
+    @property
     def source_entities(self) -> list[str]:
         """The entities that stand before ``seg`` in the names of derivatives."""
+        return self.entities_in(self.space)
+
+    def entities_in(self, space: str) -> list[str]:
+        """Return the entities of :attr:`source_entities` with another ``space``, or without it."""
         pairs = [pair for pair in self.entities if pair[0] not in _LATE]
         own = [i for i, (key, _) in enumerate(pairs) if key == "space"]
-        value = _join_space(pairs[own[0]][1] if own else "", self.suffix)
-        if value:
+        if space or own:
             behind = [i for i, (key, _) in enumerate(pairs) if key in _BEHIND_SPACE]
             place = (own or behind or [len(pairs)])[0]
-            pairs[place : place + len(own[:1])] = [("space", value)]
+            pairs[place : place + len(own[:1])] = [("space", space)] if space else []
         return [f"{key}-{value}" for key, value in pairs]
 
     @property
     def derived_entities(self) -> dict[str, str]:
-        """The entities that stand behind ``seg`` in the names of derivatives, in their order."""
+        """The entities that stand behind ``seg`` in the names of derivatives, in their order.
+
+        A ``desc`` that would make them names of results over several scans has a zero added.
+        """
         values = dict(self.entities)
+        if _RESERVED.fullmatch(values.get("desc", "")):
+            values["desc"] += "0"
         return {key: values[key] for key in _LATE if key in values}
+
+    @property
+    def contrast(self) -> str:
+        """Contrast of the image: its suffix, after the entities that change the contrast.
+
+        Examples
+        --------
+        >>> stems = ["sub-01_run-2", "sub-01_ce-gadolinium", "sub-01_part-mag_space-T2w"]
+        >>> [Scan.from_stem(stem).contrast for stem in stems]
+        ['T1w', 'ce-gadolinium_T1w', 'T2w']
+        """
+        found = [
+            f"{key}-{value}"
+            for key, value in self.entities
+            # Magnitudes are what images show unless they say otherwise.
+            if key in CONTRAST_ENTITIES and (key, value) != ("part", "mag")
+        ]
+        return "_".join([*found, self.suffix])
 
     @property
     def subject(self) -> str:
