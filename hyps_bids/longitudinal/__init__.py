@@ -1,0 +1,1 @@
+"""What changes between the scans of one person, in a space midway between them."""
