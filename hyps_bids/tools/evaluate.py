@@ -44,6 +44,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_contrasts(kinds)
     _add_rescans(kinds)
     _add_retest(kinds)
+    _add_longitudinal(kinds)
     _add_orientation(kinds)
     _add_speed(kinds)
     _add_quality(kinds)
@@ -158,12 +159,17 @@ def _add_rescans(kinds: argparse._SubParsersAction[Parser]) -> None:
         metavar="TSV",
         help="columns id and subject; the images ID_T1w.nii.gz lie beside it",
     )
+    parser.add_argument(
+        "--longitudinal",
+        action="store_true",
+        help="process the scans of each person together (default: each scan on its own)",
+    )
 
 
 def _rescans(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
     from hyps_bids.evaluation.rescans import evaluate_rescans
 
-    return evaluate_rescans(pipeline, args.table)
+    return evaluate_rescans(pipeline, args.table, longitudinal=args.longitudinal)
 
 
 def _add_retest(kinds: argparse._SubParsersAction[Parser]) -> None:
@@ -177,6 +183,33 @@ def _retest(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
     from hyps_bids.evaluation.retest import evaluate_retest
 
     return evaluate_retest(pipeline, args.images, moves=args.moves)
+
+
+def _add_longitudinal(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "change that is found between made scans whose true change is known"
+    parser = _add_kind(kinds, "longitudinal", _longitudinal, text)
+    parser.add_argument("images", type=Path, nargs="+", metavar="HEAD", help="good T1w images")
+    parser.add_argument(
+        "--levels",
+        type=float,
+        nargs="+",
+        metavar="PERCENT",
+        default=(0, 1, 2, 5),
+        help="how much the hippocampi lose (default: 0 1 2 5)",
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=4, help="pairs of each head and level (default: 4)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+
+
+def _longitudinal(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
+    from hyps_bids.evaluation.longitudinal import evaluate_longitudinal
+
+    levels = [percent / 100 for percent in args.levels]
+    return evaluate_longitudinal(
+        pipeline, args.images, levels=levels, repeats=args.repeats, seed=args.seed
+    )
 
 
 def _add_orientation(kinds: argparse._SubParsersAction[Parser]) -> None:
