@@ -12,24 +12,45 @@ SIDES = (*HEMISPHERES, "bilateral")
 _SIDE_NAMES = SIDE_NAMES | {"bilateral": "left and right"}
 _KEYS = ["scan", "hemi", "part"]
 #: Kind of volume → what it adds to the names of the measures that are derived from it
-KINDS = {"volume_mm3": "", "volume_soft_mm3": "_soft"}
+KINDS = {"volume_mm3": "", "volume_soft_mm3": "_soft", "volume_longitudinal_mm3": "_longitudinal"}
+#: Those of each scan by itself; the others are of participants with several scans only.
+CROSS_SECTIONAL = ("volume_mm3", "volume_soft_mm3")
+#: Kind of volume → its intracranial volume, by which fractions and residuals are computed
+ICV_OF = dict.fromkeys(CROSS_SECTIONAL, "icv_mm3") | {
+    "volume_longitudinal_mm3": "icv_longitudinal_mm3"
+}
+#: Method of change → its measure, which is one value per participant and contrast
+CHANGES = {"volume": "percent_per_year_longitudinal", "bsi": "percent_per_year_bsi"}
 _ASYMMETRY = "(left - right) / mean of left and right"
 _RATIO = "Anterior / posterior volume"
 _FRACTION = "Volume / intracranial volume"
 _RESIDUAL = "Volume - slope * (intracranial volume - its mean)"
 _HARD, _SOFT = "of voxel counts", "of sums of probabilities"
+_LONG = "of the longitudinal volumes of all scans of the participant"
+_YEARLY = "Change in percent of the volume at the first scan, per year, the same for all scans of"
 #: measure → description and units; a name stands after the longer names that begin with it
 MEASURES = {
     "volume_soft_mm3": ("Sum of probabilities times the volume of a voxel", "mm3"),
+    "volume_longitudinal_mm3": (
+        "Volume from all scans of the participant together, see desc-longitudinal_morph.tsv of "
+        "the participant",
+        "mm3",
+    ),
     "volume_mm3": ("Voxel count times the volume of a voxel", "mm3"),
     "asymmetry_soft": (f"{_ASYMMETRY}, {_SOFT}", "1"),
+    "asymmetry_longitudinal": (f"{_ASYMMETRY}, {_LONG}", "1"),
     "asymmetry": (f"{_ASYMMETRY}, {_HARD}", "1"),
     "anterior_posterior_ratio_soft": (f"{_RATIO}, {_SOFT}", "1"),
+    "anterior_posterior_ratio_longitudinal": (f"{_RATIO}, {_LONG}", "1"),
     "anterior_posterior_ratio": (f"{_RATIO}, {_HARD}", "1"),
     "icv_fraction_soft": (f"{_FRACTION}, {_SOFT}", "1"),
+    "icv_fraction_longitudinal": (f"{_FRACTION}, {_LONG}", "1"),
     "icv_fraction": (f"{_FRACTION}, {_HARD}", "1"),
     "icv_residual_soft_mm3": (f"{_RESIDUAL}, {_SOFT}", "mm3"),
+    "icv_residual_longitudinal_mm3": (f"{_RESIDUAL}, {_LONG}", "mm3"),
     "icv_residual_mm3": (f"{_RESIDUAL}, {_HARD}", "mm3"),
+    "percent_per_year_longitudinal": (f"{_YEARLY} a participant, {_LONG}", "%/year"),
+    "percent_per_year_bsi": (f"{_YEARLY} a participant, by the boundary shift integral", "%/year"),
 }
 
 
@@ -43,12 +64,13 @@ def volumes(morph: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     morph : pandas.DataFrame
-        Long table with scan, hemi, part, volume_mm3, volume_soft_mm3 and, if known, icv_mm3.
+        Long table with scan, hemi, part, volume_mm3, volume_soft_mm3 and, if known,
+        volume_longitudinal_mm3 and the intracranial volumes of :data:`ICV_OF`.
 
     Returns
     -------
     pandas.DataFrame
-        Indexed by scan: icv_mm3, then ``volume_mm3_SIDE_PART`` and ``volume_soft_mm3_SIDE_PART``,
+        Indexed by scan: intracranial volumes, then ``KIND_SIDE_PART`` for each of :data:`KINDS`,
         with SIDE in :data:`SIDES` and the parts in the order of the tables, ``whole`` last.
 
     Examples
@@ -61,18 +83,21 @@ def volumes(morph: pd.DataFrame) -> pd.DataFrame:
     """
     rows = morph.assign(part=morph["part"].str.replace(r"\W+", "_", regex=True))
     rows = rows.drop_duplicates(_KEYS)
+    kinds = [kind for kind in KINDS if kind in rows]
     parts = rows[rows["part"] != WHOLE]
-    sums = parts.groupby(["scan", "hemi"], sort=False)[list(KINDS)].sum(skipna=False)
+    sums = parts.groupby(["scan", "hemi"], sort=False)[kinds].sum(skipna=False)
     wholes = pd.concat([rows[rows["part"] == WHOLE], sums.reset_index().assign(part=WHOLE)])
     parts = parts[parts.groupby("scan")["part"].transform("nunique") > 1]
     names = [*parts["part"].unique(), WHOLE]
     rows = pd.concat([parts, wholes]).drop_duplicates(_KEYS)
-    wide = rows.set_index(_KEYS)[list(KINDS)].unstack(["hemi", "part"])
-    columns = {}
-    if "icv_mm3" in morph:
-        columns["icv_mm3"] = morph.groupby("scan")["icv_mm3"].first()
+    wide = rows.set_index(_KEYS)[kinds].unstack(["hemi", "part"])
+    columns = {
+        name: morph.groupby("scan")[name].first()
+        for name in dict.fromkeys(ICV_OF.values())
+        if name in morph
+    }
     missing = pd.Series(np.nan, index=wide.index)
-    for kind in KINDS:
+    for kind in kinds:
         for side in HEMISPHERES:
             for part in names:
                 # No scan may have this volume, for example if all of them lack a side.
@@ -87,7 +112,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
     """Compute the measures that follow from the columns of :func:`volumes`, scan by scan.
 
     These are asymmetry_PART, anterior_posterior_ratio_SIDE (if there are such parts) and
-    icv_fraction_SIDE_PART, each also with ``_soft`` after the measure's name.
+    icv_fraction_SIDE_PART, each also with ``_soft`` and ``_longitudinal`` after the measure's name.
 
     Examples
     --------
@@ -112,7 +137,7 @@ def derive(frame: pd.DataFrame) -> pd.DataFrame:
                 columns[f"anterior_posterior_ratio{soft}_{side}"] = ratio
     for name in names:
         kind, side, part = split_column(name)
-        fraction = _ratio(frame[name], frame["icv_mm3"])
+        fraction = _ratio(frame[name], frame[ICV_OF[kind]])
         columns[f"icv_fraction{KINDS[kind]}_{side}_{part}"] = fraction
     return pd.DataFrame(columns, index=frame.index)
 
@@ -142,6 +167,17 @@ def is_measure(name: str) -> bool:
     (True, False)
     """
     return _measure(name) is not None
+
+
+def is_change(name: str) -> bool:
+    """Tell whether a column is a change per year, of which a participant has one value.
+
+    Examples
+    --------
+    >>> is_change("percent_per_year_bsi_L_whole"), is_change("volume_mm3_L_whole")
+    (True, False)
+    """
+    return _measure(name) in CHANGES.values()
 
 
 def split_column(name: str) -> tuple[str, str, str]:

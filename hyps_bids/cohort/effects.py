@@ -11,6 +11,8 @@ from hyps_bids.cohort.design import Design
 from hyps_bids.cohort.models import Fit
 
 LEVEL = 0.95
+#: Methods whose effect sizes have exact intervals.
+LEAST_SQUARES = ("ols", "wls")
 #: Cumulative probabilities at which a noncentral distribution has the interval's lower, upper end.
 _ENDS = ((1 + LEVEL) / 2, (1 - LEVEL) / 2)
 #: Noncentrality above which SciPy fails (F) or becomes very slow (t); such a fit is perfect.
@@ -48,7 +50,7 @@ def coefficient_rows(design: Design, fit: Fit) -> Iterator[Row]:
             yield row
         if where.stop - where.start > 1:
             test = joint_test(np.eye(len(errors))[where], fit)
-            if fit.method == "ols":
+            if fit.method in LEAST_SQUARES:
                 count = where.stop - where.start
                 test |= _partial_eta2(test["statistic"], count, float(freedom[0]))
             yield {"term": term, "coefficient": "(all)"} | test
@@ -84,7 +86,7 @@ def standardized(row: Row, fit: Fit, df: float, spread: float = 1.0) -> Row:
 
     scale = spread / fit.sd
     low, high = row["ci_low"] * scale, row["ci_high"] * scale
-    if fit.method == "ols":
+    if fit.method in LEAST_SQUARES:
         # The estimate and the SD are both uncertain.
         known = abs(row["statistic"]) < _FARTHEST
         ends = nctdtrinc(df, _ENDS, row["statistic"] if known else np.nan)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.derived import KINDS, split_column, volume_columns
+from hyps_bids.cohort.derived import CROSS_SECTIONAL, ICV_OF, KINDS, split_column, volume_columns
 from hyps_bids.cohort.image_contrasts import contrasts_of, count_contrasts
 from hyps_bids.cohort.levels import equals_level
 from hyps_bids.cohort.own_columns import users_first
@@ -82,12 +82,13 @@ def icv_residuals(
     Each contrast has its own line, so that its values do not depend on other contrasts in the
     table. A line is fitted to the subjects of the rows `fit_on`, each with the mean of its scans.
     Every scan's volume is then moved along it to their mean intracranial volume. All volumes are
-    adjusted with the same subjects: those without a missing volume.
+    adjusted with the same subjects: those without a missing volume. Longitudinal volumes have
+    lines of their own, because not every subject has several scans.
 
     Returns
     -------
     pandas.DataFrame
-        With the same index: icv_residual_mm3_SIDE_PART and icv_residual_soft_mm3_SIDE_PART.
+        With the same index: icv_residual_mm3_SIDE_PART and the same of the other kinds of volumes.
         Volumes that none of the selected scans has are left out, and all volumes if no line can be
         fitted: with fewer than three subjects, or if all have the same intracranial volume.
     dict of str to dict of str to ICVAdjustment
@@ -98,26 +99,34 @@ def icv_residuals(
     tables, adjustments = [], {}
     for name in count_contrasts(frame[frame["icv_mm3"].notna()]):
         rows = frame[contrast == name]
-        table, adjustments[name] = _residuals(rows, fit_on[rows.index], fitted_on)
-        tables.append(table)
+        adjustments[name] = {}
+        parts = []
+        for kinds in (CROSS_SECTIONAL, tuple(kind for kind in KINDS if kind not in CROSS_SECTIONAL)):
+            table, found = _residuals(rows, fit_on[rows.index], fitted_on, kinds)
+            adjustments[name] |= found
+            parts.append(table)
+        tables.append(pd.concat(parts, axis=1))
     if not tables:
         return pd.DataFrame(index=frame.index), {}
     return pd.concat(tables).reindex(frame.index), adjustments
 
 
 def _residuals(
-    frame: pd.DataFrame, fit_on: pd.Series, fitted_on: str
+    frame: pd.DataFrame, fit_on: pd.Series, fitted_on: str, kinds: Sequence[str]
 ) -> tuple[pd.DataFrame, dict[str, ICVAdjustment]]:
     # Volumes of another adapter's parts may be known for other scans only.
     names = [
         name
-        for kind in KINDS
+        for kind in kinds
         for name in volume_columns(frame, kind)
         if frame.loc[fit_on, name].notna().any()
     ]
-    known = frame.loc[fit_on, ["participant_id", "icv_mm3", *names]].dropna()
+    if not names:
+        return pd.DataFrame(index=frame.index), {}
+    of = ICV_OF[kinds[0]]
+    known = frame.loc[fit_on, ["participant_id", of, *names]].dropna()
     subjects = known.groupby("participant_id").mean()
-    icv = subjects["icv_mm3"]
+    icv = subjects[of]
     if len(subjects) < _FEWEST or np.ptp(icv) == 0:
         return pd.DataFrame(index=frame.index), {}
     centered = icv - icv.mean()
@@ -127,7 +136,7 @@ def _residuals(
         kind, side, part = split_column(name)
         slope = float((centered * subjects[name]).sum() / (centered**2).sum())
         column = f"icv_residual{KINDS[kind]}_mm3_{side}_{part}"
-        columns[column] = frame[name] - slope * (frame["icv_mm3"] - icv.mean())
+        columns[column] = frame[name] - slope * (frame[of] - icv.mean())
         adjustments[column] = {
             "FittedOn": fitted_on,
             "Slope": slope,
@@ -149,10 +158,13 @@ def stored_adjustments(
 
 def warn_of_few(adjustments: Adjustments, fitted_on: str) -> None:
     """Warn if the adjustment of a contrast could not be made, or rests on few subjects."""
-    fewest = {
-        contrast: min((adjustment["N"] for adjustment in by_column.values()), default=0)
-        for contrast, by_column in adjustments.items()
-    }
+    fewest, longitudinal = (
+        {
+            contrast: min((a["N"] for name, a in by.items() if ("_longitudinal" in name) == own), default=0)
+            for contrast, by in adjustments.items()
+        }
+        for own in (False, True)
+    )
     without = [contrast for contrast, n in fewest.items() if n == 0]
     few = {contrast: n for contrast, n in fewest.items() if 0 < n < _FEW}
     if without or not adjustments:
@@ -163,9 +175,14 @@ def warn_of_few(adjustments: Adjustments, fitted_on: str) -> None:
             f" in {join_names(without)} images" if len(adjustments) > 1 else "",
             *(_FEWEST, fitted_on),
         )
-    if few:
+    if few or any(0 < n < _FEW for n in longitudinal.values()):
         several = len(adjustments) > 1
         counts = [f"{n} subjects{f' in {name} images' * several}" for name, n in few.items()]
+        counts += [
+            f"{n} subjects with longitudinal volumes{f' in {name} images' * several}"
+            for name, n in longitudinal.items()
+            if 0 < n < _FEW
+        ]
         _LOG.warning(
             "The adjustment for the intracranial volume (ICV) rests on only %s (%s); use the "
             "columns icv_residual with caution.",

@@ -28,7 +28,7 @@ class Fit:
     estimate: np.ndarray  # (coefficients,)
     covariance: np.ndarray  # (coefficients, coefficients)
     sd: float  # residual standard deviation, including that between subjects
-    method: Literal["ols", "ols_hc3", "mixed", "mixed_cr2"]
+    method: Literal["ols", "ols_hc3", "wls", "wls_hc3", "mixed", "mixed_cr2"]
     converged: bool
     warnings: tuple[str, ...]
     freedom: Callable[[np.ndarray], np.ndarray]
@@ -46,8 +46,19 @@ class Fit:
         return np.where((contrasts[:, unknown] != 0).any(axis=1), np.nan, result)
 
 
-def fit_design(design: Design, requested: Sequence[Block] = (), *, robust: bool = False) -> Fit:
+def fit_design(
+    design: Design,
+    requested: Sequence[Block] = (),
+    *,
+    robust: bool = False,
+    errors: np.ndarray | None = None,
+) -> Fit:
     """Fit by least squares, or with random effects of subjects if some have several scans.
+
+    Least squares are weighted if the standard error of each outcome is known (`errors`). The
+    weights are the inverse of its square plus the variance between subjects, which is estimated,
+    so that no subject counts for much more than another where subjects differ far more than the
+    measurement does.
 
     The mixed model is fitted by REML, with the degrees of freedom of Satterthwaite. Its random
     effects are those `requested`, or an intercept and the slopes that
@@ -62,7 +73,7 @@ def fit_design(design: Design, requested: Sequence[Block] = (), *, robust: bool 
     are consistent under heteroscedasticity (HC3).
     """
     if design.n_subjects == len(design.outcome):
-        fit = _least_squares(design, robust=robust)
+        fit = _least_squares(design, robust=robust, errors=errors)
         note = "no random effects were fitted, because no subject has several scans"
         return replace(fit, warnings=(*fit.warnings, note)) if requested else fit
     subjects, count = design.n_subjects, design.matrix.shape[1]
@@ -71,28 +82,73 @@ def fit_design(design: Design, requested: Sequence[Block] = (), *, robust: bool 
     return _mixed(design, requested, robust=robust)
 
 
-def _least_squares(design: Design, *, robust: bool) -> Fit:
-    from statsmodels.regression.linear_model import OLS
+def _least_squares(design: Design, *, robust: bool, errors: np.ndarray | None) -> Fit:
+    from statsmodels.regression.linear_model import WLS
 
-    scales = design.scales
-    result = OLS(design.outcome, design.matrix / scales).fit()
-    covariance = np.asarray(result.cov_params())
+    scales, weights, notes = design.scales, np.ones(len(design.outcome)), ()
+    matrix, least = design.matrix / scales, 0.0
+    if errors is not None:
+        between = between_subjects(design.outcome, matrix, errors)
+        # Weights of mean one leave the residual variance in the units of the outcome.
+        least = 1 / float(np.mean(1 / (between + errors**2)))
+        weights = least / (between + errors**2)
+        notes = (
+            "participants are weighted by their standard errors (median "
+            f"{np.median(errors):.3g}) and the SD between participants ({between**0.5:.3g})",
+        )
+    result = WLS(design.outcome, matrix, weights=weights).fit()
+    # The variance cannot be smaller than that of the measurement, as it may be by chance.
+    variance = max(float(result.mse_resid), least)
+    covariance = np.asarray(result.normalized_cov_params) * variance
     if robust:
-        covariance = heteroscedasticity_consistent(result.resid, design.matrix / scales)
-    sd, df = float(np.sqrt(result.mse_resid)), float(result.df_resid)
+        covariance = heteroscedasticity_consistent(result.wresid, result.model.wexog)
+    sd, df = float(np.sqrt(variance)), float(result.df_resid)
     texts = _few_subjects(design, df)
     if not sd > _PERFECT * np.ptp(design.outcome):
         texts = (*texts, "the fit is perfect")
     texts = (*texts, *_unknown_errors(design, covariance))
+    method: Literal["ols", "wls"] = "ols" if errors is None else "wls"
     return Fit(
         estimate=result.params / scales,
         covariance=covariance / np.outer(scales, scales),
         sd=sd,
-        method="ols_hc3" if robust else "ols",
+        method=("ols_hc3" if method == "ols" else "wls_hc3") if robust else method,
         converged=True,
         warnings=texts,
         freedom=lambda contrasts: np.full(len(contrasts), df),
+        notes=notes,
     )
+
+
+def between_subjects(outcome: np.ndarray, matrix: np.ndarray, errors: np.ndarray) -> float:
+    """Estimate the variance between subjects beyond their errors of measurement.
+
+    It is the one at which the weighted sum of squared residuals equals its expectation (Paule &
+    Mandel 1982, J. Res. Natl. Bur. Stand. 87, 377-385), or zero if the residuals are smaller than
+    the errors. Standard errors of weighted least squares are then those of Knapp & Hartung (2003),
+    Stat. Med. 22, 2693-2710.
+
+    Parameters
+    ----------
+    outcome, errors : numpy.ndarray
+        (subjects,): values and their standard errors, all above zero.
+    matrix : numpy.ndarray
+        (subjects, coefficients) of full rank.
+    """
+    from scipy.optimize import brentq
+    from statsmodels.regression.linear_model import OLS, WLS
+
+    plain = OLS(outcome, matrix).fit()
+    freedom, largest = plain.df_resid, float(plain.mse_resid)
+
+    def excess(variance: float) -> float:
+        fit = WLS(outcome, matrix, weights=1 / (variance + errors**2)).fit()
+        return float((fit.wresid**2).sum()) - freedom
+
+    if freedom <= 0 or excess(0.0) <= 0:
+        return 0.0
+    # At the variance of the unweighted residuals, the sum is below its expectation.
+    return float(brentq(excess, 0.0, largest, xtol=1e-6 * largest))
 
 
 def _mixed(design: Design, requested: Sequence[Block], *, robust: bool) -> Fit:

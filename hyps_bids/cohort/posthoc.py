@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.design import CannotFit, Design
-from hyps_bids.cohort.effects import LEVEL, Row, standardized
+from hyps_bids.cohort.effects import LEAST_SQUARES, LEVEL, Row, standardized
 from hyps_bids.cohort.models import Fit
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import suggest_names
@@ -288,7 +288,7 @@ def _differences(family: dict[str, np.ndarray], fit: Fit) -> list[Row]:
     rows = _tests(np.array([family[a] - family[b] for a, b in pairs]), fit)
     statistic, df, p = (np.array([row[key] for row in rows]) for key in ("statistic", "df", "p"))
     adjusted = holm = _holm(p)
-    by_tukey = fit.method in ("ols", "mixed") and np.isfinite(p).all()
+    by_tukey = fit.method in (*LEAST_SQUARES, "mixed") and np.isfinite(p).all()
     if by_tukey:
         adjusted = studentized_range.sf(np.sqrt(2) * np.abs(statistic), len(family), df)
     return [

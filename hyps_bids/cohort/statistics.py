@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.derived import split_column, volume_columns
+from hyps_bids.cohort.derived import is_change, split_column, volume_columns
 from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.effects import Row, coefficient_rows
 from hyps_bids.cohort.formulas import FAMILIES, find_measures, formula_variables, parse_formula
@@ -26,6 +26,7 @@ from hyps_bids.cohort.levels import looks_like_codes
 from hyps_bids.cohort.models import Fit, fit_design
 from hyps_bids.cohort.posthoc import ALL, comparison_rows, find_comparisons, parse_comparison
 from hyps_bids.cohort.random_effects import split_random_effects
+from hyps_bids.cohort.visits import baseline_ages, scan_order
 from hyps_bids.errors import HypsError, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
@@ -36,6 +37,8 @@ _LOG = logging.getLogger("hyps_bids")
 _LONG = 10.0
 #: Short names of columns of the wide table.
 _ALIASES = {"icv": "icv_mm3", "time": "years_since_first_scan"}
+#: Name in formulas for the age at the first scan, which does not change with time.
+_BASELINE_AGE = "baseline_age"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,11 @@ def fit_formulas(
     posthoc: Sequence[str] = (),
     *,
     robust: bool = False,
+    errors: pd.DataFrame | None = None,
 ) -> ModelTables:
     """Fit each formula to each region; one that fails is logged and does not stop the others.
+
+    A change per year is one value of a participant, so its models use the row of the first scan.
 
     Parameters
     ----------
@@ -89,6 +95,8 @@ def fit_formulas(
         What to compare after each model, see :func:`~hyps_bids.cohort.posthoc.find_comparisons`.
     robust : bool
         Whether standard errors are robust, see :func:`hyps_bids.cohort.models.fit_design`.
+    errors : pandas.DataFrame, optional
+        Standard errors of measures that have one, with the index of `frame`.
     """
     data = _with_aliases(frame)
     failed = list[str]()
@@ -121,7 +129,9 @@ def fit_formulas(
     fitted = list[ModelTables]()
     for formula in sound:
         try:
-            fitted.append(fit_model(frame, formula, controls, site, wanted, robust=robust))
+            fitted.append(
+                fit_model(frame, formula, controls, site, wanted, robust=robust, errors=errors)
+            )
         except HypsError as error:
             refuse(formula, error)
             continue
@@ -200,6 +210,7 @@ def fit_model(
     posthoc: Sequence[str] = (),
     *,
     robust: bool = False,
+    errors: pd.DataFrame | None = None,
 ) -> ModelTables:
     """Fit one formula to each region; :func:`fit_formulas` describes the parameters.
 
@@ -211,6 +222,8 @@ def fit_model(
     """
     data = _with_aliases(frame)
     name, measures = find_measures(formula, data)
+    if is_change(measures[0]):
+        data = data[scan_order(data)["scan_number"] == 1]
     _LOG.info("Model '%s': fitting %s", formula, format_count(len(measures), "measure"))
     ready = Harmonized(data, formula)
     _check_contrasts(formula, data, site)
@@ -223,7 +236,8 @@ def fit_model(
     for done, measure in enumerate(measures):
         if done == 1 and (left := (time.monotonic() - start) * (len(measures) - 1)) > _LONG:
             _LOG.info("Model '%s': the other measures take about %.0f s", formula, left)
-        found.append(_fit_measure(ready, name, measure, controls, robust=robust))
+        known = errors[measure] if errors is not None and measure in errors else None
+        found.append(_fit_measure(ready, name, measure, controls, robust=robust, errors=known))
         design, fit = found[-1].design, found[-1].fit
         about = found[-1].row | {
             "model": formula,
@@ -273,6 +287,8 @@ def _with_aliases(frame: pd.DataFrame) -> pd.DataFrame:
         for short, name in _ALIASES.items()
         if short not in frame and name in frame
     }
+    if _BASELINE_AGE not in frame and (ages := baseline_ages(frame)).notna().any():
+        aliases[_BASELINE_AGE] = ages
     return frame.assign(**aliases)
 
 
@@ -295,6 +311,7 @@ def _fit_measure(
     controls: tuple[str, str] | None,
     *,
     robust: bool,
+    errors: pd.Series | None,
 ) -> _Measure:
     try:
         _, side, part = split_column(measure)
@@ -306,12 +323,15 @@ def _fit_measure(
     used = done[["participant_id", *variables]].dropna()
     subjects = used["participant_id"].to_numpy()
     design = fit = None
+    unweighted = ""
     try:
         if ready.problem:
             raise CannotFit(ready.problem)
         design = build_design(ready.formula, used, name, controls)
         subjects = design.subjects
-        fit = fit_design(design, split_random_effects(ready.formula).random, robust=robust)
+        known, unweighted = _known_errors(design, name, errors)
+        random = split_random_effects(ready.formula).random
+        fit = fit_design(design, random, robust=robust, errors=known)
         warnings = (*ready.warnings, *design.warnings, *fit.warnings)
     except CannotFit as why:
         warnings = (f"not fitted: {why}",)
@@ -328,7 +348,22 @@ def _fit_measure(
     if fit is None:
         return _Measure(row, None, None, lacking, warnings)
     row |= {"method": fit.method, "random": fit.random}
-    return _Measure(row, design, fit, lacking, warnings, fit.notes)
+    notes = (*fit.notes, unweighted) if unweighted else fit.notes
+    return _Measure(row, design, fit, lacking, warnings, notes)
+
+
+def _known_errors(
+    design: Design, name: str, errors: pd.Series | None
+) -> tuple[np.ndarray | None, str]:
+    """Return the standard errors of an outcome, or why it is not weighted by them."""
+    if errors is None:
+        return None, ""
+    known = errors.loc[design.data.index].to_numpy(dtype=np.float64)
+    if design.parsed is not None and name not in design.parsed.plain:
+        return None, f"not weighted by standard errors, which are those of {name} itself"
+    if lacking := int((~(known > 0)).sum()):
+        return None, f"not weighted, because {lacking} participants have no standard error"
+    return known, ""
 
 
 def _warn_of_codes(data: pd.DataFrame, formulas: Sequence[str]) -> None:

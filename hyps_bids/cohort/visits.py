@@ -100,6 +100,18 @@ def first_scans(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[order].drop_duplicates("participant_id").set_index("participant_id")
 
 
+def baseline_ages(frame: pd.DataFrame) -> pd.Series:
+    """Return the age at the first scan of each scan's series, in the unit of the column of ages.
+
+    Unlike the age at each scan, it does not tell the time between scans. It is missing for tables
+    without order or ages.
+    """
+    if not set(VISIT_COLUMNS) <= set(frame):
+        return pd.Series(np.nan, index=frame.index)
+    first = _ages(frame, "years").where(frame[_NUMBER] == 1)
+    return first.groupby(series_of(frame)).transform("max")
+
+
 def count_sources(frame: pd.DataFrame) -> dict[str, int]:
     """Count the participants with several sessions by what their order follows from.
 

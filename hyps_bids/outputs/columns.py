@@ -94,8 +94,9 @@ VISIT_COLUMNS = {
 LINEAR_MODEL_COLUMNS = {
     "model": "The formula.",
     "method": "ols: least squares. ols_hc3: with standard errors that are consistent under "
-    "heteroscedasticity (HC3). mixed: linear mixed model, fitted by REML, with random effects of "
-    "subjects; used where a subject has several scans. mixed_cr2: with cluster-robust standard "
+    "heteroscedasticity (HC3). wls and wls_hc3: the same, with each subject's change per year "
+    "weighted by its standard error and the variance between subjects. mixed: linear mixed model, "
+    "fitted by REML, with random effects of subjects; used where a subject has several scans. mixed_cr2: with cluster-robust standard "
     "errors (CR2), which hold whatever the covariance of the scans of a subject.",
     "random": "Random effects of the mixed model, in the notation of lme4.",
     "measure": "Column of the wide table that was modeled.",

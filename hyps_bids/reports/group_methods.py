@@ -130,8 +130,14 @@ def _models(output: Path, suffixes: Collection[str]) -> Iterator[str]:
     )
     methods = set(fitted["method"])
     text = ""
-    if methods & {"ols", "ols_hc3"}:
+    if methods & {"ols", "ols_hc3", "wls", "wls_hc3"}:
         text += f"Least-squares fits used statsmodels {version('statsmodels')} [@statsmodels]. "
+    if methods & {"wls", "wls_hc3"}:
+        text += (
+            "Changes per year were weighted by the inverse of their squared standard error plus "
+            "the variance between participants, which was estimated by the method of Paule and "
+            "Mandel [@paule_mandel]. "
+        )
     if methods & {"mixed", "mixed_cr2"}:
         text += (
             "Mixed models had the profiled likelihood of lme4 [@mixed_models], and the degrees of "

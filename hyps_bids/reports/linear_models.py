@@ -19,6 +19,11 @@ METHODS = {
     "ols": "ordinary least squares",
     "ols_hc3": "ordinary least squares with standard errors that are consistent under "
     "heteroscedasticity (HC3)",
+    "wls": "least squares weighted by the standard error of each participant's change and the "
+    "variance between participants",
+    "wls_hc3": "least squares weighted by the standard error of each participant's change and the "
+    "variance between participants, with standard errors that are consistent under "
+    "heteroscedasticity (HC3)",
     "mixed": "a linear mixed model (restricted maximum likelihood, degrees of freedom by "
     "Satterthwaite's method",
     "mixed_cr2": "a linear mixed model (restricted maximum likelihood, cluster-robust standard "
