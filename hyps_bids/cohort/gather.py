@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from hyps_bids.cohort.stacking import READERS, RUN_AGAIN, TableKind, concat, stack_tables
 from hyps_bids.errors import MissingInput
 from hyps_bids.outputs.columns import KEYS, table_columns
 from hyps_bids.outputs.flags import reasons as reasons_of
 from hyps_bids.outputs.names import parse_output, sidecar_path
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series, parse_series
 from hyps_bids.outputs.writing import remove_stale
 
-_TEXT = {
-    "suffix",
-    "name",
-    "hemi",
-    "part",
-    "status",
-    "reason",
-    "review",
-    "reasons",
-    "flags",
-    "remarks",
-}
-#: Kind of table → columns without which it is useless
+#: Kind of table of a scan → columns without which it is useless
 _REQUIRED = {"morph": ("hemi", "part", "volume_mm3", "volume_soft_mm3"), "qc": ("status",)}
-#: The files are small and may be on a network: waiting for one must not hold up the others.
-_READERS = 8
-_RUN_AGAIN = "run the participant level again"
-
-Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -58,12 +40,15 @@ class Gathered:
         sidecar is damaged.
     unreadable : dict of Path to str
         Folders and files that cannot be read, and why.
+    fingerprints : dict of str to str
+        Scans that are done → digest of the image, weights and options that made their volumes.
     """
 
     morph: pd.DataFrame
     qc: pd.DataFrame
     provenance: pd.DataFrame
     unreadable: dict[Path, str]
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,10 +61,13 @@ class FoundOutputs:
         Kind of table (``morph``, ``qc``) → name of the scan → file, sorted.
     unreadable : dict of Path to str
         Folders that cannot be read, and why.
+    series : frozenset of Series
+        Series that have a table, whether it is complete or not.
     """
 
     tables: dict[str, dict[str, Path]]
     unreadable: dict[Path, str]
+    series: frozenset[Series] = frozenset()
 
     @property
     def stems(self) -> list[str]:
@@ -100,6 +88,7 @@ class _MadeBy(NamedTuple):
     software_version: str | None = None
     adapter: str | None = None
     models: str | None = None
+    fingerprint: str | None = None
 
 
 def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True) -> FoundOutputs:
@@ -115,6 +104,7 @@ def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True)
     """
     found: dict[str, dict[str, Path]] = {"morph": {}, "qc": {}}
     unreadable: dict[Path, str] = {}
+    series = set()
     for folder in _anat_folders(output, unreadable):
         try:
             names = os.listdir(folder)
@@ -127,6 +117,8 @@ def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True)
             kind, _, extension = kind.partition(".")
             if extension == "tsv" and kind in found and keep(Scan.from_stem(stem)):
                 found[kind][stem] = folder / name
+            elif not stem and (one := parse_series(name)):
+                series.add(one)
     if output in unreadable:
         raise MissingInput(
             f"{output}: the folder cannot be read ({unreadable[output]}).", code="output-unreadable"
@@ -134,6 +126,7 @@ def find_outputs(output: Path, keep: Callable[[Scan], bool] = lambda scan: True)
     return FoundOutputs(
         {kind: dict(sorted(paths.items())) for kind, paths in found.items()},
         unreadable,
+        frozenset(series),
     )
 
 
@@ -147,7 +140,7 @@ def gather(found: FoundOutputs) -> Gathered:
     qc, qc_problems = _stack("qc", paths["qc"], unreadable)
     morph, morph_problems = _stack("morph", paths["morph"], unreadable)
     done = qc.loc[qc["status"] == "done", "scan"].tolist()
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         made_by = dict(
             zip(done, pool.map(_made_by, (sidecar_path(paths["qc"][s]) for s in done)), strict=True)
         )
@@ -157,20 +150,21 @@ def gather(found: FoundOutputs) -> Gathered:
         if stem in morph_problems:
             reasons[stem] = morph_problems[stem]
         elif stem not in with_volumes:
-            reasons[stem] = f"no volume table; {_RUN_AGAIN}"
+            reasons[stem] = f"no volume table; {RUN_AGAIN}"
         elif made_by[stem] is None:
             # The sidecar is written last: without it, the tables may be from different runs.
-            reasons[stem] = f"no QC sidecar, interrupted; {_RUN_AGAIN}"
+            reasons[stem] = f"no QC sidecar, interrupted; {RUN_AGAIN}"
     for stem in set(paths["morph"]) - set(paths["qc"]):
-        reasons[stem] = f"no QC table, interrupted; {_RUN_AGAIN}"
+        reasons[stem] = f"no QC table, interrupted; {RUN_AGAIN}"
     reasons |= qc_problems
     failed = pd.DataFrame(
         [[*scan_keys(stem), "failed", reason] for stem, reason in reasons.items()],
         columns=[*KEYS, "status", "reason"],
     )
-    qc = _with_review(_concat([qc[~qc["scan"].isin(reasons)], failed]))
+    qc = _with_review(concat([qc[~qc["scan"].isin(reasons)], failed]))
     made = {stem: facts for stem, facts in made_by.items() if facts and stem not in reasons}
-    provenance = pd.DataFrame(list(made.values()), columns=list(_MadeBy._fields), dtype="str")
+    names = list(_MadeBy._fields)
+    provenance = pd.DataFrame(list(made.values()), columns=names, dtype="str")[names[:-1]]
     provenance.insert(0, "scan", list(made))
     return Gathered(
         # Volumes count only together with a QC row that says done.
@@ -178,6 +172,7 @@ def gather(found: FoundOutputs) -> Gathered:
         qc=qc.sort_values("scan", kind="stable", ignore_index=True),
         provenance=provenance,
         unreadable=unreadable,
+        fingerprints={s: facts.fingerprint for s, facts in made.items() if facts.fingerprint},
     )
 
 
@@ -243,86 +238,26 @@ def _folders(
 def _stack(
     kind: str, paths: dict[str, Path], unreadable: dict[Path, str]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Stack one kind of table; return also why the tables of some scans cannot be used.
-
-    Files that cannot be read are added to `unreadable`.
-    """
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = list(pool.map(lambda path: _read(path, kind), paths.values()))
-    # One frame per distinct header, because one per file would take long.
-    rows: dict[tuple[str, ...], list[list[str | None]]] = defaultdict(list)
-    problems = {}
-    for (stem, path), content in zip(paths.items(), contents, strict=True):
-        if isinstance(content, OSError):
-            unreadable[path] = content.strerror or str(content)
-            problems[stem] = f"{path.name} cannot be read ({unreadable[path]})"
-        elif isinstance(content, str):
-            problems[stem] = f"{path.name}: {content}; {_RUN_AGAIN}"
-        else:
-            # The keys follow from the name, also where tables of some version have one of them.
-            kept = [i for i, name in enumerate(content[0]) if name not in KEYS]
-            lines = ([line[i] for i in kept] for line in content[1:])
-            header = tuple(content[0][i] for i in kept)
-            rows[header].extend([*scan_keys(stem), *line] for line in lines)
-    columns = table_columns(kind)
-    frames = [pd.DataFrame(body, columns=[*KEYS, *header]) for header, body in rows.items()]
-    frame = _concat([pd.DataFrame(columns=list(columns)), *frames])
-    frame = frame.replace({"n/a": None, "": None})
-    for column in frame.columns.difference([*KEYS, *_TEXT]):
-        numbers = pd.to_numeric(frame[column], errors="coerce").astype("float64")
-        wrong = numbers.isna() & frame[column].notna()
-        if wrong.any() and column not in columns:
-            # This is a column of text from another version.
-            continue
-        for stem, value in frame.loc[wrong, ["scan", column]].itertuples(index=False):
-            problems[stem] = (
-                f"{paths[stem].name}: {column} is '{value}', not a number; {_RUN_AGAIN}"
-            )
-        frame[column] = numbers
-    frame = frame[~frame["scan"].isin(problems)]
-    return frame.sort_values("scan", kind="stable", ignore_index=True), problems
+    """Stack one kind of table of all scans, see :func:`~hyps_bids.cohort.stacking.stack_tables`."""
+    about = TableKind(
+        table_columns(kind), _REQUIRED[kind], tuple(KEYS), scan_keys, "scan", kind == "qc"
+    )
+    return stack_tables(about, paths, unreadable)
 
 
-def _read(path: Path, kind: str) -> Rows | str | OSError:
-    """Read a table as text, header first, or return why it cannot be used."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        return error
-    except UnicodeDecodeError:
-        return "not UTF-8 text"
-    lines = [line for line in csv.reader(io.StringIO(text), delimiter="\t") if line]
-    if len(lines) < 2:
-        return "empty"
-    lacking = [name for name in _REQUIRED[kind] if name not in lines[0]]
-    if lacking:
-        return f"no column {', '.join(lacking)}"
-    if len(set(map(len, lines))) > 1:
-        return "rows of different lengths"
-    if kind == "qc" and len(lines) > 2:
-        return "more than one row"
-    return lines
+def name_models(sidecar: Mapping[str, Any]) -> str:
+    """Name all weights, with the first digits of their sums, and the bias field correction."""
+    words = [f"{model['Name']}:{model['SHA256'][:8]}" for model in sidecar["Models"].values()]
+    return " ".join([*words, f"n4:{sidecar['BiasFieldCorrection']}"])
 
 
 def _made_by(sidecar: Path) -> _MadeBy | None:
     """Read what decided the volumes; None without a sidecar, and nothing from a damaged one."""
     try:
         content: dict[str, Any] = load_json(sidecar)
-        models = content["Models"]
-        words = [f"{model['Name']}:{model['SHA256'][:8]}" for model in models.values()]
-        words.append(f"n4:{content['BiasFieldCorrection']}")
-        version, adapter = str(content["SoftwareVersion"]), models["Adapter"]["Name"]
-        return _MadeBy(version, adapter, " ".join(words))
+        version, adapter = str(content["SoftwareVersion"]), content["Models"]["Adapter"]["Name"]
+        return _MadeBy(version, adapter, name_models(content), content.get("Fingerprint"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _MadeBy()
-
-
-def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Stack frames with the columns of the first in front; of empty ones only the columns count."""
-    columns = list(dict.fromkeys(name for frame in frames for name in frame.columns))
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(filled, ignore_index=True).reindex(columns=columns)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE, harmonize
-from hyps_bids.cohort.derived import is_measure, split_column, volume_columns
+from hyps_bids.cohort.derived import ICV_OF, is_measure, split_column, volume_columns
 from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.formulas import formula_variables, parse_formula
 from hyps_bids.cohort.own_columns import users_first
@@ -197,7 +197,7 @@ def _is_measure(column: str, data: pd.DataFrame) -> bool:
     if column == "icv":
         # The dataset may have a column of this name that was not measured in the images.
         return "icv_mm3" in data and data["icv"].equals(data["icv_mm3"])
-    return column == "icv_mm3" or is_measure(column)
+    return column in ICV_OF.values() or is_measure(column)
 
 
 def _usable_sites(known: pd.DataFrame, site: str) -> tuple[pd.DataFrame, tuple[str, ...]]:

@@ -96,12 +96,16 @@ def icv_residuals(
         were selected.
     """
     contrast = contrasts_of(frame)
-    tables, adjustments = [], {}
+    tables = []
+    adjustments: Adjustments = {}
     for name in count_contrasts(frame[frame["icv_mm3"].notna()]):
         rows = frame[contrast == name]
         adjustments[name] = {}
         parts = []
-        for kinds in (CROSS_SECTIONAL, tuple(kind for kind in KINDS if kind not in CROSS_SECTIONAL)):
+        for kinds in (
+            CROSS_SECTIONAL,
+            tuple(kind for kind in KINDS if kind not in CROSS_SECTIONAL),
+        ):
             table, found = _residuals(rows, fit_on[rows.index], fitted_on, kinds)
             adjustments[name] |= found
             parts.append(table)
@@ -160,7 +164,9 @@ def warn_of_few(adjustments: Adjustments, fitted_on: str) -> None:
     """Warn if the adjustment of a contrast could not be made, or rests on few subjects."""
     fewest, longitudinal = (
         {
-            contrast: min((a["N"] for name, a in by.items() if ("_longitudinal" in name) == own), default=0)
+            contrast: min(
+                (a["N"] for name, a in by.items() if ("_longitudinal" in name) == own), default=0
+            )
             for contrast, by in adjustments.items()
         }
         for own in (False, True)

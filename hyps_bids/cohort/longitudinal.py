@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from hyps_bids.cohort.derived import KINDS, volume_columns
+from hyps_bids.cohort.derived import CROSS_SECTIONAL, volume_columns
 from hyps_bids.cohort.image_contrasts import CONTRAST, contrasts_of, series_of
 from hyps_bids.cohort.visits import scan_order
 from hyps_bids.outputs.columns import CHANGE_COLUMNS
@@ -14,14 +15,30 @@ from hyps_bids.outputs.columns import CHANGE_COLUMNS
 _SHORTEST = 0.25
 
 
-def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fit a line through the volumes of each subject who was scanned at several times.
+#: Method of the longitudinal results → what their measures begin with
+_MEASURED = {"volume": "volume_longitudinal_mm3", "bsi": "bsi_mm3"}
+
+
+def annual_change(frame: pd.DataFrame, series: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Tell the change per year of each subject who was scanned at several times.
+
+    The change of the longitudinal results is taken as it is. Beside it, a line is fitted through
+    the volumes of scans that were segmented each by itself, which is the only change of subjects
+    without longitudinal results, and the same for all subjects. The two have different measures
+    and methods.
 
     The wide table of the scans that are done becomes a table with one row per subject and volume
     (:data:`~hyps_bids.outputs.columns.CHANGE_COLUMNS`), empty if no subject has two times. Scans of
     different contrasts are never on one line. Subjects
     whose scans were processed with different models, or span less than three months, have a remark
     instead of a slope.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        The wide table of the scans that are done.
+    series : pandas.DataFrame, optional
+        :attr:`~hyps_bids.cohort.gather_series.GatheredSeries.change`.
     """
     order = scan_order(frame)
     # Times and provenance stay apart from the wide table, which may have any column of the user.
@@ -40,8 +57,10 @@ def annual_change(frame: pd.DataFrame) -> pd.DataFrame:
     )
     years = times["years"].groupby(times["series"])
     times = times[years.transform("max") > years.transform("min")]
-    measures = [name for kind in KINDS for name in volume_columns(frame, kind)]
+    measures = [name for kind in CROSS_SECTIONAL for name in volume_columns(frame, kind)]
     tables = [_slopes(times, frame.loc[times.index, name]) for name in measures if len(times)]
+    if series is not None and len(series):
+        tables.append(_of_series(series))
     if not tables:
         return pd.DataFrame(columns=list(CHANGE_COLUMNS))
     # Subjects are sorted, and the measures of each stay in the order of the wide table.
@@ -78,6 +97,16 @@ def _slopes(times: pd.DataFrame, volume: pd.Series) -> pd.DataFrame:
     table["baseline_mm3"] = subject["volume"].mean() + slope * first
     table["mm3_per_year"] = slope
     table["mm3_per_year_se"] = np.sqrt(residual / freedom.where(freedom > 0) / sums["xx"])
-    table["percent_per_year"] = 100 * slope / table["baseline_mm3"]
+    table["percent_per_year"] = percent = 100 * slope / table["baseline_mm3"]
+    table["percent_per_year_se"] = 100 * table["mm3_per_year_se"] / table["baseline_mm3"]
+    half = table["percent_per_year_se"] * stats.t.ppf(0.975, freedom.where(freedom > 0))
+    table["percent_per_year_low"], table["percent_per_year_high"] = percent - half, percent + half
     table["remarks"] = remarks
-    return table.assign(measure=volume.name)
+    return table.assign(measure=volume.name, method="cross-sectional")
+
+
+def _of_series(change: pd.DataFrame) -> pd.DataFrame:
+    """Bring the change of the longitudinal results into the form of the group's table."""
+    table = change[change["method"].isin(_MEASURED)]
+    names = table["method"].map(_MEASURED) + "_" + table["hemi"] + "_" + table["part"]
+    return table.assign(measure=names)

@@ -85,8 +85,9 @@ def fit_design(
 def _least_squares(design: Design, *, robust: bool, errors: np.ndarray | None) -> Fit:
     from statsmodels.regression.linear_model import WLS
 
-    scales, weights, notes = design.scales, np.ones(len(design.outcome)), ()
+    scales, weights = design.scales, np.ones(len(design.outcome))
     matrix, least = design.matrix / scales, 0.0
+    notes: tuple[str, ...] = ()
     if errors is not None:
         between = between_subjects(design.outcome, matrix, errors)
         # Weights of mean one leave the residual variance in the units of the outcome.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hyps_bids.cohort.derived import is_measure
-from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, VISIT_COLUMNS
+from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, SERIES_COLUMNS, VISIT_COLUMNS
 
 #: Columns that the group level adds, besides the measures and the entities of scans.
 OWN_COLUMNS = frozenset(
     {
-        *(*KEYS, *CONTRAST_COLUMN, *VISIT_COLUMNS),
+        *(*KEYS, *CONTRAST_COLUMN, *VISIT_COLUMNS, *SERIES_COLUMNS, "icv_longitudinal_mm3"),
         *("status", "reason", "review", "reasons", "flags", "remarks"),
         *("software_version", "adapter", "models", "icv_mm3"),
     }

@@ -12,7 +12,7 @@ from hyps_bids.cohort.design import CannotFit, Design
 from hyps_bids.cohort.random_effects import Block
 
 #: The volume inside the skull does not change in adults, so its change is error of measurement.
-_CONSTANT = frozenset({"icv", "icv_mm3"})
+_CONSTANT = frozenset({"icv", "icv_mm3", "icv_longitudinal_mm3"})
 #: Largest number of random slopes that are added without being asked for.
 _MOST_SLOPES = 2
 #: Subjects with more scans than random effects that are needed to estimate the residual variance.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import find_outputs, gather
+from hyps_bids.cohort.gather_series import gather_series
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.selection import (
+    Selection,
     add_missing_scans,
     label_filter,
     report_gone,
@@ -23,15 +25,18 @@ from hyps_bids.cohort.selection import (
     select_scans,
 )
 from hyps_bids.cohort.stats_models import write_stats_models
-from hyps_bids.cohort.wide import STATUS, build_wide_table
+from hyps_bids.cohort.wide import STATUS, build_wide_table, change_columns
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import (
     CHANGE_COLUMNS,
+    CONTRAST_COLUMN,
     HARMONIZED_COLUMNS,
     KEYS,
     LINEAR_MODEL_COLUMNS,
     POSTHOC_COLUMNS,
+    SERIES_MORPH_COLUMNS,
+    SERIES_QC_COLUMNS,
     ColumnDescription,
     described,
     table_columns,
@@ -42,6 +47,7 @@ from hyps_bids.outputs.reading import (
     HARMONIZED,
     LINEAR_MODELS,
     POSTHOC,
+    SERIES_QC,
     WIDE,
     read_wide,
 )
@@ -110,18 +116,30 @@ def write_group_tables(settings: Settings) -> GroupTables:
             f"{output} has no tables of the selected scans. Run the participant level first.",
             code="scan-tables-missing",
         )
+    series = gather_series(found, gathered, output, _is_gone(settings, selection))
+    if series is not None:
+        keys = ["scan", "hemi", "part"]
+        gathered = replace(
+            gathered, morph=gathered.morph.merge(series.volumes, on=keys, how="left")
+        )
     qc = add_missing_scans(gathered.qc, selection.scans, output, gathered.unreadable)
-    _write(settings, "morph", gathered.morph, described(table_columns("morph")))
+    morph_columns = table_columns("morph") | SERIES_MORPH_COLUMNS
+    _write(settings, "morph", gathered.morph, described(morph_columns))
     _write(settings, "qc", qc, described(table_columns("qc") | {"status": STATUS}))
+    series_qc = pd.DataFrame() if series is None else series.qc
+    qc_columns = described(KEYS | CONTRAST_COLUMN | SERIES_QC_COLUMNS)
+    _write(settings, SERIES_QC, series_qc, qc_columns, optional=True)
     _warn_of_mixture(gathered.provenance)
     metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
-    wide, columns = build_wide_table(gathered, qc, metadata, settings)
+    wide, columns = build_wide_table(gathered, qc, metadata, settings, series)
     # Models of an earlier table must not stay beside this one, whatever happens to the new ones.
     for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED):
         _write(settings, kind, pd.DataFrame(), {}, optional=True)
     write_stats_models(output, pd.DataFrame(), pd.DataFrame(), settings.suffix)
     _write(settings, WIDE, wide, columns)
-    change = longitudinal.annual_change(wide[wide["status"] == "done"])
+    change = longitudinal.annual_change(
+        wide[wide["status"] == "done"], None if series is None else series.change
+    )
     _write(settings, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())
     _LOG.info("The group tables have %s: %s", format_count(len(qc), "scan"), counts)
@@ -129,25 +147,38 @@ def write_group_tables(settings: Settings) -> GroupTables:
     # The models come last, so that a wrong formula does not prevent the other tables.
     failed: tuple[str, ...] = ()
     if settings.model:
-        controls = parse_controls(settings.controls) if settings.controls else None
-        site = settings.site if settings.harmonize else None
-        fitted = statistics.fit_formulas(
-            wide,
-            settings.model,
-            controls,
-            site,
-            settings.posthoc,
-            robust=settings.robust_errors,
-        )
-        harmonized = columns | described(HARMONIZED_COLUMNS)
-        _write(
-            settings, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True
-        )
-        _write(settings, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)
-        _write(settings, HARMONIZED, fitted.harmonized, harmonized, optional=True)
-        write_stats_models(output, fitted.models, fitted.harmonized, settings.suffix)
-        failed = fitted.failed
+        errors = None if series is None else change_columns(wide, series.change)[1]
+        failed = _write_models(settings, wide, columns, errors)
     return GroupTables(read_wide(output, settings.suffix), not gathered.unreadable, failed)
+
+
+def _is_gone(settings: Settings, selection: Selection) -> Callable[[str], bool]:
+    """Return a function that tells whether the outputs of a scan must not be used any more."""
+    return (lambda stem: False) if settings.keep_missing_images else selection.is_gone
+
+
+def _write_models(
+    settings: Settings,
+    wide: pd.DataFrame,
+    columns: Mapping[str, ColumnDescription],
+    errors: pd.DataFrame | None,
+) -> tuple[str, ...]:
+    """Fit the formulas and write their tables; return what failed."""
+    fitted = statistics.fit_formulas(
+        wide,
+        settings.model,
+        parse_controls(settings.controls) if settings.controls else None,
+        settings.site if settings.harmonize else None,
+        settings.posthoc,
+        robust=settings.robust_errors,
+        errors=errors,
+    )
+    harmonized = {**columns, **described(HARMONIZED_COLUMNS)}
+    _write(settings, LINEAR_MODELS, fitted.models, described(LINEAR_MODEL_COLUMNS), optional=True)
+    _write(settings, POSTHOC, fitted.posthoc, described(POSTHOC_COLUMNS), optional=True)
+    _write(settings, HARMONIZED, fitted.harmonized, harmonized, optional=True)
+    write_stats_models(settings.output_dir, fitted.models, fitted.harmonized, settings.suffix)
+    return fitted.failed
 
 
 def _named_columns(settings: Settings) -> list[str]:

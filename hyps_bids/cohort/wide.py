@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.column_types import infer_types
 from hyps_bids.cohort.derived import derive, describe, is_measure, volumes
 from hyps_bids.cohort.gather import Gathered
+from hyps_bids.cohort.gather_series import GatheredSeries, measured_change
 from hyps_bids.cohort.icv import Adjustments, adjustment_scans, icv_residuals, warn_of_few
 from hyps_bids.cohort.image_contrasts import CONTRAST
 from hyps_bids.cohort.metadata import Metadata, join, rows_of_sessions
@@ -17,6 +19,8 @@ from hyps_bids.cohort.visits import order_scans, report_order
 from hyps_bids.outputs.columns import (
     CONTRAST_COLUMN,
     KEYS,
+    SERIES_COLUMNS,
+    SERIES_MORPH_COLUMNS,
     VISIT_COLUMNS,
     ColumnDescription,
     described,
@@ -38,7 +42,11 @@ _INTERCEPT = "Intercept"
 
 
 def build_wide_table(
-    gathered: Gathered, qc: pd.DataFrame, metadata: Metadata, settings: Settings
+    gathered: Gathered,
+    qc: pd.DataFrame,
+    metadata: Metadata,
+    settings: Settings,
+    series: GatheredSeries | None = None,
 ) -> tuple[pd.DataFrame, dict[str, ColumnDescription]]:
     """Put everything that is known about each scan into one row, and describe the columns.
 
@@ -54,6 +62,12 @@ def build_wide_table(
     measured = pd.concat([measured, derive(measured)], axis=1)
     base = base.merge(gathered.provenance, on="scan", how="left")
     base = base.merge(measured, left_on="scan", right_index=True, how="left")
+    change = pd.DataFrame(index=base.index)
+    if series is not None:
+        change = pd.concat(
+            [change_columns(base, series.change)[0], _states(base, series.qc)], axis=1
+        )
+        base = pd.concat([base, change], axis=1)
     added, origins = join(base, metadata, _reserved(metadata))
     raw = {name: metadata.columns.get(origins[name], {}) for name in added}
     added = infer_types(added, raw, str(settings.bids_dir))
@@ -66,8 +80,14 @@ def build_wide_table(
     columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY | CONTRAST_COLUMN)
     columns |= described(VISIT_COLUMNS)
     columns |= described({name: f"Entity {name} of the scan's name." for name in entities})
-    columns |= {name: describe(name) for name in [*measured, *residuals] if name != "icv_mm3"}
+    columns |= {
+        name: describe(name) for name in [*measured, *residuals, *change] if is_measure(name)
+    }
     columns["icv_mm3"] = {"Description": table_columns("morph")["icv_mm3"], "Units": "mm3"}
+    if series is not None:
+        columns |= described(SERIES_COLUMNS)
+        text = SERIES_MORPH_COLUMNS["icv_longitudinal_mm3"]
+        columns["icv_longitudinal_mm3"] = {"Description": text, "Units": "mm3"}
     columns["years_since_first_scan"]["Units"] = "year"
     _describe_adjustments(columns, adjustments)
     columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
@@ -75,6 +95,44 @@ def build_wide_table(
     for name in table:
         columns[name] = {**columns[name], "Format": "number" if name in numbers else "string"}
     return table, {name: columns[name] for name in table}
+
+
+def change_columns(table: pd.DataFrame, change: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put the change per year of the longitudinal results beside the scans that are done.
+
+    All scans of a participant and contrast have the same values, so that they can be features of
+    classifiers; whatever counts participants takes the row of the first scan.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per scan with participant_id, image_contrast and status.
+    change : pandas.DataFrame
+        :attr:`~hyps_bids.cohort.gather_series.GatheredSeries.change`.
+
+    Returns
+    -------
+    tuple of pandas.DataFrame
+        Changes in percent per year and their standard errors, with the index of `table` and the
+        names of :data:`~hyps_bids.cohort.derived.CHANGES`, followed by side and part.
+    """
+    keys = pd.MultiIndex.from_frame(table[["participant_id", CONTRAST]])
+    done = (table["status"] == "done").to_numpy()
+    values, errors = {}, {}
+    for name, percent, error in measured_change(change):
+        if not is_measure(name):
+            continue
+        values[name] = np.where(done, percent.reindex(keys), np.nan)
+        errors[name] = np.where(done, error.reindex(keys), np.nan)
+    return pd.DataFrame(values, index=table.index), pd.DataFrame(errors, index=table.index)
+
+
+def _states(table: pd.DataFrame, qc: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns about the longitudinal results of each scan."""
+    names = {name: name.removeprefix("longitudinal_") for name in SERIES_COLUMNS}
+    by_scan = qc.drop_duplicates("scan").set_index("scan").reindex(table["scan"])
+    states = {name: by_scan[own].to_numpy() for name, own in names.items()}
+    return pd.DataFrame(states, index=table.index, dtype="str")
 
 
 def _describe_adjustments(columns: dict[str, ColumnDescription], adjustments: Adjustments) -> None:
@@ -90,7 +148,8 @@ def _reserved(metadata: Metadata) -> set[str]:
     """Name the columns of the dataset that would be taken for one of ours."""
     tables = [metadata.participants, metadata.sessions, *metadata.phenotype]
     names = {str(name) for table in tables for name in table.columns}
-    return {*VISIT_COLUMNS, _INTERCEPT, *filter(is_measure, names)}
+    ours = {*VISIT_COLUMNS, *SERIES_COLUMNS, "icv_longitudinal_mm3", _INTERCEPT}
+    return {*ours, *filter(is_measure, names)}
 
 
 def _order(

@@ -90,14 +90,30 @@ VISIT_COLUMNS = {
     "years_since_first_scan": "Years since the first of these scans, from dates or ages; n/a if "
     "neither is known for all of them.",
 }
+#: Column of the wide table about the longitudinal results of the participant → description
+SERIES_COLUMNS = {
+    "longitudinal_status": "used; refused: the scan does not fit the other scans of its "
+    "participant; stale: the longitudinal results are not those of the present scans, are "
+    "incomplete or failed. n/a: the participant has none.",
+    "longitudinal_reason": "Why the scan was refused, or the results are stale.",
+    "longitudinal_flags": "What is conspicuous about the scan among those of its participant, as "
+    "codes; sub-*_desc-longitudinal_qc.tsv has the reasons in sentences.",
+}
+#: Column of the group's table of volumes that longitudinal results add → description
+SERIES_MORPH_COLUMNS = {
+    "volume_longitudinal_mm3": "Volume from all scans of the participant together, mm3.",
+    "bsi_mm3": "Change since the first of these scans by the boundary shift integral, mm3.",
+    "icv_longitudinal_mm3": "Mean intracranial volume of these scans, mm3.",
+}
 #: Column of the table of linear models → description
 LINEAR_MODEL_COLUMNS = {
     "model": "The formula.",
     "method": "ols: least squares. ols_hc3: with standard errors that are consistent under "
     "heteroscedasticity (HC3). wls and wls_hc3: the same, with each subject's change per year "
     "weighted by its standard error and the variance between subjects. mixed: linear mixed model, "
-    "fitted by REML, with random effects of subjects; used where a subject has several scans. mixed_cr2: with cluster-robust standard "
-    "errors (CR2), which hold whatever the covariance of the scans of a subject.",
+    "fitted by REML, with random effects of subjects; used where a subject has several scans. "
+    "mixed_cr2: with cluster-robust standard errors (CR2), which hold whatever the covariance of "
+    "the scans of a subject.",
     "random": "Random effects of the mixed model, in the notation of lme4.",
     "measure": "Column of the wide table that was modeled.",
     "harmonized": "Column of the sites by which the measures were harmonized (ComBat) before the "
@@ -146,7 +162,8 @@ HARMONIZED_COLUMNS = {
 CHANGE_COLUMNS = {
     "participant_id": "Subject, as in participants.tsv.",
     **CONTRAST_COLUMN,
-    "measure": "Column of the wide table.",
+    "measure": "Column of the wide table; bsi_mm3_SIDE_PART, which is none, for the boundary shift "
+    "integral.",
     "n_scans": "Number of scans with this volume and a time.",
     "n_sessions": "Number of sessions with these scans.",
     "time_source": "Origin of the times: acq_time (dates) or age. Dates are used if all scans of "
@@ -154,9 +171,17 @@ CHANGE_COLUMNS = {
     "span_years": "Years from the first to the last scan.",
     "baseline_mm3": "Value of the fitted line at the first scan, mm3.",
     "mm3_per_year": "Slope of the least-squares line over the subject's scans, mm3 per year.",
-    "mm3_per_year_se": "Standard error of the slope; n/a with two scans.",
+    "mm3_per_year_se": "Standard error of the slope. Of longitudinal results by their error model; "
+    "cross-sectional: from the residuals of the line, n/a with two scans.",
     "percent_per_year": "Slope in percent of baseline_mm3, per year.",
     "remarks": "Reason why there is no slope.",
+    "method": "cross-sectional: line through the volumes of scans that were segmented each by "
+    "itself. volume: from longitudinal volumes, to which all scans contribute. bsi: from the "
+    "boundary shift integral. Do not compare participants by different methods.",
+    "percent_per_year_se": "Standard error of percent_per_year. That of both sides together takes "
+    "the errors of the sides as independent.",
+    "percent_per_year_low": "Lower end of the 95 % interval of percent_per_year.",
+    "percent_per_year_high": "Upper end of the 95 % interval of percent_per_year.",
 }
 
 #: Column of a series' table of volumes over time → description

@@ -16,6 +16,7 @@ from hyps_bids.outputs.scan import ANNUAL_CHANGE, LONGITUDINAL, Scan
 
 #: Value of ``space`` of the space that is midway between all scans of a series.
 MIDWAY = "midway"
+_TABLES = (f"{LONGITUDINAL}_morph.tsv", f"{LONGITUDINAL}_qc.tsv", f"{ANNUAL_CHANGE}_morph.tsv")
 _QC = f"_{SEG_PREFIX}_desc-{LONGITUDINAL}_qc.tsv"
 
 
@@ -156,3 +157,19 @@ def find_series_of(output_dir: Path, subject: str) -> list[Series]:
     stems = [n.removesuffix(_QC) for n in names if n.endswith(_QC) and not n.startswith(".")]
     found = {Series.of(Scan.from_stem(stem)) for stem in stems}
     return sorted(each for each in found if each.stem in stems and each.subject == subject)
+
+
+def parse_series(name: str) -> Series | None:
+    """Return the series to which a table belongs by its name; None for all other files.
+
+    Examples
+    --------
+    >>> parse_series("sub-01_space-T2w_seg-hippocampus_desc-annualchange_morph.tsv")
+    Series(subject='01', contrast='T2w')
+    >>> parse_series("sub-01_ses-1_seg-hippocampus_qc.tsv")
+    """
+    stem, mark, kind = name.partition(f"_{SEG_PREFIX}_desc-")
+    if not mark or kind not in _TABLES:
+        return None
+    series = Series.of(Scan.from_stem(stem))
+    return series if series.stem == stem else None

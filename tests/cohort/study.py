@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.tables import write_group_tables
-from hyps_bids.outputs.columns import MORPH_COLUMNS, qc_columns
+from hyps_bids.outputs.columns import (
+    ANNUAL_CHANGE_COLUMNS,
+    LONGITUDINAL_COLUMNS,
+    MORPH_COLUMNS,
+    SERIES_QC_COLUMNS,
+    qc_columns,
+)
 from hyps_bids.outputs.names import group_path, scan_paths, sidecar_path
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
+from hyps_bids.outputs.series import Series
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
@@ -134,8 +142,68 @@ class MadeStudy:
                 "Adapter": {"Name": adapter, "SHA256": "2" * 64},
             },
             "BiasFieldCorrection": "none",
+            "Fingerprint": f"{stem} {left} {right} {adapter} {version}",
         }
         write_json(self.sidecar(stem), made)
+
+    def series(
+        self,
+        stems: Sequence[str],
+        change: Mapping[str, float],
+        *,
+        volume: float = 3000.0,
+        years: float = 1.0,
+        error: float = 0.3,
+        parts: Sequence[str] = (*PARTS, "whole"),
+        refused: Mapping[str, str] | None = None,
+        **sidecar: Any,
+    ) -> None:
+        """Add the longitudinal results of scans that are there already.
+
+        The change of each side is in percent of `volume` per year, by both methods; a side that is
+        left out is missing. The scans are `years` apart, and `error` is the standard error of the
+        change in percent per year. `refused` scans have a reason.
+        """
+        refused = refused or {}
+        scans = [Scan.from_stem(stem) for stem in stems]
+        used = [stem for stem in stems if stem not in refused]
+        span = years * (len(used) - 1)
+        shares = PARTS | {"whole": 1.0}
+        long, annual = [], []
+        for hemi, part in product("LR", parts):
+            base, slope = volume * shares[part], change.get(hemi, np.nan)
+            keys = {"suffix": scans[0].suffix, "hemi": hemi, "part": part}
+            for visit, stem in enumerate(used):
+                moved = base * slope / 100 * visit * years
+                mm3 = {"volume_mm3": base + moved, "change_mm3": moved, "bsi_mm3": moved}
+                when = {"scan": stem, "visit": visit + 1, "years": visit * years}
+                long.append(keys | when | mm3)
+            for method in ("volume", "bsi") if np.isfinite(slope) else ():
+                figures = {"percent_per_year": slope, "percent_per_year_se": error}
+                figures["percent_per_year_low"] = slope - 1.96 * error
+                figures["percent_per_year_high"] = slope + 1.96 * error
+                figures["mm3_per_year"] = base * slope / 100
+                figures["mm3_per_year_se"] = base * error / 100
+                facts = {"n_scans": len(used), "span_years": span, "time_source": "acq_time"}
+                annual.append(keys | {"method": method, "baseline_mm3": base} | facts | figures)
+        rows = [
+            {"scan": stem, "suffix": scans[0].suffix, "status": "refused" if bad else "used"}
+            | {"reason": bad, "flags": "different-head" if bad else None}
+            for stem in stems
+            for bad in [refused.get(stem)]
+        ]
+        paths = Series.of(scans[0]).paths(self.output)
+        for kind, columns, body in (
+            ("morph", LONGITUDINAL_COLUMNS, long),
+            ("annual", ANNUAL_CHANGE_COLUMNS, annual),
+            ("qc", SERIES_QC_COLUMNS, rows),
+        ):
+            write_table(paths[kind], pd.DataFrame(body, columns=list(columns)))
+        made = json.loads(self.sidecar(stems[0]).read_text())
+        made["ScanFingerprints"] = {
+            stem: json.loads(self.sidecar(stem).read_text())["Fingerprint"] for stem in stems
+        }
+        write_json(sidecar_path(paths["qc"]), made | sidecar)
 
     def failed_scan(self, stem: str, reason: str) -> None:
         write_failure(self.image(stem), self.output, reason)

@@ -1,0 +1,308 @@
+"""Collect the longitudinal results of all participants, and tell which of them are up to date."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hyps_bids.cohort.derived import CHANGES
+from hyps_bids.cohort.gather import FoundOutputs, Gathered, name_models
+from hyps_bids.cohort.stacking import READERS, RUN_AGAIN, TableKind, stack_tables
+from hyps_bids.messages import format_count, join_names
+from hyps_bids.outputs.columns import (
+    ANNUAL_CHANGE_COLUMNS,
+    LONGITUDINAL_COLUMNS,
+    SERIES_QC_COLUMNS,
+)
+from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.reading import load_json
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series
+
+_LOG = logging.getLogger("hyps_bids")
+#: Number of series of which a warning gives the reasons.
+_SHOWN = 10
+#: Kind of table of a series → its columns, and those without which it is useless
+_KINDS = {
+    "qc": (SERIES_QC_COLUMNS, ("scan", "status")),
+    "morph": (LONGITUDINAL_COLUMNS, ("scan", "hemi", "part", "volume_mm3", "bsi_mm3")),
+    "annual": (ANNUAL_CHANGE_COLUMNS, ("hemi", "part", "method", "mm3_per_year_se")),
+}
+
+
+@dataclass(frozen=True)
+class GatheredSeries:
+    """The longitudinal results of all participants.
+
+    Attributes
+    ----------
+    volumes : pandas.DataFrame
+        One row per scan that was used, hemisphere and part, with scan, hemi, part,
+        volume_longitudinal_mm3, bsi_mm3 and icv_longitudinal_mm3, the mean over the scans.
+    change : pandas.DataFrame
+        One row per participant, contrast, side, part and method: participant_id, image_contrast,
+        hemi (``bilateral`` too), n_sessions, and the columns of the tables of annual change.
+    qc : pandas.DataFrame
+        One row per scan of a series: participant_id, image_contrast, and the columns of the QC
+        tables. The status is ``stale`` where the results cannot be used, and the reason says why.
+    """
+
+    volumes: pd.DataFrame
+    change: pd.DataFrame
+    qc: pd.DataFrame
+
+
+def gather_series(
+    found: FoundOutputs, scans: Gathered, output: Path, is_gone: Callable[[str], bool]
+) -> GatheredSeries | None:
+    """Read the tables of all series of the scans that are done; None if there are none.
+
+    Results are used if they were made from the present volumes: by the same weights, from the same
+    images, and from all scans of the participant and contrast that are done. Whatever else there
+    is has the status ``stale`` and is named in a warning.
+
+    Parameters
+    ----------
+    found : FoundOutputs
+        All tables.
+    scans : Gathered
+        The results of the scans that were selected.
+    output : Path
+        The derivatives dataset.
+    is_gone : callable
+        Tells whether the scan with this name must not be used, because its image is gone.
+    """
+    done = scans.qc.loc[scans.qc["status"] == "done", "scan"]
+    of = {stem: Series.of(Scan.from_stem(stem)) for stem in done}
+    wanted = sorted(found.series & set(of.values()))
+    if not wanted:
+        return None
+    members: dict[Series, list[str]] = {}
+    for stem, series in of.items():
+        members.setdefault(series, []).append(stem)
+    qc, problems = _stack("qc", wanted, output)
+    sidecars = _read_sidecars(wanted, output)
+    rows_of = dict(list(qc.groupby("series", sort=False)))
+    made_by = scans.provenance.set_index("scan")["models"].to_dict()
+    for series in wanted:
+        if series.stem in problems:
+            continue
+        current = _Current(members[series], scans.fingerprints, made_by, is_gone)
+        if reason := _stale(rows_of[series.stem], sidecars[series], current):
+            problems[series.stem] = reason
+    tables = {}
+    for kind in ("morph", "annual"):
+        usable = [series for series in wanted if series.stem not in problems]
+        tables[kind], wrong = _stack(kind, usable, output)
+        problems |= wrong
+    _warn_of_stale(qc, problems)
+    sound = {kind: table[~table["series"].isin(problems)] for kind, table in tables.items()}
+    by_stem = {series.stem: series for series in wanted}
+    qc = _with_problems(qc, problems, by_stem, members)
+    change = _with_both_sides(_with_keys(sound["annual"], by_stem))
+    return GatheredSeries(
+        volumes=_volumes(sound["morph"], scans.morph),
+        change=_whole_series_only(change, sound["morph"], set(done)),
+        qc=qc,
+    )
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The present state of the scans of one series."""
+
+    stems: Sequence[str]
+    fingerprints: Mapping[str, str]
+    models: Mapping[str, Any]
+    is_gone: Callable[[str], bool]
+
+
+def _stale(rows: pd.DataFrame, sidecar: Mapping[str, Any] | None, now: _Current) -> str | None:
+    """Say why the results of a series are not those of the present scans."""
+    if (rows["status"] == "failed").all():
+        reasons = rows["reason"].dropna()
+        return f"failed: {reasons.iloc[0]}" if len(reasons) else "failed"
+    if sidecar is None:
+        # The sidecar is written last: without it, the tables may be from different runs.
+        return f"no sidecar of the QC table, interrupted; {RUN_AGAIN}"
+    named = rows["scan"].tolist()
+    if gone := [stem for stem in named if stem not in now.stems and now.is_gone(stem)]:
+        return f"the images of these scans are gone: {join_names(gone)}; {RUN_AGAIN}"
+    if added := [stem for stem in now.stems if stem not in named]:
+        return f"made before these scans were: {join_names(added)}; {RUN_AGAIN}"
+    try:
+        then, made_by = sidecar["ScanFingerprints"], name_models(sidecar)
+        changed = [s for s in named if s in now.stems and then.get(s) != now.fingerprints.get(s)]
+    except (KeyError, TypeError, AttributeError):
+        return f"the sidecar of the QC table is damaged; {RUN_AGAIN}"
+    if other := [s for s in named if s in now.stems and now.models.get(s) != made_by]:
+        return f"made with other weights than these scans: {join_names(other)}; {RUN_AGAIN}"
+    if changed:
+        return f"made from earlier results of these scans: {join_names(changed)}; {RUN_AGAIN}"
+    return None
+
+
+def _stack(
+    kind: str, wanted: Sequence[Series], output: Path
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    columns, required = _KINDS[kind]
+    about = TableKind(columns, required, ("series",), lambda stem: [stem], "series")
+    paths = {series.stem: series.paths(output)[kind] for series in wanted}
+    # A table that cannot be read is a problem of its series, which the warning names.
+    return stack_tables(about, paths, {})
+
+
+def _read_sidecars(
+    wanted: Sequence[Series], output: Path
+) -> dict[Series, Mapping[str, Any] | None]:
+    """Read the sidecars of the QC tables; one that is damaged is empty."""
+
+    def read(series: Series) -> Mapping[str, Any] | None:
+        try:
+            content = load_json(sidecar_path(series.paths(output)["qc"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(wanted, pool.map(read, wanted), strict=True))
+
+
+def _warn_of_stale(qc: pd.DataFrame, problems: Mapping[str, str]) -> None:
+    if problems:
+        _LOG.warning(
+            "The longitudinal results of %s are not used: %s",
+            format_count(len(problems), "participant"),
+            "; ".join(f"{stem} ({reason})" for stem, reason in list(problems.items())[:_SHOWN])
+            + (f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""),
+        )
+    refused = qc[(qc["status"] == "refused") & ~qc["series"].isin(problems)]
+    if len(refused):
+        _LOG.warning(
+            "%s without longitudinal results, because they do not fit the other scans of their "
+            "participants (longitudinal_reason in the wide table says why): %s",
+            *(format_count(len(refused), "scan"), join_names(refused["scan"])),
+        )
+
+
+def _with_keys(table: pd.DataFrame, by_stem: Mapping[str, Series]) -> pd.DataFrame:
+    """Replace the name of the series by participant and contrast."""
+    series = table["series"].map(by_stem)
+    keys = pd.DataFrame(
+        {
+            "participant_id": [f"sub-{one.subject}" for one in series],
+            "image_contrast": [one.contrast for one in series],
+        },
+        index=table.index,
+        dtype="str",
+    )
+    return pd.concat([keys, table], axis=1)
+
+
+def _with_problems(
+    qc: pd.DataFrame,
+    problems: Mapping[str, str],
+    by_stem: Mapping[str, Series],
+    members: Mapping[Series, Sequence[str]],
+) -> pd.DataFrame:
+    """Say that results are stale in the rows of all scans of the series, which may have none."""
+    sound = qc[~qc["series"].isin(problems)]
+    rows = [
+        {"series": stem, "scan": scan, "status": "stale", "reason": reason}
+        for stem, reason in problems.items()
+        for scan in members[by_stem[stem]]
+    ]
+    stale = pd.DataFrame(rows, columns=sound.columns).astype(sound.dtypes, errors="ignore")
+    table = pd.concat([part for part in (sound, stale) if len(part)], ignore_index=True)
+    scans = table["scan"].map(Scan.from_stem)
+    table["suffix"] = [scan.suffix for scan in scans]
+    table["session_id"] = [f"ses-{scan.session}" if scan.session else None for scan in scans]
+    table = _with_keys(table, by_stem).drop(columns="series")
+    return table.sort_values(["participant_id", "scan"], kind="stable", ignore_index=True)
+
+
+def _volumes(morph: pd.DataFrame, of_scans: pd.DataFrame) -> pd.DataFrame:
+    """Return the volumes under the names of the group tables, with the head size of the series."""
+    icv = of_scans.groupby("scan")["icv_mm3"].first()
+    used = morph[["series", "scan"]].drop_duplicates()
+    means = used["scan"].map(icv).groupby(used["series"]).mean()
+    names = {"volume_mm3": "volume_longitudinal_mm3"}
+    table = morph[["scan", "hemi", "part", "volume_mm3", "bsi_mm3"]].rename(columns=names)
+    return table.assign(icv_longitudinal_mm3=morph["series"].map(means))
+
+
+def _with_both_sides(change: pd.DataFrame) -> pd.DataFrame:
+    """Add the change of both sides together where both are known.
+
+    The errors of the sides are taken as independent, because noise, partial volumes and the
+    networks' boxes are their own.
+    """
+    keys = ["participant_id", "image_contrast", "series", "part", "method"]
+    sides = [
+        change[change["hemi"] == hemi].drop_duplicates(keys).set_index(keys) for hemi in HEMISPHERES
+    ]
+    index = sides[0].index.intersection(sides[1].index, sort=False)
+    left, right = (side.loc[index] for side in sides)
+    baseline = left["baseline_mm3"] + right["baseline_mm3"]
+    slope = left["mm3_per_year"] + right["mm3_per_year"]
+    error = (left["mm3_per_year_se"] ** 2 + right["mm3_per_year_se"] ** 2) ** 0.5
+    # In percent, errors are those of percentages, which may know more than those in mm3.
+    weights = [side["baseline_mm3"] / baseline for side in (left, right)]
+    shares = [
+        w * side["percent_per_year_se"] for w, side in zip(weights, (left, right), strict=True)
+    ]
+    percent_error = (shares[0] ** 2 + shares[1] ** 2) ** 0.5
+    half = (left["percent_per_year_high"] - left["percent_per_year_low"]) / 2
+    times = half / left["percent_per_year_se"]
+    percent = 100 * slope / baseline
+    both = pd.DataFrame(
+        {
+            "hemi": "bilateral",
+            "suffix": left["suffix"],
+            "n_scans": pd.concat([left["n_scans"], right["n_scans"]], axis=1).min(axis=1),
+            "span_years": pd.concat([left["span_years"], right["span_years"]], axis=1).min(axis=1),
+            "time_source": left["time_source"],
+            "baseline_mm3": baseline,
+            "mm3_per_year": slope,
+            "mm3_per_year_se": error,
+            "percent_per_year": percent,
+            "percent_per_year_se": percent_error,
+            "percent_per_year_low": percent - times * percent_error,
+            "percent_per_year_high": percent + times * percent_error,
+            "remarks": left["remarks"].fillna(right["remarks"]),
+        }
+    ).reset_index()
+    return pd.concat([part for part in (change, both) if len(part)] or [change], ignore_index=True)
+
+
+def _whole_series_only(change: pd.DataFrame, morph: pd.DataFrame, done: set[str]) -> pd.DataFrame:
+    """Leave out the change of series of which not all scans were selected; count the sessions."""
+    used = morph[["series", "scan"]].drop_duplicates()
+    sessions = used["scan"].map(lambda stem: Scan.from_stem(stem).session or "")
+    n_sessions = sessions.groupby(used["series"]).nunique()
+    partial = set(used.loc[~used["scan"].isin(done), "series"])
+    change = change.assign(n_sessions=change["series"].map(n_sessions))
+    rows = change["series"].isin(partial)
+    figures = [name for name in change if name.startswith(("mm3_", "percent_", "baseline_"))]
+    change.loc[rows, figures] = float("nan")
+    change.loc[rows, "remarks"] = "not all scans of the participant were selected"
+    return change.drop(columns="series")
+
+
+def measured_change(change: pd.DataFrame) -> Iterator[tuple[str, pd.Series, pd.Series]]:
+    """Yield the columns of change per year: name, values and errors by participant and contrast."""
+    keys = ["participant_id", "image_contrast"]
+    for (method, hemi, part), rows in change.groupby(["method", "hemi", "part"], sort=False):
+        if method in CHANGES:
+            one = rows.drop_duplicates(keys).set_index(keys)
+            name = f"{CHANGES[str(method)]}_{hemi}_{part}"
+            yield name, one["percent_per_year"], one["percent_per_year_se"]
