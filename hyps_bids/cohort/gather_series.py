@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,13 @@ from hyps_bids.outputs.series import Series
 _LOG = logging.getLogger("hyps_bids")
 #: Number of series of which a warning gives the reasons.
 _SHOWN = 10
+#: Years by which the time of a scan may differ from that in an earlier table.
+_TOLERANCE = 0.01
+_OTHER_TIMES = "dates or ages have changed since"
 #: Kind of table of a series → its columns, and those without which it is useless
 _KINDS = {
     "qc": (SERIES_QC_COLUMNS, ("scan", "status")),
-    "morph": (LONGITUDINAL_COLUMNS, ("scan", "hemi", "part", "volume_mm3", "bsi_mm3")),
+    "morph": (LONGITUDINAL_COLUMNS, ("scan", "hemi", "part", "volume_mm3", "bsi_mm3", "years")),
     "annual": (ANNUAL_CHANGE_COLUMNS, ("hemi", "part", "method", "mm3_per_year_se")),
 }
 
@@ -52,11 +55,14 @@ class GatheredSeries:
     qc : pandas.DataFrame
         One row per scan of a series: participant_id, image_contrast, and the columns of the QC
         tables. The status is ``stale`` where the results cannot be used, and the reason says why.
+    years : pandas.Series
+        By scan: years since the first one when the change was computed.
     """
 
     volumes: pd.DataFrame
     change: pd.DataFrame
     qc: pd.DataFrame
+    years: pd.Series
 
 
 def gather_series(
@@ -99,7 +105,8 @@ def gather_series(
             problems[series.stem] = reason
     tables = {}
     for kind in ("morph", "annual"):
-        usable = [series for series in wanted if series.stem not in problems]
+        # Without any scan that was used, there are no volumes.
+        usable = [s for s in wanted if s.stem not in problems and (sidecars[s] or {}).get("Used")]
         tables[kind], wrong = _stack(kind, usable, output)
         problems |= wrong
     _warn_of_stale(qc, problems)
@@ -111,6 +118,7 @@ def gather_series(
         volumes=_volumes(sound["morph"], scans.morph),
         change=_whole_series_only(change, sound["morph"], set(done)),
         qc=qc,
+        years=sound["morph"].drop_duplicates("scan").set_index("scan")["years"],
     )
 
 
@@ -138,7 +146,7 @@ def _stale(rows: pd.DataFrame, sidecar: Mapping[str, Any] | None, now: _Current)
     if added := [stem for stem in now.stems if stem not in named]:
         return f"made before these scans were: {join_names(added)}; {RUN_AGAIN}"
     try:
-        then, made_by = sidecar["ScanFingerprints"], name_models(sidecar)
+        then, made_by = sidecar["Scans"], name_models(sidecar)
         changed = [s for s in named if s in now.stems and then.get(s) != now.fingerprints.get(s)]
     except (KeyError, TypeError, AttributeError):
         return f"the sidecar of the QC table is damaged; {RUN_AGAIN}"
@@ -240,6 +248,47 @@ def _volumes(morph: pd.DataFrame, of_scans: pd.DataFrame) -> pd.DataFrame:
     return table.assign(icv_longitudinal_mm3=morph["series"].map(means))
 
 
+def with_present_times(found: GatheredSeries, wide: pd.DataFrame) -> GatheredSeries:
+    """Take away the change per year of participants whose dates or ages have changed since.
+
+    Parameters
+    ----------
+    found : GatheredSeries
+        As :func:`gather_series` returns it.
+    wide : pandas.DataFrame
+        The wide table with the order of the scans.
+    """
+    keys = ["participant_id", "image_contrast"]
+    rows = wide[wide["scan"].isin(found.years.index)]
+    years = pd.DataFrame(
+        {"now": rows["years_since_first_scan"], "then": rows["scan"].map(found.years)}
+    )
+    by = [rows[name] for name in keys]
+    passed = years - years.groupby(by).transform("min")
+    same = (passed["now"] - passed["then"]).abs() < _TOLERANCE
+    same |= years["now"].isna() & years["then"].isna()
+    wrong = rows.loc[~same, keys].drop_duplicates()
+    if wrong.empty:
+        return found
+    _LOG.warning(
+        "The dates or ages of these participants are not those from which their change per year "
+        "was computed, so it is left out; run the participant level again for: %s",
+        join_names(wrong["participant_id"].unique()),
+    )
+    index = pd.MultiIndex.from_frame(found.change[keys])
+    outdated = index.isin(pd.MultiIndex.from_frame(wrong))
+    return replace(found, change=_without_figures(found.change, outdated, _OTHER_TIMES))
+
+
+def _without_figures(change: pd.DataFrame, rows: Any, remark: str) -> pd.DataFrame:
+    """Take the numbers of some rows away, and say why."""
+    change = change.copy()
+    figures = [name for name in change if name.startswith(("mm3_", "percent_", "baseline_"))]
+    change.loc[rows, figures] = float("nan")
+    change.loc[rows, "remarks"] = remark
+    return change
+
+
 def _with_both_sides(change: pd.DataFrame) -> pd.DataFrame:
     """Add the change of both sides together where both are known.
 
@@ -291,10 +340,8 @@ def _whole_series_only(change: pd.DataFrame, morph: pd.DataFrame, done: set[str]
     n_sessions = sessions.groupby(used["series"]).nunique()
     partial = set(used.loc[~used["scan"].isin(done), "series"])
     change = change.assign(n_sessions=change["series"].map(n_sessions))
-    rows = change["series"].isin(partial)
-    figures = [name for name in change if name.startswith(("mm3_", "percent_", "baseline_"))]
-    change.loc[rows, figures] = float("nan")
-    change.loc[rows, "remarks"] = "not all scans of the participant were selected"
+    remark = "not all scans of the participant were selected"
+    change = _without_figures(change, change["series"].isin(partial), remark)
     return change.drop(columns="series")
 
 

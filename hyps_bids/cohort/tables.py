@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import pandas as pd
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import find_outputs, gather
-from hyps_bids.cohort.gather_series import gather_series
+from hyps_bids.cohort.gather_series import gather_series, with_present_times
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.cohort.metadata import read_metadata
@@ -25,7 +26,7 @@ from hyps_bids.cohort.selection import (
     select_scans,
 )
 from hyps_bids.cohort.stats_models import write_stats_models
-from hyps_bids.cohort.wide import STATUS, build_wide_table, change_columns
+from hyps_bids.cohort.wide import STATUS, add_series, build_wide_table, change_columns
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import (
@@ -116,7 +117,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
             f"{output} has no tables of the selected scans. Run the participant level first.",
             code="scan-tables-missing",
         )
-    series = gather_series(found, gathered, output, _is_gone(settings, selection))
+    series = gather_series(found, gathered, output, _is_unusable(settings, selection))
     if series is not None:
         keys = ["scan", "hemi", "part"]
         gathered = replace(
@@ -131,7 +132,10 @@ def write_group_tables(settings: Settings) -> GroupTables:
     _write(settings, SERIES_QC, series_qc, qc_columns, optional=True)
     _warn_of_mixture(gathered.provenance)
     metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
-    wide, columns = build_wide_table(gathered, qc, metadata, settings, series)
+    wide, columns = build_wide_table(gathered, qc, metadata, settings)
+    if series is not None:
+        series = with_present_times(series, wide)
+        wide, columns = add_series(wide, columns, series)
     # Models of an earlier table must not stay beside this one, whatever happens to the new ones.
     for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED):
         _write(settings, kind, pd.DataFrame(), {}, optional=True)
@@ -152,9 +156,15 @@ def write_group_tables(settings: Settings) -> GroupTables:
     return GroupTables(read_wide(output, settings.suffix), not gathered.unreadable, failed)
 
 
-def _is_gone(settings: Settings, selection: Selection) -> Callable[[str], bool]:
-    """Return a function that tells whether the outputs of a scan must not be used any more."""
-    return (lambda stem: False) if settings.keep_missing_images else selection.is_gone
+def _is_unusable(settings: Settings, selection: Selection) -> Callable[[str], bool]:
+    """Return a function that tells whether the image of a scan, selected or not, is gone."""
+
+    def is_gone(stem: str) -> bool:
+        scan = Scan.from_stem(stem)
+        paths = (settings.bids_dir / scan.folder / name for name in scan.image_names)
+        return selection.is_gone(stem) and not any(map(os.path.lexists, paths))
+
+    return (lambda stem: False) if settings.keep_missing_images else is_gone
 
 
 def _write_models(

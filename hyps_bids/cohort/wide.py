@@ -46,7 +46,6 @@ def build_wide_table(
     qc: pd.DataFrame,
     metadata: Metadata,
     settings: Settings,
-    series: GatheredSeries | None = None,
 ) -> tuple[pd.DataFrame, dict[str, ColumnDescription]]:
     """Put everything that is known about each scan into one row, and describe the columns.
 
@@ -62,12 +61,6 @@ def build_wide_table(
     measured = pd.concat([measured, derive(measured)], axis=1)
     base = base.merge(gathered.provenance, on="scan", how="left")
     base = base.merge(measured, left_on="scan", right_index=True, how="left")
-    change = pd.DataFrame(index=base.index)
-    if series is not None:
-        change = pd.concat(
-            [change_columns(base, series.change)[0], _states(base, series.qc)], axis=1
-        )
-        base = pd.concat([base, change], axis=1)
     added, origins = join(base, metadata, _reserved(metadata))
     raw = {name: metadata.columns.get(origins[name], {}) for name in added}
     added = infer_types(added, raw, str(settings.bids_dir))
@@ -80,14 +73,10 @@ def build_wide_table(
     columns = described(table_columns("qc") | {"status": STATUS} | _MADE_BY | CONTRAST_COLUMN)
     columns |= described(VISIT_COLUMNS)
     columns |= described({name: f"Entity {name} of the scan's name." for name in entities})
-    columns |= {
-        name: describe(name) for name in [*measured, *residuals, *change] if is_measure(name)
-    }
+    columns |= {name: describe(name) for name in [*measured, *residuals] if is_measure(name)}
     columns["icv_mm3"] = {"Description": table_columns("morph")["icv_mm3"], "Units": "mm3"}
-    if series is not None:
-        columns |= described(SERIES_COLUMNS)
-        text = SERIES_MORPH_COLUMNS["icv_longitudinal_mm3"]
-        columns["icv_longitudinal_mm3"] = {"Description": text, "Units": "mm3"}
+    text = SERIES_MORPH_COLUMNS["icv_longitudinal_mm3"]
+    columns["icv_longitudinal_mm3"] = {"Description": text, "Units": "mm3"}
     columns["years_since_first_scan"]["Units"] = "year"
     _describe_adjustments(columns, adjustments)
     columns |= {name: _with_all_levels(raw[name], added[name]) for name in added}
@@ -95,6 +84,26 @@ def build_wide_table(
     for name in table:
         columns[name] = {**columns[name], "Format": "number" if name in numbers else "string"}
     return table, {name: columns[name] for name in table}
+
+
+def add_series(
+    wide: pd.DataFrame, columns: Mapping[str, ColumnDescription], series: GatheredSeries
+) -> tuple[pd.DataFrame, dict[str, ColumnDescription]]:
+    """Add the change per year and the state of the longitudinal results of each scan.
+
+    They stand before the order of the scans and the columns of the dataset.
+    """
+    change = change_columns(wide, series.change)[0]
+    middle = wide.columns.get_loc(next(iter(VISIT_COLUMNS)))
+    before, after = wide.iloc[:, :middle], wide.iloc[:, middle:]
+    table = pd.concat([before, change, _states(wide, series.qc), after], axis=1)
+    added: dict[str, ColumnDescription] = {
+        name: {**describe(name), "Format": "number"} for name in map(str, change)
+    }
+    for name, description in described(SERIES_COLUMNS).items():
+        added[name] = {**description, "Format": "string"}
+    every = {**columns, **added}
+    return table, {name: every[name] for name in table}
 
 
 def change_columns(table: pd.DataFrame, change: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

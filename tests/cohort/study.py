@@ -200,9 +200,10 @@ class MadeStudy:
         ):
             write_table(paths[kind], pd.DataFrame(body, columns=list(columns)))
         made = json.loads(self.sidecar(stems[0]).read_text())
-        made["ScanFingerprints"] = {
+        made["Scans"] = {
             stem: json.loads(self.sidecar(stem).read_text())["Fingerprint"] for stem in stems
         }
+        made["Used"] = used
         write_json(sidecar_path(paths["qc"]), made | sidecar)
 
     def failed_scan(self, stem: str, reason: str) -> None:

@@ -23,7 +23,7 @@ def two_visits(study: MadeStudy, subject: str = "sub-1", **made: float) -> tuple
     stems = (f"{subject}_ses-1", f"{subject}_ses-2")
     for stem, icv in zip(stems, (1.4e6, 1.6e6), strict=True):
         study.scan(stem, 3100.0, 2700.0, icv=icv)
-    dates = "session_id acq_time\nses-1 2001-01-01\nses-2 2002-01-01"
+    dates = "session_id acq_time\nses-1 2001-01-01\nses-2 2002-01-01T06:00:00"
     study.table(f"{subject}/{subject}_sessions.tsv", dates)
     return stems
 
@@ -44,7 +44,9 @@ def test_a_series_in_all_tables(study: MadeStudy) -> None:
     assert wide.loc[TWO, "volume_mm3_L_whole"] == 3100
     # The head has one size: the mean of its scans.
     assert wide.loc[TWO, "icv_longitudinal_mm3"] == 1.5e6
-    assert wide.loc[TWO, "icv_fraction_longitudinal_L_whole"] == pytest.approx(2940 / 1.5e6, rel=1e-5)
+    assert wide.loc[TWO, "icv_fraction_longitudinal_L_whole"] == pytest.approx(
+        2940 / 1.5e6, rel=1e-5
+    )
     assert wide.loc[TWO, "asymmetry_longitudinal_whole"] == pytest.approx(-30 / 2955, rel=1e-5)
     assert wide["longitudinal_status"].fillna("").to_dict() == {
         ONE: "used",
@@ -75,9 +77,9 @@ def test_change_states_its_method(study: MadeStudy) -> None:
     rows = change.set_index(["participant_id", "measure"])
     both = rows.loc[("sub-1", "bsi_mm3_bilateral_whole")]
     assert both["percent_per_year"] == pytest.approx(-1.5)
-    assert both["mm3_per_year_se"] == pytest.approx(9 * 2**0.5)
-    assert both["percent_per_year_se"] == pytest.approx(0.3 / 2**0.5)
-    assert both["percent_per_year_high"] == pytest.approx(-1.5 + 1.96 * 0.3 / 2**0.5)
+    assert both["mm3_per_year_se"] == pytest.approx(9 * 2**0.5, rel=1e-5)
+    assert both["percent_per_year_se"] == pytest.approx(0.3 / 2**0.5, rel=1e-5)
+    assert both["percent_per_year_high"] == pytest.approx(-1.5 + 1.96 * 0.3 / 2**0.5, rel=1e-5)
     assert (both["n_scans"], both["n_sessions"], both["time_source"]) == (2, 2, "acq_time")
     assert rows.loc[("sub-2", "volume_mm3_L_whole"), "mm3_per_year"] == 0
 
@@ -158,7 +160,8 @@ def test_results_that_are_not_those_of_the_scans(
     assert set(change["participant_id"]) == {"sub-2"}
     (warning,) = [r for r in caplog.records if "longitudinal results of" in r.getMessage()]
     assert warning.levelno == logging.WARNING
-    assert "sub-1" in warning.getMessage() and fact in warning.getMessage()
+    assert "sub-1" in warning.getMessage()
+    assert fact in warning.getMessage()
 
 
 def test_a_refused_scan_and_a_missing_side(
@@ -166,7 +169,7 @@ def test_a_refused_scan_and_a_missing_side(
 ) -> None:
     stems = two_visits(study)
     study.scan("sub-1_ses-3", 3000.0, None)
-    study.table("sub-1/sub-1_sessions.tsv", "session_id age\nses-1 70\nses-2 71\nses-3 72")
+    study.table("sub-1/sub-1_sessions.tsv", "session_id age\nses-1 70\nses-2 70.5\nses-3 71")
     why = "This does not look like the same head."
     study.series([*stems, "sub-1_ses-3"], {"L": -2.0}, refused={TWO: why})
     wide = study.write_tables()
@@ -189,6 +192,30 @@ def test_a_choice_of_sessions_has_volumes_but_no_change(study: MadeStudy) -> Non
     assert wide["percent_per_year_bsi_L_whole"].isna().all()
     (remark,) = study.group_table(CHANGE)["remarks"].unique()
     assert "not all scans" in remark
+
+
+def test_dates_that_were_corrected_since(
+    study: MadeStudy, caplog: pytest.LogCaptureFixture
+) -> None:
+    study.series(two_visits(study), {"L": -2.0, "R": -1.0})
+    dates = "session_id acq_time\nses-1 2001-01-01\nses-2 2003-01-01"
+    study.table("sub-1/sub-1_sessions.tsv", dates)
+    wide = study.write_tables()
+    assert wide[VOLUME].notna().all()
+    assert wide["percent_per_year_bsi_L_whole"].isna().all()
+    (remark,) = study.group_table(CHANGE).query("method == 'bsi'")["remarks"].unique()
+    assert "dates" in remark
+    assert any("sub-1" in r.getMessage() and "dates" in r.getMessage() for r in caplog.records)
+
+
+def test_all_scans_refused(study: MadeStudy) -> None:
+    stems = two_visits(study)
+    study.series(stems, {}, refused=dict.fromkeys(stems, "Another head."))
+    for kind in ("morph", "annual"):
+        Series("1", "T1w").paths(study.output)[kind].unlink()
+    wide = study.write_tables()
+    assert wide["longitudinal_status"].tolist() == ["refused", "refused"]
+    assert VOLUME not in wide or wide[VOLUME].isna().all()
 
 
 def test_contrasts_are_series_of_their_own(study: MadeStudy) -> None:
