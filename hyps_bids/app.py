@@ -6,8 +6,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
@@ -15,13 +16,18 @@ from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.names import SEG_PREFIX, group_space
+from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series
 from hyps_bids.outputs.writing import write_text
-from hyps_bids.reports.citation import bibtex, methods_markdown
+from hyps_bids.reports.citation import LONGITUDINAL_METHODS, bibtex, methods_markdown
 from hyps_bids.resources import available_memory_gb, read_many
 from hyps_bids.settings import SUFFIXES, Settings, check_combinations, unused_options
 from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
+
+if TYPE_CHECKING:
+    from hyps_bids.workflows.following import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
 #: Memory in GB that a run needs for one scan of 256³ voxels at a time.
@@ -78,7 +84,7 @@ def _run_participant_level(settings: Settings) -> int:
     log_dir = settings.output_dir / "logs" / run_name
     with work_folder(settings, run_name) as work_dir, Workers() as workers:
         this_run = Run(settings, log_dir, work_dir, workers)
-        failed: Collection[Scan] = []
+        failed: Collection[object] = []
         unreported: list[str] = []
         if settings.reports_only:
             start_log_file(log_dir, settings)
@@ -96,9 +102,18 @@ def _run_participant_level(settings: Settings) -> int:
     return 1 if failed or unreported or found.unreadable else 0
 
 
-def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[str]]:
-    """Segment the scans that are not done yet; return those that failed, and failed reports."""
+def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[object], list[str]]:
+    """Segment the scans that are not done yet, and follow series that are out of date.
+
+    Returns
+    -------
+    failed : collection of Scan and Series
+        What failed.
+    unreported : list of str
+        Subjects whose report could not be built.
+    """
     from hyps_bids.segmentation.setup import choose_networks
+    from hyps_bids.workflows.series import plan_series
 
     settings = run.settings
     setup = choose_networks(settings)
@@ -110,8 +125,8 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(run, setup, len(to_do))
     write_dataset_files(settings, labels=setup.labels)
-    methods = methods_markdown(setup.provenance, settings.suffix)
-    write_text(settings.output_dir / "logs" / "CITATION.md", methods)
+    series = plan_series(settings, setup, scans)
+    _write_participant_methods(settings, setup.provenance, followed=bool(series))
     write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
     start_log_file(run.log_dir, settings)
     _LOG.info(
@@ -122,7 +137,54 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[Scan], list[st
         f", on {pipeline.device}" if to_do else "",
     )
     _name_other_contrasts(settings, scans)
-    return process_scans(run, setup, pipeline, to_do) if to_do else ([], [])
+    failed: list[object] = []
+    unreported: list[str] = []
+    if to_do:
+        outcome = process_scans(run, setup, pipeline, to_do, series)
+        failed, unreported = [*outcome.failed, *outcome.lost], outcome.unreported
+    if not (failed and settings.stop_on_first_crash):
+        failed += _follow(run, series, to_do, failed)
+    return failed, unreported
+
+
+def _follow(
+    run: Run,
+    plans: Mapping[Series, SeriesPlan],
+    processed: Sequence[Scan],
+    failed: Collection[object],
+) -> list[Series]:
+    """Follow the series that were not reached with their scans; return those that failed."""
+    from hyps_bids.workflows.series import find_outdated, warn_of_refusals, warn_of_stale
+
+    settings = run.settings
+    if settings.longitudinal is False:
+        warn_of_stale(processed, settings.output_dir)
+        return []
+    left = [series for series in find_outdated(plans) if series not in failed]
+    lost: list[Series] = []
+    if left:
+        from hyps_bids.workflows.execution import follow_series
+
+        lost = follow_series(run, {series: plans[series] for series in left})
+    begun = {Series.of(scan) for scan in processed}
+    tried = [series for series in plans if series in left or series in begun]
+    warn_of_refusals(tried, settings.output_dir)
+    if tried:
+        _LOG.info(
+            "Change over time: %s up to date",
+            format_count(len(set(tried) - {*lost, *failed}), "series"),
+        )
+    return lost
+
+
+def _write_participant_methods(
+    settings: Settings, provenance: Provenance, *, followed: bool
+) -> None:
+    """Write the methods text; jobs that share the folder need not all have series."""
+    path = settings.output_dir / "logs" / "CITATION.md"
+    with suppress(OSError, UnicodeDecodeError):
+        followed = followed or LONGITUDINAL_METHODS in path.read_text(encoding="utf-8")
+    write_text(path, methods_markdown(provenance, settings.suffix, followed=followed))
 
 
 def _warn_of_unseen_contrasts(adapter: Path, scans: Sequence[Scan]) -> None:

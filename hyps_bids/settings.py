@@ -153,6 +153,12 @@ class ParticipantSettings:
         "NAME|FILE",
         maybe_file=True,
     )
+    longitudinal: bool | None = option(
+        None,
+        "Measure the change over time of each participant with several scans of one contrast. By "
+        "default this is done where they are of several sessions.",
+        negatable=True,
+    )
     use_plugin: Path | None = option(
         None,
         "Run the scans with the nipype plugin, such as SLURM, that this YAML, JSON or TOML file "

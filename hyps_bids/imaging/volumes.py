@@ -64,13 +64,13 @@ def restore(
     probabilities : numpy.ndarray
         Classes with the background first, shape ``(1 + parts, x, y, z)``.
     box : numpy.ndarray
-        Voxel-to-world transform of the box.
+        Voxel-to-world transform of the box, which may be turned.
     shape, affine : sequence of int, numpy.ndarray
         Shape and voxel-to-world transform of the image.
     """
     region = index_range(probabilities.shape[1:], box, shape, affine)
     sides = [part.stop - part.start for part in region]
-    factors = np.maximum(1, np.round(voxel_sizes(affine) / abs(box[0, 0]))).astype(int)
+    factors = np.maximum(1, np.round(voxel_sizes(affine) / voxel_sizes(box)[0])).astype(int)
     fine = np.diag([*(1 / factors), 1.0])
     fine[:3, 3] = -(factors - 1) / 2 / factors
     grid = shifted(affine, [part.start for part in region]) @ fine

@@ -199,11 +199,11 @@ LONGITUDINAL_COLUMNS = {
     "n/a: not found at this scan, not zero.",
     "volume_mm3_se": "Standard error of the volume by the error model of the table of annual "
     "change, mm3.",
-    "change_mm3": "volume_mm3 minus that of the first scan, mm3.",
-    "change_percent": "change_mm3 in percent of the volume at the first scan.",
-    "bsi_mm3": "Change since the first scan by the boundary shift integral, mm3: positive if the "
+    "change_mm3": "volume_mm3 minus that of the first scan with this structure, mm3.",
+    "change_percent": "change_mm3 in percent of the volume at that first scan.",
+    "bsi_mm3": "Change since that first scan by the boundary shift integral, mm3: positive if the "
     "structure has grown. n/a if it was refused.",
-    "bsi_percent": "bsi_mm3 in percent of the volume at the first scan.",
+    "bsi_percent": "bsi_mm3 in percent of the volume at that first scan.",
 }
 #: Column of a series' table of change per year → description
 ANNUAL_CHANGE_COLUMNS = {
@@ -236,12 +236,15 @@ ANNUAL_CHANGE_COLUMNS = {
 SERIES_FIGURES = {
     "mask_overlap": "Dice of the intracranial mask, in the midway space, with those of the other "
     "scans.",
-    "residual": "Mean absolute difference from the mean image inside the head after registration, "
-    "in standard deviations of the intensities there.",
+    "similarity": "Correlation of the local structure inside the head with that of the other "
+    "scans, at 2.5 mm.",
+    "residual": "Robust standard deviation of the difference of local structure from the other "
+    "scans after the final registration.",
     "rotation_deg": "Rotation from the scan to the midway space, degrees.",
     "translation_mm": "Shift of the middle of the head from the scan to the midway space, mm.",
+    "voxel_mm": "Largest side of a voxel of the scan, mm.",
 }
-#: Column of a series' QC table → description; figures of the sides may follow
+#: Column of a series' QC table → description
 SERIES_QC_COLUMNS = {
     **SUFFIX_COLUMN,
     "scan": KEYS["scan"],

@@ -48,6 +48,79 @@ _CONTRADICTION = Note(
 )
 
 
+#: Code in the QC table of a series → its words; {others} are the scans that it is compared with.
+_SERIES_NOTES = {
+    "different-head": Note(
+        "another head",
+        "This and {others} do not look like the same head.",
+        "Check whether files of two persons were swapped, and look at the images side by side.",
+    ),
+    "sides-swapped": Note(
+        "left and right swapped",
+        "Left and right are swapped between this scan and {others}.",
+        "Find out which of them is wrong, and convert it again: its own volumes of the left and "
+        "the right side are swapped as well.",
+    ),
+    "different-contrast": Note(
+        "another contrast",
+        "The contrast of this scan is not that of {others}.",
+        "Name what differs (such as ce- for a contrast agent) in the names of the files, so that "
+        "scans of one contrast are compared with each other.",
+    ),
+    "little-overlap": Note(
+        "another part of the head",
+        "This scan and {others} show different parts of the head.",
+        "A scan whose field of view holds the whole brain is needed.",
+    ),
+    "no-brain": Note(
+        "no brain",
+        "No intracranial space was found in this scan.",
+        "Look at the image, and at the report of the scan.",
+    ),
+    "scan-flagged": Note(
+        "flagged by itself",
+        "This scan should be reviewed by itself, as its own QC table says.",
+        "Its change over time is doubtful for the same reasons.",
+    ),
+    "other-voxels": Note(
+        "other voxel size",
+        "Its voxels differ from those of {others} by more than a tenth.",
+        "Part of the change may be the difference in resolution.",
+    ),
+    "other-protocol": Note(
+        "other protocol",
+        "Its JSON sidecar states another scanner or sequence than that of {others}.",
+        "Part of the change may be the difference between them.",
+    ),
+}
+
+
+def describe_series_flag(flag: str, others: str) -> Note:
+    """Put a flag of the QC table of a series into words.
+
+    Parameters
+    ----------
+    flag : str
+        A code such as ``different-head``, or ``missing_L``.
+    others : str
+        Names of the scans that the scan is compared with.
+
+    Examples
+    --------
+    >>> describe_series_flag("missing_L", "ses-1").short
+    'no left hippocampus'
+    >>> describe_series_flag("different-head", "sub-1_ses-2").finding
+    'This and sub-1_ses-2 do not look like the same head.'
+    """
+    end, _, hemi = flag.partition("_")
+    if end == "missing" and hemi in SIDE_NAMES:
+        side = SIDE_NAMES[hemi]
+        finding = f"The {side} hippocampus was not found in this scan, but it was in {others}."
+        return Note(f"no {side} hippocampus", finding, "Its change leaves this scan out.")
+    note = _SERIES_NOTES.get(flag, Note(flag, f"The reason has the code {flag}."))
+    return note._replace(finding=note.finding.format(others=others))
+
+
 def split_measure(name: str) -> tuple[str, str]:
     """Split the name of a QC column into measure and side.
 

@@ -17,7 +17,12 @@ _LOG = logging.getLogger("hyps_bids")
 #: Folders inside a dataset that hold no raw data.
 _NOT_RAW = ("derivatives", "sourcedata", "code")
 #: Names in a work folder of ours: workflows, caches, adapters in training, and runs.
-_OF_WORK = ("participant_wf", "reports_wf", r"caches\w*", "adapter-.+", r"\d{8}T\d{6}_[0-9a-f]{12}")
+_OF_WORK = (
+    "(participant|series|reports)_wf",
+    r"caches\w*",
+    "adapter-.+",
+    r"\d{8}T\d{6}_[0-9a-f]{12}",
+)
 #: Names in the folder of an adapter in training.
 _OF_TRAINING = ("crops", "fits", r"run\.json")
 

@@ -14,6 +14,7 @@ from typing import Any
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.outputs.names import SEG_PREFIX
 from hyps_bids.outputs.reading import read_json_object
+from hyps_bids.outputs.series import MIDWAY
 from hyps_bids.outputs.writing import is_partial
 
 #: Our name in ``GeneratedBy``
@@ -29,7 +30,7 @@ _MARKS = {
 }
 _HEAD = 65536
 #: Parts of names that only our outputs of a scan have.
-_OF_SCANS = (f"_{SEG_PREFIX}_", "_label-ICV_mask")
+_OF_SCANS = (f"_{SEG_PREFIX}_", "_label-ICV_mask", f"_space-{MIDWAY}", f"_to-{MIDWAY}")
 
 
 def find_foreign(output: Path) -> str | None:

@@ -146,17 +146,17 @@ def write_result(
     uri = bids_uri("raw", Path(scan.folder) / scan.path.name)
     common: dict[str, Any] = {
         "Sources": [uri],
-        **_grid_metadata(scan, uri),
+        **grid_metadata(scan, uri),
         **provenance,
         "Devices": measures.devices,
     }
 
     shape = images.labels.shape
-    probseg = _grid_of(source, (*shape, len(table)))
+    probseg = grid_of(source, (*shape, len(table)))
     probseg.set_slope_inter(_SLOPE, 0)
-    write_volumes(paths["dseg"], _grid_of(source, shape), [images.labels])
+    write_volumes(paths["dseg"], grid_of(source, shape), [images.labels])
     write_volumes(paths["probseg"], probseg, images.probabilities)
-    write_volumes(paths["mask"], _grid_of(source, shape), [images.intracranial])
+    write_volumes(paths["mask"], grid_of(source, shape), [images.intracranial])
     for name, facts in {
         "dseg": {"Description": "Hippocampus, one label per part and side", "Manual": False},
         "probseg": {
@@ -194,7 +194,7 @@ def write_result(
     return mark
 
 
-def _grid_metadata(scan: Scan, uri: str) -> dict[str, str]:
+def grid_metadata(scan: Scan, uri: str) -> dict[str, str]:
     """Return the keys that BIDS requires where the names of outputs have ``space`` or ``res``."""
     has_space = any(entity.startswith("space-") for entity in scan.source_entities)
     metadata = {"SpatialReference": uri} if has_space else {}
@@ -227,8 +227,8 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
         raise problems[0]
 
 
-def _grid_of(source: nib.Nifti1Image, shape: tuple[int, ...]) -> nib.Nifti1Header:
-    """Make a header for data on the grid of a file, with both its transforms."""
+def grid_of(source: nib.Nifti1Image, shape: tuple[int, ...]) -> nib.Nifti1Header:
+    """Make a header for 8-bit data on the grid of a file, with both its transforms."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(np.uint8)

@@ -29,6 +29,16 @@ reach one half, and then to the most probable part. Only the largest component o
 kept. Volumes are voxel counts in native space; soft volumes are sums of probabilities. The \
 intracranial volume is the sum of the U-Net's intracranial probability.
 """
+#: Second paragraph, about participants with several scans.
+LONGITUDINAL_METHODS = """\
+Scans of a participant at several times were registered to a space midway between all of them \
+[@midway], which favors none, by a rigid transform of the intracranial space. In that space, the \
+network segmented each hippocampus in the same box at all times. Change was measured from these \
+volumes, and by the boundary shift integral [@bsi], with two windows of intensities that follow \
+the contrast of the tissues [@kn_bsi]. Change per year is the slope of a straight line; its \
+standard error follows from the error that is stated for one scan and, with three scans or more, \
+from the residuals as well [@moderated].
+"""
 _SHIPPED = (
     "{base}, pre-trained on synthetic images following SynthSeg [@synthseg], adapted with HyPS "
     "[@hyps] to the manual labels of the Medical Segmentation Decathlon [@msd_data; @msd] "
@@ -46,10 +56,13 @@ _CONTRASTS: dict[Suffix, str] = {
 _SHIPPED_NAMES = {"Base": "base-synthetic", "Adapter": "adapter-anteriorposterior"}
 
 
-def methods_markdown(provenance: Provenance, suffixes: Collection[str] = ("T1w",)) -> str:
-    """Write the methods text as a paragraph of Markdown, for images with these suffixes.
+def methods_markdown(
+    provenance: Provenance, suffixes: Collection[str] = ("T1w",), *, followed: bool = False
+) -> str:
+    """Write the methods text as Markdown, for images with these suffixes.
 
-    It has pandoc's citation keys, which :func:`bibtex` resolves.
+    It has pandoc's citation keys, which :func:`bibtex` resolves. A second paragraph is about
+    participants who were `followed` over time.
     """
     models = {
         role: f"{model['Name']}, SHA-256 {model['SHA256'][:8]}"
@@ -59,13 +72,14 @@ def methods_markdown(provenance: Provenance, suffixes: Collection[str] = ("T1w",
     network = (_SHIPPED if shipped else _OTHER).format(
         base=models["Base"], adapter=models["Adapter"]
     )
-    return _TEXT.format(
+    text = _TEXT.format(
         version=provenance["SoftwareVersion"],
         bias=_N4 if provenance["BiasFieldCorrection"] == "N4" else "",
         localizer=models["Localizer"],
         network=network,
         contrasts=join_alternatives(_CONTRASTS[s] for s in SUFFIXES if s in suffixes),
     )
+    return f"{text}\n{LONGITUDINAL_METHODS}" if followed else text
 
 
 def methods_html(provenance: Provenance, suffixes: Collection[str] = ("T1w",)) -> Markup:

@@ -83,15 +83,23 @@ def native_images(
     parts : int
         Number of parts of one hippocampus.
     """
-    labels, inside = _file_grid(image), _file_grid(image)
-    for hemi, side in restored.items():
-        found = side.labels > 0
-        region = canonical_view(labels, image.orientation)[side.region]
-        region[found] = side.labels[found] + HEMISPHERES.index(hemi) * parts
+    labels, inside = label_image(image, restored, parts), _file_grid(image)
     _mark_inside(
         canonical_view(inside, image.orientation), image.affine, intracranial, intracranial_affine
     )
     return ScanImages(labels, _probabilities(image, restored, parts), inside)
+
+
+def label_image(
+    image: ConformedImage, restored: Mapping[str, RestoredSide], parts: int
+) -> np.ndarray:
+    """Put labels on the grid of a scan's own file; the parameters are those of `native_images`."""
+    labels = _file_grid(image)
+    for hemi, side in restored.items():
+        found = side.labels > 0
+        region = canonical_view(labels, image.orientation)[side.region]
+        region[found] = side.labels[found] + HEMISPHERES.index(hemi) * parts
+    return labels
 
 
 def _file_grid(image: ConformedImage) -> np.ndarray:

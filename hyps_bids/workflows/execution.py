@@ -12,17 +12,22 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nipype import config
 from nipype import logging as nipype_logging
+from nipype.pipeline import engine as pe
 
 from hyps_bids.errors import DISK_ERRORS, HypsError, WriteFailed
 from hyps_bids.messages import format_count
 from hyps_bids.outputs.completion import is_complete, is_readable
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
+from hyps_bids.outputs.series import Series
+from hyps_bids.outputs.series_files import write_series_failure
+from hyps_bids.outputs.series_state import find_members
+from hyps_bids.reports.scan_facts import find_scans_of
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workers import kill_workers
@@ -30,11 +35,13 @@ from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.device import faster_device
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
 from hyps_bids.workflows.reports import SCAN_GB, ReportPlan, init_reports_wf, subject_name
+from hyps_bids.workflows.series import series_title
 from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
     from hyps_bids.segmentation.pipeline import Pipeline
     from hyps_bids.segmentation.setup import Setup
+    from hyps_bids.workflows.following import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
 _Key = TypeVar("_Key")
@@ -58,10 +65,13 @@ class Outcome(NamedTuple):
         Scans that failed or were not reached, each with its reason.
     unreported : list of str
         Subjects whose report could not be built.
+    lost : list of Series
+        Series that failed.
     """
 
     failed: dict[Scan, str]
     unreported: list[str]
+    lost: list[Series]
 
 
 def load_networks(run: Run, setup: Setup, scans: int) -> Pipeline:
@@ -102,8 +112,16 @@ def load_networks(run: Run, setup: Setup, scans: int) -> Pipeline:
     return Pipeline(setup.localizer, setup.base, setup.adapter, device, setup.n4)
 
 
-def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]) -> Outcome:
-    """Process scans in batches, and build the report of each subject as soon as its scans are done.
+def process_scans(
+    run: Run,
+    setup: Setup,
+    pipeline: Pipeline,
+    scans: Sequence[Scan],
+    series: Mapping[Series, SeriesPlan],
+) -> Outcome:
+    """Process scans in batches.
+
+    As soon as the scans of a subject are done, its series follow, and then its report.
 
     Raises
     ------
@@ -115,11 +133,13 @@ def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Sc
     began = time.monotonic()
     failed: dict[Scan, str] = {}
     unreported: list[str] = []
+    lost: list[Series] = []
     batches = _make_batches(scans)
     while batches:
-        outcome = _process_batch(run, setup, pipeline, batches.pop(0))
+        outcome = _process_batch(run, setup, pipeline, batches.pop(0), series)
         failed |= outcome.failed
         unreported += outcome.unreported
+        lost += outcome.lost
         if failed and run.settings.stop_on_first_crash:
             rest = [scan for batch in batches for scan in batch]
             failed |= dict.fromkeys(rest, _NOT_REACHED)
@@ -133,7 +153,63 @@ def process_scans(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Sc
         time.monotonic() - began,
         run.settings.output_dir,
     )
-    return Outcome(failed, unreported)
+    return Outcome(failed, unreported, lost)
+
+
+def follow_series(run: Run, plans: Mapping[Series, SeriesPlan]) -> list[Series]:
+    """Bring series up to date whose scans are all done or have failed; return those that failed.
+
+    Raises
+    ------
+    WriteFailed
+        If the disk is full or broken.
+    HypsError
+        If nipype stops although no series has failed.
+    """
+    from hyps_bids.segmentation.devices import prepare_process
+    from hyps_bids.segmentation.inference import cached_adapted
+    from hyps_bids.workflows.participant import init_series_wf
+
+    settings = run.settings
+    failures = Failures(run.log_dir, _series_titles(plans))
+    if is_local(_choose_plugin(settings)["plugin"]):
+        # Workers that are forked later share the memory of the network.
+        prepare_process(threads=1)
+        pipeline = next(iter(plans.values())).pipeline
+        cached_adapted(pipeline.adapter, pipeline.base, "cpu")
+    stop = settings.stop_on_first_crash
+    engine_arguments = _configure_nipype(run, failures, len(plans), stop_on_first_crash=stop)
+    threads = _threads(settings, len(plans))
+    workflow = pe.Workflow(name="series_wf", base_dir=str(run.work_dir.absolute()))
+    workflow.add_nodes([init_series_wf(series, plan, threads) for series, plan in plans.items()])
+    error = _run_workflow(workflow, engine_arguments)
+    failures.look(is_last=True)
+    lost = _record_lost(settings, plans, failures.reasons)
+    if error is not None and not lost:
+        raise _explain_early_end(settings, error)
+    return lost
+
+
+def _record_lost(
+    settings: Settings, plans: Mapping[Series, SeriesPlan], crashes: Mapping[str, str]
+) -> list[Series]:
+    """Replace the results of the series that failed by a record of the reason.
+
+    They stay if the disk failed, or an image could not be read: it may be fetched again.
+    """
+    reasons = {s: crashes[s.workflow_name] for s in plans if s.workflow_name in crashes}
+    on_disk = _disk_failures(settings, reasons)
+    for series, reason in reasons.items():
+        found = find_scans_of(settings.output_dir, series.subject)
+        scans = [scan for scan in found if Series.of(scan) == series]
+        members = find_members(scans, settings.bids_dir, settings.output_dir)
+        if series in on_disk or not all(is_readable(member.scan) for member in members):
+            continue
+        try:
+            write_series_failure(series, scans, settings.output_dir, reason)
+        except HypsError as problem:
+            _LOG.error("%s: the failure is not recorded: %s", series_title(series), problem)
+    return list(reasons)
 
 
 def _make_batches(scans: Sequence[Scan]) -> list[list[Scan]]:
@@ -149,26 +225,33 @@ def _make_batches(scans: Sequence[Scan]) -> list[list[Scan]]:
     return batches
 
 
-def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[Scan]) -> Outcome:
-    """Run one workflow; log and return the scans that are not done and the reports that failed."""
+def _process_batch(
+    run: Run,
+    setup: Setup,
+    pipeline: Pipeline,
+    scans: Sequence[Scan],
+    series: Mapping[Series, SeriesPlan],
+) -> Outcome:
+    """Run one workflow; log and return what is not done."""
     from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
 
     settings, stop = run.settings, run.settings.stop_on_first_crash
     # The run stops at the first scan that fails, but not at a report, so these come later then.
     subjects = [] if stop else list(dict.fromkeys(scan.subject for scan in scans))
+    own = {each: plan for each, plan in series.items() if each.subject in subjects}
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
-    failures = Failures(run.log_dir, titles | _report_titles(subjects))
+    titles |= _series_titles(own) | _report_titles(subjects)
+    failures = Failures(run.log_dir, titles)
     engine_arguments = _configure_nipype(run, failures, len(scans), stop_on_first_crash=stop)
     plan = ParticipantPlan(
         pipeline=pipeline,
         output_dir=settings.output_dir.absolute(),
         provenance=setup.provenance,
-        # If there are fewer scans than CPUs, each scan gets several.
-        omp_nthreads=settings.omp_nthreads or max(1, min(8, _cpus(settings) // len(scans))),
+        omp_nthreads=_threads(settings, len(scans)),
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
     )
     workflow = init_participant_wf(
-        scans, plan, run.work_dir.absolute(), None if stop else _plan_reports(settings)
+        scans, plan, run.work_dir.absolute(), None if stop else _plan_reports(settings), own
     )
     error = _run_workflow(workflow, engine_arguments)
     if settings.work_dir is None:
@@ -179,10 +262,12 @@ def _process_batch(run: Run, setup: Setup, pipeline: Pipeline, scans: Sequence[S
     crashes = failures.reasons
     reasons = {s: crashes[s.workflow_name] for s in undone if s.workflow_name in crashes}
     unreported = {s: crashes[subject_name(s)] for s in subjects if subject_name(s) in crashes}
-    if error is not None and not reasons and not unreported:
+    lost = {s: crashes[s.workflow_name] for s in own if s.workflow_name in crashes}
+    if error is not None and not reasons and not unreported and not lost:
         raise _explain_early_end(settings, error)
-    on_disk = _disk_failures(settings, {**reasons, **unreported})
-    return Outcome(_record_failures(settings, undone, reasons, on_disk, error), list(unreported))
+    on_disk = _disk_failures(settings, {**reasons, **unreported, **lost})
+    failed = _record_failures(settings, undone, reasons, on_disk, error)
+    return Outcome(failed, list(unreported), _record_lost(settings, own, crashes))
 
 
 def _record_failures(
@@ -248,6 +333,10 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
 
 def _report_titles(subjects: Sequence[str]) -> dict[str, str]:
     return {subject_name(subject): f"sub-{subject}: no report" for subject in subjects}
+
+
+def _series_titles(series: Iterable[Series]) -> dict[str, str]:
+    return {each.workflow_name: f"{series_title(each)}: failed" for each in series}
 
 
 def _plan_reports(settings: Settings) -> ReportPlan:
@@ -337,6 +426,11 @@ def _choose_plugin(settings: Settings) -> PluginSettings:
             "raise_insufficient": False,
         },
     }
+
+
+def _threads(settings: Settings, tasks: int) -> int:
+    """Return the number of threads of a task: if there are fewer tasks than CPUs, several."""
+    return settings.omp_nthreads or max(1, min(8, _cpus(settings) // tasks))
 
 
 def _cpus(settings: Settings) -> int:

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
+    DynamicTraitedSpec,
     File,
     SimpleInterface,
     TraitedSpec,
     traits,
 )
+from nipype.interfaces.io import add_traits
 
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.completion import content_of
@@ -99,7 +101,7 @@ class _ProcessInput(_ReadInput):
 
 class _WrittenOutput(TraitedSpec):
     # This is a plain string because another job may be about to write the same file anew.
-    out_file = traits.Str(desc="QC sidecar")
+    out_file = traits.Str(desc="QC sidecar, or QC table of a series")
 
 
 class ProcessScan(_Step):
@@ -112,6 +114,33 @@ class ProcessScan(_Step):
         given = self.inputs
         image, content = _read(given.scan, given.pipeline, given.num_threads)
         return _write(given, image, content, *_run_networks(image, given.pipeline))
+
+
+class _FollowInput(DynamicTraitedSpec, _StepInput):
+    series = traits.Any(mandatory=True, desc="the Series")
+    plan = traits.Any(mandatory=True, desc="the SeriesPlan")
+
+
+class FollowSeries(_Step):
+    """Follow a series (:func:`hyps_bids.workflows.following.follow_series`).
+
+    It waits for scans by its inputs ``scan0``, ``scan1``, ….
+    """
+
+    input_spec = _FollowInput
+    output_spec = _WrittenOutput
+
+    def __init__(self, scans: int = 0, **inputs: Any) -> None:
+        super().__init__(**inputs)
+        add_traits(self.inputs, [f"scan{i}" for i in range(scans)])
+
+    def _compute(self, folder: Path) -> dict[str, str]:
+        # Runs without series need not wait for this import.
+        from hyps_bids.workflows.following import follow_series
+
+        given = self.inputs
+        follow_series(given.series, given.plan, given.num_threads)
+        return {"out_file": str(given.series.paths(given.plan.output_dir)["qc"])}
 
 
 class _ArraysOutput(TraitedSpec):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nipype.pipeline import engine as pe
 
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series
 from hyps_bids.segmentation.pipeline import Pipeline
-from hyps_bids.workflows.interfaces import ProcessScan, ReadScan, RunNetworks, WriteScan
+from hyps_bids.workflows.interfaces import (
+    FollowSeries,
+    ProcessScan,
+    ReadScan,
+    RunNetworks,
+    WriteScan,
+)
 from hyps_bids.workflows.reports import (
     SCAN_GB,
     SMALL_GB,
@@ -19,6 +27,12 @@ from hyps_bids.workflows.reports import (
     make_report_node,
     subject_name,
 )
+
+if TYPE_CHECKING:
+    from hyps_bids.workflows.following import SeriesPlan
+
+#: Memory that each scan adds to a series, GB.
+SERIES_SCAN_GB = 0.08
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,9 @@ def init_participant_wf(
     plan: ParticipantPlan,
     work_dir: Path,
     report_plan: ReportPlan | None = None,
+    series: Mapping[Series, SeriesPlan] | None = None,
 ) -> pe.Workflow:
-    """Join the workflows of all scans by subject, each with its report.
+    """Join the workflows of all scans by subject, each with its series and its report.
 
     Parameters
     ----------
@@ -64,23 +79,51 @@ def init_participant_wf(
         Folder of intermediate files.
     report_plan : ReportPlan, optional
         How to build the report of each subject when all its scans among `scans` are done.
+    series : mapping of Series to SeriesPlan, optional
+        Series to follow when their scans among `scans` are done.
     """
-    of_subject: dict[str, list[pe.Workflow]] = {}
+    of_subject: dict[str, list[Scan]] = {}
     for scan in scans:
-        of_subject.setdefault(scan.subject, []).append(init_scan_wf(scan, plan))
+        of_subject.setdefault(scan.subject, []).append(scan)
     inner = []
-    for subject, before in of_subject.items():
+    for subject, own in of_subject.items():
         # Connections within small workflows cost nipype less than in the large one.
         inner.append(pe.Workflow(name=subject_name(subject)))
-        inner[-1].add_nodes(before)
+        before = {scan: init_scan_wf(scan, plan) for scan in own}
+        inner[-1].add_nodes(list(before.values()))
+        ends = [(wf, "write.out_file") for wf in before.values()]
+        for each, series_plan in (series or {}).items():
+            awaited = [wf for scan, wf in before.items() if Series.of(scan) == each]
+            if each.subject == subject and awaited:
+                following = init_series_wf(each, series_plan, plan.omp_nthreads, awaited=awaited)
+                for i, wf in enumerate(awaited):
+                    inner[-1].connect(wf, "write.out_file", following, f"follow.scan{i}")
+                ends.append((following, "follow.out_file"))
         if report_plan is not None:
-            report = make_report_node(subject, report_plan, scans=len(before))
+            report = make_report_node(subject, report_plan, scans=len(ends))
             inner[-1].connect(
-                [(wf, report, [("write.out_file", f"scan{i}")]) for i, wf in enumerate(before)]
+                [(wf, report, [(end, f"scan{i}")]) for i, (wf, end) in enumerate(ends)]
             )
     workflow = pe.Workflow(name="participant_wf", base_dir=str(work_dir))
     # nipype compares the nodes of each call with all earlier ones, so all are added at once.
     workflow.add_nodes(inner)
+    return workflow
+
+
+def init_series_wf(
+    series: Series, plan: SeriesPlan, threads: int, awaited: Sequence[pe.Workflow] = ()
+) -> pe.Workflow:
+    """Make the node of one series, ``follow``, with an input for each scan that it waits for."""
+    count = sum(Series.of(Scan.from_stem(stem)) == series for stem in plan.times)
+    node = pe.Node(
+        FollowSeries(scans=len(awaited), series=series, plan=plan, num_threads=threads),
+        name="follow",
+        n_procs=threads,
+        mem_gb=SCAN_GB + SERIES_SCAN_GB * count,
+    )
+    # A workflow of its own, so that crash files name the series.
+    workflow = pe.Workflow(name=series.workflow_name)
+    workflow.add_nodes([node])
     return workflow
 
 

@@ -1,0 +1,200 @@
+"""The tables of volumes over time and of change per year."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from hyps_bids.longitudinal.change import (
+    BSI,
+    SHORTEST_SPAN,
+    VOLUME,
+    ErrorModel,
+    Estimate,
+    difference,
+    fit_line,
+    relative_difference,
+)
+from hyps_bids.longitudinal.pipeline import Followed
+from hyps_bids.outputs.columns import ANNUAL_CHANGE_COLUMNS, LONGITUDINAL_COLUMNS
+from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
+from hyps_bids.outputs.scan import Scan
+
+#: Sources of times, others tell the order alone.
+_TIMED = ("acq_time", "age")
+_FEW = "found at fewer than two scans"
+_REFUSALS = {
+    "contrast": "the tissues do not have the contrast of T1w images",
+    "no-boundary": "the hippocampus has no boundary in all scans",
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """The scans of a series in the order of time.
+
+    Attributes
+    ----------
+    scans : sequence of Scan
+        All of them, refused ones as well.
+    years : numpy.ndarray
+        Since the first scan, shape ``(scans,)``; NaN if neither dates nor ages are known.
+    source : str
+        Origin of the order, as the column ``time_source``.
+    whole_ages : bool
+        Whether the times are differences of ages in whole years.
+    """
+
+    scans: Sequence[Scan]
+    years: np.ndarray
+    source: str
+    whole_ages: bool = False
+
+
+def volume_table(course: Course, followed: Followed, model: ErrorModel) -> pd.DataFrame:
+    """Write the volumes and changes of each scan that was used.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per scan, side and part, with the columns
+        :data:`~hyps_bids.outputs.columns.LONGITUDINAL_COLUMNS`.
+    """
+    used = used_scans(followed)
+    since = course.years - (course.years[used[0]] if used else 0)
+    rows = []
+    for visit, i in enumerate(used, start=1):
+        scan = course.scans[i]
+        session = f"ses-{scan.session}" if scan.session else None
+        keys = [scan.suffix, scan.stem, session, visit, since[i]]
+        for structure in _structures(followed):
+            volumes, shifts = structure.values(followed)
+            found = np.flatnonzero(np.isfinite(volumes))
+            first = volumes[found[0]] if len(found) else math.nan
+            error = _sd(model, VOLUME, structure.part, volumes)
+            changes = [volumes[i] - first, shifts[i]]
+            in_percent = [100 * change / first for change in changes]
+            own = [structure.index, structure.name, structure.hemi, structure.part]
+            volume = [volumes[i], error if np.isfinite(volumes[i]) else math.nan]
+            change = [changes[0], in_percent[0], changes[1], in_percent[1]]
+            rows.append([*keys, *own, *volume, *change])
+    return pd.DataFrame(rows, columns=list(LONGITUDINAL_COLUMNS)).astype({"index": "Int64"})
+
+
+def change_table(course: Course, followed: Followed, model: ErrorModel) -> pd.DataFrame:
+    """Estimate the change per year, and from the first to the last scan.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per side, part and method, with the columns
+        :data:`~hyps_bids.outputs.columns.ANNUAL_CHANGE_COLUMNS`.
+    """
+    rows = []
+    for structure in _structures(followed):
+        volumes, shifts = structure.values(followed)
+        for method, values in ((VOLUME, volumes), (BSI, shifts)):
+            sd = _sd(model, method, structure.part, volumes)
+            row = _change(course, values, volumes, method, sd, model.freedom)
+            if method == BSI and structure.hemi in followed.sides:
+                refusal = followed.sides[structure.hemi].boundary_refusal
+                if refusal is not None:
+                    row["remarks"] = f"refused: {_REFUSALS.get(refusal, refusal)}"
+            keys = {"suffix": course.scans[0].suffix, "time_source": course.source}
+            keys |= {"hemi": structure.hemi, "part": structure.part, "method": method}
+            rows.append(keys | row)
+    return pd.DataFrame(rows, columns=list(ANNUAL_CHANGE_COLUMNS))
+
+
+def used_scans(followed: Followed) -> list[int]:
+    """Return the positions of the scans that were not refused."""
+    return [i for i, move in enumerate(followed.to_midway) if move is not None]
+
+
+@dataclass(frozen=True)
+class _Structure:
+    """One row of the table of labels, or a whole hippocampus."""
+
+    index: int | None
+    name: str
+    hemi: str
+    part: str
+    column: int
+
+    def values(self, followed: Followed) -> tuple[np.ndarray, np.ndarray]:
+        """Return volumes and boundary shifts of all scans."""
+        side = followed.sides.get(self.hemi)
+        if side is None:
+            nothing = np.full(len(followed.to_midway), math.nan)
+            return nothing, nothing
+        return side.volumes[:, self.column], side.boundary_shift[:, self.column]
+
+
+def _structures(followed: Followed) -> Iterator[_Structure]:
+    table = label_table(followed.parts)
+    for hemi in HEMISPHERES:
+        parts = table[table["hemi"] == hemi][["index", "name", "part"]]
+        for column, (index, name, part) in enumerate(parts.itertuples(index=False, name=None)):
+            yield _Structure(index, name, hemi, part, column)
+        name = f"{SIDE_NAMES[hemi].capitalize()} hippocampus"
+        yield _Structure(None, name, hemi, WHOLE, len(parts))
+
+
+def _sd(model: ErrorModel, method: str, part: str, volumes: np.ndarray) -> float:
+    """Return the stated standard deviation of one scan, mm³."""
+    known = volumes[np.isfinite(volumes)]
+    return model.sd(method, part) / 100 * float(known.mean()) if len(known) else math.nan
+
+
+def _change(
+    course: Course,
+    values: np.ndarray,
+    volumes: np.ndarray,
+    method: str,
+    sd: float,
+    freedom: float,
+) -> dict[str, object]:
+    known = np.flatnonzero(np.isfinite(values))
+    row: dict[str, object] = {"n_scans": len(known)}
+    if len(known) < 2:
+        return row | {"remarks": _FEW}
+    first, last = values[known[0]], values[known[-1]]
+    reference = float(volumes[known[0]]) if method == BSI else None
+    row["baseline_mm3"] = volumes[known[0]]
+    row |= _named("change_mm3", difference(first, last, sd, freedom), bounds=False)
+    percent = relative_difference(first, last, sd, freedom, reference)
+    row |= {"change_percent": percent.value}
+    row |= {"change_percent_low": percent.low, "change_percent_high": percent.high}
+    years = course.years[known]
+    span = float(years.max() - years.min())
+    row["span_years"] = span
+    remarks = _remarks(course, span)
+    if not remarks:
+        line = fit_line(years, values[known], sd, freedom, reference)
+        if method == VOLUME:
+            row["baseline_mm3"] = line.baseline
+        row |= _named("mm3_per_year", line.slope, bounds=False)
+        row |= _named("percent_per_year", line.percent)
+        if course.whole_ages:
+            remarks.append("ages in whole years, so that the span may be wrong by one year")
+    if math.isnan(sd):
+        remarks.append("no error is stated for this adapter")
+    return row | {"remarks": "; ".join(remarks) or None}
+
+
+def _remarks(course: Course, span: float) -> list[str]:
+    """Say why there is no change per year."""
+    if course.source not in _TIMED and math.isnan(span):
+        return ["neither dates nor ages are known"]
+    if span == 0:
+        return ["scans of one time"]
+    return ["times less than three months apart"] if span < SHORTEST_SPAN else []
+
+
+def _named(name: str, estimate: Estimate, *, bounds: bool = True) -> dict[str, object]:
+    ends = {f"{name}_low": estimate.low, f"{name}_high": estimate.high} if bounds else {}
+    return {name: estimate.value, f"{name}_se": estimate.se, **ends}

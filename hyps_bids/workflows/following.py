@@ -1,0 +1,263 @@
+"""What the node of a series does: find its scans, follow them, and write what was found."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from hyps_bids.cohort.scan_times import ScanTime, Visit, order_visits
+from hyps_bids.errors import BadData
+from hyps_bids.imaging.conform import ConformedImage, conform
+from hyps_bids.longitudinal.change import error_model
+from hyps_bids.longitudinal.images import (
+    midway_grid,
+    read_mask,
+    time_point,
+    time_point_images,
+)
+from hyps_bids.longitudinal.pipeline import Followed, TimePoint, follow
+from hyps_bids.longitudinal.quality import ScanState, quality_table
+from hyps_bids.longitudinal.tables import Course, change_table, used_scans, volume_table
+from hyps_bids.outputs.completion import content_of, fingerprint_of
+from hyps_bids.outputs.names import scan_paths, sidecar_path
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.reading import load_json, read_table
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series, find_series_of
+from hyps_bids.outputs.series_files import (
+    SeriesResult,
+    TimePointImages,
+    remove_series,
+    write_series,
+)
+from hyps_bids.outputs.series_state import (
+    Member,
+    are_several,
+    find_members,
+    is_series_done,
+    series_fingerprint,
+)
+from hyps_bids.reports.scan_facts import find_scans_of
+from hyps_bids.resources import read_many
+from hyps_bids.segmentation.pipeline import Pipeline, correct_bias
+
+#: Keys of a sidecar that decided the results of a scan.
+_PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection")
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """How to follow series.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : Path
+        The raw dataset and the derivatives dataset.
+    pipeline : Pipeline
+        The networks, and whether to correct the bias field.
+    provenance : Provenance
+        Facts for the sidecars.
+    longitudinal : bool or None
+        The option.
+    times : mapping of str to ScanTime
+        When each scan was taken, by its stem.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    pipeline: Pipeline
+    provenance: Provenance
+    longitudinal: bool | None
+    times: Mapping[str, ScanTime]
+
+
+@dataclass(frozen=True)
+class SeriesState:
+    """A series as its scans are now.
+
+    Attributes
+    ----------
+    scans : sequence of Scan
+        All scans that have or had outputs, by name only.
+    members : sequence of Member
+        Those to follow, in the order of time; empty if they are not to be followed.
+    visits : mapping of str to Visit
+        Place of each in time, by its stem.
+    fingerprint : str
+        Digest of what decides the results.
+    """
+
+    scans: Sequence[Scan]
+    members: Sequence[Member]
+    visits: Mapping[str, Visit]
+    fingerprint: str
+
+
+def look_at_series(wanted: Sequence[Series], plan: SeriesPlan) -> dict[Series, SeriesState]:
+    """Find out which scans each series has now, and their order."""
+
+    def look(series: Series) -> tuple[list[Scan], list[Member]]:
+        found = find_scans_of(plan.output_dir, series.subject)
+        scans = [scan for scan in found if Series.of(scan) == series]
+        members = find_members(scans, plan.bids_dir, plan.output_dir)
+        own = [member.scan for member in members]
+        made = series in find_series_of(plan.output_dir, series.subject)
+        several = are_several(own, plan.longitudinal, made=made)
+        return scans, members if several else []
+
+    found = dict(zip(wanted, read_many(look, wanted), strict=True))
+    stems = [member.scan.stem for _, members in found.values() for member in members]
+    # One table of all scans, as to sort one takes nearly as long as to sort thousands.
+    visits = order_visits({stem: plan.times[stem] for stem in stems}) if stems else {}
+    states = {}
+    for series, (scans, members) in found.items():
+        own = {member.scan.stem: visits[member.scan.stem] for member in members}
+        members.sort(key=lambda member: visits[member.scan.stem].number)
+        places = {
+            stem: (each.number, each.source, None if math.isnan(each.years) else each.years)
+            for stem, each in own.items()
+        }
+        mark = series_fingerprint(members, places, plan.provenance)
+        states[series] = SeriesState(scans, members, own, mark)
+    return states
+
+
+def follow_series(series: Series, plan: SeriesPlan, threads: int = 1) -> None:
+    """Bring the results of a series up to date with those of its scans.
+
+    Raises
+    ------
+    BadData
+        If an image or a result of a scan cannot be read, or has changed since.
+    CannotCreateOutput
+        If a file cannot be written.
+    """
+    from hyps_bids.segmentation.inference import cached_adapted
+
+    with _quiet():
+        state = look_at_series([series], plan)[series]
+    if not state.members:
+        remove_series(series, state.scans, plan.output_dir)
+        return
+    if is_series_done(series, plan.output_dir, state.fingerprint):
+        # Another job has done it meanwhile.
+        return
+    points, shapes, states = [], [], []
+    for member in state.members:
+        point, shape, known = _read(member, plan, threads)
+        points.append(point)
+        shapes.append(shape)
+        states.append(known)
+    # The CPU does it also where a GPU segments the scans, which only one process can use.
+    network = cached_adapted(plan.pipeline.adapter, plan.pipeline.base, "cpu")
+    followed = follow(points, network)
+    course = _course(state, plan)
+    result = _result(course, followed, states, points, shapes, plan)
+    output = plan.output_dir
+    write_series(series, state.members, result, state.fingerprint, plan.provenance, output)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out warnings about the dataset's tables, which the run has given for all scans."""
+    logger = logging.getLogger("hyps_bids")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(
+    member: Member, plan: SeriesPlan, threads: int
+) -> tuple[TimePoint, tuple[int, ...], ScanState]:
+    """Read the image of a scan and its results, and check that they belong together."""
+    scan = member.scan
+    paths = scan_paths(scan, plan.output_dir)
+    content = content_of(scan)
+    image = conform(scan.path)
+    try:
+        record = load_json(sidecar_path(paths["qc"]))
+        made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE})
+        centers = {hemi: box for hemi, box in record["BoxCentres"].items() if hemi in ("L", "R")}
+        mask = read_mask(paths["mask"])
+        flagged = read_table(paths["qc"])["review"].iloc[0] == "yes"
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise BadData(
+            f"{paths['qc'].parent}: the results of {scan.stem} cannot be read ({error}). Remove "
+            f"{paths['qc'].name} and run the command again.",
+            code="scan-results-damaged",
+        ) from error
+    if fingerprint_of(content, made_by) != member.fingerprint:
+        raise BadData(
+            f"{scan.path}: the image is not the one that was segmented. Run the participant level "
+            "for this scan first.",
+            code="image-changed",
+        )
+    if mask.shape != image.native_shape:
+        raise BadData(
+            f"{paths['mask']}: the shape is not that of {scan.path}. Remove {paths['qc'].name} "
+            "and run the command again.",
+            code="scan-results-damaged",
+        )
+    shape = image.data.shape
+    if plan.pipeline.n4:
+        image = correct_bias(image, threads=threads)
+    known = ScanState(image.affine, flagged, _protocol(scan))
+    return time_point(image, mask, centers), shape, known
+
+
+def _protocol(scan: Scan) -> Mapping[str, Any]:
+    """Read what the JSON sidecar of an image says, if it has one."""
+    with suppress(OSError, ValueError):
+        content = load_json(sidecar_path(scan.path))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _course(state: SeriesState, plan: SeriesPlan) -> Course:
+    scans = [member.scan for member in state.members]
+    visits = [state.visits[scan.stem] for scan in scans]
+    times = [plan.times[scan.stem] for scan in scans]
+    in_years = not times[0].age_unit or times[0].age_unit.casefold().startswith("y")
+    whole = visits[0].source == "age" and in_years and all(t.age == round(t.age) for t in times)
+    years = np.array([visit.years for visit in visits])
+    return Course(scans, years, visits[0].source, whole)
+
+
+def _result(
+    course: Course,
+    followed: Followed,
+    states: Sequence[ScanState],
+    points: Sequence[TimePoint],
+    shapes: Sequence[tuple[int, ...]],
+    plan: SeriesPlan,
+) -> SeriesResult:
+    model = error_model(plan.provenance["Models"]["Adapter"]["SHA256"])
+    used = used_scans(followed) if followed.sides else []
+    grid = midway_grid(followed) if used else ((), np.eye(4))
+
+    def images() -> Iterator[TimePointImages]:
+        for i in used:
+            image: ConformedImage = replace(points[i].image, affine=states[i].affine)
+            yield time_point_images(i, followed, image, shapes[i], grid)
+
+    changes = change_table(course, followed, model)
+    several = len(used_scans(followed)) > 1
+    return SeriesResult(
+        morph=volume_table(course, followed, model) if several else changes[:0],
+        annual=changes if several else changes[:0],
+        qc=quality_table(course, followed, states),
+        grid=grid[1],
+        used=[course.scans[i] for i in used],
+        images=images(),
+    )

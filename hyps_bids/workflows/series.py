@@ -1,0 +1,146 @@
+"""Which series a run brings up to date, and what became of them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyps_bids.messages import join_names
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series, find_series_of, group_scans
+from hyps_bids.outputs.series_state import are_several, is_series_current, is_series_done
+from hyps_bids.reports.scan_facts import find_scans_of
+from hyps_bids.resources import read_many
+from hyps_bids.settings import Settings
+
+if TYPE_CHECKING:
+    from hyps_bids.segmentation.setup import Setup
+    from hyps_bids.workflows.following import SeriesPlan
+
+_LOG = logging.getLogger("hyps_bids")
+
+
+def plan_series(
+    settings: Settings, setup: Setup, scans: Sequence[Scan]
+) -> dict[Series, SeriesPlan]:
+    """Find the series of the selected participants that have several scans, or had them once.
+
+    All scans count that have outputs or are selected now, whatever selected them before. The
+    dataset's tables are read only if there is a series.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the user asked for.
+    setup : Setup
+        The networks.
+    scans : sequence of Scan
+        The selected scans.
+    """
+    if settings.longitudinal is False:
+        return {}
+    output = settings.output_dir
+    subjects = sorted({scan.subject for scan in scans})
+    selected = {scan.stem: scan for scan in scans}
+    known = read_many(lambda subject: find_scans_of(output, subject), subjects)
+    found = selected | {scan.stem: scan for each in known for scan in each}
+    made = {each for of in read_many(lambda s: find_series_of(output, s), subjects) for each in of}
+    chosen = {
+        series: own
+        for series, own in group_scans(found.values()).items()
+        if series.suffix in settings.suffix
+        and (are_several(own, settings.longitudinal) or series in made)
+    }
+    if not chosen:
+        return {}
+    from hyps_bids.cohort.scan_times import read_times
+    from hyps_bids.segmentation.pipeline import Pipeline
+    from hyps_bids.workflows.following import SeriesPlan
+
+    stems = [scan.stem for own in chosen.values() for scan in own]
+    times = read_times(settings.bids_dir, stems)
+    plan = SeriesPlan(
+        bids_dir=settings.bids_dir.absolute(),
+        output_dir=output.absolute(),
+        pipeline=Pipeline(setup.localizer, setup.base, setup.adapter, "cpu", setup.n4),
+        provenance=setup.provenance,
+        longitudinal=settings.longitudinal,
+        times={},
+    )
+    return {
+        series: replace(plan, times={scan.stem: times[scan.stem] for scan in own})
+        for series, own in chosen.items()
+    }
+
+
+def find_outdated(plans: Mapping[Series, SeriesPlan]) -> list[Series]:
+    """Return the series of which a run would give other results than those that are there."""
+    if not plans:
+        return []
+    from hyps_bids.workflows.following import look_at_series
+
+    every = {stem: time for plan in plans.values() for stem, time in plan.times.items()}
+    plan = replace(next(iter(plans.values())), times=every)
+    states = look_at_series(list(plans), plan)
+    return [
+        series
+        for series, state in states.items()
+        if not is_series_done(series, plan.output_dir, state.fingerprint)
+        and (state.members or series in find_series_of(plan.output_dir, series.subject))
+    ]
+
+
+def series_title(series: Series) -> str:
+    """Name a series in the log.
+
+    Examples
+    --------
+    >>> series_title(Series("01", "T1w")), series_title(Series("01", "ce-gd_T1w"))
+    ('sub-01 over time', 'sub-01 ce-gd_T1w over time')
+    """
+    contrast = "" if series.contrast == "T1w" else f" {series.contrast}"
+    return f"sub-{series.subject}{contrast} over time"
+
+
+def warn_of_refusals(wanted: Iterable[Series], output_dir: Path) -> None:
+    """Name the scans that were left out of the series of this run, and say what to do."""
+    for series in wanted:
+        refused = [row for row in _rows(series, output_dir) if row.get("status") == "refused"]
+        by_reason: dict[str, list[str]] = {}
+        for row in refused:
+            by_reason.setdefault(row.get("flags", "").split(" ")[0], []).append(row["scan"])
+        for code, stems in by_reason.items():
+            text = next(row["reason"] for row in refused if row["scan"] == stems[0])
+            _LOG.warning(
+                "%s: %s left out (%s): %s", series_title(series), join_names(stems), code, text
+            )
+
+
+def _rows(series: Series, output_dir: Path) -> list[dict[str, str]]:
+    """Read the QC table of a series as text; nothing if there is none."""
+    try:
+        with series.paths(output_dir)["qc"].open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream, delimiter="\t"))
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def warn_of_stale(scans: Iterable[Scan], output_dir: Path) -> None:
+    """Name the participants whose results over time a run with --no-longitudinal leaves behind."""
+    subjects = sorted({scan.subject for scan in scans})
+    stale = [
+        series_title(series)
+        for subject in subjects
+        for series in find_series_of(output_dir, subject)
+        if not is_series_current(series, output_dir)
+    ]
+    if stale:
+        _LOG.warning(
+            "These results are out of date, because scans were processed again or removed: %s. Run "
+            "the participant level without --no-longitudinal.",
+            join_names(stale),
+        )
