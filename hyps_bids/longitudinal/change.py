@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,30 +39,43 @@ class ErrorModel:
         empty if nothing is stated.
     freedom : float
         Degrees of freedom of these standard deviations.
+    problem : str
+        Why nothing is stated.
     """
 
     percent: Mapping[str, Mapping[str, float]]
     freedom: float
+    problem: str = ""
 
     def sd(self, method: str, part: str) -> float:
         """Return a standard deviation in percent of the volume; NaN if it is not stated."""
         return float(self.percent.get(method, {}).get(part, math.nan))
 
 
-@cache
-def error_model(adapter: str) -> ErrorModel:
-    """Read the error model that is shipped; nothing is stated for other adapters.
+def error_model(adapter: str, voxel_mm: float) -> ErrorModel:
+    """Return the error model that is shipped, which holds for what it was measured with.
 
     Parameters
     ----------
     adapter : str
         SHA-256 of the adapter's weights.
+    voxel_mm : float
+        Largest side of a voxel in any of the scans.
     """
+    stated = _read_model()
+    if adapter != stated["adapter"]:
+        return ErrorModel({}, 0.0, "no error of a scan is stated for this adapter")
+    largest = stated["largest_voxel_mm"]
+    if voxel_mm > largest:
+        return ErrorModel({}, 0.0, f"no error of a scan is stated for voxels beyond {largest} mm")
+    percent = {method: stated[method] for method in (VOLUME, BSI)}
+    return ErrorModel(percent, float(stated["degrees_of_freedom"]))
+
+
+@cache
+def _read_model() -> dict[str, Any]:
     text = (files("hyps_bids") / "data" / "longitudinal.toml").read_text(encoding="utf-8")
-    stated = tomllib.loads(text)
-    known = adapter == stated["adapter"]
-    percent = {method: stated[method] for method in (VOLUME, BSI)} if known else {}
-    return ErrorModel(percent, float(stated["degrees_of_freedom"]) if known else 0.0)
+    return tomllib.loads(text)
 
 
 class Estimate(NamedTuple):

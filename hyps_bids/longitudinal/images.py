@@ -87,7 +87,7 @@ def midway_grid(followed: Followed) -> Grid:
     corners = [_offset(side.affine, affine) for side in boxes]
     low = np.min(corners, axis=0)
     sides = [corner + np.array(_shape(side)) for corner, side in zip(corners, boxes, strict=True)]
-    affine = shifted(affine, low)
+    affine = shifted(affine, low.tolist())
     return tuple(int(n) for n in np.max(sides, axis=0) - low), affine
 
 
@@ -142,7 +142,7 @@ def _in_midway(index: int, followed: Followed, grid: Grid) -> tuple[np.ndarray, 
             continue
         start = _offset(side.affine, affine)
         region = tuple(slice(a, a + n) for a, n in zip(start, _shape(side), strict=True))
-        box = shifted(affine, start)
+        box = shifted(affine, start.tolist())
         if not np.allclose(box, side.affine, atol=1e-3):
             found, values = (
                 resample(each, side.affine, _shape(side), box) for each in (found, values)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 
-from hyps_bids.longitudinal.pipeline import Followed
+from hyps_bids.longitudinal.pipeline import Followed, FollowedSide
 from hyps_bids.longitudinal.tables import Course, used_scans
 from hyps_bids.messages import join_names
 from hyps_bids.outputs.columns import SERIES_FIGURES, SERIES_QC_COLUMNS
@@ -17,6 +17,9 @@ from hyps_bids.outputs.flags import describe_series_flag
 
 #: Share by which voxel sizes may differ.
 _VOXELS = 0.1
+#: Share of the volume by which both measures of change may differ, if it is less than half of them:
+#: about four standard errors of their difference without change.
+_CONTRADICTION = 0.035
 #: What a raw JSON sidecar says about scanner and sequence → share by which numbers may differ.
 _PROTOCOL = {
     "Manufacturer": 0.0,
@@ -88,12 +91,23 @@ def _flags(i: int, followed: Followed, states: Sequence[ScanState]) -> Iterator[
     for hemi, side in followed.sides.items():
         if side.probabilities[i] is None:
             yield f"missing_{hemi}"
+        elif _disagree(side, i):
+            yield f"methods-disagree_{hemi}"
     sizes = np.array([np.sort(voxel_sizes(states[k].affine)) for k in used])
     usual = np.median(sizes, axis=0) if len(used) > 2 else sizes[0]
     if (np.abs(sizes[used.index(i)] / usual - 1) > _VOXELS).any():
         yield "other-voxels"
     if i != used[0] and _differs(states[used[0]].protocol, states[i].protocol):
         yield "other-protocol"
+
+
+def _disagree(side: FollowedSide, i: int) -> bool:
+    """Tell whether volume and boundary shift of a scan contradict each other."""
+    volumes = side.volumes[:, -1]
+    first = volumes[np.isfinite(volumes)][0]
+    by_volume, by_shift = volumes[i] / first - 1, side.boundary_shift[i, -1] / first
+    allowed = max(_CONTRADICTION, max(abs(by_volume), abs(by_shift)) / 2)
+    return bool(abs(by_volume - by_shift) > allowed)
 
 
 def _differs(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -99,7 +99,7 @@ def change_table(course: Course, followed: Followed, model: ErrorModel) -> pd.Da
         volumes, shifts = structure.values(followed)
         for method, values in ((VOLUME, volumes), (BSI, shifts)):
             sd = _sd(model, method, structure.part, volumes)
-            row = _change(course, values, volumes, method, sd, model.freedom)
+            row = _change(course, values, volumes, method, sd, model)
             if method == BSI and structure.hemi in followed.sides:
                 refusal = followed.sides[structure.hemi].boundary_refusal
                 if refusal is not None:
@@ -156,12 +156,13 @@ def _change(
     volumes: np.ndarray,
     method: str,
     sd: float,
-    freedom: float,
+    model: ErrorModel,
 ) -> dict[str, object]:
     known = np.flatnonzero(np.isfinite(values))
     row: dict[str, object] = {"n_scans": len(known)}
     if len(known) < 2:
         return row | {"remarks": _FEW}
+    freedom = model.freedom
     first, last = values[known[0]], values[known[-1]]
     reference = float(volumes[known[0]]) if method == BSI else None
     row["baseline_mm3"] = volumes[known[0]]
@@ -182,7 +183,7 @@ def _change(
         if course.whole_ages:
             remarks.append("ages in whole years, so that the span may be wrong by one year")
     if math.isnan(sd):
-        remarks.append("no error is stated for this adapter")
+        remarks.append(model.problem)
     return row | {"remarks": "; ".join(remarks) or None}
 
 

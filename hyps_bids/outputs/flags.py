@@ -48,7 +48,8 @@ _CONTRADICTION = Note(
 )
 
 
-#: Code in the QC table of a series → its words; {others} are the scans that it is compared with.
+#: Code in the QC table of a series → its words: {others} are the scans that it is compared with,
+#: and {side} is that of a code such as missing_L.
 _SERIES_NOTES = {
     "different-head": Note(
         "another head",
@@ -82,6 +83,18 @@ _SERIES_NOTES = {
         "This scan should be reviewed by itself, as its own QC table says.",
         "Its change over time is doubtful for the same reasons.",
     ),
+    "missing": Note(
+        "no {side} hippocampus",
+        "The {side} hippocampus was not found in this scan, but it was in {others}.",
+        "Its change leaves this scan out.",
+    ),
+    "methods-disagree": Note(
+        "change contradictory, {side}",
+        "The change of the {side} hippocampus by its volume and that by the boundary shift "
+        "integral contradict each other.",
+        "Look at the scans one after the other: motion, noise or another contrast may be the "
+        "reason.",
+    ),
     "other-voxels": Note(
         "other voxel size",
         "Its voxels differ from those of {others} by more than a tenth.",
@@ -112,13 +125,10 @@ def describe_series_flag(flag: str, others: str) -> Note:
     >>> describe_series_flag("different-head", "sub-1_ses-2").finding
     'This and sub-1_ses-2 do not look like the same head.'
     """
-    end, _, hemi = flag.partition("_")
-    if end == "missing" and hemi in SIDE_NAMES:
-        side = SIDE_NAMES[hemi]
-        finding = f"The {side} hippocampus was not found in this scan, but it was in {others}."
-        return Note(f"no {side} hippocampus", finding, "Its change leaves this scan out.")
-    note = _SERIES_NOTES.get(flag, Note(flag, f"The reason has the code {flag}."))
-    return note._replace(finding=note.finding.format(others=others))
+    code, _, hemi = flag.partition("_")
+    note = _SERIES_NOTES.get(code, Note(flag, f"The reason has the code {flag}."))
+    side = SIDE_NAMES.get(hemi, "")
+    return Note(*(text.format(others=others, side=side) for text in note))
 
 
 def split_measure(name: str) -> tuple[str, str]:

@@ -242,7 +242,8 @@ def _result(
     shapes: Sequence[tuple[int, ...]],
     plan: SeriesPlan,
 ) -> SeriesResult:
-    model = error_model(plan.provenance["Models"]["Adapter"]["SHA256"])
+    coarsest = max(figures["voxel_mm"] for figures in followed.figures)
+    model = error_model(plan.provenance["Models"]["Adapter"]["SHA256"], coarsest)
     used = used_scans(followed) if followed.sides else []
     grid = midway_grid(followed) if used else ((), np.eye(4))
 

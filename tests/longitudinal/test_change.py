@@ -10,7 +10,6 @@ import statsmodels.api as sm
 from scipy import stats
 
 from hyps_bids.longitudinal.change import (
-    ErrorModel,
     difference,
     error_model,
     fit_line,
@@ -93,8 +92,13 @@ def test_differences_of_two_scans() -> None:
 
 def test_the_error_model_is_that_of_the_shipped_adapter() -> None:
     """Whoever ships another adapter measures its errors anew."""
-    model = error_model(sha256(shipped_weights(ADAPTER)))
+    adapter = sha256(shipped_weights(ADAPTER))
+    model = error_model(adapter, 1.0)
     for method in ("volume", "bsi"):
         assert 0 < model.sd(method, "whole") < model.sd(method, "anterior") < 3
-    assert error_model("another") == ErrorModel({}, 0)
-    assert math.isnan(error_model("another").sd("volume", "whole"))
+    for other, word in (
+        (error_model("another", 1.0), "adapter"),
+        (error_model(adapter, 3.0), "mm"),
+    ):
+        assert math.isnan(other.sd("volume", "whole"))
+        assert word in other.problem
