@@ -26,15 +26,15 @@ def render(template: str, /, **context: Any) -> str:
     return _environment().get_template(template).render(**context)
 
 
-def anchor(scan: str) -> str:
-    """Name the part of a subject report that shows a scan.
+def anchor(stem: str, kind: str = "scan") -> str:
+    """Name the part of a subject report that shows a scan, or something else of this kind.
 
     Examples
     --------
     >>> anchor("sub-01_acq-x+y")
     'scan-sub-01_acq-x-y'
     """
-    return "scan-" + re.sub(r"[^\w-]", "-", scan)
+    return f"{kind}-" + re.sub(r"[^\w-]", "-", stem)
 
 
 def sentence(text: str) -> str:

@@ -114,11 +114,13 @@ class Picture:
     marks: Markup
 
 
-def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
+def side_tiles(
+    low: Sequence[float], high: Sequence[float], rows: Sequence[tuple[int, int]] = _ROWS
+) -> list[list[Tile]]:
     """Choose slices through a hippocampus, given the corners of its bounding box in the world.
 
-    The rows are coronal slices from anterior to posterior, sagittal ones from right to left, and
-    axial ones from superior to inferior.
+    The rows, given by plane and number of slices, are coronal slices from anterior to posterior,
+    sagittal ones from right to left, and axial ones from superior to inferior.
 
     Examples
     --------
@@ -132,11 +134,11 @@ def side_tiles(low: Sequence[float], high: Sequence[float]) -> list[list[Tile]]:
     size = corner - np.asarray(low, dtype=float)
     # All slices have the same zoom, and a very large segmentation is still shown whole.
     field = _FIELD * max(1.0, float(((size + 2 * _MARGIN) / _FIELD).max()))
-    rows = []
-    for plane, count in _ROWS:
+    tiles = []
+    for plane, count in rows:
         positions = corner[plane] - (np.arange(count) + 0.5) / count * size[plane]
-        rows.append([_tile(plane, at, corner - size / 2, field) for at in positions])
-    return rows
+        tiles.append([_tile(plane, at, corner - size / 2, field) for at in positions])
+    return tiles
 
 
 def mosaic(
@@ -260,6 +262,25 @@ def compress(pixels: np.ndarray, limit: int) -> bytes:
     return content
 
 
+def extremes(canvas: np.ndarray) -> tuple[float, float]:
+    """Find robust extremes of sampled intensities; 0 is beyond the edge of the image."""
+    inside = canvas[canvas != 0]
+    if not inside.size:
+        return 0.0, 1.0
+    low, high = np.percentile(inside, (0.5, 99.8))
+    return float(low), float(high)
+
+
+def gray_bytes(canvas: np.ndarray, limits: tuple[float, float], zoom: int) -> np.ndarray:
+    """Turn sampled intensities into bytes, black and white at the limits; enlarge them smoothly."""
+    low, high = limits
+    scaled = np.clip((canvas - low) / max(high - low, 1e-12), 0, 1)
+    scaled[canvas == 0] = 0
+    image = Image.fromarray(np.round(255 * scaled).astype(np.uint8))
+    size = (image.width * zoom, image.height * zoom)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+
 @dataclass(frozen=True)
 class Layout:
     """The placed tiles of a picture, its size and the distance of samples, mm."""
@@ -285,10 +306,13 @@ class Layout:
             top += height + _GAP
         return cls(tuple(tiles), width, top - _GAP, step)
 
-    def picture(self, pixels: np.ndarray, outline: Markup, scale_bar: int = 10) -> Picture:
-        """Put pixels, outline and marks together; the scale bar is in mm."""
+    def picture(
+        self, pixels: np.ndarray, outline: Markup, scale_bar: int = 10, letters: float | None = None
+    ) -> Picture:
+        """Put pixels, outline and marks together; scale bar and height of the letters are in mm."""
         size = (round(self.width * _UNITS), round(self.height * _UNITS))
-        return Picture(pixels, *size, outline, _marks(self.tiles, self.width, scale_bar))
+        marks = _marks(self.tiles, letters or self.width / 75, scale_bar)
+        return Picture(pixels, *size, outline, marks)
 
     def canvas(self, voxels: Voxels) -> np.ndarray:
         """Sample voxels in all tiles."""
@@ -304,13 +328,7 @@ class Layout:
     def gray(self, anatomy: Voxels, zoom: int) -> np.ndarray:
         """Sample the image between robust extremes, and enlarge it smoothly; returns bytes."""
         canvas = self.canvas(anatomy)
-        inside = canvas[canvas != 0]
-        low, high = np.percentile(inside, (0.5, 99.8)) if inside.size else (0.0, 1.0)
-        scaled = np.clip((canvas - low) / max(high - low, 1e-12), 0, 1)
-        scaled[canvas == 0] = 0
-        image = Image.fromarray(np.round(255 * scaled).astype(np.uint8))
-        size = (image.width * zoom, image.height * zoom)
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+        return gray_bytes(canvas, extremes(canvas), zoom)
 
     def label_contours(self, labels: Voxels, colors: Mapping[int, str]) -> Markup:
         """Draw one contour per label."""
@@ -391,9 +409,8 @@ def _box(center: np.ndarray, tiles: Sequence[Tile]) -> Markup:
     return out
 
 
-def _marks(tiles: Sequence[Tile], width: float, scale_bar: int) -> Markup:
+def _marks(tiles: Sequence[Tile], size: float, scale_bar: int) -> Markup:
     """Write sides and coordinates into each tile, and a scale bar into the last."""
-    size = width / 75
     out = Markup("")
     for tile in tiles:
         first, last = (("A", "P"), ("R", "L"), ("R", "L"))[tile.plane]

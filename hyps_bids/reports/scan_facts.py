@@ -184,14 +184,14 @@ def _anat_files(dataset: Path, subject: str) -> Iterator[str]:
     """Name the files in all ``anat`` folders of a subject."""
     folder = f"{dataset}/sub-{subject}"
     # Listing a folder once is ten times faster than a search with patterns.
-    for name in _listed(folder):
+    for name in listed(folder):
         if name == "anat":
-            yield from _listed(f"{folder}/anat")
+            yield from listed(f"{folder}/anat")
         elif name.startswith("ses-"):
-            yield from _listed(f"{folder}/{name}/anat")
+            yield from listed(f"{folder}/{name}/anat")
 
 
-def _listed(folder: str) -> list[str]:
+def listed(folder: str) -> list[str]:
     """List a folder; what is no folder, or must not be read, has nothing to show."""
     try:
         return os.listdir(folder)
@@ -209,18 +209,15 @@ def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:
     """Read the tables and sidecars of a scan; ``problems`` names missing and damaged files."""
     paths = facts_files(output_dir, scan)
     problems: list[str] = []
-    qc = next(iter(_rows(paths["qc"], ("status",), problems)), {})
+    qc = next(iter(read_rows(paths["qc"], ("status",), problems)), {})
     status = qc.get("status", "incomplete")
     if status == "failed":
         return ScanFacts(scan, status, qc.get("reason") or "no reason was recorded")
     record = _read_record(paths["sidecar"], problems)
-    colors = {
-        row["index"]: row["color"]
-        for row in _rows(output_dir / f"{SEG_PREFIX}_dseg.tsv", ("index", "color"), problems)
-    }
-    morph = _rows(paths["morph"], ("index", "name", "hemi", "part", "volume_mm3"), problems)
+    colors = read_colors(output_dir, problems)
+    morph = read_rows(paths["morph"], ("index", "name", "hemi", "part", "volume_mm3"), problems)
     flags = (qc.get("flags") or "").split()
-    values = {name: _float(text) for name, text in qc.items()}
+    values = {name: read_number(text) for name, text in qc.items()}
     return ScanFacts(
         scan=scan,
         status="done" if status == "done" and not problems else "incomplete",
@@ -236,7 +233,7 @@ def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:
     )
 
 
-def _rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict[str, str]]:
     """Read a table as text. Cells without a value are left out, or empty in required columns."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -256,6 +253,19 @@ def _rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict
         | {key: cell for key, cell in zip(header, line, strict=True) if cell not in ("", "n/a")}
         for line in lines[1:]
     ]
+
+
+def read_colors(output_dir: Path, problems: list[str]) -> dict[str, str]:
+    """Read the color of each label, as text, from the table of labels."""
+    path = output_dir / f"{SEG_PREFIX}_dseg.tsv"
+    return {row["index"]: row["color"] for row in read_rows(path, ("index", "color"), problems)}
+
+
+def color_of(index: str, colors: Mapping[str, str]) -> str:
+    """Return the color of a label; gray if it is unknown."""
+    color = colors.get(index, "")
+    # The page puts it into a style, so nothing but a color may pass.
+    return color if re.fullmatch("#[0-9a-fA-F]{6}", color) else "#888888"
 
 
 def _read_record(path: Path, problems: list[str]) -> ScanRecord | None:
@@ -306,23 +316,26 @@ def _are_centers(boxes: Any) -> bool:
 
 
 def _structure(row: Mapping[str, str], colors: Mapping[str, str]) -> Structure:
-    index, volume, icv = (row["index"], _float(row["volume_mm3"]), _float(row.get("icv_mm3")))
-    color = colors.get(index, "")
+    index, volume, icv = (
+        row["index"],
+        read_number(row["volume_mm3"]),
+        read_number(row.get("icv_mm3")),
+    )
     return Structure(
         index=int(index) if index.isdecimal() else None,
         name=row["name"],
         hemi=row["hemi"],
         part=row["part"],
-        # The page puts it into a style, so nothing but a color may pass.
-        color=color if re.fullmatch("#[0-9a-fA-F]{6}", color) else "#888888",
-        voxels=_float(row.get("voxels")),
+        color=color_of(index, colors),
+        voxels=read_number(row.get("voxels")),
         volume_mm3=volume,
-        soft_mm3=_float(row.get("volume_soft_mm3")),
+        soft_mm3=read_number(row.get("volume_soft_mm3")),
         icv_percent=100 * volume / icv if volume is not None and icv else None,
     )
 
 
-def _float(text: str | None) -> float | None:
+def read_number(text: str | None) -> float | None:
+    """Read a finite number; None if a cell has none."""
     try:
         return finite(float(text or "nan"))
     except ValueError:

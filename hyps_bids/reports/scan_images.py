@@ -88,7 +88,7 @@ class StoredImages:
 
     def probabilities(self, region: Region) -> np.ndarray:
         """Read the probabilities in a part of the image, shape ``(labels, x, y, z)``."""
-        with _opened(self.probseg) as image:
+        with opened(self.probseg) as image:
             stored = image.dataobj
             # Without the slope, slicing gives bytes. Whole planes lie together in the file.
             proxy = ArrayProxy(stored.file_like, (stored.shape, stored.dtype, stored.offset))
@@ -122,7 +122,7 @@ def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImag
     paths = scan_paths(scan, output_dir)
     integers = {}
     for kind in ("dseg", "mask", "probseg"):
-        with _opened(paths[kind]) as image:
+        with opened(paths[kind]) as image:
             if image.shape[:3] != raw.native_shape:
                 raise BadData(
                     f"{paths[kind]}: its grid {image.shape[:3]} is not the grid of the image, "
@@ -144,7 +144,7 @@ def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImag
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[nib.Nifti1Image]:
+def opened(path: Path) -> Iterator[nib.Nifti1Image]:
     """Open a derivative; failures to read it within the body are reported too."""
     try:
         # nibabel would use zlib, which takes several times longer.

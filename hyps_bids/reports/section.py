@@ -52,7 +52,7 @@ class ViewerData(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Shown:
+class Shown:
     """A picture in the page; `image` is the address of its compressed pixels."""
 
     title: str
@@ -73,7 +73,7 @@ class Section:
     facts: ScanFacts
     anchor: str
     title: str
-    pictures: list[_Shown] = field(default_factory=list)
+    pictures: list[Shown] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     unseen: bool = False
     viewer: ViewerData | None = None
@@ -173,14 +173,14 @@ def _draw(section: Section, bids_dir: Path, output_dir: Path, limit: int) -> Non
             section.facts = replace(facts, status="incomplete", problems=problems)
             section.unseen = True
             _warn(facts.scan, error)
-    alone = _Shown(
+    alone = Shown(
         f"{facts.scan.suffix} image",
         f"Slices through the middle of the head. {_CONVENTION}",
         "One sagittal, one coronal and one axial slice through the middle of the "
         f"{facts.scan.suffix} image.",
         pictures.overview(Voxels(raw.data, raw.affine)),
     )
-    _show(section, limit // 2, [alone])
+    section.pictures = compressed([alone], limit // 2)
 
 
 def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
@@ -189,7 +189,7 @@ def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
     hippocampi = _read_hippocampi(images, facts)
     complete = limit >= _OVERVIEW_ONLY
     centers = {} if hippocampi is None else _centers(hippocampi, facts)
-    shown: list[_Shown] = []
+    shown: list[Shown] = []
     if hippocampi is not None and complete:
         for hemi in centers:
             shown += _side_pictures(images.anatomy, hippocampi, facts, hemi)
@@ -198,7 +198,7 @@ def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
     shown.sort(key=lambda one: one.title.startswith("Uncertainty"))
     vectors = sum(len(one.picture.outline) + len(one.picture.marks) for one in shown)
     left = limit - vectors - _TABLES
-    _show(section, int(0.4 * left), shown)
+    section.pictures = compressed(shown, int(0.4 * left))
     left -= sum(len(one.image) for one in section.pictures)
     if complete:
         known = [*(centers | facts.box_centers).values()]
@@ -246,7 +246,7 @@ def _colors(parts: Mapping[int, Structure]) -> dict[int, str]:
 
 def _side_pictures(
     anatomy: Voxels, hippocampi: _Hippocampi, facts: ScanFacts, hemi: str
-) -> Iterator[_Shown]:
+) -> Iterator[Shown]:
     """Draw the outlines of one hippocampus and the uncertainty around it."""
     side, parts = SIDE_NAMES[hemi], facts.parts(hemi)
     mask = hippocampi.mask(parts)
@@ -255,7 +255,7 @@ def _side_pictures(
     low, high = mask.part(region).extent(0.5)
     rows = pictures.side_tiles(low.tolist(), high.tolist())
     volumes = ", ".join(f"{p.part} {p.volume_mm3:,.0f} mm³" for p in parts.values() if p.volume_mm3)
-    yield _Shown(
+    yield Shown(
         f"{side.capitalize()} hippocampus",
         f"Contours of the segmentation over the {facts.scan.suffix} image: coronal slices from "
         "anterior to posterior, sagittal slices from right to left, axial slices from top to "
@@ -266,7 +266,7 @@ def _side_pictures(
     )
     whole = Voxels(hippocampi.of_parts(parts).sum(axis=0), hippocampi.labels.affine)
     lowest, highest = pictures.ENTROPY_RANGE
-    yield _Shown(
+    yield Shown(
         f"Uncertainty, {side}",
         "Entropy of hippocampus against background where the probability of hippocampus is between "
         f"{lowest} and {highest}. The white line is where it is one half. A thin band along the "
@@ -282,7 +282,7 @@ def _head_picture(
     hippocampi: _Hippocampi | None,
     facts: ScanFacts,
     centers: Mapping[str, list[float]],
-) -> _Shown:
+) -> Shown:
     """Draw the whole head, with slices through the hippocampi or else through the boxes."""
     boxes = facts.box_centers
     picture = pictures.overview(
@@ -307,17 +307,19 @@ def _head_picture(
         alt += ", the hippocampi"
     if boxes:
         alt += " and the boxes around them"
-    return _Shown("Whole head", " ".join([*caption, _CONVENTION]), f"{alt}.", picture)
+    return Shown("Whole head", " ".join([*caption, _CONVENTION]), f"{alt}.", picture)
 
 
-def _show(section: Section, limit: int, shown: Sequence[_Shown]) -> None:
-    """Compress pictures and add them; each gets its part of the bytes by its area."""
+def compressed(shown: Sequence[Shown], limit: int) -> list[Shown]:
+    """Compress pictures to a number of bytes in the page; each gets its part by its area."""
     area = sum(one.picture.pixels.size for one in shown)
+    out = []
     for one in shown:
         pixels = one.picture.pixels
         # Base64 makes four bytes of three.
         content = pictures.compress(pixels, limit * 3 // 4 * pixels.size // area)
-        section.pictures.append(replace(one, image=data_uri(content, "image/webp")))
+        out.append(replace(one, image=data_uri(content, "image/webp")))
+    return out
 
 
 def _add_viewer(

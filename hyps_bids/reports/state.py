@@ -9,7 +9,9 @@ import hashlib
 from pathlib import Path
 
 from hyps_bids import __version__
+from hyps_bids.outputs.series import find_series_of
 from hyps_bids.reports.scan_facts import Inventory, facts_files, take_inventory
+from hyps_bids.reports.series_facts import series_files
 
 #: Number of bytes at the start of a report within which its state is written.
 _HEAD = 2_000
@@ -43,7 +45,7 @@ def is_current(bids_dir: Path, output_dir: Path, subject: str) -> bool:
             head = report.read(_HEAD)
     except OSError:
         return False
-    state = _digest(found, output_dir, with_settings=True)
+    state = _digest(found, output_dir, subject, with_settings=True)
     return f'content="{state}"'.encode() in head
 
 
@@ -54,20 +56,22 @@ def state_of(bids_dir: Path, output_dir: Path, subject: str, *, with_settings: b
     have another state.
     """
     found = take_inventory(bids_dir, output_dir, subject)
-    return _digest(found, output_dir, with_settings=with_settings)
+    return _digest(found, output_dir, subject, with_settings=with_settings)
 
 
-def _digest(found: Inventory, output_dir: Path, *, with_settings: bool) -> str:
+def _digest(found: Inventory, output_dir: Path, subject: str, *, with_settings: bool) -> str:
     digest = hashlib.sha256(f"{__version__} {with_settings} ".encode())
     # Names of files need not be valid UTF-8.
     for names in (found.unprocessed, found.without_image):
         digest.update(" ".join(names).encode(errors="surrogateescape"))
-    for scan in found.scans:
-        for path in facts_files(output_dir, scan).values():
-            try:
-                content = path.read_bytes()
-            except OSError:
-                content = b""
-            name = path.name.encode(errors="surrogateescape")
-            digest.update(b"%b %d " % (name, len(content)) + content)
+    files = [path for scan in found.scans for path in facts_files(output_dir, scan).values()]
+    for series in find_series_of(output_dir, subject):
+        files += series_files(output_dir, series)
+    for path in files:
+        try:
+            content = path.read_bytes()
+        except OSError:
+            content = b""
+        name = path.name.encode(errors="surrogateescape")
+        digest.update(b"%b %d " % (name, len(content)) + content)
     return digest.hexdigest()

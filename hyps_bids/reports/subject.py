@@ -8,11 +8,14 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
+from hyps_bids.outputs.series import find_series_of
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import methods_html, methods_markdown
 from hyps_bids.reports.page import embedded_json, render
 from hyps_bids.reports.scan_facts import take_inventory
 from hyps_bids.reports.section import Section, State, build_section
+from hyps_bids.reports.series_images import FULL_COLOR
+from hyps_bids.reports.series_section import SeriesSection, build_series_section
 from hyps_bids.reports.state import report_path, state_of
 
 #: Largest size of a report, bytes.
@@ -21,6 +24,8 @@ LIMIT = 6_000_000
 _PAGE = 1_250_000
 #: Largest size of a scan's section, bytes.
 _SHARE = 1_600_000
+#: Largest size of all sections about change over time together, bytes.
+_SERIES = 1_200_000
 
 
 def write_subject_report(
@@ -62,18 +67,28 @@ def write_subject_report(
 
 def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, state: str) -> str:
     found = take_inventory(bids_dir, output_dir, subject)
-    share = min(_SHARE, (LIMIT - _PAGE - len(settings_text.encode())) // max(1, len(found.scans)))
+    over_time = find_series_of(output_dir, subject)
+    room = LIMIT - _PAGE - len(settings_text.encode())
+    part = min(_SERIES, room // 4) // max(1, len(over_time))
+    share = min(_SHARE, (room - part * len(over_time)) // max(1, len(found.scans)))
     sections = [build_section(bids_dir, output_dir, scan, share) for scan in found.scans]
+    facts = {section.facts.scan.stem: section.facts for section in sections}
+    series = [build_series_section(output_dir, each, facts, part) for each in over_time]
     viewers = {s.anchor: s.viewer for s in sections if s.viewer is not None}
     return render(
         "subject.html.j2",
         # Without a state the report is made again: missing pictures may be there by then.
-        outputs_state="" if any(s.unseen for s in sections) else state,
+        outputs_state=""
+        if any([s.unseen for s in sections] + [s.unseen for s in series])
+        else state,
         unprocessed=found.unprocessed,
         without_image=found.without_image,
         subject=subject,
         sections=sections,
-        verdict=_verdict(sections),
+        series=series,
+        full=round(100 * FULL_COLOR),
+        anchors={section.facts.scan.stem: section.anchor for section in sections},
+        verdict=_verdict(sections, series),
         columns=_columns(sections),
         runs=dict.fromkeys(s.run for s in sections if s.run is not None),
         methods=_methods(sections),
@@ -102,8 +117,8 @@ def _methods(sections: Sequence[Section]) -> list[tuple[Markup, list[str]]]:
     return numbered
 
 
-def _verdict(sections: Sequence[Section]) -> State:
-    """Sum up all scans."""
+def _verdict(sections: Sequence[Section], series: Sequence[SeriesSection]) -> State:
+    """Sum up all scans, and what is conspicuous about their change over time."""
     count = len(sections)
     if not count:
         return State("bad", "✗", "No scan of this subject has been processed.")
@@ -118,6 +133,10 @@ def _verdict(sections: Sequence[Section]) -> State:
             (unseen, "without pictures"),
         )
         if n
+    )
+    odd = [s for s in series if s.state.kind != "good"]
+    words = "; ".join(
+        [*filter(None, [words]), *(f"{s.title.lower()}: {s.state.words}" for s in odd)]
     )
     if words:
         return State("bad", "✗", words) if bad else State("warn", "!", words)
