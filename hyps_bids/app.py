@@ -27,7 +27,7 @@ from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
 if TYPE_CHECKING:
-    from hyps_bids.workflows.following import SeriesPlan
+    from hyps_bids.series.follow import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
 #: Memory in GB that a run needs for one scan of 256³ voxels at a time.
@@ -113,7 +113,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[object], list[
         Subjects whose report could not be built.
     """
     from hyps_bids.segmentation.setup import choose_networks
-    from hyps_bids.workflows.series import plan_series
+    from hyps_bids.series.choose import plan_series
 
     settings = run.settings
     setup = choose_networks(settings)
@@ -125,10 +125,11 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[object], list[
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(run, setup, len(to_do))
     write_dataset_files(settings, labels=setup.labels)
-    series = plan_series(settings, setup, scans)
+    start_log_file(run.log_dir, settings)
+    known = _scans_in_outputs(settings, scans)
+    series = plan_series(settings, setup, scans, known)
     _write_participant_methods(settings, setup.provenance, followed=bool(series))
     write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
-    start_log_file(run.log_dir, settings)
     _LOG.info(
         "%s: %d done before, %d to do%s",
         format_count(len(scans), "scan"),
@@ -136,7 +137,7 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[object], list[
         len(to_do),
         f", on {pipeline.device}" if to_do else "",
     )
-    _name_other_contrasts(settings, scans)
+    _name_other_contrasts(settings, known)
     failed: list[object] = []
     unreported: list[str] = []
     if to_do:
@@ -154,7 +155,7 @@ def _follow(
     failed: Collection[object],
 ) -> list[Series]:
     """Follow the series that were not reached with their scans; return those that failed."""
-    from hyps_bids.workflows.series import find_outdated, warn_of_refusals, warn_of_stale
+    from hyps_bids.series.choose import find_outdated, warn_of_refusals, warn_of_stale
 
     settings = run.settings
     if settings.longitudinal is False:
@@ -203,13 +204,18 @@ def _warn_of_unseen_contrasts(adapter: Path, scans: Sequence[Scan]) -> None:
         )
 
 
-def _name_other_contrasts(settings: Settings, scans: Sequence[Scan]) -> None:
-    """Say which results of earlier runs are of contrasts that this run leaves alone."""
+def _scans_in_outputs(settings: Settings, scans: Sequence[Scan]) -> list[Scan]:
+    """Find the scans of the selected participants that have outputs, whatever selected them."""
     from hyps_bids.reports.scan_facts import find_scans_of
 
     subjects = sorted({scan.subject for scan in scans})
     found = read_many(lambda subject: find_scans_of(settings.output_dir, subject), subjects)
-    counts = Counter(scan.suffix for each in found for scan in each)
+    return [scan for each in found for scan in each]
+
+
+def _name_other_contrasts(settings: Settings, known: Sequence[Scan]) -> None:
+    """Say which results of earlier runs are of contrasts that this run leaves alone."""
+    counts = Counter(scan.suffix for scan in known)
     others = {s: counts[s] for s in SUFFIXES if counts[s] and s not in settings.suffix}
     if others:
         _LOG.info(

@@ -29,19 +29,19 @@ from hyps_bids.outputs.series_files import write_series_failure
 from hyps_bids.outputs.series_state import find_members
 from hyps_bids.reports.scan_facts import find_scans_of
 from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.series.choose import series_title
 from hyps_bids.settings import Settings, settings_to_toml
 from hyps_bids.workers import kill_workers
 from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.device import faster_device
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
 from hyps_bids.workflows.reports import SCAN_GB, ReportPlan, init_reports_wf, subject_name
-from hyps_bids.workflows.series import series_title
 from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
     from hyps_bids.segmentation.pipeline import Pipeline
     from hyps_bids.segmentation.setup import Setup
-    from hyps_bids.workflows.following import SeriesPlan
+    from hyps_bids.series.follow import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
 _Key = TypeVar("_Key")

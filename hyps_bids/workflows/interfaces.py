@@ -122,7 +122,7 @@ class _FollowInput(DynamicTraitedSpec, _StepInput):
 
 
 class FollowSeries(_Step):
-    """Follow a series (:func:`hyps_bids.workflows.following.follow_series`).
+    """Follow a series (:func:`hyps_bids.series.follow.follow_series`).
 
     It waits for scans by its inputs ``scan0``, ``scan1``, ….
     """
@@ -136,7 +136,7 @@ class FollowSeries(_Step):
 
     def _compute(self, folder: Path) -> dict[str, str]:
         # Runs without series need not wait for this import.
-        from hyps_bids.workflows.following import follow_series
+        from hyps_bids.series.follow import follow_series
 
         given = self.inputs
         follow_series(given.series, given.plan, given.num_threads)

@@ -29,7 +29,7 @@ from hyps_bids.workflows.reports import (
 )
 
 if TYPE_CHECKING:
-    from hyps_bids.workflows.following import SeriesPlan
+    from hyps_bids.series.follow import SeriesPlan
 
 #: Memory that each scan adds to a series, GB.
 SERIES_SCAN_GB = 0.08

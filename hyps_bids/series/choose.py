@@ -13,19 +13,18 @@ from hyps_bids.messages import join_names
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, find_series_of, group_scans
 from hyps_bids.outputs.series_state import are_several, is_series_current, is_series_done
-from hyps_bids.reports.scan_facts import find_scans_of
 from hyps_bids.resources import read_many
 from hyps_bids.settings import Settings
 
 if TYPE_CHECKING:
     from hyps_bids.segmentation.setup import Setup
-    from hyps_bids.workflows.following import SeriesPlan
+    from hyps_bids.series.follow import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
 
 
 def plan_series(
-    settings: Settings, setup: Setup, scans: Sequence[Scan]
+    settings: Settings, setup: Setup, scans: Sequence[Scan], known: Sequence[Scan]
 ) -> dict[Series, SeriesPlan]:
     """Find the series of the selected participants that have several scans, or had them once.
 
@@ -40,26 +39,25 @@ def plan_series(
         The networks.
     scans : sequence of Scan
         The selected scans.
+    known : sequence of Scan
+        The scans of the same participants that have outputs; of their paths, only names count.
     """
     if settings.longitudinal is False:
         return {}
     output = settings.output_dir
-    subjects = sorted({scan.subject for scan in scans})
-    selected = {scan.stem: scan for scan in scans}
-    known = read_many(lambda subject: find_scans_of(output, subject), subjects)
-    found = selected | {scan.stem: scan for each in known for scan in each}
+    found = {scan.stem: scan for scan in (*known, *scans) if scan.suffix in settings.suffix}
+    subjects = sorted({scan.subject for scan in found.values()})
     made = {each for of in read_many(lambda s: find_series_of(output, s), subjects) for each in of}
     chosen = {
         series: own
         for series, own in group_scans(found.values()).items()
-        if series.suffix in settings.suffix
-        and (are_several(own, settings.longitudinal) or series in made)
+        if series in made or are_several(own, settings.longitudinal)
     }
     if not chosen:
         return {}
     from hyps_bids.cohort.scan_times import read_times
     from hyps_bids.segmentation.pipeline import Pipeline
-    from hyps_bids.workflows.following import SeriesPlan
+    from hyps_bids.series.follow import SeriesPlan
 
     stems = [scan.stem for own in chosen.values() for scan in own]
     times = read_times(settings.bids_dir, stems)
@@ -81,7 +79,7 @@ def find_outdated(plans: Mapping[Series, SeriesPlan]) -> list[Series]:
     """Return the series of which a run would give other results than those that are there."""
     if not plans:
         return []
-    from hyps_bids.workflows.following import look_at_series
+    from hyps_bids.series.follow import look_at_series
 
     every = {stem: time for plan in plans.values() for stem, time in plan.times.items()}
     plan = replace(next(iter(plans.values())), times=every)
