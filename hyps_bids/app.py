@@ -171,10 +171,8 @@ def _follow(
     tried = [series for series in plans if series in left or series in begun]
     warn_of_refusals(tried, settings.output_dir)
     if tried:
-        _LOG.info(
-            "Change over time: %s up to date",
-            format_count(len(set(tried) - {*lost, *failed}), "series"),
-        )
+        done = {series.subject for series in tried if series not in {*lost, *failed}}
+        _LOG.info("Change over time: %s up to date", format_count(len(done), "participant"))
     return lost
 
 

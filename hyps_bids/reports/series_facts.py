@@ -207,15 +207,15 @@ def read_series(output_dir: Path, series: Series) -> SeriesFacts:
     states = read_rows(paths["qc"], ("scan", "status"), problems)
     failed = [row for row in states if row["status"] == "failed"]
     measured, annual = [], []
-    if states and not failed:
+    # Where scans were refused, there may be no change to write down.
+    if sum(row["status"] == "used" for row in states) > 1:
         needed = ("scan", "index", "hemi", "part", "volume_mm3")
         measured = read_rows(paths["morph"], needed, problems)
         annual = read_rows(paths["annual"], ("hemi", "part", "method", "n_scans"), problems)
-        if not sidecar_path(paths["qc"]).is_file():
-            problems.append(
-                f"{sidecar_path(paths['qc']).name} is not there: the series was interrupted; "
-                f"{_AGAIN}"
-            )
+    if states and not failed and not sidecar_path(paths["qc"]).is_file():
+        problems.append(
+            f"{sidecar_path(paths['qc']).name} is not there: the series was interrupted; {_AGAIN}"
+        )
     colors = read_colors(output_dir, problems) if measured else {}
     points = [_point(row, measured) for row in states]
     # Scans without a place among the others come last.
