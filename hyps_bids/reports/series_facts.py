@@ -26,9 +26,11 @@ _STATE = ("suffix", "scan", "session_id", "status", "reason", "review", "reasons
 #: Figure of a scan → title and decimals
 _TITLES = {
     "mask_overlap": ("Overlap of heads", 3),
+    "similarity": ("Similarity", 3),
     "residual": ("Residual", 2),
     "rotation_deg": ("Rotation, °", 1),
     "translation_mm": ("Shift, mm", 1),
+    "voxel_mm": ("Voxel, mm", 1),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from hyps_bids.errors import BadData
 from hyps_bids.outputs.scan import Scan
@@ -20,13 +21,15 @@ from hyps_bids.reports.pictures import Layout, Picture, extremes, gray_bytes, si
 from hyps_bids.reports.scan_images import Voxels, opened
 
 #: Share of the range from black to white at which the color of a difference is full.
-FULL_COLOR = 0.3
+FULL_COLOR = 0.2
 #: Colors of voxels that became darker and brighter; safe for color-blind readers.
 DARKER, BRIGHTER = (86, 180, 233), (230, 120, 0)
 #: Rows of a picture: plane and number of slices.
 _ROWS = ((1, 3), (0, 2), (2, 3))
 #: Mm between sampled points, and height of the letters.
 _STEP, _LETTERS = 0.5, 3.2
+#: Pixels along each axis for a sampled point.
+_ZOOM = 2
 _WHITE = "#FFFFFF"
 
 
@@ -105,7 +108,7 @@ def draw_side(images: Sequence[MidwayImages], colors: Mapping[int, str]) -> Side
     first = Voxels(np.isin(images[0].labels.data, list(colors)), images[0].labels.affine)
     return SidePictures(
         tuple(
-            layout.picture(gray_bytes(canvas, limits, 2), outline, letters=_LETTERS)
+            layout.picture(gray_bytes(canvas, limits, _ZOOM), outline, letters=_LETTERS)
             for canvas, outline in zip(canvases, outlines, strict=True)
         ),
         tuple(_differences(layout, canvases, limits, layout.contours(first, _WHITE))),
@@ -120,12 +123,14 @@ def _differences(
 ) -> Iterator[Picture]:
     """Color where an image is darker or brighter than the first, over the first in dim gray."""
     first, *later = canvases
-    dim = gray_bytes(first, limits, 1)[..., None] * 0.6
+    dim = gray_bytes(first, limits, _ZOOM)[..., None] * 0.6
     for canvas in later:
         change = (canvas - first) / max(limits[1] - limits[0], 1e-12)
         # Where one of the images ends there is no difference to be seen.
         change[(canvas == 0) | (first == 0)] = 0
-        weight = np.minimum(np.abs(change) / FULL_COLOR, 1)[..., None]
-        color = np.where(change[..., None] < 0, DARKER, BRIGHTER)
+        image = Image.fromarray(change).resize(dim.shape[1::-1], Image.Resampling.BICUBIC)
+        smooth = np.asarray(image)[..., None]
+        weight = np.minimum(np.abs(smooth) / FULL_COLOR, 1)
+        color = np.where(smooth < 0, DARKER, BRIGHTER)
         pixels = np.round((1 - weight) * dim + weight * color).astype(np.uint8)
         yield layout.picture(pixels, outline, letters=_LETTERS)

@@ -89,8 +89,11 @@ class ChangeRow:
     @property
     def remarks(self) -> str:
         """What is remarkable about both changes, each once."""
-        found = (c.remarks for c in (self.volume, self.shift) if c is not None and c.remarks)
-        return " ".join(dict.fromkeys(sentence(text) for text in found))
+        both = (("Volumes", self.volume), ("Boundary shift", self.shift))
+        found = {name: change.remarks for name, change in both if change and change.remarks}
+        alike = len(found) == 2 and len(set(found.values())) == 1
+        texts = [next(iter(found.values()))] if alike else [f"{n}: {t}" for n, t in found.items()]
+        return " ".join(sentence(text[0].upper() + text[1:]) for text in texts)
 
 
 @dataclass

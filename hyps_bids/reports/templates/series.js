@@ -2,7 +2,7 @@
 for (const panel of document.querySelectorAll(".over-time")) {
   const pick = (name) => panel.querySelector(`.compare .${name}`);
   const stage = pick("stage"), one = pick("one"), two = pick("two");
-  const frames = panel.querySelector(".strip").querySelectorAll(".time-point");
+  const frames = panel.querySelectorAll(".strip .time-point");
   const press = (button, on) => button.setAttribute("aria-pressed", String(on));
   const turn = (mode, on) => {
     stage.classList.toggle(mode, on);
