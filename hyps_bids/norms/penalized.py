@@ -228,12 +228,16 @@ class _State:
         """Find how much of a degree of freedom the location costs at each row."""
         p, a = self.problem, self.split
         _, log_scale, _ = self._rows(self.at)
-        information = np.maximum(-self.found.second[0, 0] * np.exp(2 * log_scale), 0)
-        mean = p.weights @ information / p.weights.sum() * np.exp(-2 * log_scale)
-        inner = p.location.T @ ((p.weights * mean)[:, None] * p.location)
-        inner += np.diag(self._penalty()[:a] + 1e-9)
-        spread = np.linalg.solve(inner, p.location.T).T
-        self.given_back = np.minimum((spread * p.location).sum(axis=1) * mean, 1.0)
+        inner = self.hessian[:a, :a] + np.diag(self._penalty()[:a] + 1e-9)
+        try:
+            covariance = cho_solve(cho_factor(inner, lower=True), np.eye(a))
+        except LinAlgError:
+            # Far from the maximum the location may not be determined; the next step tries again.
+            return
+        information = np.maximum(-(p.weights @ (self.found.second[0, 0] * np.exp(2 * log_scale))), 0)
+        leverage = ((p.location @ covariance) * p.location).sum(axis=1)
+        each = information / p.weights.sum() * np.exp(-2 * log_scale)
+        self.given_back = np.minimum(leverage * each, 1.0)
 
     def result(self, converged: bool, iterations: int) -> Fit:
         factor, _ = self._factor()
