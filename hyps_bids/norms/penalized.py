@@ -234,7 +234,9 @@ class _State:
         except LinAlgError:
             # Far from the maximum the location may not be determined; the next step tries again.
             return
-        information = np.maximum(-(p.weights @ (self.found.second[0, 0] * np.exp(2 * log_scale))), 0)
+        information = np.maximum(
+            -(p.weights @ (self.found.second[0, 0] * np.exp(2 * log_scale))), 0
+        )
         leverage = ((p.location @ covariance) * p.location).sum(axis=1)
         each = information / p.weights.sum() * np.exp(-2 * log_scale)
         self.given_back = np.minimum(leverage * each, 1.0)

@@ -27,6 +27,7 @@ _TABLE_MARKS = (
     b"subject\tfirst\t",
     b"id\tkind\tstrength",
     b"id\treview\t",
+    b"kind\tn\tseed\t",
 )
 
 #: Measures with these networks and options; returns the rows.
@@ -50,6 +51,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_quality(kinds)
     _add_robustness(kinds)
     _add_healthy(kinds)
+    _add_norms(kinds)
 
 
 def _add_kind(
@@ -303,3 +305,37 @@ def _healthy(pipeline: Pipeline, args: argparse.Namespace) -> pd.DataFrame:
     from hyps_bids.evaluation.robustness import evaluate_healthy
 
     return evaluate_healthy(pipeline, args.images)
+
+
+def _add_norms(kinds: argparse._SubParsersAction[Parser]) -> None:
+    text = "norms on simulated cohorts whose centiles are known; needs no weights and no images"
+    parser = kinds.add_parser("norms", help=text)
+    parser.set_defaults(run=_norms)
+    parser.add_argument("--output", type=Path, metavar="TSV", help="write all rows to this table")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="TSV",
+        help="real people, too: participant_id, age, sex, left_hippocampus_mm3, "
+        "right_hippocampus_mm3 and etiv_mm3",
+    )
+    parser.add_argument(
+        "--seeds", type=positive, default=20, help="cohorts of each kind and size (default: 20)"
+    )
+    parser.add_argument(
+        "--sizes", type=positive, nargs="+", metavar="N", help="numbers of controls (default: many)"
+    )
+    parser.add_argument("--no-speed", action="store_true", help="do not time 10,000 scans")
+
+
+def _norms(args: argparse.Namespace) -> int:
+    from hyps_bids.evaluation.norms import SIZES, evaluate_norms
+    from hyps_bids.evaluation.tables import report
+    from hyps_bids.outputs.ownership import refuse_foreign_file
+
+    if args.output is not None:
+        refuse_foreign_file(args.output, *_TABLE_MARKS)
+    sizes = args.sizes or SIZES
+    found = evaluate_norms(args.table, sizes=sizes, seeds=args.seeds, speed=not args.no_speed)
+    report(found, args.output)
+    return 0
