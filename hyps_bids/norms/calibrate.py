@@ -16,13 +16,17 @@ from hyps_bids.norms.fit import FEW_AT_SITE, weights_of
 from hyps_bids.norms.model import Norm, Rows
 from hyps_bids.norms.sample import Array, NormSample
 
+#: The prior of the offsets is Student's with these degrees of freedom, so that a scanner that is
+#: quite different is believed; its variance is updated this many times.
+_TAIL, _UPDATES = 2.0, 8
+
 
 def calibrate_site(norm: Norm, sample: NormSample, values: Array) -> Norm:
     """Add the sites of new controls; everything else about the norm stays as it is.
 
-    The offsets of location and scale of a new site are shrunk towards the average site, as those of
-    the norm's own sites are: with few controls, a site stays nearly average, and the intervals of
-    its scores say how uncertain it is. Scans of sites that the norm has already are not used.
+    The offsets of location and scale of a new site are shrunk towards the average site: with few
+    controls, a site stays nearly average, and the intervals of its scores say how uncertain it is.
+    Scans of sites that the norm has already are not used.
 
     Raises
     ------
@@ -45,19 +49,23 @@ def _add_site(norm: Norm, site: str, sample: NormSample, values: Array) -> Norm:
         )
     sample, values = sample.take(valid), norm.standardized(values[valid])
     weights, rows = weights_of(sample.participant), Rows(norm, sample)
-    prior = norm.fit.precision[[SITE, SCALE_SITE]]
+    prior = expected = norm.fit.precision[[SITE, SCALE_SITE]]
+
+    def residuals(offsets: Array) -> tuple[Array, Array]:
+        log_scale = np.log(rows.scale) + offsets[1]
+        return (values - rows.location - offsets[0]) * np.exp(-log_scale), log_scale
 
     def loss(offsets: Array) -> tuple[float, Array]:
-        log_scale = np.log(rows.scale) + offsets[1]
-        r = (values - rows.location - offsets[0]) * np.exp(-log_scale)
-        found = derivatives(r, log_scale, norm.shape)
+        found = derivatives(*residuals(offsets), norm.shape)
         slope = np.array([weights @ found.first[0], weights @ found.first[1]])
         value = weights @ found.value - prior @ offsets**2 / 2
         return -float(value), -(slope - prior * offsets)
 
-    offsets = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
-    log_scale = np.log(rows.scale) + offsets[1]
-    r = (values - rows.location - offsets[0]) * np.exp(-log_scale)
+    offsets = np.zeros(2)
+    for _ in range(_UPDATES):
+        offsets = minimize(loss, offsets, jac=True, method="BFGS").x
+        prior = (1 + _TAIL) / (offsets**2 + _TAIL / expected)
+    r, log_scale = residuals(offsets)
     second = derivatives(r, log_scale, norm.shape).second
     curvature = {key: -weights * value for key, value in second.items()}
     return _with_site(norm, site, sample, offsets, curvature, rows.columns, prior)
