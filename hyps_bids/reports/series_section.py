@@ -98,7 +98,10 @@ class ChangeRow:
 
 @dataclass
 class SeriesSection:
-    """What the page shows of a series; see :class:`~hyps_bids.reports.section.Section`."""
+    """What the page shows of a series; see :class:`~hyps_bids.reports.section.Section`.
+
+    The messages are about faults, and the limits about what is left out on purpose.
+    """
 
     facts: SeriesFacts
     anchor: str
@@ -107,14 +110,15 @@ class SeriesSection:
     legend: list[tuple[Markup, str]] = field(default_factory=list)
     sides: list[SideOverTime] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
     unseen: bool = False
 
     @property
     def state(self) -> State:
         """State of the series."""
         points = self.facts.points
-        if self.facts.problems or not self.facts.used:
-            return State("bad", "✗", "no change over time")
+        if self.facts.problems or len(self.facts.used) < 2:
+            return State("bad", "✗", "could not be measured")
         refused, odd = len(self.facts.left_out), sum(bool(p.reasons) for p in self.facts.used)
         if refused:
             return State("warn", "!", f"{refused} of {format_count(len(points), 'scan')} refused")
@@ -334,7 +338,7 @@ def _draw(section: SeriesSection, output_dir: Path, limit: int) -> None:
     used = section.facts.used
     shown = [used[i] for i in choose_shown(len(used))]
     if len(shown) < len(used):
-        section.messages.append(
+        section.limits.append(
             f"There are pictures of {len(shown)} of the {len(used)} scans, the first and the last "
             "among them, so that the page does not become too large. Charts and tables have all."
         )
