@@ -27,6 +27,7 @@ from hyps_bids.workers import Workers
 from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
 if TYPE_CHECKING:
+    from hyps_bids.norms.folder import StoredNorms
     from hyps_bids.series.follow import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
@@ -80,6 +81,7 @@ def _run_participant_level(settings: Settings) -> int:
         scans = _scans_with_results(settings, scans)
     else:
         _check_memory(settings)
+    norms = None if settings.reports_only else _load_norms(settings)
     run_name = name_run()
     log_dir = settings.output_dir / "logs" / run_name
     with work_folder(settings, run_name) as work_dir, Workers() as workers:
@@ -89,7 +91,11 @@ def _run_participant_level(settings: Settings) -> int:
         if settings.reports_only:
             start_log_file(log_dir, settings)
         else:
-            failed, unreported = _segment(this_run, scans)
+            failed, unreported = _segment(this_run, scans, norms)
+            if norms is not None:
+                from hyps_bids.norms.apply import apply_to_scans
+
+                failed = {*failed, *apply_to_scans(settings, norms, scans)}
         # Most reports were built, or could not be, as soon as their scans were done.
         subjects = _subjects_to_report(settings, scans, besides=unreported)
         if subjects:
@@ -102,7 +108,18 @@ def _run_participant_level(settings: Settings) -> int:
     return 1 if failed or unreported or found.unreadable else 0
 
 
-def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[object], list[str]]:
+def _load_norms(settings: Settings) -> StoredNorms | None:
+    """Read the norms of --apply-norms, so that bad ones end the run before anything is done."""
+    if settings.apply_norms is None:
+        return None
+    from hyps_bids.norms.folder import load_folder
+
+    return load_folder(settings.apply_norms)
+
+
+def _segment(
+    run: Run, scans: Sequence[Scan], norms: StoredNorms | None
+) -> tuple[Collection[object], list[str]]:
     """Segment the scans that are not done yet, and follow series that are out of date.
 
     Returns
@@ -117,6 +134,10 @@ def _segment(run: Run, scans: Sequence[Scan]) -> tuple[Collection[object], list[
 
     settings = run.settings
     setup = choose_networks(settings)
+    if norms is not None:
+        from hyps_bids.norms.checks import check_run
+
+        check_run(norms, setup.provenance)
     _warn_of_unseen_contrasts(setup.adapter, scans)
     to_do = setup.find_undone(scans, settings)
     if to_do:
@@ -324,6 +345,14 @@ def _analyze(settings: Settings) -> int:
         apply_classifier(
             settings.apply_classifier, tables.wide, settings.output_dir, settings.suffix
         )
+    if settings.norms is not None:
+        from hyps_bids.norms.fitting import fit_norms
+
+        fit_norms(settings, tables.wide)
+    if settings.apply_norms is not None:
+        from hyps_bids.norms.apply import apply_to_group
+
+        apply_to_group(settings, tables.wide)
     return 1 if failed or tables.failed_models or not tables.complete else 0
 
 

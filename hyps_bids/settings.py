@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Collection
 from contextlib import suppress
@@ -29,6 +30,8 @@ Suffix = Literal["T1w", "T2w", "FLAIR", "UNIT1", "PDw"]
 SUFFIXES: tuple[Suffix, ...] = get_args(Suffix)
 T = TypeVar("T")
 
+#: Names of models, which become names of folders.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 #: Largest seed that NumPy accepts.
 _LARGEST_SEED = 2**32 - 1
 
@@ -169,6 +172,18 @@ class ParticipantSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApplyNormSettings:
+    """A norm that was fitted before, for scans of either level."""
+
+    apply_norms: Path | None = option(
+        None,
+        "Compare each scan with the controls of this norm, a folder models/norms-NAME: centiles of "
+        "age, sex and head size. At the group level, --controls calibrates it for new sites.",
+        "PATH",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableSettings:
     """Which results the group tables hold."""
 
@@ -197,12 +212,12 @@ class StatisticsSettings:
     )
     controls: str | None = option(
         None,
-        "Fit the regression of volumes on intracranial volume to these participants instead of "
-        "all, and compare with this level in --model.",
+        "Fit the regression of volumes on intracranial volume, and --norms, to these participants "
+        "instead of all, and compare with this level in --model.",
         "COLUMN=LEVEL",
     )
     site: str | None = option(
-        None, "Take the site or scanner from this column, also for classifiers.", "COLUMN"
+        None, "Take the site or scanner from this column, also for classifiers and norms.", "COLUMN"
     )
     harmonize: bool = option(
         False,
@@ -215,6 +230,18 @@ class StatisticsSettings:
         "Compare all levels of these variables of --model after it, such as diagnosis, "
         "diagnosis:sex or diagnosis|sex (within each sex), the slopes of a number, such as "
         "diagnosis:age, or all.",
+        "NAME",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSettings:
+    """Norms of the measures, fitted to controls."""
+
+    norms: str | None = option(
+        None,
+        "Fit norms with this name to the measures of the --controls, with smooth effects of age, "
+        "with sex, head size and the --site, and compare each scan with them.",
         "NAME",
     )
 
@@ -344,9 +371,11 @@ class Settings(
     SelectionSettings,
     ProcessingSettings,
     ExecutionSettings,
+    ApplyNormSettings,
     ParticipantSettings,
     TableSettings,
     StatisticsSettings,
+    NormSettings,
     ClassifierSettings,
     AdapterSettings,
     ValidationSettings,
@@ -509,9 +538,11 @@ GROUPS = (
     OptionGroup("both levels: which scans to use", None, SelectionSettings),
     OptionGroup("both levels: networks", None, ProcessingSettings),
     OptionGroup("both levels: execution", None, ExecutionSettings),
+    OptionGroup("both levels: norms", None, ApplyNormSettings),
     OptionGroup("participant level: segmentation", "participant", ParticipantSettings),
     OptionGroup("group level: tables", "group", TableSettings),
     OptionGroup("group level: statistics", "group", StatisticsSettings),
+    OptionGroup("group level: norms", "group", NormSettings),
     OptionGroup("group level: classifiers", "group", ClassifierSettings),
     OptionGroup("group level: training of an adapter", "group", AdapterSettings),
     OptionGroup("group level: validation of classifiers and adapters", "group", ValidationSettings),
@@ -551,6 +582,7 @@ def check_combinations(settings: Settings) -> None:
         If two options contradict each other, or one needs another that is not given.
     """
     adapts, classifies = settings.train_adapter is not None, settings.target is not None
+    norms = settings.norms is not None or settings.apply_norms is not None
     if adapts != bool(settings.labels):
         text = "--train-adapter NAME and --labels DERIVATIVES must be given together."
         raise UsageError(text, code="adapter-without-labels")
@@ -560,7 +592,7 @@ def check_combinations(settings: Settings) -> None:
     if settings.robust_errors and not settings.model:
         text = "--robust-errors needs --model, the formula whose errors are meant."
         raise UsageError(text, code="robust-errors-without-model")
-    if settings.site and settings.model and not (settings.harmonize or classifies):
+    if settings.site and settings.model and not (settings.harmonize or classifies or norms):
         text = (
             "--site has no effect on --model without --harmonize. Add --harmonize, or write "
             f"C({settings.site}) in the formula."
@@ -569,9 +601,13 @@ def check_combinations(settings: Settings) -> None:
     if settings.contrast and not classifies:
         text = "--contrast needs --target, the column that holds the levels."
         raise UsageError(text, code="contrast-without-target")
-    if adapts and (settings.model or classifies or settings.apply_classifier):
-        text = "--train-adapter needs a run without --model, --target and --apply-classifier."
+    if adapts and (settings.model or classifies or settings.apply_classifier or norms):
+        text = (
+            "--train-adapter needs a run without --model, --target, --apply-classifier, --norms "
+            "and --apply-norms."
+        )
         raise UsageError(text, code="adapter-not-alone")
+    _check_norms(settings)
     if classifies and settings.folds == 1:
         text = "--folds 1 is too few: cross-validation needs at least two folds."
         raise UsageError(text, code="too-few-folds")
@@ -581,6 +617,21 @@ def check_combinations(settings: Settings) -> None:
     if settings.harmonize and not (settings.model or classifies):
         text = "--harmonize needs --model or --target, whose measures it harmonizes."
         raise UsageError(text, code="nothing-to-harmonize")
+
+
+def _check_norms(settings: Settings) -> None:
+    if settings.norms is not None and settings.apply_norms is not None:
+        text = (
+            "--norms fits norms and applies them, and --apply-norms applies others: both write the "
+            "same table, so use one of them in a run."
+        )
+        raise UsageError(text, code="two-norms")
+    if settings.norms is not None and settings.controls is None:
+        text = "--norms needs --controls COLUMN=LEVEL, the people who are the norm."
+        raise UsageError(text, code="norms-without-controls")
+    if settings.norms is not None and not re.fullmatch(_NAME, settings.norms):
+        text = f"--norms '{settings.norms}': give a name of letters, digits, '-', '_' and '.'"
+        raise UsageError(text, code="norms-name-invalid")
 
 
 def settings_to_toml(settings: Settings, names: Collection[str] | None = None) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.card import Card
-from hyps_bids.classification.columns import read_units
 from hyps_bids.classification.contrast import mean_by_subject
 from hyps_bids.classification.cross_validation import predict_scans
 from hyps_bids.classification.features import Schema, levels_of
@@ -18,13 +17,15 @@ from hyps_bids.classification.plan import done_scans
 from hyps_bids.classification.remarks import count_remarks, find_remarks, join_remarks
 from hyps_bids.classification.store import load_classifier
 from hyps_bids.classification.threshold import call_classes
-from hyps_bids.classification.training_set import describe_outside, far_outside, known_labels
+from hyps_bids.classification.training_set import describe_outside, far_outside
 from hyps_bids.cohort.image_contrasts import contrasts_of, how_to_select
+from hyps_bids.cohort.label_hashes import known_labels
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.messages import format_count, join_names, suggest_names
 from hyps_bids.outputs.columns import described
 from hyps_bids.outputs.names import T1W_ALONE, sidecar_path
+from hyps_bids.outputs.reading import read_units
 from hyps_bids.outputs.scan import DEFAULT_SUFFIX
 from hyps_bids.outputs.writing import write_json, write_table
 

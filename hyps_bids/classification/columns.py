@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -15,8 +14,6 @@ from hyps_bids.cohort.derived import is_measure
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, UsageError
 from hyps_bids.messages import suggest_names
-from hyps_bids.outputs.names import T1W_ALONE, group_path
-from hyps_bids.outputs.reading import WIDE, load_json
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -34,13 +31,6 @@ def require_columns(frame: pd.DataFrame, option: str, names: Sequence[str]) -> N
             f"sessions.tsv or phenotype/; there are: {suggest_names(missing, users_first(frame))}",
             code="column-unknown",
         )
-
-
-def read_units(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> dict[str, str]:
-    """Read the units of the columns of the wide group table, where its sidecar states them."""
-    path = group_path(output_dir, WIDE, suffixes).with_suffix(".json")
-    columns = load_json(path) if path.is_file() else {}
-    return {name: str(column["Units"]) for name, column in columns.items() if "Units" in column}
 
 
 def default_features(columns: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ from hyps_bids.classification.estimators import ESTIMATORS, FEWEST_FOR_TREES, TR
 from hyps_bids.classification.features import Schema, levels_of, text_levels
 from hyps_bids.classification.harmonize import FEWEST_CONTROLS
 from hyps_bids.cohort.combat import FEWEST_AT_A_SITE
+from hyps_bids.cohort.comparable import refuse_mixed_weights
 from hyps_bids.cohort.image_contrasts import refuse_several
 from hyps_bids.cohort.keys import match_labels, with_nearest
 from hyps_bids.cohort.visits import count_sources, first_scans
@@ -203,7 +204,7 @@ def _labeled_scans(
     if no_site.any():
         warnings.add(f"{format_count(int(no_site.sum()), 'scan')} without {settings.site} left out")
     rows = frame.loc[label.index].reset_index(drop=True)
-    _check_comparable(rows)
+    refuse_mixed_weights(rows)
     labeled = frame[in_contrast & ~no_site]
     changed = labeled.drop(label.index)
     converters = frozenset(changed["participant_id"].astype(str))
@@ -256,22 +257,6 @@ def _visits(subjects: LabeledSubjects) -> Iterator[str]:
             f"scans per subject differ between the classes: {text}. Each subject weighs the same, "
             "but later scans show older people, so that a longer follow-up may look like a "
             "disease; --session-label compares the same visit of everybody"
-        )
-
-
-def _check_comparable(rows: pd.DataFrame) -> None:
-    """Refuse volumes of different weights or versions: they are not comparable."""
-    kinds = rows.groupby(["software_version", "models"], dropna=False).size()
-    if len(kinds) > 1:
-        texts = [
-            f"{format_count(n, 'scan')} by {version} with {models}"
-            for (version, models), n in kinds.items()
-        ]
-        raise BadData(
-            "volumes were made by different versions or weights and cannot be mixed: "
-            f"{'; '.join(texts)}; process them again, or leave participants out with "
-            "--exclude-participant-label",
-            code="volumes-not-comparable",
         )
 
 

@@ -14,7 +14,7 @@ import skops.io
 from sklearn.pipeline import Pipeline
 
 from hyps_bids.classification.card import Card
-from hyps_bids.classification.training_set import hash_labels
+from hyps_bids.cohort.label_hashes import hash_labels
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.writing import write_bytes, write_json

@@ -22,7 +22,7 @@ from hyps_bids.classification.card import (
     write_card,
 )
 from hyps_bids.classification.charts import draw_charts
-from hyps_bids.classification.columns import read_units, require_columns
+from hyps_bids.classification.columns import require_columns
 from hyps_bids.classification.contrast import Contrast, LabeledSubjects
 from hyps_bids.classification.cross_validation import SELECTED
 from hyps_bids.classification.estimators import ESTIMATORS
@@ -39,6 +39,7 @@ from hyps_bids.cohort.visits import count_sources, first_scans
 from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.outputs.names import group_space
 from hyps_bids.outputs.ownership import refuse_foreign_file
+from hyps_bids.outputs.reading import read_units
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")

@@ -1,20 +1,14 @@
-"""What a stored classifier remembers of its training set: ranges of values, and who was in it.
-
-Participants are stored as salted hashes of their labels, and nothing else of them. A hash tells
-whether a label is among them; labels that can be guessed can be tried, as with every such list.
-"""
+"""What a stored classifier remembers of its training set: the ranges of values."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from hyps_bids.classification.contrast import LabeledSubjects
 from hyps_bids.classification.features import Schema
-from hyps_bids.cohort.keys import plain_label
 from hyps_bids.messages import format_count
 
 #: Share of the range of training by which a value may be outside of it without a remark.
@@ -60,24 +54,3 @@ def describe_outside(outside: Mapping[str, pd.DataFrame], ranges: Ranges) -> lis
         count = format_count(rows["participant_id"].nunique(), "subject")
         texts.append(f"{name} of {count} ({values}; trained on {low:g} to {high:g})")
     return texts
-
-
-def hash_labels(labels: Iterable[str], salt: str) -> list[str]:
-    """Hash labels of participants, however they are spelled; sorted, so that their order is lost.
-
-    Examples
-    --------
-    >>> hash_labels(["sub-01"], "x") == hash_labels(["1"], "x") != hash_labels(["sub-01"], "y")
-    True
-    """
-    return sorted({_hash(label, salt) for label in labels})
-
-
-def known_labels(labels: Sequence[str], hashes: Iterable[str], salt: str) -> set[str]:
-    """Return the labels that are among the hashed ones."""
-    known = set(hashes)
-    return {label for label in labels if _hash(label, salt) in known}
-
-
-def _hash(label: str, salt: str) -> str:
-    return hashlib.sha256(f"{salt} {plain_label(label)}".encode()).hexdigest()[:16]

@@ -74,6 +74,17 @@ def join_spellings(
     return values.replace(joined), joined, doubtful + initials
 
 
+def sex_of_level(level: str) -> str:
+    """Return F or M for a level that names a sex, in whatever spelling, and else an empty text.
+
+    Examples
+    --------
+    >>> [sex_of_level(level) for level in ("female", "M", "man", "2")]
+    ['F', 'M', 'M', '']
+    """
+    return _SEXES.get(_folded(level), "").upper()
+
+
 def _groups(levels: Sequence[str], key: Callable[[str], str]) -> list[list[str]]:
     found = defaultdict(list)
     for level in levels:

@@ -47,6 +47,7 @@ from hyps_bids.outputs.reading import (
     CHANGE,
     HARMONIZED,
     LINEAR_MODELS,
+    NORMS,
     POSTHOC,
     SERIES_QC,
     WIDE,
@@ -137,7 +138,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
         series = with_present_times(series, wide)
         wide, columns = add_series(wide, columns, series)
     # Models of an earlier table must not stay beside this one, whatever happens to the new ones.
-    for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED):
+    for kind in (LINEAR_MODELS, POSTHOC, HARMONIZED, NORMS):
         _write(settings, kind, pd.DataFrame(), {}, optional=True)
     write_stats_models(output, pd.DataFrame(), pd.DataFrame(), settings.suffix)
     _write(settings, WIDE, wide, columns)

@@ -65,7 +65,7 @@ def order_scans(
     """
     rows = frame.reset_index(drop=True)
     series = series_of(rows)
-    dates, ages = _dates(rows), _ages(rows, age_unit)
+    dates, ages = _dates(rows), ages_in_years(rows, age_unit)
     _warn_of_contradictions(rows["participant_id"], series, dates, ages)
     tables = {name: values.reset_index(drop=True) for name, values in (listed or {}).items()}
     source = pd.Series("name", index=rows.index)
@@ -108,7 +108,7 @@ def baseline_ages(frame: pd.DataFrame) -> pd.Series:
     """
     if not set(VISIT_COLUMNS) <= set(frame):
         return pd.Series(np.nan, index=frame.index)
-    first = _ages(frame, "years").where(frame[_NUMBER] == 1)
+    first = ages_in_years(frame).where(frame[_NUMBER] == 1)
     return first.groupby(series_of(frame)).transform("max")
 
 
@@ -132,6 +132,29 @@ def report_order(frame: pd.DataFrame) -> None:
         )
 
 
+def age_column(frame: pd.DataFrame) -> str | None:
+    """Name the column of ages, ``age`` or the only one that is written so in another case."""
+    names = [str(name) for name in frame if str(name).casefold() == "age"]
+    return "age" if "age" in names else names[0] if len(names) == 1 else None
+
+
+def ages_in_years(frame: pd.DataFrame, unit: str = "years") -> pd.Series:
+    """Return the ages at the scans in years; missing without a column of numbers for them.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        One row per scan.
+    unit : str
+        Unit of the ages, as the sidecar states it; years unless it is months, weeks or days.
+    """
+    name = age_column(frame)
+    if name is None or not pd.api.types.is_numeric_dtype(frame[name]):
+        return pd.Series(np.nan, index=frame.index)
+    plain = unit.strip().casefold()
+    return frame[name] / next((n for start, n in _PER_YEAR.items() if plain.startswith(start)), 1)
+
+
 def _dates(rows: pd.DataFrame) -> pd.Series:
     """Return the dates in years since 1970."""
     if "acq_time" not in rows:
@@ -149,16 +172,6 @@ def _dates(rows: pd.DataFrame) -> pd.Series:
     # Nanoseconds cannot tell the dates before 1677 to which some datasets move theirs.
     since = parsed.dt.as_unit("s") - pd.Timestamp(0, tz="UTC").as_unit("s")
     return since.dt.total_seconds() / 86400 / _DAYS_PER_YEAR
-
-
-def _ages(rows: pd.DataFrame, unit: str) -> pd.Series:
-    """Return the ages in years; the column may be written in another case."""
-    names = [name for name in rows if str(name).casefold() == "age"]
-    name = "age" if "age" in names else names[0] if len(names) == 1 else None
-    if name is None or not pd.api.types.is_numeric_dtype(rows[name]):
-        return pd.Series(np.nan, index=rows.index)
-    plain = unit.strip().casefold()
-    return rows[name] / next((n for start, n in _PER_YEAR.items() if plain.startswith(start)), 1)
 
 
 def _size(series: pd.Series) -> pd.Series:

@@ -52,19 +52,10 @@ def build_wide_table(
     These are keys, further entities, status, provenance, volumes, derived measures and metadata.
     `qc` is the QC table with the missing scans.
     """
-    entities = _further_entities(qc["scan"])
-    state = ["status", "reason", "review", "reasons", "flags", "remarks"]
-    contrast = qc["scan"].map(lambda stem: Scan.from_stem(stem).contrast).rename(CONTRAST)
-    base = pd.concat([qc[[*KEYS]], contrast.astype("str"), entities, qc[state]], axis=1)
+    base, entities = _scans(qc)
     base = compare_participants(base, metadata, settings)
-    measured = volumes(gathered.morph)
-    measured = pd.concat([measured, derive(measured)], axis=1)
-    base = base.merge(gathered.provenance, on="scan", how="left")
-    base = base.merge(measured, left_on="scan", right_index=True, how="left")
-    added, origins = join(base, metadata, _reserved(metadata))
-    raw = {name: metadata.columns.get(origins[name], {}) for name in added}
-    added = infer_types(added, raw, str(settings.bids_dir))
-    order = _order(pd.concat([base, added], axis=1), metadata, raw)
+    base, measured = _with_measures(base, gathered)
+    added, order, raw = _with_metadata(base, metadata, str(settings.bids_dir))
     fit_on, fitted_on = adjustment_scans(pd.concat([base, added], axis=1), settings.controls)
     residuals, adjustments = icv_residuals(base, fit_on, fitted_on)
     warn_of_few(adjustments, fitted_on)
@@ -142,6 +133,57 @@ def _states(table: pd.DataFrame, qc: pd.DataFrame) -> pd.DataFrame:
     by_scan = qc.drop_duplicates("scan").set_index("scan").reindex(table["scan"])
     states = {name: by_scan[own].to_numpy() for name, own in names.items()}
     return pd.DataFrame(states, index=table.index, dtype="str")
+
+
+def build_scan_table(
+    gathered: Gathered, metadata: Metadata, source: str
+) -> tuple[pd.DataFrame, dict[str, ColumnDescription]]:
+    """Make the part of the wide table that needs no comparison with other participants.
+
+    Parameters
+    ----------
+    gathered, metadata : Gathered, Metadata
+        Outputs of some scans, and what the dataset says about them.
+    source : str
+        The dataset, for warnings.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per scan.
+    dict
+        What the dataset's sidecars say about its own columns.
+    """
+    base, _ = _with_measures(_scans(gathered.qc)[0], gathered)
+    added, order, raw = _with_metadata(base, metadata, source)
+    return pd.concat([base, order, added], axis=1), raw
+
+
+def _scans(qc: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return keys, contrast, entities and state of the scans of a QC table, and the entities."""
+    entities = _further_entities(qc["scan"])
+    state = ["status", "reason", "review", "reasons", "flags", "remarks"]
+    contrast = qc["scan"].map(lambda stem: Scan.from_stem(stem).contrast).rename(CONTRAST)
+    base = pd.concat([qc[[*KEYS]], contrast.astype("str"), entities, qc[state]], axis=1)
+    return base, entities
+
+
+def _with_measures(base: pd.DataFrame, gathered: Gathered) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Add provenance and measures, and return the measures as well."""
+    measured = volumes(gathered.morph)
+    measured = pd.concat([measured, derive(measured)], axis=1)
+    base = base.merge(gathered.provenance, on="scan", how="left")
+    return base.merge(measured, left_on="scan", right_index=True, how="left"), measured
+
+
+def _with_metadata(
+    base: pd.DataFrame, metadata: Metadata, source: str
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, ColumnDescription]]:
+    """Return the dataset's columns, the order of scans, and what sidecars say about the columns."""
+    added, origins = join(base, metadata, _reserved(metadata))
+    raw = {str(name): metadata.columns.get(origins[name], {}) for name in added}
+    added = infer_types(added, raw, source)
+    return added, _order(pd.concat([base, added], axis=1), metadata, raw), raw
 
 
 def _describe_adjustments(columns: dict[str, ColumnDescription], adjustments: Adjustments) -> None:

@@ -295,6 +295,28 @@ POSTHOC_COLUMNS = {
     "converged": "Whether the fit ended as it should.",
     "warnings": "Warnings of the fit.",
 }
+#: Column of the table of norms, besides the keys → description
+NORM_COLUMNS = {
+    "norms": "Name of the norms.",
+    "measure": "Column of the wide table.",
+    "side": "L, R or bilateral; n/a for asymmetry.",
+    "part": "Part of the hippocampus; n/a for the anterior/posterior ratio.",
+    "value": "Value of the measure; the card of the norms states the unit.",
+    "age": "Age at the scan in years, as it was used.",
+    "sex": "F or M, as it was used.",
+    "icv_mm3": "Intracranial volume, mm3, as it was used; n/a if it is not known or flagged.",
+    "site": "Site, as it was used.",
+    "control": "yes: one of the controls of the norms, scored by models that were fitted without "
+    "this participant; no: any other scan.",
+    "z": "Position among the controls of this age and sex and, for volumes, of this intracranial "
+    "volume, as a standard normal score: below 0, smaller than the middle one.",
+    "centile": "Percent of these controls who have a smaller value.",
+    "centile_low": "Lower end of the 95 % interval of the centile, which comes from the limited "
+    "number of controls, not from the error of the scan.",
+    "centile_high": "Upper end of this interval.",
+    "reason": "Why there is no centile.",
+    "remarks": "What to know about the centile.",
+}
 
 
 def qc_columns() -> dict[str, str]:

@@ -38,6 +38,8 @@ group_*
 *_qc.json
 *_xfm.txt
 *_xfm.json
+*_norms.tsv
+*_norms.json
 """
 
 _README = """\
@@ -56,8 +58,9 @@ Hippocampus segmentations of MRI, made by HyPS-BIDS {version}.
 | `*_desc-longitudinal_qc.tsv` | which of these scans were used or refused, and which to review |
 | `*_desc-longitudinal_dseg.nii.gz` | labels of each of these scans; with `space-midway`, in the space midway between them |
 | `*_to-midway_mode-image_xfm.txt` | transform from a scan to that space, in the format of ITK |
+| `*_seg-hippocampus_norms.tsv` | centiles among the controls of a norm (`--apply-norms`); `.json` has the curves |
 | `group_*.tsv` | the same tables over all scans, derived measures and statistics; names with `space-` are of other contrasts than T1w |
-| `models/` | adapters and classifiers trained on this dataset, each with its card |
+| `models/` | adapters, classifiers and norms made on this dataset, each with its card |
 | `logs/` | settings, log and tracebacks of each run |
 
 Names of files are those of the images, without the suffix if that is T1w. Images of other contrasts
@@ -117,8 +120,7 @@ def _description(settings: Settings) -> dict[str, Any]:
     generated: dict[str, Any] = {"Name": "hyps-bids", "Version": __version__, "CodeURL": _URL}
     if container := running_container():
         generated["Container"] = container
-    # The path is made absolute because "." has no name.
-    name = raw.get("Name") or settings.bids_dir.absolute().name
+    name = dataset_name(settings.bids_dir)
     # Both ends are resolved, because ".." leads out of the folder behind a symbolic link.
     link = os.path.relpath(settings.bids_dir.resolve(), settings.output_dir.resolve())
     url = Path(link).as_posix()
@@ -135,6 +137,12 @@ def _description(settings: Settings) -> dict[str, Any]:
         "SourceDatasets": [source],
         "DatasetLinks": {"raw": url},
     }
+
+
+def dataset_name(dataset: Path) -> str:
+    """Return the name that a dataset's description gives it, or else that of its folder."""
+    # The path is made absolute because "." has no name.
+    return str(read_description(dataset).get("Name") or dataset.absolute().name)
 
 
 def read_description(dataset: Path) -> dict[str, Any]:

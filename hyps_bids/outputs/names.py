@@ -155,6 +155,18 @@ def scan_names(scan: Scan) -> dict[str, str]:
     return {kind: output_name(scan, **parts) for kind, parts in kinds.items()}
 
 
+def norms_path(scan: Scan, output_dir: Path) -> Path:
+    """Return the table of the norms of a scan, which no scan needs in order to be done.
+
+    Examples
+    --------
+    >>> norms_path(Scan.from_stem("sub-01_desc-preproc"), Path("out")).name
+    'sub-01_seg-hippocampus_desc-preproc_norms.tsv'
+    """
+    name = output_name(scan, seg=SEG, suffix="norms", extension=".tsv")
+    return output_dir / scan.folder / name
+
+
 def group_space(suffixes: Collection[str]) -> str:
     """Return what tells the group outputs of some contrasts from those of others.
 

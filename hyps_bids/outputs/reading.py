@@ -21,6 +21,8 @@ SERIES_QC = "desc-longitudinal_qc"
 #: Measures harmonized by site, as they were used in linear models.
 HARMONIZED = "desc-harmonized_morph"
 POSTHOC = "desc-posthoc_morph"
+#: Z-scores and centiles of each scan and measure.
+NORMS = "desc-norms_morph"
 
 
 def load_json(path: Path) -> Any:
@@ -146,3 +148,10 @@ def read_wide(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> pd.Dat
         else:
             typed_columns[name] = values
     return pd.DataFrame(typed_columns)
+
+
+def read_units(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> dict[str, str]:
+    """Read the units of the columns of the wide group table, where its sidecar states them."""
+    path = group_path(output_dir, WIDE, suffixes).with_suffix(".json")
+    columns = load_json(path) if path.is_file() else {}
+    return {name: str(column["Units"]) for name, column in columns.items() if "Units" in column}

@@ -100,7 +100,63 @@ def calibration_chart(table: pd.DataFrame) -> Spec:
         **{"class": "class", "x": "predicted", "y": "observed"},
     )
     words = _in_words("Calibration", (v["tip"] for v in values))
-    return _chart("calibration", values=values, description=words)
+    return _chart(
+        "calibration",
+        values=values,
+        description=words,
+        x_title="predicted probability",
+        y_title="observed share",
+        class_title="class",
+    )
+
+
+def norm_calibration_chart(table: pd.DataFrame, titles: Mapping[str, str]) -> Spec:
+    """Draw ``histogram.tsv`` of norms: centiles against the share of controls below them.
+
+    `titles` has the measures to draw, and what they are called.
+    """
+    values: list[Spec] = []
+    for measure, title in titles.items():
+        rows = table[table["measure"] == measure]
+        share = rows["n"].cumsum() / max(1, rows["n"].sum())
+        # The last point, at 100 %, says nothing.
+        points = zip(rows["high"].iloc[:-1] / 100, share.iloc[:-1], strict=True)
+        values += [
+            {
+                "class": title,
+                "x": _finite(x),
+                "y": _finite(y),
+                "tip": f"{title}: {y:.1%} of the controls are below centile {100 * x:.0f}",
+            }
+            for x, y in points
+        ]
+    words = _in_words("Calibration of centiles", (v["tip"] for v in values))
+    return _chart(
+        "calibration",
+        values=values,
+        description=words,
+        x_title="centile / 100",
+        y_title="share of controls below it",
+        class_title=None,
+    )
+
+
+def norm_groups_chart(table: pd.DataFrame) -> Spec:
+    """Show how z is spread in each group, one line per measure and group.
+
+    The columns of the table are ``group``, ``measure`` (its title), ``n`` and the quantiles ``q5``,
+    ``q25``, ``q50``, ``q75`` and ``q95``.
+    """
+    values = _records(
+        table.assign(label=table["measure"] + ", " + table["group"]),
+        lambda row: (
+            f"{row['label']}: median z {row['q50']:+.2f}, middle half {row['q25']:+.2f} to "
+            f"{row['q75']:+.2f}, {row['n']} scans"
+        ),
+        **{name: name for name in ("label", "group", "q5", "q25", "q50", "q75", "q95")},
+    )
+    words = _in_words("z by group", (v["tip"] for v in values))
+    return _chart("norms", values=values, description=words, height=60 + 24 * len(values))
 
 
 def confusion_chart(table: pd.DataFrame) -> Spec:

@@ -35,6 +35,7 @@ from hyps_bids.reports.charts import scan_charts
 from hyps_bids.reports.citation import to_html
 from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
 from hyps_bids.reports.group_methods import group_methods_file
+from hyps_bids.reports.group_norms import read_norm_models, read_scored_groups
 from hyps_bids.reports.linear_models import describe_linear_models
 from hyps_bids.reports.models import read_adapters, read_classifiers
 from hyps_bids.reports.page import packed, render
@@ -79,11 +80,15 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
         _read_optional(group_path(output_dir, POSTHOC, suffixes), POSTHOC_COLUMNS),
     )
     classifiers, adapters = read_classifiers(output_dir, suffixes), read_adapters(output_dir)
+    norms = read_norm_models(output_dir, suffixes)
+    scored = read_scored_groups(output_dir, suffixes)
     specs = scan_charts() if group else {}
+    if scored is not None:
+        specs["norm-groups"] = scored.chart
     # Charts have numbers as names, because folders and coefficients may have any name.
     for m, model in enumerate(linear):
         specs |= {f"forest-{m}-{c}": spec for c, spec in enumerate(model.forests.values())}
-    for kind, trained in (("classifier", classifiers), ("adapter", adapters)):
+    for kind, trained in (("norms", norms), ("classifier", classifiers), ("adapter", adapters)):
         for t, one in enumerate(trained):
             specs |= {f"{kind}-{t}-{c}": chart.spec for c, chart in enumerate(one.charts)}
     # Tables of earlier versions do not state the contrast.
@@ -100,6 +105,8 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
         most_rows=_MOST_ROWS,
         linear_models=linear,
         change=_summarize_change(change),
+        norms=norms,
+        scored=scored,
         classifiers=classifiers,
         adapters=adapters,
         methods=_methods(output_dir / group_methods_file(suffixes)),

@@ -20,6 +20,7 @@ from hyps_bids.outputs.names import T1W_ALONE, group_path, group_space, sidecar_
 from hyps_bids.outputs.reading import (
     CHANGE,
     LINEAR_MODELS,
+    NORMS,
     POSTHOC,
     WIDE,
     load_json,
@@ -63,6 +64,7 @@ def group_methods_markdown(output_dir: Path, suffixes: Collection[str] = T1W_ALO
         Empty if there are no results of the group level.
     """
     parts = [*_tables(output_dir, suffixes), *_models(output_dir, suffixes)]
+    parts += _norms(output_dir, suffixes)
     parts += _classifiers(output_dir, suffixes)
     parts += _adapters(output_dir)
     return "".join(f"{part}\n\n" for part in parts).rstrip("\n") + ("\n" if parts else "")
@@ -185,6 +187,48 @@ def _model(formula: str, rows: pd.DataFrame) -> str:
         f"removed from the measures with {form}, which kept the effects of the model's terms; "
         "sites were also a term of the model, so that standard errors and degrees of freedom are "
         "those of comparisons within sites [@two_step_correction]."
+    )
+
+
+def _norms(output: Path, suffixes: Collection[str]) -> Iterator[str]:
+    """Describe the norms that the table of centiles is from, or else those in ``models/``."""
+    path = group_path(output, NORMS, suffixes)
+    cards = sorted((output / "models").glob("norms-*/norms.json"))
+    fitted = {}
+    for card in cards:
+        try:
+            content = load_json(card)
+            fitted[content["Model"]["SHA256"]] = _fitted_norms(content)
+        except (OSError, ValueError, KeyError, TypeError):
+            # The report says that this card cannot be read.
+            continue
+    if not path.is_file():
+        return
+    try:
+        used = load_json(sidecar_path(path))["Norms"]
+        text = fitted.get(used["SHA256"]) or (
+            f"Each scan was compared with norms fitted before, {used['Name']} [@normative]."
+        )
+        scans = read_table(path).dropna(subset="centile")["scan"].nunique()
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    yield f"{text} {format_count(scans, 'scan')} had a z-score and a centile among the controls."
+
+
+def _fitted_norms(card: Mapping[str, Any]) -> str:
+    cohort, age = card["Cohort"], card["Cohort"]["Age"]
+    families = {str(facts["Distribution"]) for facts in card["Measures"].values()}
+    sites = len(cohort["Sites"])
+    skewed = " or, where the data asked for it, sinh-arcsinh [@sinh_arcsinh]"
+    return (
+        f"Norms [@normative] of {format_count(len(card['Measures']), 'measure')} were fitted to "
+        f"{format_count(cohort['Participants'], 'control')} ({card['Controls']}) of "
+        f"{age['Min']:.0f} to {age['Max']:.0f} years: the location and spread of a normal"
+        f"{skewed if families - {'normal'} else ''} distribution followed smooth functions of age, "
+        "and depended on sex and, for volumes, on intracranial volume"
+        + (f", with offsets of {sites} sites" if sites > 1 else "")
+        + f". Controls were scored in {card['Validation']['Folds']} folds by participant, each by "
+        "models that had not seen them."
     )
 
 

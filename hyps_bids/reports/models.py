@@ -109,7 +109,7 @@ def read_classifiers(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) ->
 
     Those of images with other suffixes are left out.
     """
-    folders = _folders(output_dir, "classifier-")
+    folders = model_folders(output_dir, "classifier-")
     return [_read_classifier(folder) for folder in folders if is_about(folder, suffixes)]
 
 
@@ -124,10 +124,11 @@ def is_about(classifier: Path, suffixes: Collection[str]) -> bool:
 
 def read_adapters(output_dir: Path) -> list[TrainedModel]:
     """Read all folders ``models/adapter-*``; what is damaged becomes a problem of its model."""
-    return [_read_adapter(folder) for folder in _folders(output_dir, "adapter-")]
+    return [_read_adapter(folder) for folder in model_folders(output_dir, "adapter-")]
 
 
-def _folders(output_dir: Path, start: str) -> list[Path]:
+def model_folders(output_dir: Path, start: str) -> list[Path]:
+    """List the folders of ``models/`` whose names begin so."""
     return sorted(p for p in (output_dir / "models").glob(f"{start}*") if p.is_dir())
 
 

@@ -24,7 +24,7 @@ from hyps_bids.outputs.flags import (
     split_measure,
 )
 from hyps_bids.outputs.labels import HEMISPHERES, WHOLE
-from hyps_bids.outputs.names import SEG_PREFIX, parse_output, scan_paths, sidecar_path
+from hyps_bids.outputs.names import SEG_PREFIX, norms_path, parse_output, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, SCAN_MEASURES, quality_bounds
 from hyps_bids.outputs.reading import load_json
@@ -200,9 +200,18 @@ def listed(folder: str) -> list[str]:
 
 
 def facts_files(output_dir: Path, scan: Scan) -> dict[str, Path]:
-    """Name the files that the facts of a scan come from: ``qc``, ``sidecar`` and ``morph``."""
-    paths = scan_paths(scan, output_dir)
-    return {"qc": paths["qc"], "sidecar": sidecar_path(paths["qc"]), "morph": paths["morph"]}
+    """Name the files that the facts of a scan come from.
+
+    The keys are ``qc``, ``sidecar``, ``morph`` and, if there are any, ``norms`` and ``curves``.
+    """
+    paths, norms = scan_paths(scan, output_dir), norms_path(scan, output_dir)
+    return {
+        "qc": paths["qc"],
+        "sidecar": sidecar_path(paths["qc"]),
+        "morph": paths["morph"],
+        "norms": norms,
+        "curves": sidecar_path(norms),
+    }
 
 
 def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:

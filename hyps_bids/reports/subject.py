@@ -11,6 +11,7 @@ from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
 from hyps_bids.outputs.series import find_series_of
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import methods_html, methods_markdown
+from hyps_bids.reports.norms import build_norm_sections
 from hyps_bids.reports.page import embedded_json, render
 from hyps_bids.reports.scan_facts import take_inventory
 from hyps_bids.reports.section import Section, State, build_section
@@ -92,6 +93,7 @@ def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, s
         columns=_columns(sections),
         runs=dict.fromkeys(s.run for s in sections if s.run is not None),
         methods=_methods(sections),
+        norms=build_norm_sections(output_dir, [(s.facts.scan, s.title) for s in sections]),
         viewers=embedded_json(viewers, "viewer-data") if viewers else None,
         settings_text=settings_text,
         side_names=SIDE_NAMES,

@@ -239,8 +239,10 @@ def _process_batch(
     # The run stops at the first scan that fails, but not at a report, so these come later then.
     subjects = [] if stop else list(dict.fromkeys(scan.subject for scan in scans))
     own = {each: plan for each, plan in series.items() if each.subject in subjects}
+    # Reports that will show norms also come later: all scans are compared at the end.
+    reported = subjects if settings.apply_norms is None else []
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
-    titles |= _series_titles(own) | _report_titles(subjects)
+    titles |= _series_titles(own) | _report_titles(reported)
     failures = Failures(run.log_dir, titles)
     engine_arguments = _configure_nipype(run, failures, len(scans), stop_on_first_crash=stop)
     plan = ParticipantPlan(
@@ -251,7 +253,7 @@ def _process_batch(
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
     )
     workflow = init_participant_wf(
-        scans, plan, run.work_dir.absolute(), None if stop else _plan_reports(settings), own
+        scans, plan, run.work_dir.absolute(), _plan_reports(settings) if reported else None, own
     )
     error = _run_workflow(workflow, engine_arguments)
     if settings.work_dir is None:

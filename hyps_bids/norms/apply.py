@@ -1,0 +1,307 @@
+"""Compare scans with stored norms, at either level."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hyps_bids.cohort.derived import describe
+from hyps_bids.cohort.gather import FoundOutputs, gather
+from hyps_bids.cohort.gather_series import gather_series, with_present_times
+from hyps_bids.cohort.icv import parse_controls
+from hyps_bids.cohort.levels import equals_level
+from hyps_bids.cohort.metadata import read_metadata
+from hyps_bids.cohort.wide import build_scan_table, change_columns
+from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, WriteFailed
+from hyps_bids.messages import format_count, join_names
+from hyps_bids.norms.calibrate import calibrate_site
+from hyps_bids.norms.charts import CENTILES, age_grid
+from hyps_bids.norms.checks import check_scans, read_labels
+from hyps_bids.norms.fitting import name_site, warn_of_missing, write_group_scores
+from hyps_bids.norms.folder import README, StoredNorms, load_folder
+from hyps_bids.norms.measures import (
+    is_change,
+    is_shown,
+    needs_icv,
+    norm_measures,
+    scored_rows,
+    title,
+)
+from hyps_bids.norms.norm import Norm
+from hyps_bids.norms.people import People, describe_people, icv_is_flagged, require_site
+from hyps_bids.norms.tables import Scored, make_sample, score_table
+from hyps_bids.outputs.columns import NORM_COLUMNS, SUFFIX_COLUMN, described
+from hyps_bids.outputs.completion import recorded_fingerprint
+from hyps_bids.outputs.dataset import dataset_name
+from hyps_bids.outputs.names import group_path, norms_path, scan_paths, sidecar_path
+from hyps_bids.outputs.reading import WIDE, load_json, read_units
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import remove_norms
+from hyps_bids.outputs.series import find_series_of
+from hyps_bids.outputs.writing import write_json, write_table
+from hyps_bids.settings import Settings
+
+_LOG = logging.getLogger("hyps_bids")
+#: Fewest controls of a new site by whom its offset is measured, and number below which that is
+#: doubtful.
+FEWEST_AT_NEW_SITE, FEW_AT_NEW_SITE = 10, 25
+#: Significant digits of the curves in sidecars.
+_DIGITS = 5
+
+
+def apply_to_group(settings: Settings, wide: pd.DataFrame) -> None:
+    """Compare the scans of the group table with the norms of ``--apply-norms``.
+
+    With ``--controls``, the offsets of sites that the norms do not know are measured first, from
+    the controls there.
+
+    Raises
+    ------
+    UsageError
+        If the column of sites does not exist.
+    MissingInput, BadData
+        If the norms cannot be read, or are valid for no scan.
+    """
+    stored = load_folder(_path(settings))
+    require_site(wide, settings.site)
+    frame = wide[wide["status"] == "done"].reset_index(drop=True)
+    if frame.empty:
+        raise MissingInput(
+            f"{settings.output_dir}: no scan is done, so there is nothing to compare.",
+            code="no-scan-done",
+        )
+    columns = load_json(sidecar_path(group_path(settings.output_dir, WIDE, settings.suffix)))
+    units = read_units(settings.output_dir, settings.suffix)
+    scored = _prepare(settings, stored, frame, columns, units)
+    norms = stored.norms
+    if settings.controls is not None:
+        norms = _calibrate(settings, stored, scored)
+    table = score_table(scored, norms, stored.card["Name"], {}, _known(settings, stored, scored))
+    write_group_scores(settings, stored, table)
+
+
+def apply_to_scans(settings: Settings, stored: StoredNorms, scans: Sequence[Scan]) -> list[Scan]:
+    """Write the table of the norms of each scan that is done, and remove those of other scans.
+
+    A table is written again only if it changes: with the scan, the norms, or what the dataset says
+    about the participant. Its sidecar has the curves that the report shows.
+
+    Returns
+    -------
+    list of Scan
+        Scans whose table cannot be written.
+
+    Raises
+    ------
+    BadData
+        If the norms are valid for no scan.
+    WriteFailed
+        If the disk is full or broken.
+    """
+    output = settings.output_dir
+    paths = {scan.stem: scan_paths(scan, output) for scan in scans}
+    there = {
+        kind: {stem: p[kind] for stem, p in sorted(paths.items()) if p[kind].is_file()}
+        for kind in ("morph", "qc")
+    }
+    subjects = sorted({scan.subject for scan in scans})
+    over_time = {one for subject in subjects for one in find_series_of(output, subject)}
+    found = FoundOutputs(there, {}, frozenset(over_time))
+    gathered = gather(found)
+    done = set(gathered.provenance["scan"])
+    failed = _each(
+        [scan for scan in scans if scan.stem not in done], lambda s: remove_norms(s, output)
+    )
+    if not done:
+        return failed
+    keys = gathered.qc[["participant_id", "session_id", "scan"]]
+    site = stored.card["Columns"].get("site")
+    metadata = read_metadata(settings.bids_dir, keys, [site] if site else [])
+    frame, columns = build_scan_table(gathered, metadata, str(settings.bids_dir))
+    series = gather_series(found, gathered, output, lambda stem: False)
+    if series is not None:
+        change = with_present_times(series, frame).change
+        frame = pd.concat([frame, change_columns(frame, change)[0]], axis=1)
+    frame = frame[frame["scan"].isin(done)].reset_index(drop=True)
+    units = {name: describe(name)["Units"] for name in norm_measures(frame)}
+    scored = _prepare(settings, stored, frame, columns, units)
+    table = score_table(
+        scored, stored.norms, stored.card["Name"], {}, _known(settings, stored, scored)
+    )
+    by_scan = dict(tuple(table.groupby("scan")))
+    people = scored.people.set_index(frame["scan"])
+
+    def write(scan: Scan) -> None:
+        mine = by_scan[scan.stem]
+        facts = _facts(settings, stored, scan, mine, people.loc[scan.stem])
+        path = norms_path(scan, output)
+        write_table(path, mine[[*SUFFIX_COLUMN, *NORM_COLUMNS]])
+        write_json(sidecar_path(path), described(SUFFIX_COLUMN | NORM_COLUMNS) | facts)
+
+    failed += _each([scan for scan in scans if scan.stem in done], write)
+    warn_of_missing(stored, table)
+    _LOG.info(
+        "Norms %s: %s compared with the controls",
+        *(stored.card["Name"], format_count(len(done), "scan")),
+    )
+    return failed
+
+
+def _each(scans: Sequence[Scan], do: Callable[[Scan], None]) -> list[Scan]:
+    """Do something with each scan; those whose folder cannot be written fail alone."""
+    failed = []
+    for scan in scans:
+        try:
+            do(scan)
+        except WriteFailed:
+            raise
+        except CannotCreateOutput as error:
+            _LOG.error("%s: no norms: %s", scan.stem, error)
+            failed.append(scan)
+    return failed
+
+
+def _path(settings: Settings) -> Path:
+    assert settings.apply_norms is not None
+    return settings.apply_norms
+
+
+def _prepare(
+    settings: Settings,
+    stored: StoredNorms,
+    frame: pd.DataFrame,
+    columns: Mapping[str, Any],
+    units: Mapping[str, str],
+) -> Scored:
+    """Find out who is in the scans, and for which of them the norms are valid."""
+    invalid = check_scans(stored, frame, units, read_labels(settings.output_dir))
+    site = settings.site or stored.card["Columns"].get("site")
+    people = name_site(describe_people(frame, columns, site), settings)
+    _say_sites(settings, stored, people)
+    return Scored(frame, people.table, invalid, icv_is_flagged(frame))
+
+
+def _say_sites(settings: Settings, stored: StoredNorms, people: People) -> None:
+    """Name the sites that the norms do not know, and those that only have a known name."""
+    here = people.table.loc[people.table["site"] != "", "site"].unique().tolist()
+    known = [name for name in here if name in stored.card["Cohort"]["Sites"]]
+    new = [name for name in here if name not in known]
+    dataset = dataset_name(settings.bids_dir)
+    if known and dataset != stored.card["Dataset"]:
+        _LOG.warning(
+            "%s: these sites of %s are taken for the same scanners as sites of the norms, which "
+            "come from %s, because they have the same names: %s. Rename them if they are others.",
+            *(stored.folder, dataset, stored.card["Dataset"], join_names(sorted(known))),
+        )
+    if new and settings.controls is None:
+        _LOG.warning(
+            "%s: the norms have no controls of these sites, so centiles there are marked as "
+            "uncalibrated: %s. At the group level, --controls COLUMN=LEVEL measures the offset of "
+            "a site from %d or more controls.",
+            *(stored.folder, join_names(sorted(new)), FEWEST_AT_NEW_SITE),
+        )
+
+
+def _known(settings: Settings, stored: StoredNorms, scored: Scored) -> frozenset[str]:
+    """Return the participants who were controls; in another dataset, labels mean other people."""
+    if dataset_name(settings.bids_dir) != stored.card["Dataset"]:
+        return frozenset()
+    return frozenset(stored.known(scored.people["participant_id"].unique().tolist()))
+
+
+def _calibrate(settings: Settings, stored: StoredNorms, scored: Scored) -> Mapping[str, Norm]:
+    """Add the sites that the norms do not know, by the controls there."""
+    column, level = parse_controls(str(settings.controls))
+    chosen = equals_level(scored.frame[column], level).to_numpy(dtype=bool, na_value=False)
+    sites = scored.people["site"]
+    new = (sites != "") & ~sites.isin(stored.card["Cohort"]["Sites"])
+    usable = chosen & (scored.invalid == "") & scored.frame["flags"].isna() & new
+    if not new.any():
+        _LOG.info("%s: the norms know all sites, so none is calibrated.", stored.folder)
+        return stored.norms
+    counts = scored.people[usable].groupby("site")["participant_id"].nunique()
+    counts = counts.reindex(sorted(sites[new].unique()), fill_value=0)
+    few = counts[counts < FEWEST_AT_NEW_SITE]
+    if len(few):
+        _LOG.warning(
+            "%s: not calibrated, because fewer than %d controls can be used: %s",
+            *(stored.folder, FEWEST_AT_NEW_SITE, join_names(f"{s} ({n})" for s, n in few.items())),
+        )
+    enough = counts[counts >= FEWEST_AT_NEW_SITE]
+    norms: dict[str, Norm] = {}
+    for name, norm in stored.norms.items():
+        norms[name] = norm
+        if name not in scored.frame:
+            continue
+        take = (usable & sites.isin(enough.index)).to_numpy() & scored_rows(scored.frame, name)
+        take &= scored.frame[name].notna().to_numpy()
+        if take.any():
+            values = scored.frame.loc[take, name].to_numpy(dtype=float)
+            try:
+                norms[name] = calibrate_site(norm, make_sample(scored.people[take]), values)
+            except BadData as error:
+                _LOG.warning("%s: %s is not calibrated: %s", stored.folder, name, error)
+    for site, n in enough.items():
+        _LOG.log(
+            logging.WARNING if n < FEW_AT_NEW_SITE else logging.INFO,
+            "%s: the offset of %s was measured from %s%s",
+            *(stored.folder, site, format_count(int(n), "control")),
+            ", which is little" if n < FEW_AT_NEW_SITE else "",
+        )
+    return norms
+
+
+def _facts(
+    settings: Settings, stored: StoredNorms, scan: Scan, table: pd.DataFrame, person: pd.Series
+) -> dict[str, Any]:
+    """Return what the sidecar says about the norms, and the curves of this person."""
+    folder = stored.folder.absolute()
+    inside = folder.is_relative_to(settings.output_dir.absolute())
+    card = stored.card
+    return {
+        "Norms": {
+            "Name": card["Name"],
+            "SHA256": stored.digest,
+            "Controls": card["Cohort"]["Participants"],
+            "Dataset": card["Dataset"],
+            "Card": (folder.relative_to(settings.output_dir.absolute()) / README).as_posix()
+            if inside
+            else None,
+        },
+        # The centiles are those of these outputs of the scan, and of no later ones.
+        "ScanFingerprint": recorded_fingerprint(scan, settings.output_dir),
+        "Measures": {
+            name: {
+                "Title": title(name),
+                "Units": stored.card["Measures"][name]["Units"],
+                "HeadSize": needs_icv(name),
+                "Change": is_change(name),
+            }
+            for name in table["measure"]
+        },
+        "Curves": _curves(stored, table, person),
+    }
+
+
+def _curves(stored: StoredNorms, table: pd.DataFrame, person: pd.Series) -> dict[str, Any]:
+    """Return centile curves for the sex, head size and site of a person, by measure."""
+    curves = {}
+    for name in filter(is_shown, table.loc[table["centile"].notna(), "measure"]):
+        norm = stored.norms[name]
+        ages = age_grid(norm.facts["Ages"], points=25)
+        icv = float(person["icv"]) if needs_icv(name) else math.nan
+        values = norm.curves(ages, person["sex"], icv, person["site"], CENTILES)
+        curves[name] = {
+            "Age": [_short(age) for age in ages],
+            **{f"Centile{c:g}": [_short(v) for v in values[:, k]] for k, c in enumerate(CENTILES)},
+        }
+    return curves
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

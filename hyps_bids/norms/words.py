@@ -1,0 +1,74 @@
+"""The codes of scores in words, and a centile as a sentence."""
+
+from __future__ import annotations
+
+import math
+
+from hyps_bids.norms import sample
+
+#: Codes of this part of the app: why a scan is not scored.
+OTHER_WEIGHTS, OTHER_CONTRAST, ICV_FLAGGED = "other-weights", "other-contrast", "icv-flagged"
+#: What to know about a centile.
+REVIEW, WAS_CONTROL = "review", "was-control"
+
+_WORDS = {
+    sample.NO_VALUE: "the measure is missing",
+    sample.NOT_POSITIVE: "the measure is not positive",
+    sample.NO_AGE: "the age is not known",
+    sample.AGE_OUTSIDE: "the age is outside that of the controls",
+    sample.NO_SEX: "the sex is not known",
+    sample.SEX_OUTSIDE: "there is no control of this sex",
+    sample.NO_ICV: "the intracranial volume is not known",
+    sample.ICV_OUTSIDE: "the intracranial volume is outside that of the controls",
+    sample.UNCALIBRATED: "uncalibrated: the norms have no controls of this site, so the centile "
+    "may be off by the difference between scanners",
+    sample.BEYOND_TAIL: "further from the controls than the model can tell, so z is a bound",
+    OTHER_WEIGHTS: "the volumes were made by other weights than those of the controls",
+    OTHER_CONTRAST: "the image is of another contrast than those of the controls",
+    ICV_FLAGGED: "the intracranial volume is flagged",
+    REVIEW: "the scan is flagged: look at it first",
+    WAS_CONTROL: "a participant with this label was among the controls, so the centile may be too "
+    "close to the middle",
+}
+
+
+def in_words(codes: str) -> str | None:
+    """Put codes, separated by commas, into words; None if there are none."""
+    return "; ".join(_WORDS.get(code, code) for code in codes.split(",") if code) or None
+
+
+def centile_sentence(
+    centile: float, low: float, high: float, *, with_icv: bool, change: bool = False
+) -> str:
+    """Say in plain words what a centile means.
+
+    Examples
+    --------
+    >>> centile_sentence(12.3, 8.1, 17.4, with_icv=True)
+    'larger than 12 % of controls of this age, sex and head size (95 % interval 8–17)'
+    >>> centile_sentence(0.4, 0.1, 1.2, with_icv=False)
+    'larger than 0.4 % of controls of this age and sex (95 % interval 0.1–1.2)'
+    """
+    whom = "age, sex and head size" if with_icv else "age and sex"
+    word = "higher" if change else "larger"
+    interval = f"{percent(low)}–{percent(high)}"
+    return f"{word} than {percent(centile)} % of controls of this {whom} (95 % interval {interval})"
+
+
+def percent(value: float) -> str:
+    """Write a centile with as many digits as tell it from 0 and 100.
+
+    Examples
+    --------
+    >>> [percent(value) for value in (50.4, 4.26, 0.01, 99.96, 97.77)]
+    ['50', '4.3', '< 0.1', '> 99.9', '97.8']
+    """
+    if not math.isfinite(value):
+        return "n/a"
+    if value < 0.1:
+        return "< 0.1"
+    if value > 99.9:
+        return "> 99.9"
+    if value < 5 or value > 95:
+        return f"{value:.1f}"
+    return f"{value:.0f}"

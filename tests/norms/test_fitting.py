@@ -1,0 +1,164 @@
+"""Norms from a dataset's controls: who they are, what is stored, and who is compared with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hyps_bids.app import run
+from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.norms.folder import CARD, MODEL, README, load_folder
+from hyps_bids.outputs.reading import NORMS
+from hyps_bids.outputs.writing import write_json
+from hyps_bids.settings import check_combinations
+from tests.cohort.study import MadeStudy
+from tests.norms.conftest import OPTIONS
+from tests.norms.made import make_people
+from tests.raising import raises
+
+
+def whole(study: MadeStudy) -> pd.DataFrame:
+    table = study.group_table(NORMS)
+    return table[table["measure"] == "volume_mm3_bilateral_whole"].set_index("scan")
+
+
+def test_controls_are_scored_out_of_folds_and_patients_are_below(fitted: MadeStudy) -> None:
+    rows = whole(fitted)
+    controls = rows[rows["control"] == "yes"]
+    assert len(rows) == 72
+    # Two of the 60 controls are flagged.
+    assert len(controls) == 58
+    assert abs(controls["z"].mean()) < 0.3
+    assert 0.7 < controls["z"].std() < 1.4
+    patients = rows.iloc[60:]
+    assert -2.8 < patients["z"].mean() < -1.3
+    known = rows[rows["centile"].notna()]
+    assert (known["centile_low"] <= known["centile"]).all()
+    assert (known["centile"] <= known["centile_high"]).all()
+    assert rows.loc[["sub-001", "sub-002"], "control"].tolist() == ["no", "no"]
+    assert rows.loc["sub-001", "remarks"].count("flagged") == 1
+
+
+def test_all_kinds_of_measures_have_norms(fitted: MadeStudy) -> None:
+    measures = set(fitted.group_table(NORMS)["measure"])
+    assert {"volume_mm3_L_anterior", "volume_mm3_R_whole", "asymmetry_whole"} <= measures
+    assert {"anterior_posterior_ratio_L", "volume_mm3_bilateral_posterior"} <= measures
+    # Volumes that are adjusted already would be adjusted twice.
+    assert not {name for name in measures if name.startswith(("icv_", "volume_soft"))}
+
+
+def test_the_card_says_who_the_controls_are(fitted: MadeStudy) -> None:
+    folder = fitted.output / "models" / "norms-made"
+    stored = load_folder(folder)
+    card = stored.card
+    assert card["Cohort"]["Participants"] == 58
+    assert card["Cohort"]["LeftOut"] == {"flagged for review": 2}
+    assert card["Cohort"]["Sites"] == {"A": 29, "B": 29}
+    assert (card["Cohort"]["Age"]["Min"], card["Cohort"]["Age"]["Max"]) == (29, 81)
+    assert card["Columns"] == {"age": "age", "sex": "sex", "site": "scanner"}
+    assert card["ImageContrast"] == "T1w"
+    assert "adapter-made:22222222" in card["Models"]
+    assert stored.norms["volume_mm3_L_whole"].settings.icv
+    assert not stored.norms["asymmetry_whole"].settings.icv
+    assert "58 controls" in (folder / README).read_text()
+    # Labels of participants are not stored in the clear.
+    assert "sub-010" not in (folder / CARD).read_text()
+    assert stored.known(["sub-010", "sub-001", "sub-070"]) == {"sub-010"}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code"),
+    [
+        ({"Format": 99}, BadData, "norms-version"),
+        ({"Version": "0.1.7"}, BadData, "norms-version"),
+        ({"Measures": {}}, BadData, "norms-card-damaged"),
+        ({"Model": {"SHA256": "0"}}, BadData, "norms-digest-differs"),
+        ({"Model": None}, BadData, "norms-card-damaged"),
+    ],
+)
+def test_norms_that_are_not_what_the_card_says_are_refused(
+    copied: MadeStudy, change: dict[str, object], error: type[BadData], code: str
+) -> None:
+    folder = copied.output / "models" / "norms-made"
+    write_json(folder / CARD, json.loads((folder / CARD).read_text()) | change)
+    with raises(error, code, folder):
+        load_folder(folder)
+
+
+def test_a_folder_without_card_or_models_has_no_norms(copied: MadeStudy) -> None:
+    folder = copied.output / "models" / "norms-made"
+    assert load_folder(folder / MODEL).folder == folder
+    (folder / MODEL).unlink()
+    with raises(MissingInput, "norms-missing", MODEL):
+        load_folder(folder)
+
+
+def fails(study: MadeStudy, error: type[BadData | UsageError], code: str, *facts: object) -> None:
+    """Expect that no norms can be fitted, and that none are left behind."""
+    with raises(error, code, *facts):
+        run(study.settings(**OPTIONS))
+    assert not (study.output / "models" / "norms-made" / CARD).exists()
+
+
+@pytest.mark.slow
+def test_too_few_controls_are_refused_with_their_number(tmp_path: Path) -> None:
+    study = make_people(tmp_path / "few", controls=21, patients=0)
+    fails(study, BadData, "norm-too-few", "19 participants", "2 because flagged")
+
+
+@pytest.mark.slow
+def test_ages_are_needed(tmp_path: Path) -> None:
+    study = make_people(tmp_path / "young", controls=25, patients=0)
+    table = study.raw / "participants.tsv"
+    table.write_text(table.read_text().replace("age", "years", 1))
+    fails(study, BadData, "norms-without-age")
+
+
+@pytest.mark.slow
+def test_columns_and_levels_that_do_not_exist_are_named(fitted: MadeStudy) -> None:
+    with raises(UsageError, "controls-level-unknown", "HC", "AD", "CN"):
+        run(fitted.settings(norms="other", controls="diagnosis=HC"))
+    with raises(UsageError, "controls-column-unknown", "group"):
+        run(fitted.settings(norms="other", controls="group=HC"))
+    with raises(UsageError, "column-unknown", "center", "scanner"):
+        run(fitted.settings(norms="other", controls="diagnosis=CN", site="center"))
+
+
+@pytest.mark.slow
+def test_controls_of_several_weights_are_not_mixed(tmp_path: Path) -> None:
+    study = make_people(tmp_path / "mixed", controls=25, patients=0)
+    path = study.sidecar("sub-010")
+    path.write_text(path.read_text().replace("2" * 64, "3" * 64))
+    fails(study, BadData, "volumes-not-comparable", "adapter-made:33333333")
+
+
+@pytest.mark.slow
+def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:
+    study = make_people(tmp_path / "foreign", controls=25, patients=0)
+    folder = study.output / "models" / "norms-made"
+    folder.mkdir(parents=True)
+    (folder / README).write_text("My notes")
+    fails(study, UsageError, "file-not-ours", folder / README)
+    assert (folder / README).read_text() == "My notes"
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"norms": "a"}, "norms-without-controls"),
+        ({"norms": "a/b", "controls": "dx=CN"}, "norms-name-invalid"),
+        ({"norms": "a", "controls": "dx=CN", "apply_norms": Path("x")}, "two-norms"),
+        (
+            {"apply_norms": Path("x"), "train_adapter": "a", "labels": (Path("l"),)},
+            "adapter-not-alone",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other(
+    fitted: MadeStudy, options: dict[str, object], code: str
+) -> None:
+    with raises(UsageError, code):
+        check_combinations(fitted.settings(**options))

@@ -1,0 +1,80 @@
+"""Age, sex, head size and site of the people in scans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyps_bids.norms.people import describe_people
+
+
+def scans(**columns: Any) -> pd.DataFrame:
+    n = max(len(values) for values in columns.values())
+    base = {
+        "participant_id": [f"sub-{i}" for i in range(n)],
+        "session_id": [None] * n,
+        "scan": [f"scan-{i}" for i in range(n)],
+        "flags": [None] * n,
+        "icv_mm3": [1.5e6] * n,
+    }
+    return pd.DataFrame(base | columns)
+
+
+@pytest.mark.parametrize(
+    ("unit", "age"), [("years", 2.0), ("months", 24.0), ("weeks", 104.357), ("d", 730.5), ("", 2.0)]
+)
+def test_ages_are_in_years_whatever_their_unit(unit: str, age: float) -> None:
+    people = describe_people(scans(Age=[age]), {"Age": {"Units": unit}})
+    assert people.table["age"].tolist() == pytest.approx([2.0], abs=1e-4)
+    assert people.columns == {"age": "Age"}
+
+
+def test_the_age_at_the_first_session_grows_with_the_dates_of_the_others() -> None:
+    frame = scans(
+        participant_id=["a", "a", "b", "b", "c"],
+        session_id=["1", "2", "1", "2", "1"],
+        age=[70.0, 70.0, 60.0, 63.0, 50.0],
+        acq_time=["2001-01-01", "2003-01-01", "2001-01-01", "2004-01-01", None],
+    )
+    people = describe_people(frame, {}).table
+    assert people["age"].round(1).tolist() == [70.0, 72.0, 60.0, 63.0, 50.0]
+    assert people["doubt"].isna().all()
+
+
+def test_one_age_for_sessions_without_dates_is_doubtful(caplog: pytest.LogCaptureFixture) -> None:
+    frame = scans(participant_id=["a", "a", "b"], session_id=["1", "2", "1"], age=[70.0, 70.0, 60])
+    people = describe_people(frame, {}).table
+    assert people["doubt"].notna().tolist() == [True, True, False]
+    assert "a" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "levels"),
+    [
+        ("sex", ["Female", "male", None], None),
+        ("Gender", ["F", "m", "n/a"], None),
+        ("M/F", ["F", "M", None], None),
+        ("sex", [2.0, 1.0, np.nan], {"1": "male", "2": "Female"}),
+        ("sex", ["w", "m", "d"], {"w": "woman", "m": "man", "d": "diverse"}),
+    ],
+)
+def test_sexes_are_understood_by_level_and_by_meaning(
+    column: str, values: list[Any], levels: dict[str, str] | None
+) -> None:
+    described = {column: {"Levels": levels}} if levels else {}
+    people = describe_people(scans(**{column: values}), described)  # type: ignore[arg-type]
+    assert people.table["sex"].tolist() == ["F", "M", ""]
+
+
+def test_codes_of_sexes_without_meaning_are_not_guessed(caplog: pytest.LogCaptureFixture) -> None:
+    assert describe_people(scans(sex=[1.0, 2.0]), {}).table["sex"].tolist() == ["", ""]
+    assert "1, 2" in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["low_icv_mm3", "high_icv_cut", "low_entropy_L geometry"])
+def test_a_flagged_intracranial_volume_is_not_used(flag: str) -> None:
+    people = describe_people(scans(flags=[flag, "low_confidence_L", None]), {})
+    assert people.table["icv"].isna().tolist() == [True, False, False]
