@@ -18,7 +18,8 @@ from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.names import SEG_PREFIX, group_space
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.series import Series
+from hyps_bids.outputs.series import Series, group_scans
+from hyps_bids.outputs.series_state import are_several
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.citation import LONGITUDINAL_METHODS, bibtex, methods_markdown
 from hyps_bids.resources import available_memory_gb, read_many
@@ -76,6 +77,7 @@ def _run_participant_level(settings: Settings) -> int:
     found = find_images(settings, need_content=not settings.reports_only)
     scans = found.scans
     if settings.dry_run:
+        _count_series(settings, scans)
         return _print_paths(scans) or int(bool(found.unreadable))
     if settings.reports_only:
         scans = _scans_with_results(settings, scans)
@@ -165,6 +167,10 @@ def _segment(
         outcome = process_scans(run, setup, pipeline, to_do, series)
         failed, unreported = [*outcome.failed, *outcome.lost], outcome.unreported
     if not (failed and settings.stop_on_first_crash):
+        now = _scans_in_outputs(settings, scans) if to_do else known
+        if {scan.stem for scan in now} - {scan.stem for scan in (*known, *scans)}:
+            # Other jobs have finished further scans of the same participants.
+            series = plan_series(settings, setup, scans, now)
         failed += _follow(run, series, to_do, failed)
     return failed, unreported
 
@@ -195,6 +201,16 @@ def _follow(
         done = {series.subject for series in tried if series not in {*lost, *failed}}
         _LOG.info("Change over time: %s up to date", format_count(len(done), "participant"))
     return lost
+
+
+def _count_series(settings: Settings, scans: Sequence[Scan]) -> None:
+    """Say how many participants would be followed over time."""
+    every = {scan.stem: scan for scan in (*_scans_in_outputs(settings, scans), *scans)}
+    wanted = [scan for scan in every.values() if scan.suffix in settings.suffix]
+    series = group_scans(wanted).items()
+    subjects = {each.subject for each, own in series if are_several(own, settings.longitudinal)}
+    if subjects:
+        _LOG.info("Change over time: %s", format_count(len(subjects), "participant"))
 
 
 def _write_participant_methods(

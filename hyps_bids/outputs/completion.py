@@ -56,14 +56,14 @@ def is_done(
     recorded = recorded_fingerprint(scan, output_dir)
     return (
         recorded is not None
-        and _all_there(scan, output_dir)
+        and all_there(scan, output_dir)
         and recorded == fingerprint(scan, provenance, digests)
     )
 
 
 def is_complete(scan: Scan, output_dir: Path) -> bool:
     """Tell whether all outputs of a scan are there, whatever content they were made from."""
-    return recorded_fingerprint(scan, output_dir) is not None and _all_there(scan, output_dir)
+    return recorded_fingerprint(scan, output_dir) is not None and all_there(scan, output_dir)
 
 
 def is_readable(scan: Scan) -> bool:
@@ -101,7 +101,8 @@ def recorded_fingerprint(scan: Scan, output_dir: Path) -> str | None:
     return recorded.get("Fingerprint") if isinstance(recorded, dict) else None
 
 
-def _all_there(scan: Scan, output_dir: Path) -> bool:
+def all_there(scan: Scan, output_dir: Path) -> bool:
+    """Tell whether all files of a scan exist, whatever they hold."""
     names = scan_names(scan).values()
     try:
         with os.scandir(output_dir / scan.folder) as entries:

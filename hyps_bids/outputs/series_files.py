@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,16 +91,36 @@ def write_series(
     fingerprint: str,
     provenance: Provenance,
     output_dir: Path,
-) -> Path:
+    is_current: Callable[[], bool] = lambda: True,
+) -> bool:
     """Write the results of a series.
 
     The sidecar of the QC table marks the series as done, so it is written last, and an outdated one
-    is removed first. Several jobs may write the same series: they write the same files.
+    is removed first. Several jobs may write the same series: from the same scans, they write the
+    same files. A job that has not seen the last scan leaves no mark, as it may have written over
+    the files of another that has.
+
+    Parameters
+    ----------
+    series : Series
+        The series.
+    members : sequence of Member
+        Its scans, in the order of time.
+    result : SeriesResult
+        What was found in them.
+    fingerprint : str
+        Digest of what decided it.
+    provenance : Provenance
+        Facts for the sidecars.
+    output_dir : Path
+        The derivatives dataset.
+    is_current : function
+        Tells, after all else is written, whether its scans are still these.
 
     Returns
     -------
-    Path
-        The mark.
+    bool
+        Whether the series is done; otherwise, it has to be done again.
 
     Raises
     ------
@@ -133,8 +153,10 @@ def write_series(
         "Used": [scan.stem for scan in result.used],
         "Fingerprint": fingerprint,
     }
+    if not is_current():
+        return False
     write_json(mark, common | described(SERIES_QC_COLUMNS) | facts)
-    return mark
+    return True
 
 
 def write_series_failure(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hyps_bids.outputs.completion import is_complete, recorded_fingerprint
+from hyps_bids.outputs.completion import all_there, recorded_fingerprint
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.reading import load_json
@@ -59,7 +59,7 @@ def find_members(scans: Iterable[Scan], bids_dir: Path, output_dir: Path) -> lis
         # A link whose content is not here is an image all the same.
         path = next((path for path in paths if os.path.lexists(path)), None)
         mark = recorded_fingerprint(scan, output_dir)
-        if path is not None and mark is not None and is_complete(scan, output_dir):
+        if path is not None and mark is not None and all_there(scan, output_dir):
             found.append(Member(replace(scan, path=path), mark))
     return found
 

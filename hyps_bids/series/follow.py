@@ -48,6 +48,8 @@ from hyps_bids.reports.scan_facts import find_scans_of
 from hyps_bids.resources import read_many
 from hyps_bids.segmentation.pipeline import Pipeline, correct_bias
 
+#: How often to begin again because another job has finished a scan meanwhile.
+_ATTEMPTS = 3
 #: Keys of a sidecar that decided the results of a scan.
 _PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection")
 
@@ -105,7 +107,8 @@ def look_at_series(wanted: Sequence[Series], plan: SeriesPlan) -> dict[Series, S
 
     def look(series: Series) -> tuple[list[Scan], list[Member]]:
         found = find_scans_of(plan.output_dir, series.subject)
-        scans = [scan for scan in found if Series.of(scan) == series]
+        # Scans that another job has begun after this one are left to it.
+        scans = [s for s in found if Series.of(s) == series and s.stem in plan.times]
         members = find_members(scans, plan.bids_dir, plan.output_dir)
         own = [member.scan for member in members]
         made = series in find_series_of(plan.output_dir, series.subject)
@@ -139,16 +142,22 @@ def follow_series(series: Series, plan: SeriesPlan, threads: int = 1) -> None:
     CannotCreateOutput
         If a file cannot be written.
     """
+    for _ in range(_ATTEMPTS):
+        state = _look(series, plan)
+        if not state.members:
+            remove_series(series, state.scans, plan.output_dir)
+            return
+        # Another job may have done it meanwhile, or may finish a scan while this one is at work.
+        if is_series_done(series, plan.output_dir, state.fingerprint):
+            return
+        if _follow_once(series, state, plan, threads):
+            return
+
+
+def _follow_once(series: Series, state: SeriesState, plan: SeriesPlan, threads: int) -> bool:
+    """Follow the scans that are there now; tell whether they were still the same at the end."""
     from hyps_bids.segmentation.inference import cached_adapted
 
-    with _quiet():
-        state = look_at_series([series], plan)[series]
-    if not state.members:
-        remove_series(series, state.scans, plan.output_dir)
-        return
-    if is_series_done(series, plan.output_dir, state.fingerprint):
-        # Another job has done it meanwhile.
-        return
     points, shapes, states = [], [], []
     for member in state.members:
         point, shape, known = _read(member, plan, threads)
@@ -158,10 +167,21 @@ def follow_series(series: Series, plan: SeriesPlan, threads: int = 1) -> None:
     # The CPU does it also where a GPU segments the scans, which only one process can use.
     network = cached_adapted(plan.pipeline.adapter, plan.pipeline.base, "cpu")
     followed = follow(points, network)
-    course = _course(state, plan)
-    result = _result(course, followed, states, points, shapes, plan)
-    output = plan.output_dir
-    write_series(series, state.members, result, state.fingerprint, plan.provenance, output)
+    result = _result(_course(state, plan), followed, states, points, shapes, plan)
+    return write_series(
+        series,
+        state.members,
+        result,
+        state.fingerprint,
+        plan.provenance,
+        plan.output_dir,
+        lambda: _look(series, plan).fingerprint == state.fingerprint,
+    )
+
+
+def _look(series: Series, plan: SeriesPlan) -> SeriesState:
+    with _quiet():
+        return look_at_series([series], plan)[series]
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from nipype.pipeline import engine as pe
 
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.series import Series
+from hyps_bids.outputs.series import Series, group_scans
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.workflows.interfaces import (
     FollowSeries,
@@ -65,7 +66,7 @@ def init_participant_wf(
     plan: ParticipantPlan,
     work_dir: Path,
     report_plan: ReportPlan | None = None,
-    series: Mapping[Series, SeriesPlan] | None = None,
+    series: Mapping[Series, SeriesPlan] = MappingProxyType({}),
 ) -> pe.Workflow:
     """Join the workflows of all scans by subject, each with its series and its report.
 
@@ -79,7 +80,7 @@ def init_participant_wf(
         Folder of intermediate files.
     report_plan : ReportPlan, optional
         How to build the report of each subject when all its scans among `scans` are done.
-    series : mapping of Series to SeriesPlan, optional
+    series : mapping of Series to SeriesPlan
         Series to follow when their scans among `scans` are done.
     """
     of_subject: dict[str, list[Scan]] = {}
@@ -92,13 +93,12 @@ def init_participant_wf(
         before = {scan: init_scan_wf(scan, plan) for scan in own}
         inner[-1].add_nodes(list(before.values()))
         ends = [(wf, "write.out_file") for wf in before.values()]
-        for each, series_plan in (series or {}).items():
+        for each in [one for one in group_scans(own) if one in series]:
             awaited = [wf for scan, wf in before.items() if Series.of(scan) == each]
-            if each.subject == subject and awaited:
-                following = init_series_wf(each, series_plan, plan.omp_nthreads, awaited=awaited)
-                for i, wf in enumerate(awaited):
-                    inner[-1].connect(wf, "write.out_file", following, f"follow.scan{i}")
-                ends.append((following, "follow.out_file"))
+            following = init_series_wf(each, series[each], plan.omp_nthreads, awaited)
+            for i, wf in enumerate(awaited):
+                inner[-1].connect(wf, "write.out_file", following, f"follow.scan{i}")
+            ends.append((following, "follow.out_file"))
         if report_plan is not None:
             report = make_report_node(subject, report_plan, scans=len(ends))
             inner[-1].connect(
