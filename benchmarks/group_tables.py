@@ -1,10 +1,11 @@
 """Time the group level on a made dataset.
 
-    python benchmarks/group_tables.py make FOLDER --subjects 5000 --sessions 2
+    python benchmarks/group_tables.py make FOLDER --subjects 5000 --sessions 2 [--longitudinal]
     python benchmarks/group_tables.py time FOLDER [--model FORMULA …]
 
 ``make`` writes FOLDER/raw, a BIDS dataset of empty images with participants.tsv and sessions.tsv,
-and FOLDER/out with the tables that the participant level would write. All numbers are made up.
+and FOLDER/out with the tables that the participant level would write, those of the series of each
+participant with ``--longitudinal``. All numbers are made up.
 ``time`` runs the group level in a process of its own and prints seconds and peak memory; the
 search for images is also timed on its own.
 """
@@ -31,7 +32,7 @@ from hyps_bids.outputs.columns import qc_columns
 from tests.cohort.study import MadeStudy
 
 
-def make(folder: Path, subjects: int, sessions: int) -> None:
+def make(folder: Path, subjects: int, sessions: int, *, longitudinal: bool) -> None:
     """Write the made dataset and its derivatives."""
     rng = np.random.default_rng(0)
     study = MadeStudy.create(folder)
@@ -51,6 +52,10 @@ def make(folder: Path, subjects: int, sessions: int) -> None:
             left, right = size - 80 * year + rng.normal(0, 40, 2)
             study.scan(f"{subject}_ses-{year:02d}", left, right, icv=icv, **quality)
         study.table(f"{subject}/{subject}_sessions.tsv", "\n".join(visits))
+        if longitudinal:
+            stems = [f"{subject}_ses-{year:02d}" for year in range(sessions)]
+            loss = {"L": -1.0 - sick + rng.normal(0, 0.8), "R": -1.0 - sick + rng.normal(0, 0.8)}
+            study.series(stems, loss, volume=size)
     study.table("participants.tsv", "\n".join(people))
 
 
@@ -92,10 +97,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--subjects", type=int, default=5000)
     parser.add_argument("--sessions", type=int, default=2)
+    parser.add_argument("--longitudinal", action="store_true")
     parser.add_argument("--model", nargs="*", default=[])
     options = parser.parse_args()
     if options.action == "make":
-        make(options.folder, options.subjects, options.sessions)
+        make(options.folder, options.subjects, options.sessions, longitudinal=options.longitudinal)
     else:
         {"time": measure, "run": run}[options.action](options.folder, options.model)
 
