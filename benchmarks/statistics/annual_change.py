@@ -2,10 +2,10 @@
 
     python benchmarks/statistics/annual_change.py --replicates 300
 
-Cohorts are those of tests/cohort/test_change_models.py: 60 people with two scans half a year to four
-years apart, an error of 0.5 % per scan, true change of -1 % per year (SD 0.8) in controls, and as much
-or 1.5 % more in patients. The last rows have an error of 1.1 %, that of scans segmented each by itself.
-Coverage is that of the mean estimate where the truth is not in percent.
+Cohorts are those of tests/cohort/test_change_models.py: 60 people with two scans half a year to
+four years apart, an error of 0.5 % per scan, true change of -1 % per year (SD 0.8) in controls, and
+as much or 1.5 % more in patients. The last rows have an error of 1.1 %, that of scans segmented
+each by itself. Coverage is that of the mean estimate where the truth is not in percent.
 """
 
 from __future__ import annotations

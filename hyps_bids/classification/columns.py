@@ -10,10 +10,10 @@ import pandas as pd
 
 from hyps_bids.classification.features import Schema, circular, levels_of
 from hyps_bids.cohort.column_types import too_many_levels
-from hyps_bids.cohort.derived import is_measure
+from hyps_bids.cohort.derived import is_longitudinal, is_measure
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.errors import BadData, UsageError
-from hyps_bids.messages import suggest_names
+from hyps_bids.messages import format_count, suggest_names
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -56,6 +56,7 @@ def choose_columns(settings: Settings, frame: pd.DataFrame) -> Schema:
     _refuse_overlap(names, covariates, settings.target)
     _refuse_features(names, requested)
     names = _informative(frame, (n for n in names if n != _ICV), "feature")
+    _warn_of_one_scan(frame, names)
     if not names:
         raise BadData(
             "no feature is left: all are empty or constant, or the table has no volumes",
@@ -165,6 +166,18 @@ def _informative(frame: pd.DataFrame, names: Iterable[str], kind: str) -> list[s
             state = "constant" if different else "empty"
             _LOG.warning("%s %s is %s among these subjects and is left out", kind, name, state)
     return kept
+
+
+def _warn_of_one_scan(frame: pd.DataFrame, names: Iterable[str]) -> None:
+    """Warn of features that participants with a single scan lack, who may differ from others."""
+    lacking = {name: int(frame[name].isna().sum()) for name in names if is_longitudinal(name)}
+    if any(lacking.values()):
+        _LOG.warning(
+            "Longitudinal features are missing in up to %s of %d, whose participants have no "
+            "longitudinal results; they are imputed. Whoever was scanned several times may differ "
+            "from the others, so choose participants with results if the groups differ in this.",
+            *(format_count(max(lacking.values()), "scan"), len(frame)),
+        )
 
 
 def _warn_of_numbers_as_text(column: pd.Series) -> None:

@@ -52,6 +52,8 @@ MEASURES = {
     "percent_per_year_longitudinal": (f"{_YEARLY} a participant, {_LONG}", "%/year"),
     "percent_per_year_bsi": (f"{_YEARLY} a participant, by the boundary shift integral", "%/year"),
 }
+#: Those that only participants with several scans have.
+LONGITUDINAL = frozenset(m for m in MEASURES if "_longitudinal" in m or m in CHANGES.values())
 
 
 def volumes(morph: pd.DataFrame) -> pd.DataFrame:
@@ -178,6 +180,17 @@ def is_change(name: str) -> bool:
     (True, False)
     """
     return _measure(name) in CHANGES.values()
+
+
+def is_longitudinal(name: str) -> bool:
+    """Tell whether a column is a measure that only participants with several scans have.
+
+    Examples
+    --------
+    >>> is_longitudinal("asymmetry_longitudinal_whole"), is_longitudinal("asymmetry_whole")
+    (True, False)
+    """
+    return _measure(name) in LONGITUDINAL
 
 
 def split_column(name: str) -> tuple[str, str, str]:

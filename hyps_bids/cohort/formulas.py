@@ -14,7 +14,7 @@ import pandas as pd
 
 from hyps_bids.cohort.arithmetic import nesting_warning, read_arithmetic
 from hyps_bids.cohort.column_types import mistyped_numbers, too_many_levels
-from hyps_bids.cohort.derived import MEASURES, volume_columns
+from hyps_bids.cohort.derived import LONGITUDINAL, MEASURES, volume_columns
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.cohort.random_effects import split_random_effects
 from hyps_bids.errors import UsageError
@@ -397,8 +397,13 @@ def find_measures(formula: str, data: pd.DataFrame) -> tuple[str, list[str]]:
         return name, [name]
     measures = volume_columns(data, FAMILIES[name])
     if not measures:
+        remedy = (
+            "Run the participant level with --longitudinal for participants with several scans"
+            if FAMILIES[name] in LONGITUDINAL
+            else "Name another measure before ~"
+        )
         raise UsageError(
-            f"{start} the group table has no columns of {name}. Name another measure before ~.",
+            f"{start} the group table has no columns of {name}. {remedy}.",
             code="formula-measure-missing",
         )
     return name, measures

@@ -90,28 +90,35 @@ def gather_series(
     wanted = sorted(found.series & set(of.values()))
     if not wanted:
         return None
-    members: dict[Series, list[str]] = {}
-    for stem, series in of.items():
-        members.setdefault(series, []).append(stem)
-    qc, problems = _stack("qc", wanted, output)
-    sidecars = _read_sidecars(wanted, output)
+    by_stem = {series.stem: series for series in wanted}
+    names = {series: stem for stem, series in by_stem.items()}
+    members: dict[str, list[str]] = {stem: [] for stem in by_stem}
+    for scan, series in of.items():
+        if series in names:
+            members[names[series]].append(scan)
+    paths = {stem: series.paths(output) for stem, series in by_stem.items()}
+    qc, problems = _stack("qc", paths)
+    sidecars = _read_sidecars(paths)
     rows_of = dict(list(qc.groupby("series", sort=False)))
     made_by = scans.provenance.set_index("scan")["models"].to_dict()
-    for series in wanted:
-        if series.stem in problems:
+    for stem in by_stem:
+        if stem in problems:
             continue
-        current = _Current(members[series], scans.fingerprints, made_by, is_gone)
-        if reason := _stale(rows_of[series.stem], sidecars[series], current):
-            problems[series.stem] = reason
+        current = _Current(members[stem], scans.fingerprints, made_by, is_gone)
+        if reason := _stale(rows_of[stem], sidecars[stem], current):
+            problems[stem] = reason
     tables = {}
     for kind in ("morph", "annual"):
         # Without any scan that was used, there are no volumes.
-        usable = [s for s in wanted if s.stem not in problems and (sidecars[s] or {}).get("Used")]
-        tables[kind], wrong = _stack(kind, usable, output)
+        usable = {
+            stem: paths[stem]
+            for stem, sidecar in sidecars.items()
+            if stem not in problems and sidecar and sidecar.get("Used")
+        }
+        tables[kind], wrong = _stack(kind, usable)
         problems |= wrong
     _warn_of_stale(qc, problems)
     sound = {kind: table[~table["series"].isin(problems)] for kind, table in tables.items()}
-    by_stem = {series.stem: series for series in wanted}
     qc = _with_problems(qc, problems, by_stem, members)
     change = _with_both_sides(_with_keys(sound["annual"], by_stem))
     return GatheredSeries(
@@ -158,23 +165,22 @@ def _stale(rows: pd.DataFrame, sidecar: Mapping[str, Any] | None, now: _Current)
 
 
 def _stack(
-    kind: str, wanted: Sequence[Series], output: Path
+    kind: str, paths: Mapping[str, Mapping[str, Path]]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     columns, required = _KINDS[kind]
     about = TableKind(columns, required, ("series",), lambda stem: [stem], "series")
-    paths = {series.stem: series.paths(output)[kind] for series in wanted}
     # A table that cannot be read is a problem of its series, which the warning names.
-    return stack_tables(about, paths, {})
+    return stack_tables(about, {stem: one[kind] for stem, one in paths.items()}, {})
 
 
 def _read_sidecars(
-    wanted: Sequence[Series], output: Path
-) -> dict[Series, Mapping[str, Any] | None]:
+    paths: Mapping[str, Mapping[str, Path]],
+) -> dict[str, Mapping[str, Any] | None]:
     """Read the sidecars of the QC tables; one that is damaged is empty."""
 
-    def read(series: Series) -> Mapping[str, Any] | None:
+    def read(files: Mapping[str, Path]) -> Mapping[str, Any] | None:
         try:
-            content = load_json(sidecar_path(series.paths(output)["qc"]))
+            content = load_json(sidecar_path(files["qc"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
@@ -182,7 +188,7 @@ def _read_sidecars(
         return content if isinstance(content, dict) else {}
 
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(wanted, pool.map(read, wanted), strict=True))
+        return dict(zip(paths, pool.map(read, paths.values()), strict=True))
 
 
 def _warn_of_stale(qc: pd.DataFrame, problems: Mapping[str, str]) -> None:
@@ -220,14 +226,14 @@ def _with_problems(
     qc: pd.DataFrame,
     problems: Mapping[str, str],
     by_stem: Mapping[str, Series],
-    members: Mapping[Series, Sequence[str]],
+    members: Mapping[str, Sequence[str]],
 ) -> pd.DataFrame:
     """Say that results are stale in the rows of all scans of the series, which may have none."""
     sound = qc[~qc["series"].isin(problems)]
     rows = [
         {"series": stem, "scan": scan, "status": "stale", "reason": reason}
         for stem, reason in problems.items()
-        for scan in members[by_stem[stem]]
+        for scan in members[stem]
     ]
     stale = pd.DataFrame(rows, columns=sound.columns).astype(sound.dtypes, errors="ignore")
     table = pd.concat([part for part in (sound, stale) if len(part)], ignore_index=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from hyps_bids.cohort.derived import is_change, split_column, volume_columns
+from hyps_bids.cohort.derived import CROSS_SECTIONAL, is_change, split_column, volume_columns
 from hyps_bids.cohort.design import CannotFit, Design, build_design
 from hyps_bids.cohort.effects import Row, coefficient_rows
 from hyps_bids.cohort.formulas import FAMILIES, find_measures, formula_variables, parse_formula
@@ -126,6 +126,7 @@ def fit_formulas(
     failed += wrong
     _warn_of_codes(data, sound)
     _tell_whose_columns(frame, sound)
+    _tell_of_longitudinal(data, sound)
     fitted = list[ModelTables]()
     for formula in sound:
         try:
@@ -400,6 +401,21 @@ def _tell_whose_columns(frame: pd.DataFrame, formulas: Sequence[str]) -> None:
     used = {name for one in parsed for name in (*one.columns.values(), *one.slopes)}
     for short in sorted(used & set(frame) & set(_ALIASES)):
         _LOG.info("The models use the dataset's own column %s; ours is %s.", short, _ALIASES[short])
+
+
+def _tell_of_longitudinal(data: pd.DataFrame, formulas: Sequence[str]) -> None:
+    """Name the better measure of formulas that model time with volumes of each scan alone."""
+    for formula in formulas:
+        parsed = parse_formula(formula, frozenset(data))
+        name = next((n for n in parsed.outcome if FAMILIES.get(n) in CROSS_SECTIONAL), None)
+        better = volume_columns(data, "volume_longitudinal_mm3")
+        times = {*parsed.columns.values(), *parsed.slopes} & {"time", _ALIASES["time"]}
+        if name and name not in data and better and times:
+            _LOG.warning(
+                "Model '%s': %s has the volumes of each scan alone. volume_longitudinal has those "
+                "of all scans of a participant together, in which change is known better.",
+                *(formula, name),
+            )
 
 
 def _codes(values: pd.Series) -> str:

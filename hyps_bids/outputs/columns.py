@@ -184,6 +184,10 @@ CHANGE_COLUMNS = {
     "percent_per_year_high": "Upper end of the 95 % interval of percent_per_year.",
 }
 
+#: Those that tables of version 0.1 lack.
+ADDED_CHANGE_COLUMNS = (
+    *("method", "percent_per_year_se", "percent_per_year_low", "percent_per_year_high"),
+)
 #: Column of a series' table of volumes over time → description
 LONGITUDINAL_COLUMNS = {
     **SUFFIX_COLUMN,

@@ -34,7 +34,7 @@ def scan_charts() -> dict[str, Spec]:
     asymmetry = _chart("distribution")
     bounds = quality_bounds()["asymmetry"]
     asymmetry["layer"] += [_level(100 * bounds[end], "bound") for end in ("low", "high")]
-    names = ("distribution", "relation", "quality", "change")
+    names = ("distribution", "relation", "quality", "change", "annual")
     return {name: _chart(name) for name in names} | {"asymmetry": asymmetry}
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from hyps_bids.cohort.image_contrasts import contrasts_of
 from hyps_bids.errors import HypsError, MissingInput
 from hyps_bids.outputs.columns import (
+    ADDED_CHANGE_COLUMNS,
     CHANGE_COLUMNS,
     CONTRAST_COLUMN,
     LINEAR_MODEL_COLUMNS,
@@ -33,7 +34,13 @@ from hyps_bids.outputs.reading import (
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.reports.charts import scan_charts
 from hyps_bids.reports.citation import to_html
-from hyps_bids.reports.group_facts import OUTLIER_Z, STATES, GroupFacts, describe_group
+from hyps_bids.reports.group_facts import (
+    CHANGE_METHODS,
+    OUTLIER_Z,
+    STATES,
+    GroupFacts,
+    describe_group,
+)
 from hyps_bids.reports.group_methods import group_methods_file
 from hyps_bids.reports.group_norms import read_norm_models, read_scored_groups
 from hyps_bids.reports.linear_models import describe_linear_models
@@ -74,7 +81,12 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
         If the report cannot be written.
     """
     path = group_path(output_dir, WIDE, suffixes)
-    group = _read_group(path, output_dir, suffixes)
+    # Tables of earlier versions state neither the contrast nor the method.
+    needed = CHANGE_COLUMNS.keys() - CONTRAST_COLUMN.keys() - set(ADDED_CHANGE_COLUMNS)
+    change = _read_optional(group_path(output_dir, CHANGE, suffixes), needed)
+    change = change.reindex(columns=list(dict.fromkeys([*change, *ADDED_CHANGE_COLUMNS])))
+    change["method"] = change["method"].fillna("cross-sectional")
+    group = _read_group(path, output_dir, suffixes, change)
     linear = describe_linear_models(
         _read_optional(group_path(output_dir, LINEAR_MODELS, suffixes), LINEAR_MODEL_COLUMNS),
         _read_optional(group_path(output_dir, POSTHOC, suffixes), POSTHOC_COLUMNS),
@@ -91,9 +103,6 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
     for kind, trained in (("norms", norms), ("classifier", classifiers), ("adapter", adapters)):
         for t, one in enumerate(trained):
             specs |= {f"{kind}-{t}-{c}": chart.spec for c, chart in enumerate(one.charts)}
-    # Tables of earlier versions do not state the contrast.
-    needed = CHANGE_COLUMNS.keys() - CONTRAST_COLUMN.keys()
-    change = _read_optional(group_path(output_dir, CHANGE, suffixes), needed)
     html = render(
         "group.html.j2",
         dataset=_dataset_name(output_dir),
@@ -119,7 +128,9 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
     return path
 
 
-def _read_group(path: Path, output_dir: Path, suffixes: Collection[str]) -> GroupFacts | None:
+def _read_group(
+    path: Path, output_dir: Path, suffixes: Collection[str], change: pd.DataFrame
+) -> GroupFacts | None:
     """Read the tables of all scans; None if the group level has not written them."""
     if not path.is_file():
         return None
@@ -134,7 +145,7 @@ def _read_group(path: Path, output_dir: Path, suffixes: Collection[str]) -> Grou
             code="group-tables-unreadable",
         ) from error
     reports = {one.name for one in output_dir.glob("sub-*.html")}
-    return describe_group(wide, qc, sidecar, reports)
+    return describe_group(wide, qc, sidecar, reports, change)
 
 
 def _read_optional(path: Path, columns: Collection[str]) -> pd.DataFrame:
@@ -159,15 +170,22 @@ def _summarize_change(table: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     contrasts = contrasts_of(table)
     several = contrasts.nunique() > 1
-    measures = {f"volume_mm3_{hemi}_{WHOLE}": side for hemi, side in SIDE_NAMES.items()}
+    measures = {
+        f"{start}_{hemi}_{WHOLE}": (words, side)
+        for words, start in CHANGE_METHODS.values()
+        for hemi, side in SIDE_NAMES.items()
+    }
     whole = table[table["measure"].isin(measures)]
-    for (contrast, measure), one in whole.groupby([contrasts[whole.index], "measure"]):
-        side = measures[str(measure)] + (f", {contrast}" if several else "")
+    by = [contrasts[whole.index], whole["measure"].map(list(measures).index)]
+    for (contrast, number), one in whole.groupby(by):
+        method, side = list(measures.values())[int(number)]
+        side += f", {contrast}" if several else ""
         slopes = one["percent_per_year"].dropna()
         low, middle, high = slopes.quantile([0.25, 0.5, 0.75])
         remarks = one["remarks"].dropna().value_counts()
         rows.append(
             {
+                "method": method,
                 "side": side,
                 "subjects": len(slopes),
                 "median": f"{middle:+.2f} %" if len(slopes) else None,

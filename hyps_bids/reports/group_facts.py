@@ -41,7 +41,19 @@ _MEASURES = {
     "volume_mm3": ("volume", "mm³", 1),
     "icv_residual_mm3": ("volume adjusted for ICV", "mm³", 1),
     "icv_fraction": ("share of the ICV", "%", 100),
+    "volume_longitudinal_mm3": ("longitudinal volume", "mm³", 1),
+    "icv_residual_longitudinal_mm3": ("longitudinal volume adjusted for ICV", "mm³", 1),
+    "icv_fraction_longitudinal": ("longitudinal share of the ICV", "%", 100),
 }
+#: Method in the table of change → words, and what its measures begin with; the best ones first.
+CHANGE_METHODS = {
+    "volume": ("longitudinal volumes", "volume_longitudinal_mm3"),
+    "bsi": ("boundary shift", "bsi_mm3"),
+    "cross-sectional": ("each scan alone", "volume_mm3"),
+}
+_SHORT_METHODS = {"volume": "volume", "bsi": "boundary", "cross-sectional": "alone"}
+#: Largest number of participants for whose mean change a t quantile is stored.
+_MOST_T = 200
 #: Names of columns by which scans are compared or colored at first.
 _GROUP = re.compile(r"(?i)^(diagnos|dx|group|condition|cohort|patient|arm|status)")
 _SEX = re.compile(r"(?i)^(sex|gender)")
@@ -58,7 +70,9 @@ class PageData(TypedDict):
     `categories`, `numbers` and `quality` are columns to show, to compare by and to plot, and
     `contrasts` are those of the images, which are shown one at a time at first; `defaults`
     are the positions of those that are shown at first, or -1. `years` since the subject's first
-    scan are None if no subject has two times.
+    scan are None if no subject has two times. `annual` has the change of the whole hippocampus in
+    percent per year: the methods that there are, and for each participant (by the row of the first
+    scan) and side the value and the ends of its interval by each method.
     """
 
     scan: list[str]
@@ -77,6 +91,7 @@ class PageData(TypedDict):
     contrasts: dict[str, Any]
     quality: list[dict[str, Any]]
     years: list[float | None] | None
+    annual: dict[str, Any] | None
     defaults: dict[str, int]
 
 
@@ -91,6 +106,16 @@ class ConspicuousScan:
 
 
 @dataclass(frozen=True)
+class FollowedScan:
+    """A scan whose longitudinal results are conspicuous or cannot be used."""
+
+    scan: str
+    href: str | None
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class GroupFacts:
     """Everything about the scans that the page shows.
 
@@ -99,7 +124,8 @@ class GroupFacts:
     contrast, and `adjustments` are by contrast, or by an empty name if there is only one.
     `n_without_side` counts the scans that lack one or both hippocampi; `n_outlier_scans` counts
     those among which outliers were searched, and is 0 if there are too few. `not_offered` names
-    columns of text whose levels are not compared, and says why.
+    columns of text whose levels are not compared, and says why. `followed` has the scans whose
+    longitudinal results are to be looked at, and `n_followed` participants have such results.
     """
 
     counts: dict[str, int]
@@ -111,6 +137,8 @@ class GroupFacts:
     n_without_side: int
     n_outlier_scans: int
     not_offered: list[str]
+    followed: list[FollowedScan]
+    n_followed: int
 
 
 def describe_group(
@@ -118,11 +146,12 @@ def describe_group(
     qc: pd.DataFrame,
     sidecar: Mapping[str, ColumnDescription],
     reports: Collection[str],
+    change: pd.DataFrame | None = None,
 ) -> GroupFacts:
     """Collect the facts about all scans of the wide table.
 
     The sidecar is that of the wide table; `reports` are names of the subject reports that exist,
-    such as ``sub-01.html``.
+    such as ``sub-01.html``, and `change` is the table of change per year.
     """
     wide = wide.reset_index(drop=True)
     qc = qc.drop_duplicates("scan").set_index("scan").reindex(wide["scan"]).reset_index(drop=True)
@@ -157,6 +186,7 @@ def describe_group(
         "contrasts": _codes(contrasts_of(wide), list(count_contrasts(wide))),
         "quality": _quality(qc),
         "years": _years(wide),
+        "annual": None if change is None else _annual(wide, change),
         "defaults": _defaults(categories, numbers),
     }
     return GroupFacts(
@@ -169,6 +199,8 @@ def describe_group(
         n_without_side=int(wide["flags"].str.contains(r"\bmissing_", na=False).sum()),
         n_outlier_scans=n_outlier_scans,
         not_offered=not_offered,
+        followed=_followed(wide, names, hrefs),
+        n_followed=_count_followed(wide),
     )
 
 
@@ -344,6 +376,70 @@ def _years(wide: pd.DataFrame) -> list[float | None] | None:
     """Return the years since the subject's first scan, if any subject has two times."""
     years = scan_order(wide)["years_since_first_scan"].where(wide["status"] == "done")
     return _numbers(years.to_frame("years"), "years") if (years > 0).any() else None
+
+
+def _annual(wide: pd.DataFrame, change: pd.DataFrame) -> dict[str, Any] | None:
+    """Collect the change per year of each participant and contrast by all methods."""
+    from scipy import stats
+
+    keys = ["participant_id", CONTRAST]
+    order = scan_order(wide)["scan_number"]
+    first = wide.assign(**{CONTRAST: contrasts_of(wide)})[order == 1].drop_duplicates(keys)
+    rows = pd.Series(first.index, index=pd.MultiIndex.from_frame(first[keys]))
+    change = change.assign(**{CONTRAST: contrasts_of(change)})
+    found: dict[int, dict[str, Any]] = {}
+    present = [m for m in CHANGE_METHODS if (change["method"] == m).any()]
+    for m, method in enumerate(present):
+        for hemi in SIDE_NAMES:
+            of = change[change["measure"] == f"{CHANGE_METHODS[method][1]}_{hemi}_{WHOLE}"]
+            of = of[of["percent_per_year"].notna()].drop_duplicates(keys).set_index(keys)
+            of = of[of.index.isin(rows.index)]
+            names = ("percent_per_year", "percent_per_year_low", "percent_per_year_high")
+            values = zip(*(_numbers(of, name) for name in names), strict=True)
+            for row, value in zip(rows[of.index], values, strict=True):
+                one = found.setdefault(
+                    int(row),
+                    {"i": int(row), **{side: [None] * len(present) for side in SIDE_NAMES}},
+                )
+                one[hemi][m] = list(value)
+    if not found:
+        return None
+    return {
+        "methods": [CHANGE_METHODS[method][0] for method in present],
+        "short": [_SHORT_METHODS[method] for method in present],
+        "rows": [found[row] for row in sorted(found)],
+        "t": [round(float(t), 4) for t in stats.t.ppf(0.975, np.arange(1, _MOST_T))],
+    }
+
+
+def _followed(wide: pd.DataFrame, names: list[str], hrefs: list[str | None]) -> list[FollowedScan]:
+    """List the scans whose longitudinal results are stale, refused or flagged."""
+    if "longitudinal_status" not in wide:
+        return []
+    found = []
+    states = list(
+        zip(
+            wide["longitudinal_status"],
+            wide["longitudinal_reason"],
+            wide["longitudinal_flags"],
+            strict=True,
+        )
+    )
+    for row, (status, reason, flags) in enumerate(states):
+        if status in ("stale", "refused"):
+            found.append(FollowedScan(names[row], hrefs[row], str(status), str(reason)))
+        elif pd.notna(flags):
+            found.append(FollowedScan(names[row], hrefs[row], "flagged", str(flags)))
+    order = ("stale", "refused", "flagged")
+    return sorted(found, key=lambda one: order.index(one.state))
+
+
+def _count_followed(wide: pd.DataFrame) -> int:
+    """Count the participants who have longitudinal results."""
+    if "longitudinal_status" not in wide:
+        return 0
+    used = wide[wide["longitudinal_status"] == "used"]
+    return int(used["participant_id"].nunique())
 
 
 def _defaults(categories: list[dict[str, Any]], numbers: list[dict[str, Any]]) -> dict[str, int]:

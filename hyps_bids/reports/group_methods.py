@@ -98,12 +98,33 @@ def _tables(output: Path, suffixes: Collection[str]) -> Iterator[str]:
             f"(ICV − mean ICV), with the slope of a linear regression {over}{whom}."
         )
     if group_path(output, CHANGE, suffixes).is_file():
-        of = ", separately for each contrast" if len(count_contrasts(done)) > 1 else ""
-        text += (
-            " Change over time was the slope of the least-squares line through the volumes of "
-            f"each participant with scans at several times{of}."
-        )
+        text += _change(done, read_table(group_path(output, CHANGE, suffixes)))
     yield text
+
+
+def _change(done: pd.DataFrame, change: pd.DataFrame) -> str:
+    """Say how change over time was measured, and in whom."""
+    of = ", separately for each contrast" if len(count_contrasts(done)) > 1 else ""
+    line = (
+        " Change over time was the slope of the least-squares line through the volumes of each "
+        f"participant with scans at several times{of}"
+    )
+    methods = change.get("method", pd.Series(dtype="str"))
+    followed = change[methods.isin(["volume", "bsi"]) & change["percent_per_year"].notna()]
+    if followed.empty:
+        return f"{line}."
+    count = format_count(followed["participant_id"].nunique(), "participant")
+    return (
+        f" All scans of each of {count} were registered to a space midway between them and "
+        f"segmented in the same boxes{of}. Change per year was the slope of a line through these "
+        "longitudinal volumes and, as a second measurement, through the boundary shift integral "
+        "[@bsi; @kn_bsi]; standard errors follow from the error of one scan."
+        + (
+            f"{line}, each segmented by itself, as a third."
+            if (methods == "cross-sectional").any()
+            else ""
+        )
+    )
 
 
 def _scans(done: pd.DataFrame) -> str:

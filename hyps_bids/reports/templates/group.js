@@ -139,12 +139,12 @@
     const groups = [[-1, "nothing"], ...labels(facts.categories)];
     if (byId("contrast")) {
       const several = facts.contrasts.levels.map((level, i) => [i, level]);
-      fill("contrast", [...several, [-1, "all contrasts"]], 0, /^(distribution|relation|change|quality)-|^asymmetry/);
+      fill("contrast", [...several, [-1, "all contrasts"]], 0, /^(distribution|relation|change|annual|quality)-|^asymmetry/);
     }
     const volume = facts.measures.findIndex((m) => m.kind === "icv_residual_mm3");
     fill("measure", labels(facts.measures), Math.max(0, volume >= 0 && facts.measures[0]?.kind === "volume_mm3" ? 0 : volume), /^(distribution|relation|change)-/);
-    fill("group", groups, facts.defaults.group, /^(distribution-|asymmetry)/);
-    fill("color", groups, facts.defaults.color, /^(distribution|relation|change)-|^asymmetry/);
+    fill("group", groups, facts.defaults.group, /^(distribution-|annual-|asymmetry)/);
+    fill("color", groups, facts.defaults.color, /^(distribution|relation|change|annual)-|^asymmetry/);
     fill("number", labels(facts.numbers), facts.defaults.number, /^relation-/);
     const at = (name) => Math.max(0, facts.quality.findIndex((q) => q.name === name));
     const first = facts.quality.some((q) => q.name === "expected_dice_low") ? "expected_dice_low" : "confidence";
@@ -163,6 +163,56 @@
     const margin = (high - low || Math.abs(high) || 1) * 0.04;
     return [low - margin, high + margin];
   };
+
+  // More lines than these hide each other.
+  const MOST_LINES = 60;
+  /** Keep all scans of some subjects of each color. */
+  function someOf(rows) {
+    const first = new Map();
+    rows.forEach((r) => { if (!first.has(r.subject)) first.set(r.subject, r); });
+    const byColor = new Map();
+    for (const r of first.values()) byColor.set(r.color, [...(byColor.get(r.color) ?? []), r]);
+    const kept = new Set([...byColor.values()].flatMap((list) =>
+      list.sort((a, b) => jitter(a.i) - jitter(b.i)).slice(0, MOST_LINES).map((r) => r.subject)));
+    return rows.filter((r) => kept.has(r.subject));
+  }
+  /** Return the longitudinal form of a measure, if there is one. */
+  const longitudinal = (measure) => {
+    const kind = measure?.kind.replace(/^(volume|icv_residual)_mm3$/, "$1_longitudinal_mm3").replace(/^icv_fraction$/, "icv_fraction_longitudinal");
+    return facts.measures.find((m) => m.kind === kind && m.part === measure.part) ?? measure;
+  };
+  /** Change per year of each participant, by group and method. */
+  function annual(which, base, place, result) {
+    if (!facts.annual) return null;
+    const group = category("group");
+    const { methods, short, t } = facts.annual;
+    const found = facts.annual.rows.filter((r) => isShown(r.i)).flatMap((r) =>
+      r[which].map((v, m) => v && { ...base(r.i), value: v[0], low: v[1], high: v[2], level: levelOf(group, r.i), m }).filter(Boolean));
+    const pairs = methods.flatMap((method, m) => levelsOf(group).map((level) => ({
+      level, method, m, rows: found.filter((r) => r.level === level && r.m === m),
+    }))).filter((pair) => pair.rows.length);
+    const alone = group === everybody;
+    const groups = pairs.map((p) => (alone ? p.method : methods.length > 1 ? `${p.level}, ${short[p.m]}` : p.level));
+    const rows = pairs.flatMap((p, k) => p.rows.map((r) => ({ ...r, group: groups[k], x: k + 0.3 * jitter(r.i) })));
+    const boxes = pairs.map((p, k) => {
+      const v = Float64Array.from(p.rows, (r) => r.value).sort();
+      const mean = v.reduce((a, b) => a + b, 0) / v.length;
+      const variance = v.reduce((a, b) => a + (b - mean) ** 2, 0) / (v.length - 1);
+      const half = v.length > 1 ? (t[v.length - 2] ?? 1.96) * Math.sqrt(variance / v.length) : 0;
+      return {
+        from: k - 0.4, to: k + 0.4, at: k, low: quantile(v, 0.25), middle: quantile(v, 0.5), high: quantile(v, 0.75),
+        mean, mean_low: mean - half, mean_high: mean + half,
+        cells: [alone ? "all" : p.level, p.method, v.length, `${shown(mean)}${half ? ` [${shown(mean - half)}, ${shown(mean + half)}]` : ""}`,
+          shown(quantile(v, 0.5)), `${shown(quantile(v, 0.25))} to ${shown(quantile(v, 0.75))}`],
+      };
+    });
+    place({
+      name: `${{ L: "Left", R: "Right" }[which]}, change per year by ${alone ? "method" : group.label}`, group_title: alone ? null : group.label,
+      groups, boxes, places: groups.map((_, k) => k), sides: [-0.5, groups.length - 0.5], angle: groups.length > 2 ? -40 : 0,
+    });
+    return result(rows, "change per year, %", rows.map((r) => r.value),
+      `Change per year in percent, ${SIDES[which]}: ` + boxes.map((b) => `${b.cells[0]}, ${b.cells[1]}: n ${b.cells[2]}, mean ${b.cells[3]}`).join("; "));
+  }
 
   /** Return rows and placeholders of a chart of all scans; null if there is nothing to show. */
   function filled(name) {
@@ -196,7 +246,9 @@
       return result(rows, y.label, [...rows.map((r) => r.value), ...y.bounds],
         `${y.label} against ${x.label}, ${rows.length} points, ${rows.filter((r) => r.state === "flagged").length} of them from flagged scans.`);
     }
-    const measure = kind === "asymmetry" ? null : facts.measures[chosen("measure")];
+    if (kind === "annual") return annual(which, base, (found) => { placeholders = found; }, result);
+    const chosenMeasure = kind === "asymmetry" ? null : facts.measures[chosen("measure")];
+    const measure = kind === "change" ? longitudinal(chosenMeasure) : chosenMeasure;
     if (kind !== "asymmetry" && !measure) return null;
     const values = measure ? measure[which] : facts.asymmetry;
     const title = measure ? `${measure.label}, ${measure.unit}` : "asymmetry, %";
@@ -218,9 +270,11 @@
       const rows = known.filter((i) => facts.years[i] !== null).map((i) => ({
         ...base(i), x: facts.years[i], value: values[i], subject: `${facts.subject[i]} ${facts.contrasts.codes[i]}` }));
       const often = counted(rows.map((r) => r.subject));
-      placeholders = { x_title: "years since the first scan" };
       const several = rows.filter((r) => often.get(r.subject) > 1);
-      return result(several, title, both, `${title}, ${SIDES[which]}, over years: ${several.length} scans.`);
+      const drawn = someOf(several);
+      const limited = drawn.length < several.length ? `, ${MOST_LINES} subjects of each color drawn by lot` : "";
+      placeholders = { x_title: "years since the first scan", name: `${Side}, over time${limited}` };
+      return result(drawn, title, both, `${title}, ${SIDES[which]}, over years: ${drawn.length} scans${limited}.`);
     }
     const group = category("group");
     const present = new Set(known.map((i) => levelOf(group, i)));
@@ -259,6 +313,16 @@
       const sides = name === "asymmetry" ? [""] : ["L", "R"];
       const found = sides.map((s) => [s, filled(s ? `${name}-${s}` : name)]).filter(([, f]) => f);
       const caption = found.length ? `${found[0][1].values.value_title}: numbers behind the points` : "";
+      if (name === "annual") {
+        const head = [category("group").label, "Method", "Side", "Participants", "Mean, 95 % interval", "Median", "Middle half"];
+        table.replaceChildren(
+          make("caption", { textContent: caption }),
+          make("thead", {}, make("tr", {}, ...head.map((n) => make("th", { scope: "col", textContent: n })))),
+          make("tbody", {}, ...found.flatMap(([side, { values }]) => values.boxes.map(({ cells: [group, method, ...cells] }) =>
+            make("tr", {}, make("th", { scope: "row", textContent: group }),
+              ...[method, SIDES[side], ...cells].map((c) => make("td", { textContent: c })))))));
+        return;
+      }
       const names = [category("group").label, ...(sides[0] ? ["Side"] : []), "Scans", "Median", "Middle half"];
       table.replaceChildren(
         make("caption", { textContent: caption }),
@@ -305,6 +369,7 @@
     const lines = [facts.scan[i] + (datum.side ? `, ${SIDES[datum.side]}` : "")];
     lines.push(`${titles.value_title}: ${shown(datum.value)}`);
     if (datum.group === undefined) lines.push(`${titles.x_title}: ${shown(datum.x)}`);
+    if (typeof datum.low === "number") lines.push(`95 % interval: ${shown(datum.low)} to ${shown(datum.high)}`);
     lines.push(...facts.categories.slice(0, 3).map((c) => `${c.label}: ${levelOf(c, i)}`));
     lines.push(...facts.notes[i].map(([short, finding]) => finding || short));
     return lines.join("\n");
