@@ -16,13 +16,14 @@ import pandas as pd
 import pytest
 
 from hyps_bids.errors import MissingInput
-from hyps_bids.outputs.columns import CHANGE_COLUMNS
+from hyps_bids.outputs.columns import ADDED_CHANGE_COLUMNS, CHANGE_COLUMNS
 from hyps_bids.outputs.names import group_path, sidecar_path
 from hyps_bids.outputs.reading import CHANGE, WIDE
 from hyps_bids.outputs.writing import write_table
 from hyps_bids.reports.group import write_group_report
 from hyps_bids.reports.group_facts import GroupFacts, describe_group
 from hyps_bids.reports.models import TrainedModel, _add_metrics
+from tests.cohort.study import MadeStudy
 from tests.raising import raises
 from tests.reports.simulated import NASTY, ODD_COLUMN, wide_table, write_derivatives, write_models
 
@@ -183,13 +184,52 @@ def test_change_of_an_earlier_version_is_of_t1w_images(tmp_path: Path) -> None:
     slopes = {"mm3_per_year": -20.0, "percent_per_year": -1.5}
     row = dict.fromkeys(CHANGE_COLUMNS, 1.0) | slopes | {"remarks": None}
     row |= {"participant_id": "sub-1", "measure": "volume_mm3_L_whole", "time_source": "age"}
-    table = pd.DataFrame([row]).drop(columns="image_contrast")
+    table = pd.DataFrame([row]).drop(columns=["image_contrast", *ADDED_CHANGE_COLUMNS])
     write_derivatives(tmp_path, 12)
     write_table(group_path(tmp_path, CHANGE), table)
     text = write_group_report(tmp_path).read_text()
-    (shown,) = re.findall(r'<th scope="row">left.*?</tr>', text, re.IGNORECASE)
+    (shown,) = re.findall(
+        r'<th scope="row">each scan alone</th><td>left.*?</tr>', text, re.IGNORECASE
+    )
     assert "T1w" not in shown
     assert "1.50" in shown
+
+
+def test_change_by_method_and_scans_to_look_at(tmp_path: Path) -> None:
+    study = MadeStudy.create(tmp_path)
+    for subject in ("sub-1", "sub-2"):
+        stems = [f"{subject}_ses-{k}" for k in (1, 2, 3)]
+        for stem in stems:
+            study.scan(stem)
+        dates = "session_id acq_time\nses-1 2001-01-01\nses-2 2002-01-01\nses-3 2002-01-01T06:00:00"
+        study.table(f"{subject}/{subject}_sessions.tsv", dates)
+        refused = {"sub-2_ses-2": f"Another head {NASTY}"} if subject == "sub-2" else {}
+        used = [stem for stem in stems if stem != "sub-1_ses-2"]
+        if subject == "sub-1":
+            study.path("sub-1_ses-2", "qc").unlink()
+        study.series(used, {"L": -2.0, "R": -1.0}, refused=refused, error=0.5)
+    wide = study.write_tables()
+    change = study.group_table(CHANGE)
+    sidecar = study.group_sidecar("desc-wide_morph")
+    group = describe_group(wide, study.group_table("qc"), sidecar, {"sub-2.html"}, change)
+    annual = group.data["annual"]
+    assert annual is not None
+    assert annual["methods"] == ["longitudinal volumes", "boundary shift", "each scan alone"]
+    by_subject = {wide["participant_id"][row["i"]]: row for row in annual["rows"]}
+    assert by_subject["sub-2"]["L"][0] == pytest.approx([-2, -2.98, -1.02])
+    assert by_subject["sub-2"]["R"][1][0] == -1
+    assert by_subject["sub-2"]["L"][2][0] == pytest.approx(0, abs=1e-6)
+    assert annual["t"][9] == pytest.approx(2.2281)
+    assert group.n_followed == 2
+    (one,) = group.followed
+    assert (one.scan, one.state, one.href) == (
+        "sub-2_ses-2",
+        "refused",
+        "sub-2.html#scan-sub-2_ses-2",
+    )
+    text = write_group_report(study.output).read_text()
+    assert NASTY not in text
+    assert "2 participants have longitudinal results" in text
 
 
 def test_nothing_done_and_no_metadata(tmp_path: Path) -> None:
