@@ -84,8 +84,8 @@ def write_group_report(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) 
     # Tables of earlier versions state neither the contrast nor the method.
     needed = CHANGE_COLUMNS.keys() - CONTRAST_COLUMN.keys() - set(ADDED_CHANGE_COLUMNS)
     change = _read_optional(group_path(output_dir, CHANGE, suffixes), needed)
-    change = change.reindex(columns=list(dict.fromkeys([*change, *ADDED_CHANGE_COLUMNS])))
-    change["method"] = change["method"].fillna("cross-sectional")
+    if "method" not in change:
+        change = change.assign(method="cross-sectional")
     group = _read_group(path, output_dir, suffixes, change)
     linear = describe_linear_models(
         _read_optional(group_path(output_dir, LINEAR_MODELS, suffixes), LINEAR_MODEL_COLUMNS),
