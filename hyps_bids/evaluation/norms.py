@@ -26,9 +26,11 @@ import pandas as pd
 from scipy import stats
 from scipy.special import ndtr
 
+from hyps_bids.norms.calibrate import calibrate_site
 from hyps_bids.norms.calibration import calibration_table
+from hyps_bids.norms.fit import fit_norm
 from hyps_bids.norms.folds import score_out_of_fold
-from hyps_bids.norms.norm import Norm, calibrate_site, fit_norm
+from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.sample import Array, NormSample, NormScores, NormSettings
 from hyps_bids.outputs.reading import read_table
 

@@ -13,12 +13,12 @@ from hyps_bids.messages import format_count
 from hyps_bids.norms.design import SCALE_SITE, SITE, Columns, Design
 from hyps_bids.norms.family import derivatives
 from hyps_bids.norms.fit import FEW_AT_SITE, weights_of
-from hyps_bids.norms.model import Norm, Rows
+from hyps_bids.norms.norm import Norm, Rows
 from hyps_bids.norms.sample import Array, NormSample
 
 #: The prior of the offsets is Student's with these degrees of freedom, so that a scanner that is
 #: quite different is believed; its variance is updated this many times.
-_TAIL, _UPDATES = 2.0, 8
+_TAIL, _UPDATES = 4.0, 8
 
 
 def calibrate_site(norm: Norm, sample: NormSample, values: Array) -> Norm:
@@ -116,7 +116,7 @@ def _with_site(
     if people < FEW_AT_SITE:
         remarks += (
             f"The site {site} was added with only {format_count(people, 'control')} (fewer than "
-            f"{FEW_AT_SITE}), so it is taken for a nearly average one.",
+            f"{FEW_AT_SITE}), so its scores are drawn towards those of an average site.",
         )
     facts = {**norm.facts, "Sites": {**norm.facts["Sites"], site: people}}
     return replace(norm, facts=facts, remarks=remarks, design=design, fit=fit)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hyps_bids.errors import BadData
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.norms.design import EXPECTED_SD, PRIOR_COUNT, SEXES, Design, make_design
-from hyps_bids.norms.model import Norm
+from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.penalized import Fit, Problem, fit_penalized
 from hyps_bids.norms.sample import FEW, FEWEST, Array, NormSample, NormSettings, Texts
 
@@ -19,8 +19,8 @@ from hyps_bids.norms.sample import FEW, FEWEST, Array, NormSample, NormSettings,
 _ENOUGH_ICV = 0.5
 #: Log Bayes factor that a less simple distribution must gain.
 _GAIN = 1.0
-#: A site with fewer participants has an uncertain offset of its own.
-FEW_AT_SITE = 10
+#: A site with fewer participants has an uncertain offset of its own (measured, see docs/norms.md).
+FEW_AT_SITE = 25
 
 
 class _Family(NamedTuple):
@@ -188,7 +188,7 @@ def _remarks(facts: dict[str, Any], design: Design, family: _Family) -> list[str
     few = [f"{site} ({n})" for site, n in facts["Sites"].items() if n < FEW_AT_SITE]
     if few and len(facts["Sites"]) > 1:
         remarks.append(
-            f"Sites with fewer than {FEW_AT_SITE} controls are taken for nearly average ones: "
+            f"Sites with fewer than {FEW_AT_SITE} controls are drawn towards an average site: "
             f"{join_names(few)}."
         )
     if not family.fit.converged:

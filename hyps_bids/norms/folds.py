@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hyps_bids.norms.fit import problem_of, usable_controls, weights_of
-from hyps_bids.norms.model import Norm
+from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.penalized import fit_penalized
 from hyps_bids.norms.sample import UNCALIBRATED, Array, NormSample, NormScores
 

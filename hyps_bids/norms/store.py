@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from hyps_bids.errors import BadData, MissingInput
-from hyps_bids.norms.model import Norm
+from hyps_bids.norms.norm import Norm
 from hyps_bids.outputs.writing import write_bytes
 
 #: Version of the format; a file of another version is refused.
