@@ -28,7 +28,7 @@ from hyps_bids.norms.folds import score_out_of_fold
 from hyps_bids.norms.measures import needs_icv, norm_measures, scored_rows
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.people import People, describe_people, icv_is_flagged, require_site
-from hyps_bids.norms.sample import FEW, FEWEST, NormScores, NormSettings
+from hyps_bids.norms.sample import FEWEST, NormScores, NormSettings
 from hyps_bids.norms.tables import Scored, make_sample, score_table
 from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, NORM_COLUMNS, described
 from hyps_bids.outputs.dataset import dataset_name
@@ -166,8 +166,8 @@ def write_group_scores(settings: Settings, stored: StoredNorms, table: pd.DataFr
     )
     with_centile = table[table["centile"].notna()]
     _LOG.info(
-        "Norms %s: %s of %s with centiles, in %s",
-        *(stored.card["Name"], format_count(with_centile["scan"].nunique(), "scan")),
+        "Norms %s: %d of %s with centiles, in %s",
+        *(stored.card["Name"], with_centile["scan"].nunique()),
         *(format_count(table["scan"].nunique(), "scan"), path),
     )
     warn_of_missing(stored, table)
@@ -275,7 +275,6 @@ def _card(
 ) -> Card:
     rows, mine = frame[controls], people.table[controls]
     first = mine.drop_duplicates("participant_id")
-    site_column = people.columns.get("site")
     cohort: dict[str, Any] = {
         "Participants": len(first),
         "Scans": len(mine),
@@ -319,31 +318,12 @@ def _card(
             "Unit": "participant",
             "NotFitted": fitted.failures,
         },
-        "Warnings": list(_warnings(cohort, site_column, fitted)),
+        "Warnings": _warnings(people.columns.get("site"), fitted),
     }
 
 
-def _warnings(cohort: Mapping[str, Any], site: str | None, fitted: _Fitted) -> list[str]:
-    n, age = cohort["Participants"], cohort["Age"]
+def _warnings(site: str | None, fitted: _Fitted) -> list[str]:
     texts = []
-    if n < FEW:
-        texts.append(
-            f"there are only {n} controls, and {FEW} or more are better: centiles are uncertain, "
-            "as their intervals show"
-        )
-    if len(cohort["Sexes"]) == 1:
-        only = {"F": "women", "M": "men"}[next(iter(cohort["Sexes"]))]
-        texts.append(f"all controls are {only}, so others have no centile")
-    if age["Min"] == age["Max"]:
-        texts.append(
-            f"all controls are {age['Min']:g} years old, so people of other ages have no centile"
-        )
-    alone = [name for name, count in cohort["Sites"].items() if count == 1]
-    if alone and len(cohort["Sites"]) > 1:
-        texts.append(
-            f"these sites have one control only, whose difference from other sites is hardly "
-            f"known: {join_names(alone)}"
-        )
     if site is None:
         texts.append(
             "no --site was given, so all controls count as of one scanner; scans of other datasets "
@@ -355,4 +335,7 @@ def _warnings(cohort: Mapping[str, Any], site: str | None, fitted: _Fitted) -> l
     for name, norm in fitted.norms.items():
         for remark in norm.remarks:
             remarks.setdefault(remark, []).append(name)
-    return texts + [f"{remark} ({join_names(names)})" for remark, names in remarks.items()]
+    for remark, names in remarks.items():
+        of = "" if len(names) == len(fitted.norms) else f" ({join_names(names)})"
+        texts.append(f"{remark.rstrip('.')}{of}")
+    return texts

@@ -104,7 +104,10 @@ def read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     labels = {name: str for name in ("participant_id", "session_id", "scan", "run")}
-    return pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=labels)
+    # Read as a whole, so that a column has one type even where its first texts come late.
+    return pd.read_csv(
+        path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype=labels, low_memory=False
+    )
 
 
 def read_wide(output_dir: Path, suffixes: Collection[str] = T1W_ALONE) -> pd.DataFrame:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from hyps_bids.app import run
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.norms.folder import CARD, MODEL, README, load_folder
+from hyps_bids.norms.measures import is_change, needs_icv, norm_measures, scored_rows
 from hyps_bids.outputs.reading import NORMS
 from hyps_bids.outputs.writing import write_json
 from hyps_bids.settings import check_combinations
@@ -162,3 +164,32 @@ def test_options_that_contradict_each_other(
 ) -> None:
     with raises(UsageError, code):
         check_combinations(fitted.settings(**options))
+
+
+def test_the_report_and_the_methods_text_describe_the_norms(fitted: MadeStudy) -> None:
+    text = (fitted.output / "logs" / "CITATION_group.md").read_text()
+    assert "58 controls (diagnosis=CN) of 29 to 81 years" in text
+    assert "offsets of 2 sites" in text
+    assert "72 scans had a z-score" in text
+    page = (fitted.output / "group_report.html").read_text()
+    assert 'data-chart="norm-groups"' in page
+    assert 'href="models/norms-made/README.md"' in page
+    # Patients are a group of their own.
+    assert "<td>AD</td><td>12</td>" in page
+
+
+def test_change_is_one_value_of_a_participant_and_does_not_depend_on_head_size() -> None:
+    frame = pd.DataFrame(
+        {
+            "participant_id": ["a", "a", "b", "b"],
+            "image_contrast": "T1w",
+            "scan_number": [2, 1, 1, 2],
+            "percent_per_year_bsi_L_whole": [-1.0, -1.0, np.nan, -0.5],
+            "volume_mm3_L_whole": 3000.0,
+        }
+    )
+    change, volume = norm_measures(frame)
+    assert (is_change(change), needs_icv(change)) == (True, False)
+    assert (is_change(volume), needs_icv(volume)) == (False, True)
+    assert scored_rows(frame, change).tolist() == [False, True, False, True]
+    assert scored_rows(frame, volume).all()
