@@ -120,13 +120,13 @@ def test_ages_are_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_columns_and_levels_that_do_not_exist_are_named(fitted: MadeStudy) -> None:
+def test_columns_and_levels_that_do_not_exist_are_named(copied: MadeStudy) -> None:
     with raises(UsageError, "controls-level-unknown", "HC", "AD", "CN"):
-        run(fitted.settings(norms="other", controls="diagnosis=HC"))
+        run(copied.settings(norms="other", controls="diagnosis=HC"))
     with raises(UsageError, "controls-column-unknown", "group"):
-        run(fitted.settings(norms="other", controls="group=HC"))
+        run(copied.settings(norms="other", controls="group=HC"))
     with raises(UsageError, "column-unknown", "center", "scanner"):
-        run(fitted.settings(norms="other", controls="diagnosis=CN", site="center"))
+        run(copied.settings(norms="other", controls="diagnosis=CN", site="center"))
 
 
 @pytest.mark.slow
