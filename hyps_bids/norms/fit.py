@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from hyps_bids.errors import BadData
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.norms.design import EXPECTED_SD, PRIOR_COUNT, SEXES, Design, make_design
-from hyps_bids.norms.norm import Norm
+from hyps_bids.norms.norm import MOST_Z, Norm
 from hyps_bids.norms.penalized import Fit, Problem, fit_penalized
 from hyps_bids.norms.sample import FEW, FEWEST, Array, NormSample, NormSettings, Texts
 
@@ -66,7 +67,11 @@ def fit_norm(sample: NormSample, values: Array, settings: NormSettings) -> Norm:
     family = _best_family(design, sample, values, weights)
     facts = _facts(sample, values, design, family)
     remarks += _remarks(facts, design, family)
-    return Norm(settings, facts, tuple(remarks), design, *family)
+    norm = Norm(settings, facts, tuple(remarks), design, *family)
+    far = int((np.abs(norm.score(sample, values).z) >= MOST_Z).sum())
+    if far:
+        norm = replace(norm, remarks=(*norm.remarks, _about_outliers(far)))
+    return norm
 
 
 def usable_controls(
@@ -170,6 +175,13 @@ def _facts(sample: NormSample, values: Array, design: Design, family: _Family) -
         "Converged": family.fit.converged,
         "DegreesOfFreedom": round(family.fit.freedom, 2),
     }
+
+
+def _about_outliers(count: int) -> str:
+    return (
+        f"{format_count(count, 'scan')} of controls with a z-score beyond ±{MOST_Z:g}: look at the "
+        "images. Errors among controls make other people look too normal."
+    )
 
 
 def _remarks(facts: dict[str, Any], design: Design, family: _Family) -> list[str]:

@@ -254,6 +254,16 @@ def test_few_controls_warn_and_fewer_are_refused():
         fit_norm(change(sample, sex=["F"] * 15 + [""] * 45), values, VOLUME)
 
 
+@pytest.mark.parametrize("wrong", [0.0, 40_000.0])
+def test_a_control_that_is_far_away_is_remarked(wrong):
+    sample, rng = people(200)
+    values, _ = line(sample, rng)
+    assert fit_norm(sample, values, VOLUME).remarks == ()
+    values[7] = wrong
+    (remark,) = fit_norm(sample, values, VOLUME).remarks
+    assert "1 scan " in remark
+
+
 @pytest.mark.parametrize("value", [0.0, 3000.0])
 def test_a_constant_measure_is_refused(value):
     sample, _ = people(30)
