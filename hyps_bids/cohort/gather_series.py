@@ -286,6 +286,16 @@ def with_present_times(found: GatheredSeries, wide: pd.DataFrame) -> GatheredSer
     return replace(found, change=_without_figures(found.change, outdated, _OTHER_TIMES))
 
 
+def find_strangers(found: GatheredSeries) -> list[str]:
+    """Name the scans that seem to be of another person, or have left and right swapped."""
+    flags = found.qc["flags"].fillna("").str.split()
+    return [
+        str(scan)
+        for scan, codes in zip(found.qc["scan"], flags, strict=True)
+        if {"different-head", "sides-swapped"} & set(codes)
+    ]
+
+
 def _without_figures(change: pd.DataFrame, rows: Any, remark: str) -> pd.DataFrame:
     """Take the numbers of some rows away, and say why."""
     change = change.copy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -19,7 +21,9 @@ _SHORTEST = 0.25
 _MEASURED = {"volume": "volume_longitudinal_mm3", "bsi": "bsi_mm3"}
 
 
-def annual_change(frame: pd.DataFrame, series: pd.DataFrame | None = None) -> pd.DataFrame:
+def annual_change(
+    frame: pd.DataFrame, series: pd.DataFrame | None = None, strangers: Collection[str] = ()
+) -> pd.DataFrame:
     """Tell the change per year of each subject who was scanned at several times.
 
     The change of the longitudinal results is taken as it is. Beside it, a line is fitted through
@@ -39,6 +43,8 @@ def annual_change(frame: pd.DataFrame, series: pd.DataFrame | None = None) -> pd
         The wide table of the scans that are done.
     series : pandas.DataFrame, optional
         :attr:`~hyps_bids.cohort.gather_series.GatheredSeries.change`.
+    strangers : collection of str
+        Names of scans that seem to be of another head or side than the others of the participant.
     """
     order = scan_order(frame)
     # Times and provenance stay apart from the wide table, which may have any column of the user.
@@ -50,6 +56,7 @@ def annual_change(frame: pd.DataFrame, series: pd.DataFrame | None = None) -> pd
             "session": frame["session_id"].fillna(""),
             "years": order["years_since_first_scan"],
             "source": order["order_source"],
+            "stranger": frame["scan"].isin(strangers) if "scan" in frame else False,
             "made_by": frame["software_version"].fillna("n/a")
             + " "
             + frame["models"].fillna("n/a"),
@@ -90,6 +97,7 @@ def _slopes(times: pd.DataFrame, volume: pd.Series) -> pd.DataFrame:
     remarks[table["span_years"] < _SHORTEST] = "times less than three months apart"
     mixed = subject["made_by"].nunique() > 1
     remarks[mixed] = "scans made by different models or versions"
+    remarks[subject["stranger"].any()] = "scans that seem to be of different heads or sides"
     slope = (sums["xy"] / sums["xx"].where(sums["xx"] > 0)).where(remarks.isna())
     first = subject["years"].min() - subject["years"].mean()
     freedom = table["n_scans"] - 2

@@ -94,8 +94,8 @@ def _least_squares(design: Design, *, robust: bool, errors: np.ndarray | None) -
         least = 1 / float(np.mean(1 / (between + errors**2)))
         weights = least / (between + errors**2)
         notes = (
-            "participants are weighted by their standard errors (median "
-            f"{np.median(errors):.3g}) and the SD between participants ({between**0.5:.3g})",
+            "participants are weighted by their standard errors and the variance between "
+            "participants",
         )
     result = WLS(design.outcome, matrix, weights=weights).fit()
     # The variance cannot be smaller than that of the measurement, as it may be by chance.

@@ -13,7 +13,7 @@ import pandas as pd
 from hyps_bids.cohort import longitudinal, statistics
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import find_outputs, gather
-from hyps_bids.cohort.gather_series import gather_series, with_present_times
+from hyps_bids.cohort.gather_series import find_strangers, gather_series, with_present_times
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.cohort.metadata import read_metadata
@@ -143,7 +143,9 @@ def write_group_tables(settings: Settings) -> GroupTables:
     write_stats_models(output, pd.DataFrame(), pd.DataFrame(), settings.suffix)
     _write(settings, WIDE, wide, columns)
     change = longitudinal.annual_change(
-        wide[wide["status"] == "done"], None if series is None else series.change
+        wide[wide["status"] == "done"],
+        None if series is None else series.change,
+        () if series is None else find_strangers(series),
     )
     _write(settings, CHANGE, change, described(CHANGE_COLUMNS), optional=True)
     counts = ", ".join(f"{n} {status}" for status, n in qc["status"].value_counts().items())

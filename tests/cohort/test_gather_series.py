@@ -185,6 +185,19 @@ def test_a_refused_scan_and_a_missing_side(
     assert any(TWO in r.getMessage() and "do not fit" in r.getMessage() for r in caplog.records)
 
 
+def test_no_line_through_scans_of_different_heads(study: MadeStudy) -> None:
+    stems = two_visits(study)
+    study.series(stems, {}, refused=dict.fromkeys(stems, "Another head."))
+    study.series(two_visits(study, "sub-2"), {"L": -2.0, "R": -1.0})
+    study.write_tables()
+    change = study.group_table(CHANGE).query("method == 'cross-sectional'")
+    slopes = change.groupby("participant_id")["mm3_per_year"].count()
+    assert slopes["sub-1"] == 0
+    assert slopes["sub-2"] > 0
+    (remark,) = change.loc[change["participant_id"] == "sub-1", "remarks"].unique()
+    assert "different heads" in remark
+
+
 def test_a_choice_of_sessions_has_volumes_but_no_change(study: MadeStudy) -> None:
     study.series(two_visits(study), {"L": -2.0, "R": -1.0})
     wide = study.write_tables(session_label=("1",))
