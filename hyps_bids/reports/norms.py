@@ -145,10 +145,13 @@ def _build(scans: Sequence[_OfScan]) -> NormSection:
             section.charts.append(_chart(measure, known, len(scans) > 1))
     for scan in scans:
         common = _common_remarks(scan)
-        start = f"{scan.title}: " if len(scans) > 1 else ""
-        section.cautions += [sentence(start + text) for text in common]
+        for text in common:
+            shared = all(text in _common_remarks(other) for other in scans)
+            start = "" if shared else f"{scan.title}: "
+            section.cautions.append(sentence(start + text))
         for row in scan.rows.values():
             section.rows.append(_row(scan, row, common, len(scans) > 1))
+    section.cautions = list(dict.fromkeys(section.cautions))
     return section
 
 
