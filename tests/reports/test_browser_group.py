@@ -76,7 +76,7 @@ def first_column(page: Page) -> list[str]:
 
 def test_all_charts_are_drawn_and_links_of_models_resolve(page: Page) -> None:
     ink = page.evaluate(_INK)
-    assert len(ink) == 7 + 2 + 3 + 5 + 5
+    assert len(ink) == 9 + 2 + 3 + 5 + 5
     assert min(ink.values()) > 0.005, ink
     hrefs = page.locator(".model a").evaluate_all("all => all.map(a => decodeURI(a.pathname))")
     assert len(hrefs) == 4
