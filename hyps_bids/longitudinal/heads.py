@@ -30,7 +30,7 @@ _COARSE, _MIDDLE, _FINE = 5.0, 2.5, 1.5
 SAME_HEAD = 0.75
 #: Largest correlation of images of other contrasts; that of different heads is 0.28 or more.
 _OTHER_CONTRAST = 0.2
-#: Smallest Dice of the intracranial masks; 0.97 or more for the same head.
+#: Smallest overlap of the intracranial masks; 0.97 or more for the same head.
 SMALLEST_OVERLAP = 0.8
 #: Reasons to refuse a scan, and what they mean.
 REFUSALS = {
@@ -62,7 +62,7 @@ class Aligned:
     refusals : tuple of str or None
         Key of :data:`REFUSALS`.
     figures : tuple of dict
-        For each scan mask_overlap (Dice with the others), similarity (correlation of the local
+        For each scan mask_overlap (share of the smaller mask), similarity (correlation of the local
         structure with the others, at 2.5 mm), residual (robust standard deviation of the
         difference of local structure, at the fine scale), rotation_deg and translation_mm (to the
         midway space), and voxel_mm (its largest voxel size).
@@ -137,7 +137,7 @@ def _middle_scale(scans: Sequence[Scan]) -> _Rough:
 def _compare(
     structures: Sequence[Structure], moves: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correlation and the overlap (Dice) of each two scans."""
+    """Return the correlation and the overlap of each two scans, as a share of the smaller one."""
     shape, grid = common_grid(structures, moves, _MIDDLE)
     sampled = sample_all(structures, moves, shape, grid)
     inside = (sampled[:, 1] > 0.5).reshape(len(sampled), -1).astype(np.float32)
@@ -146,7 +146,8 @@ def _compare(
     squares = values**2 @ inside.T
     correlation = values @ values.T / np.maximum(np.sqrt(squares * squares.T), 1e-6)
     sizes = inside.sum(axis=1)
-    overlap = 2 * (inside @ inside.T) / np.maximum(sizes[:, None] + sizes, 1)
+    # A part of a head may be beyond the field of view of one scan.
+    overlap = inside @ inside.T / np.maximum(np.minimum(sizes[:, None], sizes), 1)
     return correlation, overlap
 
 

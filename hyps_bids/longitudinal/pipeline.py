@@ -1,6 +1,7 @@
 """The chain from the scans of one person to their change, told once.
 
-align → boxes midway → match intensities → segment all time points → volumes and boundary shift.
+align (:mod:`.heads`) → the same boxes in all scans → match intensities → segment all boxes → deform
+to the mean shape → fuse probabilities and measure volumes → boundary shift integral.
 """
 
 from __future__ import annotations
@@ -8,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from nibabel.affines import apply_affine
 
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.roi import box_affine, mirror
-from hyps_bids.imaging.volumes import decide, largest_component
+from hyps_bids.imaging.roi import box_affine, mirror, shifted
 from hyps_bids.longitudinal.boundary_shift import boundary_shift, estimate_tissues
-from hyps_bids.longitudinal.boxes import match, sample_box, soft_volumes
+from hyps_bids.longitudinal.boxes import blur_alike, fuse, mask_of, sample_box
+from hyps_bids.longitudinal.deformation import deform_to_mean
 from hyps_bids.longitudinal.heads import REFUSALS, Scan, align
+from hyps_bids.longitudinal.intensities import match
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.segmentation.inference import Network
 from hyps_bids.segmentation.localize import SMALLEST_HIPPOCAMPUS
@@ -27,6 +30,11 @@ __all__ = ["REFUSALS", "Followed", "FollowedSide", "TimePoint", "follow"]
 
 #: Smallest share of a hippocampus that a scan must cover.
 _VISIBLE = 0.995
+#: Smallest share of a box that a scan must cover.
+_COVERED = 0.6
+#: Voxels around a box that show what deformations near its faces do.
+_MARGIN = 8
+_MIDDLE = tuple(slice(_MARGIN, _MARGIN + side) for side in LATTICE)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,12 @@ class FollowedSide:
     boundary_refusal : str or None
         Why there is no boundary shift integral, as in :class:`.boundary_shift.Shift`.
     figures : dict of str to float
-        What describes this side over all time points.
+        Over all time points: agreement (smallest Dice of what the network found in a scan and what
+        all scans together say) and boundary_scale (share of a known change that the boundary shift
+        integral alone finds).
+    flags : tuple of str
+        ``unlike`` if the scans differ more than a smooth deformation explains; each then has its
+        own probabilities and volumes.
     """
 
     affine: np.ndarray
@@ -85,6 +98,7 @@ class FollowedSide:
     reasons: tuple[str | None, ...]
     boundary_refusal: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,25 +180,49 @@ def _follow_sides(
     boxes: Mapping[str, np.ndarray],
     network: Network,
 ) -> dict[str, FollowedSide]:
-    used = list(moves)
-    images, covered = {}, {}
-    for hemi, box in boxes.items():
-        sampled = [sample_box(points[i].image, move, LATTICE, box) for i, move in moves.items()]
-        covered[hemi] = np.stack([inside for _, inside in sampled])
-        images[hemi] = match(np.stack([values for values, _ in sampled]), covered[hemi])
-    if not boxes:
+    """Sample all boxes, segment them in one batch, and finish each side."""
+    samples = {hemi: _sample(points, moves, box) for hemi, box in boxes.items()}
+    samples = {hemi: sample for hemi, sample in samples.items() if len(sample.used) > 1}
+    if not samples:
         return {}
-    views, _ = segment_views(
-        network,
-        [_to_left(hemi, each) for hemi in boxes for each in images[hemi]],
-        [_to_left(hemi, each) for hemi in boxes for each in covered[hemi]],
-    )
+    images = [_to_left(h, one[_MIDDLE]) for h, each in samples.items() for one in each.images]
+    covered = [_to_left(h, one[_MIDDLE]) for h, each in samples.items() for one in each.covered]
+    views, _ = segment_views(network, images, covered)
     sides = {}
-    for k, (hemi, box) in enumerate(boxes.items()):
-        own = views[k * len(used) : (k + 1) * len(used)]
+    for hemi, sample in samples.items():
+        own, views = views[: len(sample.used)], views[len(sample.used) :]
         found = np.stack([_to_left(hemi, view.probabilities) for view in own])
-        sides[hemi] = _finish_side(box, found, images[hemi], covered[hemi], len(points), used)
+        sides[hemi] = _finish_side(boxes[hemi], found, sample, len(points))
     return {hemi: side for hemi, side in sides.items() if side is not None}
+
+
+class _Sample(NamedTuple):
+    """The scans that cover a box and its surroundings: their numbers, intensities and masks."""
+
+    used: list[int]
+    images: np.ndarray
+    covered: np.ndarray
+
+    def only(self, kept: Sequence[int]) -> _Sample:
+        return _Sample([self.used[k] for k in kept], self.images[kept], self.covered[kept])
+
+
+def _sample(
+    points: Sequence[TimePoint], moves: Mapping[int, np.ndarray], box: np.ndarray
+) -> _Sample:
+    large = shifted(box, [-_MARGIN] * 3)
+    shape = [side + 2 * _MARGIN for side in LATTICE]
+    sampled = {i: sample_box(points[i].image, move, shape, large) for i, move in moves.items()}
+    used = [i for i, (_, inside) in sampled.items() if inside[_MIDDLE].mean() >= _COVERED]
+    if not used:
+        return _Sample([], np.zeros((0, *shape)), np.zeros((0, *shape), bool))
+    covered = np.stack([sampled[i][1] for i in used])
+    images = blur_alike(
+        np.stack([sampled[i][0] for i in used]),
+        [points[i].image for i in used],
+        [moves[i] for i in used],
+    )
+    return _Sample(used, match(images, covered), covered)
 
 
 def _to_left(hemi: str, data: np.ndarray) -> np.ndarray:
@@ -192,48 +230,44 @@ def _to_left(hemi: str, data: np.ndarray) -> np.ndarray:
 
 
 def _finish_side(
-    box: np.ndarray,
-    probabilities: np.ndarray,
-    images: np.ndarray,
-    covered: np.ndarray,
-    count: int,
-    used: Sequence[int],
+    box: np.ndarray, probabilities: np.ndarray, sample: _Sample, count: int
 ) -> FollowedSide | None:
     """Measure one side; None if fewer than two time points have it."""
-    reasons: list[str | None] = [None] * count
+    reasons: list[str | None] = ["out-of-view"] * count
+    masks = np.stack([mask_of(each) for each in probabilities])
+    union = masks.any(axis=0)
     kept = []
-    masks = [largest_component(decide(each[1:]) > 0)[0] for each in probabilities]
-    for k, i in enumerate(used):
-        size = int(masks[k].sum())
-        seen = float((masks[k] & covered[k]).sum()) / max(size, 1)
-        if size < SMALLEST_HIPPOCAMPUS:
+    for k, i in enumerate(sample.used):
+        seen = (union & sample.covered[k][_MIDDLE]).sum() / max(int(union.sum()), 1)
+        if masks[k].sum() < SMALLEST_HIPPOCAMPUS:
             reasons[i] = "not-found"
-        elif seen < _VISIBLE:
-            reasons[i] = "out-of-view"
-        else:
+        elif seen >= _VISIBLE:
+            reasons[i] = None
             kept.append(k)
     if len(kept) < 2:
         return None
-    parts = probabilities.shape[1] - 1
-    volumes = np.full((count, parts + 1), math.nan)
+    sample, probabilities = sample.only(kept), probabilities[kept]
+    displacements = deform_to_mean(sample.images, sample.covered)[
+        (slice(None), slice(None), *_MIDDLE)
+    ]
+    fused = fuse(probabilities, displacements)
+    images = sample.images[(slice(None), *_MIDDLE)]
+    tissues = estimate_tissues(images.mean(axis=0).ravel())
+    masks = np.stack([mask_of(each) for each in fused.probabilities])
+    shift = boundary_shift(images, fused.mean[1:], masks, tissues)
+    volumes = np.full((count, probabilities.shape[1]), math.nan)
     shifts = volumes.copy()
-    rows = [used[k] for k in kept]
-    volumes[rows] = [soft_volumes(probabilities[k], masks[k]) for k in kept]
-    tissues = estimate_tissues(images[kept].mean(axis=0)[covered[kept].all(axis=0)])
-    shift = boundary_shift(
-        images[kept],
-        probabilities[kept, 1:].mean(axis=0),
-        np.stack([masks[k] for k in kept]),
-        tissues,
-    )
-    shifts[rows] = shift.gained
-    at = dict(zip(rows, kept, strict=True))
+    volumes[sample.used], shifts[sample.used] = fused.volumes, shift.gained
+    figures = {"agreement": float(fused.agreement.min()), "boundary_scale": shift.scale}
+    at = {i: k for k, i in enumerate(sample.used)}
     return FollowedSide(
         affine=box,
-        probabilities=tuple(probabilities[at[i]] if i in at else None for i in range(count)),
+        probabilities=tuple(fused.probabilities[at[i]] if i in at else None for i in range(count)),
         volumes=volumes,
         boundary_shift=shifts,
         images=tuple(images[at[i]] if i in at else None for i in range(count)),
         reasons=tuple(reasons),
         boundary_refusal=shift.refusal,
+        figures=figures,
+        flags=() if fused.together else ("unlike",),
     )

@@ -32,7 +32,7 @@ def test_an_ellipsoid_that_shrinks_in_fluid_or_white_matter(beside: float, loss:
     assert found.refusal is None
     np.testing.assert_allclose(found.gained[:, 2], lost, rtol=0.04)
     # Half of the loss is in each part, and changes add up.
-    np.testing.assert_allclose(found.gained[:, :2], lost[:, None] / [2, 2], rtol=0.06)
+    np.testing.assert_allclose(found.gained[:, :2], lost[:, None] / [2, 2], rtol=0.1)
     np.testing.assert_allclose(found.gained[:, :2].sum(axis=1), found.gained[:, 2])
     reverse = boundary_shift(images[::-1], parts, np.stack(masks)[::-1] > 0.5, _TISSUES)
     np.testing.assert_allclose(reverse.gained[2], -found.gained[2])
