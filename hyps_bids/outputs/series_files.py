@@ -91,6 +91,7 @@ def write_series(
     fingerprint: str,
     provenance: Provenance,
     output_dir: Path,
+    known: Sequence[Scan] = (),
     is_current: Callable[[], bool] = lambda: True,
 ) -> bool:
     """Write the results of a series.
@@ -114,6 +115,8 @@ def write_series(
         Facts for the sidecars.
     output_dir : Path
         The derivatives dataset.
+    known : sequence of Scan
+        Further scans that may have been in the series before.
     is_current : function
         Tells, after all else is written, whether its scans are still these.
 
@@ -132,7 +135,7 @@ def write_series(
     if not is_series_done(series, output_dir, fingerprint):
         remove_file(mark)
     scans = [member.scan for member in members]
-    for path in leftover_files(scans, result.used, output_dir):
+    for path in leftover_files([*known, *scans], result.used, output_dir):
         remove_file(path)
     remove_stale(paths["qc"].parent)
     uris = [bids_uri("raw", scan.folder / scan.path.name) for scan in scans]

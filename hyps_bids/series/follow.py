@@ -175,7 +175,8 @@ def _follow_once(series: Series, state: SeriesState, plan: SeriesPlan, threads: 
         state.fingerprint,
         plan.provenance,
         plan.output_dir,
-        lambda: _look(series, plan).fingerprint == state.fingerprint,
+        known=state.scans,
+        is_current=lambda: _look(series, plan).fingerprint == state.fingerprint,
     )
 
 

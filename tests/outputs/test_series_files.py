@@ -138,6 +138,14 @@ def test_what_a_series_no_longer_uses_is_removed(tmp_path: Path, members: list[M
     own = files(tmp_path)
     written(tmp_path, members)
     written(tmp_path, members, result(members[:2]))
+    written(tmp_path, members)
+    # The third scan has failed meanwhile.
+    mark = series_fingerprint(members[:2], {}, PROVENANCE)
+    known, out = [member.scan for member in members], tmp_path / "out"
+    assert not write_series(
+        SERIES, members[:2], result(members[:2]), mark, PROVENANCE, out, known, lambda: False
+    )
+    assert not is_series_done(SERIES, out, mark)
     gone = time_point_paths(members[2].scan, tmp_path / "out").values()
     assert not any(path.exists() or sidecar_path(path).exists() for path in gone)
     refused = replace(result([]), morph=pd.DataFrame(), annual=pd.DataFrame())
