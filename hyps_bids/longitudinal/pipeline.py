@@ -77,8 +77,6 @@ class FollowedSide:
         shape as `volumes`; NaN where refused or missing.
     images : tuple of numpy.ndarray or None
         Intensities of each time point in the box, matched to each other, float32.
-    reasons : tuple of str or None
-        Why a time point has none: ``out-of-view`` or ``not-found``.
     boundary_refusal : str or None
         Why there is no boundary shift integral, as in :class:`.boundary_shift.Shift`.
     figures : dict of str to float
@@ -95,7 +93,6 @@ class FollowedSide:
     volumes: np.ndarray
     boundary_shift: np.ndarray
     images: tuple[np.ndarray | None, ...]
-    reasons: tuple[str | None, ...]
     boundary_refusal: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
@@ -117,6 +114,9 @@ class Followed:
         Hemisphere → hippocampus; only those with two time points or more.
     parts : tuple of str
         Names of the parts.
+    missing : dict of str to tuple of str or None
+        Hemisphere, also where it has no `sides` → why each time point lacks it: ``out-of-view`` or
+        ``not-found``; None if it is there, or if the scan was refused.
     """
 
     to_midway: tuple[np.ndarray | None, ...]
@@ -124,6 +124,7 @@ class Followed:
     figures: tuple[dict[str, float], ...]
     sides: dict[str, FollowedSide]
     parts: tuple[str, ...]
+    missing: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
 
 
 def follow(points: Sequence[TimePoint], network: Network) -> Followed:
@@ -152,13 +153,14 @@ def follow(points: Sequence[TimePoint], network: Network) -> Followed:
             center = _box_center(hemi, points, moves)
             if center is not None:
                 boxes[hemi] = box_affine(center, LATTICE)
-    sides = _follow_sides(points, moves, boxes, network)
+    sides, missing = _follow_sides(points, moves, boxes, network)
     return Followed(
         to_midway=tuple(None if move is None else np.linalg.inv(move) for move in aligned.moves),
         refusals=aligned.refusals,
         figures=aligned.figures,
         sides=sides,
         parts=network.labels,
+        missing=missing,
     )
 
 
@@ -179,12 +181,15 @@ def _follow_sides(
     moves: Mapping[int, np.ndarray],
     boxes: Mapping[str, np.ndarray],
     network: Network,
-) -> dict[str, FollowedSide]:
-    """Sample all boxes, segment them in one batch, and finish each side."""
+) -> tuple[dict[str, FollowedSide], dict[str, tuple[str | None, ...]]]:
+    """Sample all boxes, segment them in one batch, and finish each side; also tell what lacks."""
+    # A side without a box was found in no scan.
+    nowhere = tuple("not-found" if i in moves else None for i in range(len(points)))
+    missing = dict.fromkeys(HEMISPHERES, nowhere)
     samples = {hemi: _sample(points, moves, box) for hemi, box in boxes.items()}
-    samples = {hemi: sample for hemi, sample in samples.items() if len(sample.used) > 1}
+    samples = {hemi: sample for hemi, sample in samples.items() if sample.used}
     if not samples:
-        return {}
+        return {}, missing
     images = [_to_left(h, one[_MIDDLE]) for h, each in samples.items() for one in each.images]
     covered = [_to_left(h, one[_MIDDLE]) for h, each in samples.items() for one in each.covered]
     views, _ = segment_views(network, images, covered)
@@ -192,8 +197,12 @@ def _follow_sides(
     for hemi, sample in samples.items():
         own, views = views[: len(sample.used)], views[len(sample.used) :]
         found = np.stack([_to_left(hemi, view.probabilities) for view in own])
-        sides[hemi] = _finish_side(boxes[hemi], found, sample, len(points))
-    return {hemi: side for hemi, side in sides.items() if side is not None}
+        absent = _absent(found, sample, moves)
+        missing[hemi] = tuple(absent.get(i) for i in range(len(points)))
+        kept = [k for k, i in enumerate(sample.used) if absent[i] is None]
+        if len(kept) > 1:
+            sides[hemi] = _finish_side(boxes[hemi], found[kept], sample.only(kept), len(points))
+    return sides, missing
 
 
 class _Sample(NamedTuple):
@@ -229,24 +238,26 @@ def _to_left(hemi: str, data: np.ndarray) -> np.ndarray:
     return mirror(data) if hemi == "R" else data
 
 
-def _finish_side(
-    box: np.ndarray, probabilities: np.ndarray, sample: _Sample, count: int
-) -> FollowedSide | None:
-    """Measure one side; None if fewer than two time points have it."""
-    reasons: list[str | None] = ["out-of-view"] * count
+def _absent(
+    probabilities: np.ndarray, sample: _Sample, moves: Mapping[int, np.ndarray]
+) -> dict[int, str | None]:
+    """Say why scans do not show a side that was segmented; None where they do."""
+    absent: dict[int, str | None] = dict.fromkeys(moves, "out-of-view")
     masks = np.stack([mask_of(each) for each in probabilities])
     union = masks.any(axis=0)
-    kept = []
     for k, i in enumerate(sample.used):
         seen = (union & sample.covered[k][_MIDDLE]).sum() / max(int(union.sum()), 1)
         if masks[k].sum() < SMALLEST_HIPPOCAMPUS:
-            reasons[i] = "not-found"
+            absent[i] = "not-found"
         elif seen >= _VISIBLE:
-            reasons[i] = None
-            kept.append(k)
-    if len(kept) < 2:
-        return None
-    sample, probabilities = sample.only(kept), probabilities[kept]
+            absent[i] = None
+    return absent
+
+
+def _finish_side(
+    box: np.ndarray, probabilities: np.ndarray, sample: _Sample, count: int
+) -> FollowedSide:
+    """Measure one side in the scans that show it."""
     displacements = deform_to_mean(sample.images, sample.covered)[
         (slice(None), slice(None), *_MIDDLE)
     ]
@@ -266,7 +277,6 @@ def _finish_side(
         volumes=volumes,
         boundary_shift=shifts,
         images=tuple(images[at[i]] if i in at else None for i in range(count)),
-        reasons=tuple(reasons),
         boundary_refusal=shift.refusal,
         figures=figures,
         flags=() if fused.together else ("unlike",),

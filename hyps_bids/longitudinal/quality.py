@@ -88,11 +88,15 @@ def _flags(i: int, followed: Followed, states: Sequence[ScanState]) -> Iterator[
     if followed.to_midway[i] is None:
         return
     used = used_scans(followed)
-    for hemi, side in followed.sides.items():
-        if side.probabilities[i] is None:
+    for hemi, missing in followed.missing.items():
+        if missing[i] is not None:
             yield f"missing_{hemi}"
-        elif _disagree(side, i):
-            yield f"methods-disagree_{hemi}"
+        elif hemi in followed.sides:
+            side = followed.sides[hemi]
+            if side.flags:
+                yield f"unlike_{hemi}"
+            if _disagree(side, i):
+                yield f"methods-disagree_{hemi}"
     sizes = np.array([np.sort(voxel_sizes(states[k].affine)) for k in used])
     usual = np.median(sizes, axis=0) if len(used) > 2 else sizes[0]
     if (np.abs(sizes[used.index(i)] / usual - 1) > _VOXELS).any():

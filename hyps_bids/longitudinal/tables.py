@@ -27,8 +27,9 @@ from hyps_bids.outputs.scan import Scan
 #: Sources of times, others tell the order alone.
 _TIMED = ("acq_time", "age")
 _FEW = "found at fewer than two scans"
+_UNLIKE = "the shapes differ so much that each scan was segmented by itself, with an unknown error"
 _REFUSALS = {
-    "contrast": "the tissues do not have the contrast of T1w images",
+    "contrast": "the border of the hippocampus does not have the contrast of T1w images",
     "no-boundary": "the hippocampus has no boundary in all scans",
 }
 
@@ -75,7 +76,7 @@ def volume_table(course: Course, followed: Followed, model: ErrorModel) -> pd.Da
             volumes, shifts = structure.values(followed)
             found = np.flatnonzero(np.isfinite(volumes))
             first = volumes[found[0]] if len(found) else math.nan
-            error = _sd(model, VOLUME, structure.part, volumes)
+            error = _sd(_model_of(structure.hemi, followed, model), VOLUME, structure.part, volumes)
             changes = [volumes[i] - first, shifts[i]]
             in_percent = [100 * change / first for change in changes]
             own = [structure.index, structure.name, structure.hemi, structure.part]
@@ -97,9 +98,10 @@ def change_table(course: Course, followed: Followed, model: ErrorModel) -> pd.Da
     rows = []
     for structure in _structures(followed):
         volumes, shifts = structure.values(followed)
+        own = _model_of(structure.hemi, followed, model)
         for method, values in ((VOLUME, volumes), (BSI, shifts)):
-            sd = _sd(model, method, structure.part, volumes)
-            row = _change(course, values, volumes, method, sd, model)
+            sd = _sd(own, method, structure.part, volumes)
+            row = _change(course, values, volumes, method, sd, own)
             if method == BSI and structure.hemi in followed.sides:
                 refusal = followed.sides[structure.hemi].boundary_refusal
                 if refusal is not None:
@@ -142,6 +144,12 @@ def _structures(followed: Followed) -> Iterator[_Structure]:
             yield _Structure(index, name, hemi, part, column)
         name = f"{SIDE_NAMES[hemi].capitalize()} hippocampus"
         yield _Structure(None, name, hemi, WHOLE, len(parts))
+
+
+def _model_of(hemi: str, followed: Followed, model: ErrorModel) -> ErrorModel:
+    """Return the error model of a side: what was measured holds only where scans are alike."""
+    side = followed.sides.get(hemi)
+    return ErrorModel({}, 0.0, _UNLIKE) if side is not None and side.flags else model
 
 
 def _sd(model: ErrorModel, method: str, part: str, volumes: np.ndarray) -> float:

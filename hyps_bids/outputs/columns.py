@@ -220,8 +220,8 @@ ANNUAL_CHANGE_COLUMNS = {
     "span_years": "Years from the first to the last of these scans; n/a if unknown.",
     "time_source": "Origin of the order and of the times: acq_time (dates) or age; sessions.tsv, "
     "participants.tsv (order of rows) or name, which tell the order alone.",
-    "baseline_mm3": "Value of the fitted line at the first scan, mm3; without times, the volume at "
-    "the first scan.",
+    "baseline_mm3": "Value of the fitted line at the first of these scans, mm3; without a slope, "
+    "and for bsi, the volume at that scan.",
     "change_mm3": "Change from the first to the last of these scans, mm3.",
     "change_mm3_se": "Standard error of change_mm3.",
     "change_percent": "change_mm3 in percent of the volume at the first of these scans.",
@@ -238,10 +238,10 @@ ANNUAL_CHANGE_COLUMNS = {
 }
 #: Figure of one scan of a series → description
 SERIES_FIGURES = {
-    "mask_overlap": "Dice of the intracranial mask, in the midway space, with those of the other "
-    "scans.",
-    "similarity": "Correlation of the local structure inside the head with that of the other "
-    "scans, at 2.5 mm.",
+    "mask_overlap": "Overlap of the intracranial mask with that of the scan that fits best, as a "
+    "share of the smaller one.",
+    "similarity": "Correlation of the local structure inside the head with that of the scan that "
+    "fits best, at 2.5 mm.",
     "residual": "Robust standard deviation of the difference of local structure from the other "
     "scans after the final registration.",
     "rotation_deg": "Rotation from the scan to the midway space, degrees.",

@@ -85,8 +85,14 @@ _SERIES_NOTES = {
     ),
     "missing": Note(
         "no {side} hippocampus",
-        "The {side} hippocampus was not found in this scan, but it was in {others}.",
+        "The {side} hippocampus was not found in this scan, or the field of view ends before it.",
         "Its change leaves this scan out.",
+    ),
+    "unlike": Note(
+        "other shape, {side}",
+        "The {side} hippocampus of this scan and of {others} differs by more than a smooth "
+        "deformation, so that each was segmented by itself, and errors are not known.",
+        "Look at the outlines: one may be wrong, or there was an operation between the scans.",
     ),
     "methods-disagree": Note(
         "change contradictory, {side}",
@@ -97,12 +103,12 @@ _SERIES_NOTES = {
     ),
     "other-voxels": Note(
         "other voxel size",
-        "Its voxels differ from those of {others} by more than a tenth.",
+        "Its voxels differ in size from those of other scans by more than a tenth.",
         "Part of the change may be the difference in resolution.",
     ),
     "other-protocol": Note(
         "other protocol",
-        "Its JSON sidecar states another scanner or sequence than that of {others}.",
+        "Its JSON sidecar states another scanner or sequence than that of the first scan.",
         "Part of the change may be the difference between them.",
     ),
 }

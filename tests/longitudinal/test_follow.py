@@ -138,8 +138,7 @@ def test_three_time_points_one_of_which_lacks_a_side(scan: Scan) -> None:
     found = follow(points, network)
     assert found.refusals == (None, None, None)
     left, right = found.sides["L"], found.sides["R"]
-    assert left.reasons[:2] == (None, None)
-    assert left.reasons[2] is not None
+    assert found.missing == {"L": (None, None, "out-of-view"), "R": (None, None, None)}
     assert np.isnan(left.volumes[2]).all()
     assert np.isnan(left.boundary_shift[2]).all()
     assert left.probabilities[2] is None
@@ -151,6 +150,10 @@ def test_three_time_points_one_of_which_lacks_a_side(scan: Scan) -> None:
     change = right.boundary_shift[2] - right.boundary_shift[0]
     reversed_change = again.sides["R"].boundary_shift[2]
     np.testing.assert_allclose(reversed_change, -change, atol=5e-4 * right.volumes[0, 2])
+    # With one other scan there is no change of the left side, and it is known which scan lacks it.
+    pair = follow(points[1:], network)
+    assert list(pair.sides) == ["R"]
+    assert pair.missing == {"L": (None, "out-of-view"), "R": (None, None)}
 
 
 def _without_left(scan: Scan) -> Scan:

@@ -28,7 +28,10 @@ SHAPE = (3, 2, 2, 2)
 
 
 def side(
-    wholes: Sequence[float], shifts: Sequence[float], refusal: str | None = None
+    wholes: Sequence[float],
+    shifts: Sequence[float],
+    refusal: str | None = None,
+    flags: tuple[str, ...] = (),
 ) -> FollowedSide:
     """A hippocampus of two equal parts."""
     volumes, gained = (np.array(each, float) for each in (wholes, shifts))
@@ -40,8 +43,8 @@ def side(
         volumes=np.stack([volumes / 2, volumes / 2, volumes], axis=1),
         boundary_shift=np.stack([gained / 2, gained / 2, gained], axis=1),
         images=images,
-        reasons=tuple(None if there else "not-found" for there in found),
         boundary_refusal=refusal,
+        flags=flags,
     )
 
 
@@ -53,7 +56,12 @@ def followed(
     moves = [None if i == refused else np.eye(4) for i in range(count)]
     refusals = ["different-head" if i == refused else None for i in range(count)]
     figures = tuple({"voxel_mm": 1.0, "similarity": 0.97} for _ in range(count))
-    return Followed(tuple(moves), tuple(refusals), figures, sides, ("anterior", "posterior"))
+    missing: dict[str, tuple[str | None, ...]] = {
+        hemi: tuple(None if there else "not-found" for there in np.isfinite(each.volumes[:, 0]))
+        for hemi, each in sides.items()
+    }
+    parts = ("anterior", "posterior")
+    return Followed(tuple(moves), tuple(refusals), figures, sides, parts, missing)
 
 
 def course(years: Sequence[float], source: str = "acq_time", *, whole_ages: bool = False) -> Course:
@@ -178,6 +186,31 @@ def test_reasons_to_refuse_or_to_review_a_scan() -> None:
         assert fact in table["reason"][3]
     assert "left" in table["reasons"][1]
     assert table["similarity"].tolist() == [0.97] * 4
+
+
+def test_a_side_without_any_change_is_flagged_where_it_is_missing() -> None:
+    found = followed(side([3000, 2990], [0, -5]))
+    found.missing["R"] = ("not-found", None)
+    table = quality_table(course([0, 1]), found, [state(), state()])
+    assert table["flags"].fillna("").tolist() == ["missing_R", ""]
+    assert "right" in table["reasons"][0]
+
+
+def test_scans_that_no_deformation_joins_are_flagged_and_their_errors_are_unknown() -> None:
+    found = followed(side([3000, 1500], [0, -1500], flags=("unlike",)), side([3000, 2990], [0, -5]))
+    table = quality_table(course([0, 1]), found, [state(), state()])
+    assert table["flags"].tolist() == ["unlike_L"] * 2
+    changes = change_table(course([0, 1]), found, MODEL)
+    for method in ("volume", "bsi"):
+        left, right = (row_of(changes, hemi, "whole", method) for hemi in "LR")
+        assert np.isfinite([left["percent_per_year"], right["percent_per_year_se"]]).all()
+        assert np.isnan([left["percent_per_year_se"], left["change_mm3_se"]]).all()
+        assert "segmented by itself" in left["remarks"]
+        assert pd.isna(right["remarks"])
+    volumes = volume_table(course([0, 1]), found, MODEL)
+    known = volumes[volumes["part"] == "whole"].set_index("hemi")["volume_mm3_se"]
+    assert known["L"].isna().all()
+    assert known["R"].notna().all()
 
 
 def test_another_protocol_is_flagged() -> None:
