@@ -16,6 +16,7 @@ from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series
+from hyps_bids.outputs.series_state import is_series_current, read_series_record
 from hyps_bids.reports.scan_facts import color_of, read_colors, read_number, read_rows
 
 _AGAIN = "run the participant level again"
@@ -118,7 +119,7 @@ class Change:
     remarks: str
 
     def fitted(self, years: float) -> float:
-        """Return the line of the change after some years, mm³; NaN if there is none."""
+        """Return the line some years after the first value, mm³; NaN if there is none."""
         if self.baseline_mm3 is None or self.mm3_per_year is None:
             return float("nan")
         return self.baseline_mm3 + self.mm3_per_year * years
@@ -218,6 +219,8 @@ def read_series(output_dir: Path, series: Series) -> SeriesFacts:
         problems.append(
             f"{sidecar_path(paths['qc']).name} is not there: the series was interrupted; {_AGAIN}"
         )
+    if read_series_record(series, output_dir) and not is_series_current(series, output_dir):
+        problems.append(f"its scans were processed again or removed since; {_AGAIN}")
     colors = read_colors(output_dir, problems) if measured else {}
     points = [_point(row, measured) for row in states]
     # Scans without a place among the others come last.

@@ -264,14 +264,15 @@ def _marks(
     if np.isfinite(alone).any():
         tips = [f"{p.title} on its own: {v:,.0f} mm³" for p, v in zip(points, alone, strict=True)]
         yield Points(places, alone, _ALONE, "faint", tips=tips)
-    change = facts.change(hemi, part)
-    if facts.timed and change:
-        ends = [min(places), max(places)]
-        yield Line(ends, [change.fitted(years) for years in ends], _VOLUME, "thin")
     volumes = [point.volumes.get((hemi, part)) for point in points]
     known = [(at, p, v) for at, p, v in zip(places, points, volumes, strict=True) if v is not None]
     if not known:
         return
+    change = facts.change(hemi, part)
+    if facts.timed and change:
+        # The line begins at the first scan that shows this structure.
+        ends = [known[0][0], known[-1][0]]
+        yield Line(ends, [change.fitted(at - ends[0]) for at in ends], _VOLUME, "thin")
     yield Points(
         [at for at, _, _ in known],
         [v.value for _, _, v in known],

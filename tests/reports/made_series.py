@@ -108,6 +108,7 @@ def _annual(used: Sequence[Point], series: Series) -> pd.DataFrame:
         for method, factor in (("volume", 1.0), ("bsi", 0.9)):
             rate = 100 * factor * RATES[hemi]
             total = rate * (span if timed else len(used) - 1)
+            start = next((p.years or 0 for p in used if hemi not in p.missing), 0)
             rows.append(
                 {
                     "suffix": series.suffix,
@@ -117,7 +118,7 @@ def _annual(used: Sequence[Point], series: Series) -> pd.DataFrame:
                     "n_scans": len(used),
                     "span_years": span,
                     "time_source": "acq_time" if timed else "name",
-                    "baseline_mm3": VOLUMES[part],
+                    "baseline_mm3": VOLUMES[part] * (1 + rate / 100 * start),
                     "change_percent": total,
                     "change_percent_low": total - 1,
                     "change_percent_high": total + 1,

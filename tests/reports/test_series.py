@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from base64 import b64decode
@@ -15,7 +16,7 @@ from PIL import Image
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.outputs.labels import label_rows
-from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.names import scan_paths, sidecar_path
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, time_point_paths
 from hyps_bids.reports.scan_images import Voxels, read_images, read_raw
@@ -134,6 +135,32 @@ def test_a_side_that_is_missing_at_one_time_has_a_gap_and_no_outline_there(
     assert [len(side.images) for side in found.sides] == [3, 3]
     outlines = [bool(shown.picture.outline) for shown in found.sides[1].images]
     assert outlines == [True, False, True]
+
+
+def test_a_line_begins_at_the_first_scan_that_shows_the_side(tmp_path: Path) -> None:
+    points = [Point(THREE[0].stem, 0.0, missing="L"), *THREE[1:]]
+    chart = str(dict(section(tmp_path, *points).charts)["Left hippocampus"])
+    (line,) = re.findall(r'class="line thin"[^>]* d="M([^"]+)"', chart)
+    ends = np.array([part.split() for part in line.split("L")], float)
+    circles = re.findall(r'<circle[^>]* cx="([^"]+)" cy="([^"]+)"', chart)
+    # All volumes lie on one line.
+    np.testing.assert_allclose(ends, np.array(circles, float), atol=0.5)
+
+
+def test_scans_that_were_processed_again_make_the_series_out_of_date(tmp_path: Path) -> None:
+    series = write_series(tmp_path, THREE)
+    mark = sidecar_path(series.paths(tmp_path)["qc"])
+    scans = {point.stem: "as it was" for point in THREE}
+    text = json.dumps({"Fingerprint": "made", "Scans": scans, "Used": list(scans)})
+    mark.write_text(text)
+    for stem, now in zip(scans, ("as it was", "as it was", "other"), strict=True):
+        path = sidecar_path(scan_paths(Scan.from_stem(stem), tmp_path)["qc"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"Fingerprint": now}))
+    (problem,) = read_series(tmp_path, series).problems
+    assert "again" in problem
+    path.write_text(json.dumps({"Fingerprint": "as it was"}))
+    assert read_series(tmp_path, series).problems == ()
 
 
 def test_reviewed_and_refused_scans_are_named_in_words(tmp_path: Path) -> None:
