@@ -137,7 +137,8 @@ def write_series(
     scans = [member.scan for member in members]
     for path in leftover_files([*known, *scans], result.used, output_dir):
         remove_file(path)
-    remove_stale(paths["qc"].parent)
+    for folder in {series.folder, *(scan.folder for scan in scans)}:
+        remove_stale(output_dir / folder)
     uris = [bids_uri("raw", scan.folder / scan.path.name) for scan in scans]
     common: dict[str, Any] = {"Sources": uris, **provenance}
     for scan, images in zip(result.used, result.images, strict=True):
@@ -198,11 +199,12 @@ def remove_series(series: Series, scans: Sequence[Scan], output_dir: Path) -> No
         If a file cannot be removed.
     """
     paths = series.paths(output_dir)
-    # Without its mark, the series no longer looks done, whatever happens next.
-    tables = [paths[kind] for kind in ("qc", "annual", "morph")]
-    marked = [each for path in tables for each in (sidecar_path(path), path)]
+    # Without its mark, the series no longer looks done, whatever happens next. Its QC table, which
+    # names the scans that have files, is the last.
+    tables = [each for k in ("annual", "morph") for each in (sidecar_path(paths[k]), paths[k])]
+    files = leftover_files(scans, (), output_dir)
     problems = []
-    for path in (*marked, *leftover_files(scans, (), output_dir)):
+    for path in (sidecar_path(paths["qc"]), *tables, *files, paths["qc"]):
         try:
             remove_file(path)
         except CannotCreateOutput as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -108,6 +109,23 @@ def read_series_record(series: Series, output_dir: Path) -> SeriesRecord | None:
         return SeriesRecord(content["Fingerprint"], scans, used)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def read_states(series: Series, output_dir: Path) -> list[dict[str, str]]:
+    """Return the rows of the QC table of a series as text; none if it cannot be read."""
+    try:
+        with series.paths(output_dir)["qc"].open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream, delimiter="\t"))
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def recorded_scans(series: Series, output_dir: Path) -> list[Scan]:
+    """Return the scans in the QC table of a series, which outlives its mark; by name only."""
+    named = [row.get("scan") or "" for row in read_states(series, output_dir)]
+    # A damaged table must not lead to the files of others.
+    own = [name for name in named if name.partition("_")[0] == f"sub-{series.subject}"]
+    return [scan for scan in map(Scan.from_stem, own) if Series.of(scan) == series]
 
 
 def is_series_current(series: Series, output_dir: Path) -> bool:

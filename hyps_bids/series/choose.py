@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,12 @@ from typing import TYPE_CHECKING
 from hyps_bids.messages import join_names
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, find_series_of, group_scans
-from hyps_bids.outputs.series_state import are_several, is_series_current, is_series_done
+from hyps_bids.outputs.series_state import (
+    are_several,
+    is_series_current,
+    is_series_done,
+    read_states,
+)
 from hyps_bids.resources import read_many
 from hyps_bids.settings import Settings
 
@@ -107,24 +111,16 @@ def series_title(series: Series) -> str:
 def warn_of_refusals(wanted: Iterable[Series], output_dir: Path) -> None:
     """Name the scans that were left out of the series of this run, and say what to do."""
     for series in wanted:
-        refused = [row for row in _rows(series, output_dir) if row.get("status") == "refused"]
+        refused = [row for row in read_states(series, output_dir) if row.get("status") == "refused"]
         by_reason: dict[str, list[str]] = {}
         for row in refused:
             by_reason.setdefault(row.get("flags", "").split(" ")[0], []).append(row["scan"])
         for code, stems in by_reason.items():
             text = next(row["reason"] for row in refused if row["scan"] == stems[0])
             _LOG.warning(
-                "%s: %s left out (%s): %s", series_title(series), join_names(stems), code, text
+                "%s: %s left out (%s). Of %s: %s",
+                *(series_title(series), join_names(stems), code, stems[0], text),
             )
-
-
-def _rows(series: Series, output_dir: Path) -> list[dict[str, str]]:
-    """Read the QC table of a series as text; nothing if there is none."""
-    try:
-        with series.paths(output_dir)["qc"].open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream, delimiter="\t"))
-    except (OSError, UnicodeDecodeError):
-        return []
 
 
 def warn_of_stale(scans: Iterable[Scan], output_dir: Path) -> None:

@@ -42,6 +42,7 @@ from hyps_bids.outputs.series_state import (
     are_several,
     find_members,
     is_series_done,
+    recorded_scans,
     series_fingerprint,
 )
 from hyps_bids.reports.scan_facts import find_scans_of
@@ -145,7 +146,7 @@ def follow_series(series: Series, plan: SeriesPlan, threads: int = 1) -> None:
     for _ in range(_ATTEMPTS):
         state = _look(series, plan)
         if not state.members:
-            remove_series(series, state.scans, plan.output_dir)
+            remove_series(series, _known(series, state, plan), plan.output_dir)
             return
         # Another job may have done it meanwhile, or may finish a scan while this one is at work.
         if is_series_done(series, plan.output_dir, state.fingerprint):
@@ -175,9 +176,17 @@ def _follow_once(series: Series, state: SeriesState, plan: SeriesPlan, threads: 
         state.fingerprint,
         plan.provenance,
         plan.output_dir,
-        known=state.scans,
+        known=_known(series, state, plan),
         is_current=lambda: _look(series, plan).fingerprint == state.fingerprint,
     )
+
+
+def _known(series: Series, state: SeriesState, plan: SeriesPlan) -> list[Scan]:
+    """Name all scans that may have files of the series, by names only."""
+    present = {scan.stem for scan in find_scans_of(plan.output_dir, series.subject)}
+    recorded = recorded_scans(series, plan.output_dir)
+    # A user may have removed all outputs of a scan but those of the series.
+    return [*state.scans, *(scan for scan in recorded if scan.stem not in present)]
 
 
 def _look(series: Series, plan: SeriesPlan) -> SeriesState:

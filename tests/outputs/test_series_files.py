@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from hyps_bids.outputs.series_state import (
     is_series_current,
     is_series_done,
     read_series_record,
+    recorded_scans,
     series_fingerprint,
 )
 
@@ -177,6 +179,30 @@ def test_a_killed_or_failed_series_is_not_done(
     assert table["status"].tolist() == ["failed"] * 3
     assert table["reason"][0] == "a reason of two lines"
     assert files(tmp_path) - own == {SERIES.paths(out)["qc"].name}
+
+
+def test_the_scans_of_a_removal_that_was_interrupted_are_still_known(
+    tmp_path: Path, members: list[Member]
+) -> None:
+    out = tmp_path / "out"
+    stems = [each.scan.stem for each in members]
+    table = pd.DataFrame({"scan": [*stems, "sub-2_ses-1", "sub-1_ses-1_space-T2w", None]})
+    written(tmp_path, members, replace(result(members), qc=table))
+    sidecar_path(SERIES.paths(out)["qc"]).unlink()
+    assert [scan.stem for scan in recorded_scans(SERIES, out)] == stems
+    SERIES.paths(out)["qc"].write_bytes(b"scan\n\xff\n")
+    assert recorded_scans(SERIES, out) == []
+
+
+def test_hidden_files_of_killed_jobs_are_removed_in_all_folders(
+    tmp_path: Path, members: list[Member]
+) -> None:
+    name = ".0123abcd.sub-1_ses-b_seg-hippocampus_desc-longitudinal_dseg.nii.gz"
+    left = tmp_path / "out" / members[1].scan.folder / name
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    written(tmp_path, members)
+    assert not left.exists()
 
 
 def test_only_scans_with_image_and_results_belong_to_a_series(

@@ -180,7 +180,16 @@ def test_a_scan_that_fails_or_disappears_leaves_the_series(
     assert done.run("--participant-label", "1") == 1
     assert done.table("qc")["status"].tolist() == ["used"] * 2
     assert not any("ses-3" in each.name for each in done.over_time())
+    path.write_bytes(content)
+    assert done.run("--participant-label", "1") == 0
+    # Somebody removes what the scan has by itself, and the image.
+    own = set((done.out / "sub-1/ses-3/anat").iterdir()) - done.over_time()
+    assert own
+    for each in own:
+        each.unlink()
     shutil.rmtree(path.parent)
+    assert done.run("--participant-label", "1") == 0
+    assert not any("ses-3" in each.name for each in done.over_time())
     (done.raw / "sub-1/ses-2/anat/sub-1_ses-2_T1w.nii.gz").unlink()
     assert done.run("--participant-label", "1") == 0
     assert done.over_time() == set()
