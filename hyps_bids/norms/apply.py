@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import describe
@@ -19,9 +20,10 @@ from hyps_bids.cohort.metadata import read_metadata
 from hyps_bids.cohort.wide import build_scan_table, change_columns
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, WriteFailed
 from hyps_bids.messages import format_count, join_names
-from hyps_bids.norms.calibrate import calibrate_site
+from hyps_bids.norms.calibrate import calibrate_site, score_held_out
 from hyps_bids.norms.charts import CENTILES, age_grid
 from hyps_bids.norms.checks import check_scans, read_labels
+from hyps_bids.norms.fit import FEW_AT_SITE
 from hyps_bids.norms.fitting import name_site, warn_of_missing, write_group_scores
 from hyps_bids.norms.folder import README, StoredNorms, load_folder
 from hyps_bids.norms.measures import (
@@ -34,7 +36,7 @@ from hyps_bids.norms.measures import (
 )
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.people import People, describe_people, icv_is_flagged, require_site
-from hyps_bids.norms.tables import Scored, make_sample, score_table
+from hyps_bids.norms.tables import OwnScores, Scored, make_sample, score_table
 from hyps_bids.outputs.columns import NORM_COLUMNS, SUFFIX_COLUMN, described
 from hyps_bids.outputs.completion import recorded_fingerprint
 from hyps_bids.outputs.dataset import dataset_name
@@ -47,9 +49,8 @@ from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
-#: Fewest controls of a new site by whom its offset is measured, and number below which that is
-#: doubtful.
-FEWEST_AT_NEW_SITE, FEW_AT_NEW_SITE = 10, 25
+#: Fewest controls of a new site by whom its offset is measured.
+FEWEST_AT_NEW_SITE = 10
 #: Significant digits of the curves in sidecars.
 _DIGITS = 5
 
@@ -78,10 +79,11 @@ def apply_to_group(settings: Settings, wide: pd.DataFrame) -> None:
     columns = load_json(sidecar_path(group_path(settings.output_dir, WIDE, settings.suffix)))
     units = read_units(settings.output_dir, settings.suffix)
     scored = _prepare(settings, stored, frame, columns, units)
-    norms = stored.norms
+    norms: Mapping[str, Norm] = stored.norms
+    own: OwnScores = {}
     if settings.controls is not None:
-        norms = _calibrate(settings, stored, scored)
-    table = score_table(scored, norms, stored.card["Name"], {}, _known(settings, stored, scored))
+        norms, own = _calibrate(settings, stored, scored)
+    table = score_table(scored, norms, stored.card["Name"], own, _known(settings, stored, scored))
     write_group_scores(settings, stored, table)
 
 
@@ -214,8 +216,10 @@ def _known(settings: Settings, stored: StoredNorms, scored: Scored) -> frozenset
     return frozenset(stored.known(scored.people["participant_id"].unique().tolist()))
 
 
-def _calibrate(settings: Settings, stored: StoredNorms, scored: Scored) -> Mapping[str, Norm]:
-    """Add the sites that the norms do not know, by the controls there."""
+def _calibrate(
+    settings: Settings, stored: StoredNorms, scored: Scored
+) -> tuple[Mapping[str, Norm], OwnScores]:
+    """Add the sites that the norms do not know, by the controls there, and score these held out."""
     column, level = parse_controls(str(settings.controls))
     chosen = equals_level(scored.frame[column], level).to_numpy(dtype=bool, na_value=False)
     sites = scored.people["site"]
@@ -223,37 +227,48 @@ def _calibrate(settings: Settings, stored: StoredNorms, scored: Scored) -> Mappi
     usable = chosen & (scored.invalid == "") & scored.frame["flags"].isna() & new
     if not new.any():
         _LOG.info("%s: the norms know all sites, so none is calibrated.", stored.folder)
-        return stored.norms
-    counts = scored.people[usable].groupby("site")["participant_id"].nunique()
-    counts = counts.reindex(sorted(sites[new].unique()), fill_value=0)
-    few = counts[counts < FEWEST_AT_NEW_SITE]
-    if len(few):
-        _LOG.warning(
-            "%s: not calibrated, because fewer than %d controls can be used: %s",
-            *(stored.folder, FEWEST_AT_NEW_SITE, join_names(f"{s} ({n})" for s, n in few.items())),
-        )
-    enough = counts[counts >= FEWEST_AT_NEW_SITE]
-    norms: dict[str, Norm] = {}
-    for name, norm in stored.norms.items():
-        norms[name] = norm
-        if name not in scored.frame:
+        return stored.norms, {}
+    norms: dict[str, Norm] = dict(stored.norms)
+    own: OwnScores = {}
+    counts = pd.DataFrame(0, index=sorted(sites[new].unique()), columns=list(norms))
+    for name in filter(scored.frame.columns.__contains__, stored.norms):
+        take = usable.to_numpy() & scored_rows(scored.frame, name)
+        values = scored.frame.loc[take, name].to_numpy(dtype=float)
+        sample, norm = make_sample(scored.people[take]), norms[name]
+        valid = norm.reasons(sample, values) == ""
+        people = pd.Series(sample.participant[valid]).groupby(sample.site[valid]).nunique()
+        counts.loc[people.index, name] = people
+        valid &= np.isin(sample.site, people.index[people >= FEWEST_AT_NEW_SITE])
+        if not valid.any():
             continue
-        take = (usable & sites.isin(enough.index)).to_numpy() & scored_rows(scored.frame, name)
-        take &= scored.frame[name].notna().to_numpy()
-        if take.any():
-            values = scored.frame.loc[take, name].to_numpy(dtype=float)
-            try:
-                norms[name] = calibrate_site(norm, make_sample(scored.people[take]), values)
-            except BadData as error:
-                _LOG.warning("%s: %s is not calibrated: %s", stored.folder, name, error)
-    for site, n in enough.items():
+        sample, values = sample.take(valid), values[valid]
+        try:
+            norms[name] = calibrate_site(norm, sample, values)
+            take[take] = valid
+            own[name] = take, score_held_out(norm, sample, values)
+        except BadData as error:
+            _LOG.warning("%s: %s is not calibrated: %s", stored.folder, name, error)
+    for site in counts.index:
+        _say_calibrated(stored, site, counts.loc[site, [name in scored.frame for name in counts]])
+    return norms, own
+
+
+def _say_calibrated(stored: StoredNorms, site: str, counts: pd.Series) -> None:
+    """Log from how many controls the offset of a site was measured, and for which measures not."""
+    most, few = int(counts.max()), counts[counts < FEWEST_AT_NEW_SITE]
+    if most >= FEWEST_AT_NEW_SITE:
         _LOG.log(
-            logging.WARNING if n < FEW_AT_NEW_SITE else logging.INFO,
+            logging.WARNING if most < FEW_AT_SITE else logging.INFO,
             "%s: the offset of %s was measured from %s%s",
-            *(stored.folder, site, format_count(int(n), "control")),
-            ", which is little" if n < FEW_AT_NEW_SITE else "",
+            *(stored.folder, site, format_count(most, "control")),
+            ", which is little" if most < FEW_AT_SITE else "",
         )
-    return norms
+    if len(few):
+        of = "" if len(few) == len(counts) else f" for {join_names(few.index)}"
+        _LOG.warning(
+            "%s: not calibrated%s, because fewer than %d controls can be used: %s (%d)",
+            *(stored.folder, of, FEWEST_AT_NEW_SITE, site, few.max()),
+        )
 
 
 def _facts(

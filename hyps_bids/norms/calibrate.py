@@ -13,8 +13,9 @@ from hyps_bids.messages import format_count
 from hyps_bids.norms.design import SCALE_SITE, SITE, Columns, Design
 from hyps_bids.norms.family import derivatives
 from hyps_bids.norms.fit import FEW_AT_SITE, weights_of
+from hyps_bids.norms.folds import participant_folds
 from hyps_bids.norms.norm import Norm, Rows
-from hyps_bids.norms.sample import Array, NormSample
+from hyps_bids.norms.sample import Array, NormSample, NormScores
 
 #: The prior of the offsets is Student's with these degrees of freedom, so that a scanner that is
 #: quite different is believed; its variance is updated this many times.
@@ -32,11 +33,29 @@ def calibrate_site(norm: Norm, sample: NormSample, values: Array) -> Norm:
     ------
     BadData
         ``norm-site-no-controls``: the norm is valid for none of the scans of a new site.
+        ``norm-site-not-fitted``: the offsets cannot be measured.
     """
     for site in sorted(set(sample.site) - set(norm.design.sites)):
         rows = sample.site == site
         norm = _add_site(norm, site, sample.take(rows), np.asarray(values, dtype=float)[rows])
     return norm
+
+
+def score_held_out(norm: Norm, sample: NormSample, values: Array, folds: int = 10) -> NormScores:
+    """Score the controls of new sites, each by offsets that were measured without its participant.
+
+    The arguments are those of :func:`calibrate_site`; `norm` is without the new sites.
+    """
+    scores = norm.score(sample, values)
+    fold = participant_folds(sample, folds)
+    for k in range(fold.max() + 1):
+        out = fold == k
+        found = calibrate_site(norm, sample.take(~out), values[~out]).score(
+            sample.take(out), values[out]
+        )
+        for name, part in vars(found).items():
+            getattr(scores, name)[out] = part
+    return scores
 
 
 def _add_site(norm: Norm, site: str, sample: NormSample, values: Array) -> Norm:
@@ -63,7 +82,8 @@ def _add_site(norm: Norm, site: str, sample: NormSample, values: Array) -> Norm:
 
     offsets = np.zeros(2)
     for _ in range(_UPDATES):
-        offsets = minimize(loss, offsets, jac=True, method="BFGS").x
+        with np.errstate(over="ignore", invalid="ignore"):
+            offsets = minimize(loss, offsets, jac=True, method="BFGS").x
         prior = (1 + _TAIL) / (offsets**2 + _TAIL / expected)
     r, log_scale = residuals(offsets)
     second = derivatives(r, log_scale, norm.shape).second
@@ -87,6 +107,12 @@ def _with_site(
             [curvature[0, 1].sum(), curvature[1, 1].sum() + prior[1]],
         ]
     )
+    if not (np.isfinite(own).all() and (np.linalg.eigvalsh(own) > 0).all()):
+        raise BadData(
+            f"{site}: the offset of this site from those of the norm cannot be measured; see "
+            "whether the measures of its controls are plausible.",
+            code="norm-site-not-fitted",
+        )
     cross = np.empty((2, len(norm.fit.coefficients)))
     for k in range(2):
         location = curvature[0, k] @ columns.location

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ def fit_norm(sample: NormSample, values: Array, settings: NormSettings) -> Norm:
     BadData
         ``norm-too-few``: fewer than 20 participants have all that the model needs.
         ``norm-constant``: the measure has the same value everywhere.
+        ``norm-not-converged``: no distribution could be fitted.
     """
     values = np.asarray(values, dtype=np.float64)
     rows, icv, remarks = usable_controls(sample, values, settings)
@@ -64,9 +65,15 @@ def fit_norm(sample: NormSample, values: Array, settings: NormSettings) -> Norm:
         )
     weights = weights_of(sample.participant)
     design = make_design(sample, weights, icv=icv, sites=settings.sites)
-    family = _best_family(design, sample, values, weights)
+    family = _best_family(_families(design, sample, values, weights, settings.positive))
+    if family is None:
+        raise BadData(
+            f"{name}: no distribution could be fitted to the controls, so there is no norm. See "
+            "whether most of them have the same value, or some are far from the others.",
+            code="norm-not-converged",
+        )
     facts = _facts(sample, values, design, family)
-    remarks += _remarks(facts, design, family)
+    remarks += _remarks(facts, design)
     norm = Norm(settings, facts, tuple(remarks), design, *family)
     far = int((np.abs(norm.score(sample, values).z) >= MOST_Z).sum())
     if far:
@@ -133,20 +140,19 @@ def problem_of(
     return Problem(values, weights, *columns, *expected, shaped=shaped)
 
 
-def _best_family(design: Design, sample: NormSample, values: Array, weights: Array) -> _Family:
-    """Fit all distributions and return the best; a simpler one is preferred to an equal one."""
+def _best_family(families: Iterable[tuple[float, _Family]]) -> _Family | None:
+    """Return the best distribution; a simpler one is preferred to an equal one."""
     best, most = None, -np.inf
-    for evidence, family in _families(design, sample, values, weights):
+    for evidence, family in families:
         if best is None or evidence > most + _GAIN:
             best, most = family, evidence
-    assert best is not None
     return best
 
 
 def _families(
-    design: Design, sample: NormSample, values: Array, weights: Array
+    design: Design, sample: NormSample, values: Array, weights: Array, positive: bool
 ) -> Iterator[tuple[float, _Family]]:
-    for log in (False, True) if (values > 0).all() else (False,):
+    for log in (False, True) if positive and (values > 0).all() else (False,):
         raw = np.log(values) if log else values
         center = float(weights @ raw / weights.sum())
         unit = float(np.sqrt(weights @ (raw - center) ** 2 / weights.sum()))
@@ -154,6 +160,8 @@ def _families(
         for shaped in (False, True):
             problem = problem_of(design, sample, (raw - center) / unit, weights, shaped)
             fit = fit_penalized(problem)
+            if not fit.converged:
+                continue
             yield fit.evidence + float(jacobian), _Family(log, center, unit, shaped, fit)
 
 
@@ -172,7 +180,6 @@ def _facts(sample: NormSample, values: Array, design: Design, family: _Family) -
         "Values": [float(values.min()), float(values.max())],
         "Distribution": ("sinh-arcsinh" if family.shaped else "normal")
         + " of logarithms" * family.log,
-        "Converged": family.fit.converged,
         "DegreesOfFreedom": round(family.fit.freedom, 2),
     }
 
@@ -184,7 +191,7 @@ def _about_outliers(count: int) -> str:
     )
 
 
-def _remarks(facts: dict[str, Any], design: Design, family: _Family) -> list[str]:
+def _remarks(facts: dict[str, Any], design: Design) -> list[str]:
     remarks = []
     if (people := facts["Participants"]) < FEW:
         remarks.append(
@@ -203,6 +210,4 @@ def _remarks(facts: dict[str, Any], design: Design, family: _Family) -> list[str
             f"Sites with fewer than {FEW_AT_SITE} controls are drawn towards an average site: "
             f"{join_names(few)}."
         )
-    if not family.fit.converged:
-        remarks.append("The fit did not converge, so scores may be wrong; please report this.")
     return remarks

@@ -25,17 +25,17 @@ from hyps_bids.norms.checks import read_labels
 from hyps_bids.norms.fit import fit_norm
 from hyps_bids.norms.folder import CARD, FORMAT, README, Card, StoredNorms, save_folder
 from hyps_bids.norms.folds import score_out_of_fold
-from hyps_bids.norms.measures import needs_icv, norm_measures, scored_rows
+from hyps_bids.norms.measures import is_positive, needs_icv, norm_measures, scored_rows
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.people import People, describe_people, icv_is_flagged, require_site
-from hyps_bids.norms.sample import FEWEST, NormScores, NormSettings
-from hyps_bids.norms.tables import Scored, make_sample, score_table
+from hyps_bids.norms.sample import FEWEST, NOT_FITTED, NormScores, NormSettings
+from hyps_bids.norms.tables import OwnScores, Scored, make_sample, score_table
 from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, NORM_COLUMNS, described
 from hyps_bids.outputs.dataset import dataset_name
 from hyps_bids.outputs.names import group_path, group_space, sidecar_path
 from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.outputs.reading import NORMS, WIDE, load_json, read_units
-from hyps_bids.outputs.writing import write_json, write_table
+from hyps_bids.outputs.writing import remove_file, write_json, write_table
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -67,7 +67,7 @@ class _Fitted:
     """Norms of all measures, scores of the controls themselves, and what was left out."""
 
     norms: dict[str, Norm] = field(default_factory=dict)
-    own: dict[str, tuple[np.ndarray, NormScores]] = field(default_factory=dict)
+    own: OwnScores = field(default_factory=dict)
     calibration: dict[str, pd.DataFrame] = field(default_factory=dict)
     histograms: dict[str, pd.DataFrame] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ def fit_norms(settings: Settings, wide: pd.DataFrame) -> StoredNorms:
     fitted = _fit(frame, people.table, controls, settings, units)
     card = _card(settings, frame, people, controls, left_out, fitted, units)
     # The card in JSON is written after all that it describes: a folder without it has no norms.
-    (folder / CARD).unlink(missing_ok=True)
+    remove_file(folder / CARD)
     _write_tables(folder, fitted)
     draw_charts(folder, fitted.norms, fitted.histograms, card)
     participants = people.table.loc[controls, "participant_id"].unique().tolist()
@@ -126,9 +126,10 @@ def fit_norms(settings: Settings, wide: pd.DataFrame) -> StoredNorms:
         invalid=pd.Series(np.where(weights, "other-weights", ""), index=frame.index),
         icv_flagged=icv_is_flagged(frame),
     )
-    write_group_scores(
-        settings, stored, score_table(scored, fitted.norms, card["Name"], fitted.own)
-    )
+    # Other scans of the controls, such as flagged ones, are not held out by any fold.
+    known = frozenset(participants)
+    table = score_table(scored, fitted.norms, card["Name"], fitted.own, known)
+    write_group_scores(settings, stored, table)
     return stored
 
 
@@ -234,10 +235,12 @@ def _fit(
         use = controls & scored_rows(frame, name) & frame[name].notna().to_numpy()
         sample = make_sample(people[use])
         values = frame.loc[use, name].to_numpy(dtype=float)
-        how = NormSettings(name, units.get(name, "n/a"), icv=needs_icv(name))
+        unit = units.get(name, "n/a")
+        how = NormSettings(name, unit, icv=needs_icv(name), positive=is_positive(name))
         try:
             norm = fit_norm(sample, values, how)
             scores = score_out_of_fold(norm, sample, values, folds=_FOLDS)
+            _require_folds(name, scores)
         except BadData as error:
             fitted.failures[name] = str(error)
             continue
@@ -252,6 +255,16 @@ def _fit(
             code="norms-impossible",
         )
     return fitted
+
+
+def _require_folds(name: str, scores: NormScores) -> None:
+    """Refuse a model that most folds do not support: nothing would tell whether it is right."""
+    lost = int((scores.reason == NOT_FITTED).sum())
+    if 2 * lost > len(scores):
+        raise BadData(
+            f"{name}: the fit fails without some of the controls, so there is no norm.",
+            code="norm-not-converged",
+        )
 
 
 def _write_tables(folder: Path, fitted: _Fitted) -> None:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from hyps_bids.norms.fit import problem_of, usable_controls, weights_of
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.penalized import fit_penalized
-from hyps_bids.norms.sample import UNCALIBRATED, Array, NormSample, NormScores
+from hyps_bids.norms.sample import (
+    NOT_FITTED,
+    UNCALIBRATED,
+    Array,
+    NormSample,
+    NormScores,
+    add_remark,
+)
 
 
 def score_out_of_fold(
@@ -19,7 +26,8 @@ def score_out_of_fold(
     """Score the scans of the controls of a norm, each by a fit without its participant.
 
     `sample` and `values` are those that the norm was fitted to. The kind of distribution and the
-    columns are kept; the coefficients and the variances of sites and curves are fitted anew.
+    columns are kept; the coefficients and the variances of sites and curves are fitted anew. Scans
+    of a fold whose fit does not converge have no score.
     """
     values = np.asarray(values, dtype=np.float64)
     scores = norm.score(sample, values)
@@ -32,10 +40,12 @@ def score_out_of_fold(
         out = fold == k
         rest = inside.take(~out)
         problem = problem_of(norm.design, rest, standardized[~out], weights[~out], norm.shaped)
-        without = replace(norm, fit=fit_penalized(problem, norm.fit))
-        found = without.score(inside.take(out), values[usable][out])
+        fit = fit_penalized(problem, norm.fit)
+        found = replace(norm, fit=fit).score(inside.take(out), values[usable][out])
+        if not fit.converged:
+            found = found.without(NOT_FITTED)
         unseen = ~np.isin(inside.site[out], list(set(rest.site)))
-        found.remark[unseen & (found.reason == "") & (found.remark == "")] = UNCALIBRATED
+        add_remark(found.remark, unseen & (found.reason == ""), UNCALIBRATED)
         for name, part in vars(found).items():
             getattr(scores, name)[places[out]] = part
     return scores

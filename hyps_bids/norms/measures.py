@@ -8,13 +8,14 @@ import pandas as pd
 from hyps_bids.cohort.derived import split_column
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 
-#: Measure → whether head size explains it; volumes are not adjusted for it before.
+#: Measure → whether head size explains it (volumes are not adjusted for it before), and whether
+#: it is positive by its nature.
 _KINDS = {
-    "volume_mm3": True,
-    "asymmetry": False,
-    "anterior_posterior_ratio": False,
-    "percent_per_year_longitudinal": False,
-    "percent_per_year_bsi": False,
+    "volume_mm3": (True, True),
+    "asymmetry": (False, False),
+    "anterior_posterior_ratio": (False, True),
+    "percent_per_year_longitudinal": (False, False),
+    "percent_per_year_bsi": (False, False),
 }
 _PLACES = {side: f"{name} hippocampus" for side, name in SIDE_NAMES.items()} | {
     "bilateral": "both hippocampi"
@@ -43,7 +44,12 @@ def kind_of(name: str) -> str:
 
 def needs_icv(name: str) -> bool:
     """Tell whether head size explains a measure."""
-    return _KINDS[kind_of(name)]
+    return _KINDS[kind_of(name)][0]
+
+
+def is_positive(name: str) -> bool:
+    """Tell whether a measure is positive by its nature, as asymmetry and change are not."""
+    return _KINDS[kind_of(name)][1]
 
 
 def is_change(name: str) -> bool:

@@ -37,7 +37,7 @@ class Norm:
         Counts and ranges of the controls, in plain JSON: ``Participants``, ``Scans``, ``Ages``
         (youngest, oldest), ``Sexes`` (sex → participants), ``Sites`` (name → participants), ``ICV``
         (smallest, largest in mm³, or None if the model has none), ``Values`` (smallest, largest),
-        ``Distribution``, ``Converged``, ``DegreesOfFreedom``.
+        ``Distribution``, ``DegreesOfFreedom``.
     remarks : tuple of str
         What the user should know about the fit, in sentences.
     design : Design
@@ -76,9 +76,8 @@ class Norm:
         if rows.any():
             z[rows], low[rows], high[rows] = self._score(sample.take(rows), values[rows])
             unknown, beyond = ~self.design.is_known(sample), np.abs(z) >= MOST_Z
-            remark[rows & beyond] = codes.BEYOND_TAIL
-            remark[rows & unknown] = codes.UNCALIBRATED
-            remark[rows & unknown & beyond] = f"{codes.UNCALIBRATED},{codes.BEYOND_TAIL}"
+            codes.add_remark(remark, rows & beyond, codes.BEYOND_TAIL)
+            codes.add_remark(remark, rows & unknown, codes.UNCALIBRATED)
         centile, below, above = (np.asarray(100 * ndtr(each)) for each in (z, low, high))
         return NormScores(z, centile, below, above, reason, remark)
 

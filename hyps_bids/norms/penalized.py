@@ -91,13 +91,22 @@ class Fit:
 
 
 def fit_penalized(problem: Problem, start: Fit | None = None) -> Fit:
-    """Maximize the penalized likelihood by Newton's method, from a given start if there is one."""
-    state = _State(problem, start)
+    """Maximize the penalized likelihood by Newton's method, from a given start if there is one.
+
+    Where there is no maximum, or it cannot be found, the fit has not converged.
+    """
     iterations, size = 0, np.inf
-    while size >= _SMALL_STEP and iterations < _ITERATIONS:
-        size = state.step()
-        iterations += 1
-    return state.result(bool(size < _SMALL_STEP), iterations)
+    try:
+        state = _State(problem, start)
+        while size >= _SMALL_STEP and iterations < _ITERATIONS:
+            size = state.step()
+            iterations += 1
+        return state.result(bool(size < _SMALL_STEP), iterations)
+    except (LinAlgError, ValueError):
+        # SciPy raises these for matrices that are singular or not finite.
+        count = len(problem.groups) + (len(_SHAPE_PRIOR) if problem.shaped else 0)
+        nothing = np.full(count, np.nan), np.full((count, count), np.nan)
+        return Fit(*nothing, problem.precision, -np.inf, np.nan, False, iterations)
 
 
 class _State:

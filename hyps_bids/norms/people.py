@@ -80,7 +80,7 @@ def describe_people(
         table["sex"] = _sexes(frame[name], columns.get(name, {}))
     if site is not None and site in frame:
         found["site"] = site
-        table["site"] = frame[site].astype("str").where(frame[site].notna(), "")
+        table["site"] = _texts(frame[site]).fillna("")
     return People(table, found)
 
 
@@ -136,9 +136,7 @@ def _sexes(values: pd.Series, description: ColumnDescription) -> pd.Series:
     """Turn levels into F and M by their names, or by the meanings in the sidecar."""
     listed = description.get("Levels")
     meanings = {str(k): str(v) for k, v in listed.items()} if isinstance(listed, dict) else {}
-    is_number = pd.api.types.is_numeric_dtype(values)
-    texts = values.map("{:g}".format) if is_number else values.astype("str")
-    texts = texts.where(values.notna())
+    texts = _texts(values)
     known = {
         level: sex_of_level(level) or sex_of_level(meanings.get(level, ""))
         for level in texts.dropna().unique()
@@ -151,4 +149,13 @@ def _sexes(values: pd.Series, description: ColumnDescription) -> pd.Series:
             "JSON sidecar.",
             *(values.name, join_names(unknown)),
         )
-    return texts.astype("object").map(known).astype("object").fillna("")
+    return texts.map(known).astype("object").fillna("")
+
+
+def _texts(values: pd.Series) -> pd.Series:
+    """Write levels as texts, whole numbers without decimals, whether or not others are missing."""
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        texts = values.map("{:.15g}".format, na_action="ignore")
+    else:
+        texts = values.astype("str")
+    return texts.astype("object").where(values.notna(), None)

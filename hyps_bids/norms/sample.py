@@ -22,6 +22,7 @@ NO_SEX = "sex-missing"
 SEX_OUTSIDE = "sex-not-among-controls"
 NO_ICV = "icv-missing"
 ICV_OUTSIDE = "icv-outside-controls"
+NOT_FITTED = "model-not-fitted"
 #: What to know about a scan that has a score.
 UNCALIBRATED = "uncalibrated-site"
 BEYOND_TAIL = "beyond-tail"
@@ -72,12 +73,16 @@ class NormSettings:
         Whether the intracranial volume is a predictor. Leave it out for ratios and asymmetry.
     sites : bool
         Whether sites have offsets of their own.
+    positive : bool
+        Whether the measure is positive by its nature, so that its logarithm may be modeled.
+        Asymmetry and change are not, even if all controls happen to have positive values.
     """
 
     measure: str = ""
     units: str = ""
     icv: bool = True
     sites: bool = True
+    positive: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,17 @@ class NormScores:
 
     def __len__(self) -> int:
         return len(self.z)
+
+    def without(self, code: str) -> NormScores:
+        """Return the scores with a reason why there is none, where there was no other reason."""
+        nothing = np.full(len(self), np.nan)
+        reason = np.where(self.reason == "", code, self.reason).astype(object)
+        remark = np.full(len(self), "", dtype=object)
+        return NormScores(nothing, nothing, nothing, nothing, reason, remark)
+
+
+def add_remark(remark: Texts, rows: NDArray[np.bool_], code: str) -> None:
+    """Add a code to the remarks of some scans, in place, where they do not have it."""
+    for row in np.flatnonzero(rows):
+        if code not in remark[row].split(","):
+            remark[row] = ",".join(filter(None, (code, remark[row])))

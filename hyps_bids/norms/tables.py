@@ -15,6 +15,8 @@ from hyps_bids.norms.sample import NO_ICV, NormSample, NormScores
 from hyps_bids.norms.words import ICV_FLAGGED, REVIEW, WAS_CONTROL, in_words
 from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, NORM_COLUMNS
 
+#: Column → the rows of the controls themselves, and their scores from folds that did not see them.
+OwnScores = dict[str, tuple[np.ndarray, NormScores]]
 _SCORES = ("z", "centile", "centile_low", "centile_high")
 
 
@@ -50,7 +52,7 @@ def score_table(
     scored: Scored,
     norms: Mapping[str, Norm],
     name: str,
-    own: Mapping[str, tuple[np.ndarray, NormScores]],
+    own: OwnScores,
     known: frozenset[str] = frozenset(),
 ) -> pd.DataFrame:
     """Score scans by norms.
@@ -63,9 +65,8 @@ def score_table(
         Column of the wide table → its model.
     name : str
         Name of the norms.
-    own : mapping of str to (ndarray of bool, NormScores)
-        Column → the rows of the controls themselves, and their scores from folds that did not see
-        them.
+    own : dict of str to (ndarray of bool, NormScores)
+        Scores of the controls themselves.
     known : set of str
         Labels that participants among the controls of stored norms have.
 

@@ -11,6 +11,9 @@ OTHER_WEIGHTS, OTHER_CONTRAST, ICV_FLAGGED = "other-weights", "other-contrast", 
 #: What to know about a centile.
 REVIEW, WAS_CONTROL = "review", "was-control"
 
+#: Smallest percentage that is told from 0.
+LEAST_PERCENT = 0.1
+
 _WORDS = {
     sample.NO_VALUE: "the measure is missing",
     sample.NOT_POSITIVE: "the measure is not positive",
@@ -20,6 +23,7 @@ _WORDS = {
     sample.SEX_OUTSIDE: "there is no control of this sex",
     sample.NO_ICV: "the intracranial volume is not known",
     sample.ICV_OUTSIDE: "the intracranial volume is outside that of the controls",
+    sample.NOT_FITTED: "the model without this participant could not be fitted",
     sample.UNCALIBRATED: "uncalibrated: the norms have no controls of this site, so the centile "
     "may be off by the difference between scanners",
     sample.BEYOND_TAIL: "further from the controls than the model can tell, so z is a bound",
@@ -27,8 +31,8 @@ _WORDS = {
     OTHER_CONTRAST: "the image is of another contrast than those of the controls",
     ICV_FLAGGED: "the intracranial volume is flagged",
     REVIEW: "the scan is flagged: look at it first",
-    WAS_CONTROL: "a participant with this label was among the controls, so the centile may be too "
-    "close to the middle",
+    WAS_CONTROL: "the participant was among the controls, so the centile may be too close to the "
+    "middle",
 }
 
 
@@ -48,11 +52,19 @@ def centile_sentence(
     'larger than 12 % of controls of this age, sex and head size (95 % interval 8–17)'
     >>> centile_sentence(0.4, 0.1, 1.2, with_icv=False)
     'larger than 0.4 % of controls of this age and sex (95 % interval 0.1–1.2)'
+    >>> centile_sentence(0.01, 0.0, 0.2, with_icv=False)
+    'smaller than more than 99.9 % of controls of this age and sex (95 % interval < 0.1–0.2)'
     """
     whom = "age, sex and head size" if with_icv else "age and sex"
     word = "higher" if change else "larger"
+    if centile < LEAST_PERCENT:
+        word, share = "lower" if change else "smaller", f"more than {percent(100 - LEAST_PERCENT)}"
+    elif centile > 100 - LEAST_PERCENT:
+        share = f"more than {percent(100 - LEAST_PERCENT)}"
+    else:
+        share = percent(centile)
     interval = f"{percent(low)}–{percent(high)}"
-    return f"{word} than {percent(centile)} % of controls of this {whom} (95 % interval {interval})"
+    return f"{word} than {share} % of controls of this {whom} (95 % interval {interval})"
 
 
 def percent(value: float) -> str:
@@ -65,10 +77,10 @@ def percent(value: float) -> str:
     """
     if not math.isfinite(value):
         return "n/a"
-    if value < 0.1:
-        return "< 0.1"
-    if value > 99.9:
-        return "> 99.9"
+    if value < LEAST_PERCENT:
+        return f"< {LEAST_PERCENT}"
+    if value > 100 - LEAST_PERCENT:
+        return f"> {100 - LEAST_PERCENT}"
     if value < 5 or value > 95:
         return f"{value:.1f}"
     return f"{value:.0f}"

@@ -221,6 +221,8 @@ def test_a_new_site_is_calibrated_by_its_own_controls(
     after = z_of_controls(controls="diagnosis=CN", site="scanner")
     assert abs(after["z"].mean()) < 0.25
     assert not after["remarks"].str.contains("uncalibrated", na=False).any()
+    # Those who measured the offset are held out one by one.
+    assert set(after["control"].iloc[2:]) == {"yes"}
     assert "N was measured from 38 controls" in caplog.text
 
 
@@ -233,6 +235,24 @@ def test_a_new_site_with_few_controls_stays_uncalibrated(
     assert run(settings) == 0
     assert study.group_table(NORMS)["remarks"].str.contains("uncalibrated").all()
     assert "N (8)" in caplog.text
+
+
+@pytest.mark.slow
+def test_only_controls_that_can_be_used_calibrate_a_site(
+    tmp_path: Path, norms: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = make_people(tmp_path / "new", 14, 4, sites=("N",), flagged=0)
+    path = study.raw / "participants.tsv"
+    table = pd.read_csv(path, sep="\t")
+    # Enough controls are there, but the age of most is not known.
+    table.loc[5:11, "age"] = None
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    settings = study.settings(apply_norms=norms, controls="diagnosis=CN", site="scanner")
+    assert run(settings) == 0
+    rows = study.group_table(NORMS)
+    known = rows[rows["centile"].notna()]
+    assert known["remarks"].str.contains("uncalibrated").all()
+    assert "N (7)" in caplog.text
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hyps_bids.app import run
-from hyps_bids.errors import BadData, MissingInput, UsageError
+from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
 from hyps_bids.norms.folder import CARD, MODEL, README, load_folder
 from hyps_bids.norms.measures import is_change, needs_icv, norm_measures, scored_rows
 from hyps_bids.outputs.reading import NORMS
@@ -135,6 +135,28 @@ def test_controls_of_several_weights_are_not_mixed(tmp_path: Path) -> None:
     path = study.sidecar("sub-010")
     path.write_text(path.read_text().replace("2" * 64, "3" * 64))
     fails(study, BadData, "volumes-not-comparable", "adapter-made:33333333")
+
+
+@pytest.mark.slow
+def test_flagged_scans_of_controls_say_that_the_person_was_one(tmp_path: Path) -> None:
+    study = make_people(tmp_path / "twice", controls=30, patients=2, flagged=1)
+    study.scan("sub-010_run-2", version="0.2.0", flags="low_confidence_L", review="yes")
+    assert run(study.settings(**OPTIONS)) == 0
+    rows = whole(study)
+    assert rows.loc["sub-010_run-2", "control"] == "no"
+    assert "among the controls" in rows.loc["sub-010_run-2", "remarks"]
+    # The first person has no other scan, so no model has seen it.
+    assert "among the controls" not in rows.loc["sub-001", "remarks"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    study = make_people(tmp_path / "file", controls=25, patients=0)
+    folder = study.output / "models" / "norms-made"
+    folder.parent.mkdir(parents=True)
+    folder.write_text("not a folder")
+    with raises(CannotCreateOutput, "not-writable", folder):
+        run(study.settings(**OPTIONS))
 
 
 @pytest.mark.slow

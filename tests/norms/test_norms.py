@@ -1,6 +1,7 @@
 """Fit, scores, reasons, sites, folds and storage of norms, against values that are known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import t as student
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.norms import sample as codes
 from hyps_bids.norms.age import age_basis
-from hyps_bids.norms.calibrate import calibrate_site
+from hyps_bids.norms.calibrate import calibrate_site, score_held_out
 from hyps_bids.norms.calibration import calibration_table, pit_histogram
 from hyps_bids.norms.family import Shape, derivatives, normal_score, residual, score_slopes
 from hyps_bids.norms.fit import fit_norm
@@ -89,7 +90,7 @@ def test_columns_of_age_are_curves_that_are_orthogonal_to_the_line():
 
 def test_a_line_with_normal_residuals_is_that_of_least_squares(controls):
     sample, values, norm = controls
-    assert (norm.log, norm.shaped, norm.facts["Converged"]) == (False, False, True)
+    assert (norm.log, norm.shaped, norm.fit.converged) == (False, False, True)
     columns = np.column_stack(
         [np.ones(1000), sample.age, sample.sex == "M", np.log(sample.icv)]
     ).astype(float)
@@ -264,6 +265,44 @@ def test_a_control_that_is_far_away_is_remarked(wrong):
     assert "1 scan " in remark
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "others"), [(3000, [3500]), (0, [1, 2, 3])])
+def test_a_measure_that_is_the_same_in_most_controls_is_refused(most, others):
+    sample, _ = people(30)
+    values = np.array([*others, *[most] * (30 - len(others))], dtype=float)
+    with raises(BadData, "norm-not-converged", VOLUME.measure):
+        fit_norm(sample, values, VOLUME)
+
+
+def test_scans_of_a_fold_that_cannot_be_fitted_have_no_score(monkeypatch):
+    sample, rng = people(40)
+    values, _ = line(sample, rng)
+    norm = fit_norm(sample, values, VOLUME)
+    broken = iter([False, True])
+
+    def fit(*_):
+        return replace(norm.fit, converged=next(broken))
+
+    monkeypatch.setattr("hyps_bids.norms.folds.fit_penalized", fit)
+    scores = score_out_of_fold(norm, sample, values, folds=2)
+    lost = scores.reason == codes.NOT_FITTED
+    assert lost.sum() == 20
+    assert np.isnan(scores.z[lost]).all()
+    assert np.isnan(scores.centile[lost]).all()
+    assert np.isfinite(scores.z[~lost]).all()
+
+
+def test_measures_that_may_be_negative_have_no_logarithms():
+    sample, rng = people(60, seed=5)
+    # All controls happen to be positive, and skewed.
+    values = np.exp(rng.normal(-3, 0.8, 60))
+    signed = NormSettings("asymmetry_whole", icv=False, positive=False)
+    norm = fit_norm(sample, values, signed)
+    scores = norm.score(sample.take(np.arange(1)), np.array([-0.01]))
+    assert (norm.log, scores.reason[0]) == (False, "")
+    assert scores.centile[0] < 20
+
+
 @pytest.mark.parametrize("value", [0.0, 3000.0])
 def test_a_constant_measure_is_refused(value):
     sample, _ = people(30)
@@ -413,6 +452,23 @@ def test_controls_calibrate_a_new_site(sites, shaped):
         for s in (m.score(sample, values) for m in (few, more))
     ]
     assert width[0] > width[1]
+
+
+@pytest.mark.slow
+def test_controls_of_a_new_site_are_held_out(sites):
+    norm = sites[2]
+    sample, rng = people(12, seed=17)
+    sample = change(sample, site="new")
+    values = line(sample, rng)[1]
+    scores = score_held_out(norm, sample, values)
+    assert set(scores.reason) == {""}
+    changed = values.copy()
+    changed[3] += 2000
+    again = score_held_out(norm, sample, changed)
+    # The offset that a person is scored with does not depend on the person.
+    only = np.delete(np.arange(12), 3)
+    without = calibrate_site(norm, sample.take(only), values[only])
+    assert again.z[3] == without.score(sample, changed).z[3]
 
 
 def test_a_new_site_whose_controls_cannot_be_used(sites):

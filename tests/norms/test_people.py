@@ -78,3 +78,17 @@ def test_codes_of_sexes_without_meaning_are_not_guessed(caplog: pytest.LogCaptur
 def test_a_flagged_intracranial_volume_is_not_used(flag: str) -> None:
     people = describe_people(scans(flags=[flag, "low_confidence_L", None]), {})
     assert people.table["icv"].isna().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("values", "sites"),
+    [
+        ([1.0, 12.0, np.nan], ["1", "12", ""]),
+        ([1, 12, 3], ["1", "12", "3"]),
+        (["Köln | 1", None, "a/b"], ["Köln | 1", "", "a/b"]),
+    ],
+)
+def test_sites_have_the_same_name_whether_or_not_others_are_missing(
+    values: list[Any], sites: list[str]
+) -> None:
+    assert describe_people(scans(center=values), {}, "center").table["site"].tolist() == sites
