@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -170,9 +169,7 @@ def test_a_later_session_updates_its_participant_only(done: Dataset, rescan: Res
     assert done.table("annual")["span_years"].max() == pytest.approx(5, abs=0.01)
 
 
-def test_a_scan_that_fails_or_disappears_leaves_the_series(
-    done: Dataset, rescan: Rescan, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_scan_that_fails_or_disappears_leaves_the_series(done: Dataset, rescan: Rescan) -> None:
     path = done.add(rescan(3), "sub-1_ses-3_T1w")
     assert done.run("--participant-label", "1") == 0
     content = path.read_bytes()
@@ -221,13 +218,10 @@ def test_a_series_that_fails_is_recorded_and_stops_no_other(
     assert done.table("qc")["status"].tolist() == ["used"] * 2
 
 
-def test_an_image_that_changed_unseen_or_was_dropped(
-    done: Dataset, rescan: Rescan, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_that_changed_unseen_or_was_dropped(done: Dataset, rescan: Rescan) -> None:
     done.add(rescan(9), "sub-1_ses-2_T1w")
     done.add(rescan(3), "sub-1_ses-3_T1w")
     assert done.run("--session-label", "3") == 1
-    assert "image-changed" not in capsys.readouterr().out
     assert "sub-1_ses-2_T1w.nii.gz" in done.table("qc")["reason"][0]
     assert done.run() == 0
     before = {path: path.read_bytes() for path in done.over_time()}
@@ -242,7 +236,7 @@ def test_an_image_that_changed_unseen_or_was_dropped(
 
 
 def test_heads_that_do_not_belong_together(
-    dataset: Dataset, rescan: Rescan, caplog: pytest.LogCaptureFixture, demo_bids: Path
+    dataset: Dataset, rescan: Rescan, capsys: pytest.CaptureFixture[str], demo_bids: Path
 ) -> None:
     """Swapped persons and swapped sides are refused, as results and not as failures."""
     other = nib.load(demo_bids / "sub-55/anat/sub-55_T1w.nii.gz")
@@ -252,8 +246,8 @@ def test_heads_that_do_not_belong_together(
     mirrored = nib.Nifti1Image(np.asarray(first.dataobj)[::-1], first.affine)
     dataset.add(first, "sub-2_ses-1_T1w")
     dataset.add(mirrored, "sub-2_ses-2_T1w")
-    with caplog.at_level(logging.WARNING):
-        assert dataset.run() == 0
+    assert dataset.run() == 0
+    log = capsys.readouterr().err
     table = dataset.table("qc")
     assert table["status"].tolist() == ["used", "used", "refused"]
     assert "different-head" in table["flags"][2]
@@ -261,7 +255,7 @@ def test_heads_that_do_not_belong_together(
     assert dataset.table("qc", subject="2")["flags"].tolist() == ["sides-swapped"] * 2
     assert not Series("2", "T1w").paths(dataset.out)["annual"].exists()
     for fact in ("sub-1_ses-3", "do not look like the same head", "sub-2_ses-1, sub-2_ses-2"):
-        assert fact in caplog.text
+        assert fact in log
     record = read_series_record(Series("2", "T1w"), dataset.out)
     assert record is not None
     assert record.used == ()
@@ -282,11 +276,17 @@ def test_contrasts_are_series_of_their_own(dataset: Dataset, rescan: Rescan) -> 
 
 
 def test_a_side_that_is_missing_at_one_time(dataset: Dataset, rescan: Rescan) -> None:
-    """A field of view that ends beside the left hippocampus."""
-    cut = rescan(2)
-    first = round(float(np.linalg.inv(cut.affine)[0] @ [-22, 0, 0, 1]))
-    for session, image in ((1, rescan(1)), (2, cut.slicer[first:]), (3, rescan(3))):
-        dataset.add(image, f"sub-1_ses-{session}_T1w")
+    """The signal around the left hippocampus is lost in the second of three sessions."""
+    for session in (1, 3):
+        dataset.add(rescan(session), f"sub-1_ses-{session}_T1w")
+    assert dataset.run("--no-longitudinal") == 0
+    mark = sidecar_path(scan_paths(Scan.from_stem("sub-1_ses-1"), dataset.out)["qc"])
+    image = rescan(1)
+    data = np.asarray(image.dataobj)
+    place = np.array([*json.loads(mark.read_text())["BoxCentres"]["L"], 1])
+    middle = np.round(np.linalg.inv(image.affine) @ place).astype(int)[:3]
+    data[tuple(slice(index - 13, index + 14) for index in middle)] = 0
+    dataset.add(nib.Nifti1Image(data, image.affine), "sub-1_ses-2_T1w")
     assert dataset.run() == 0
     table = dataset.table("qc")
     assert table["status"].tolist() == ["used"] * 3
@@ -320,11 +320,12 @@ def test_other_engines_and_stops(done: Dataset, tmp_path: Path, rescan: Rescan) 
 
 
 def test_results_that_are_left_behind_are_named(
-    done: Dataset, rescan: Rescan, caplog: pytest.LogCaptureFixture
+    done: Dataset, rescan: Rescan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done.add(rescan(5), "sub-1_ses-2_T1w")
-    with caplog.at_level(logging.WARNING):
-        assert done.run("--no-longitudinal") == 0
-    assert "out of date" in caplog.text
-    assert "sub-1 over time" in caplog.text
-    assert os.listdir(done.out / "sub-1/anat")
+    capsys.readouterr()
+    assert done.run("--no-longitudinal") == 0
+    log = capsys.readouterr().err
+    assert "out of date" in log
+    assert "sub-1 over time" in log
+    assert done.over_time()
