@@ -186,7 +186,7 @@ def _follow_sides(
     # A side without a box was found in no scan.
     nowhere = tuple("not-found" if i in moves else None for i in range(len(points)))
     missing = dict.fromkeys(HEMISPHERES, nowhere)
-    samples = {hemi: _sample(points, moves, box) for hemi, box in boxes.items()}
+    samples = {hemi: _sample(hemi, points, moves, box) for hemi, box in boxes.items()}
     samples = {hemi: sample for hemi, sample in samples.items() if sample.used}
     if not samples:
         return {}, missing
@@ -197,7 +197,7 @@ def _follow_sides(
     for hemi, sample in samples.items():
         own, views = views[: len(sample.used)], views[len(sample.used) :]
         found = np.stack([_to_left(hemi, view.probabilities) for view in own])
-        absent = _absent(found, sample, moves)
+        absent = _absent(found, sample)
         missing[hemi] = tuple(absent.get(i) for i in range(len(points)))
         kept = [k for k, i in enumerate(sample.used) if absent[i] is None]
         if len(kept) > 1:
@@ -206,43 +206,53 @@ def _follow_sides(
 
 
 class _Sample(NamedTuple):
-    """The scans that cover a box and its surroundings: their numbers, intensities and masks."""
+    """The scans that show a box and its surroundings: their numbers, intensities and masks.
+
+    `absent` has the numbers of the others, with the reason.
+    """
 
     used: list[int]
     images: np.ndarray
     covered: np.ndarray
+    absent: dict[int, str]
 
     def only(self, kept: Sequence[int]) -> _Sample:
-        return _Sample([self.used[k] for k in kept], self.images[kept], self.covered[kept])
+        used = [self.used[k] for k in kept]
+        return _Sample(used, self.images[kept], self.covered[kept], self.absent)
 
 
 def _sample(
-    points: Sequence[TimePoint], moves: Mapping[int, np.ndarray], box: np.ndarray
+    hemi: str, points: Sequence[TimePoint], moves: Mapping[int, np.ndarray], box: np.ndarray
 ) -> _Sample:
+    """Sample a box in all scans that cover it and showed the side by themselves.
+
+    Where nothing was found in the whole head, the network would still see a hippocampus in a box
+    that is centered on that of other scans, and the box would spoil what is found in these.
+    """
     large = shifted(box, [-_MARGIN] * 3)
     shape = [side + 2 * _MARGIN for side in LATTICE]
     sampled = {i: sample_box(points[i].image, move, shape, large) for i, move in moves.items()}
-    used = [i for i, (_, inside) in sampled.items() if inside[_MIDDLE].mean() >= _COVERED]
+    seen = [i for i, (_, inside) in sampled.items() if inside[_MIDDLE].mean() >= _COVERED]
+    used = [i for i in seen if hemi in points[i].centers]
+    absent = {i: "not-found" if i in seen else "out-of-view" for i in moves if i not in used}
     if not used:
-        return _Sample([], np.zeros((0, *shape)), np.zeros((0, *shape), bool))
+        return _Sample([], np.zeros((0, *shape)), np.zeros((0, *shape), bool), absent)
     covered = np.stack([sampled[i][1] for i in used])
     images = blur_alike(
         np.stack([sampled[i][0] for i in used]),
         [points[i].image for i in used],
         [moves[i] for i in used],
     )
-    return _Sample(used, match(images, covered), covered)
+    return _Sample(used, match(images, covered), covered, absent)
 
 
 def _to_left(hemi: str, data: np.ndarray) -> np.ndarray:
     return mirror(data) if hemi == "R" else data
 
 
-def _absent(
-    probabilities: np.ndarray, sample: _Sample, moves: Mapping[int, np.ndarray]
-) -> dict[int, str | None]:
+def _absent(probabilities: np.ndarray, sample: _Sample) -> dict[int, str | None]:
     """Say why scans do not show a side that was segmented; None where they do."""
-    absent: dict[int, str | None] = dict.fromkeys(moves, "out-of-view")
+    absent: dict[int, str | None] = {**sample.absent, **dict.fromkeys(sample.used, "out-of-view")}
     masks = np.stack([mask_of(each) for each in probabilities])
     union = masks.any(axis=0)
     for k, i in enumerate(sample.used):

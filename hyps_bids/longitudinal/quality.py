@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from hyps_bids.outputs.flags import describe_series_flag
 
 #: Share by which voxel sizes may differ.
 _VOXELS = 0.1
+#: Share by which the volume of a hippocampus may differ from that in the scan by itself. It is 0.01
+#: to 0.05 for scans that are what they should be.
+_UNLIKE_ITSELF = 0.1
 #: Share of the volume by which both measures of change may differ, if it is less than half of them:
 #: about four standard errors of their difference without change.
 _CONTRADICTION = 0.035
@@ -45,11 +49,15 @@ class ScanState(NamedTuple):
         Whether its own QC table asks for a review.
     protocol : mapping
         What the JSON sidecar of its image says.
+    volumes : mapping of str to float
+        Hemisphere → soft volume of the whole hippocampus in the scan by itself, mm³; only those
+        that were found.
     """
 
     affine: np.ndarray
     flagged: bool
     protocol: Mapping[str, Any]
+    volumes: Mapping[str, float]
 
 
 def quality_table(course: Course, followed: Followed, states: Sequence[ScanState]) -> pd.DataFrame:
@@ -97,6 +105,9 @@ def _flags(i: int, followed: Followed, states: Sequence[ScanState]) -> Iterator[
                 yield f"unlike_{hemi}"
             if _disagree(side, i):
                 yield f"methods-disagree_{hemi}"
+            own = states[i].volumes.get(hemi, math.nan)
+            if abs(side.volumes[i, -1] / own - 1) > _UNLIKE_ITSELF:
+                yield f"unlike-itself_{hemi}"
     sizes = np.array([np.sort(voxel_sizes(states[k].affine)) for k in used])
     usual = np.median(sizes, axis=0) if len(used) > 2 else sizes[0]
     if (np.abs(sizes[used.index(i)] / usual - 1) > _VOXELS).any():

@@ -101,6 +101,12 @@ _SERIES_NOTES = {
         "Look at the scans one after the other: motion, noise or another contrast may be the "
         "reason.",
     ),
+    "unlike-itself": Note(
+        "unlike the scan by itself, {side}",
+        "The volume of the {side} hippocampus over time differs by more than a tenth from that in "
+        "the scan by itself.",
+        "One of the scans may be spoiled there; look at the outlines of all of them.",
+    ),
     "other-voxels": Note(
         "other voxel size",
         "Its voxels differ in size from those of other scans by more than a tenth.",

@@ -26,6 +26,7 @@ from hyps_bids.longitudinal.pipeline import Followed, TimePoint, follow
 from hyps_bids.longitudinal.quality import ScanState, quality_table
 from hyps_bids.longitudinal.tables import Course, change_table, used_scans, volume_table
 from hyps_bids.outputs.completion import content_of, fingerprint_of
+from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.names import scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.reading import load_json, read_table
@@ -217,7 +218,9 @@ def _read(
     try:
         record = load_json(sidecar_path(paths["qc"]))
         made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE})
-        centers = {hemi: box for hemi, box in record["BoxCentres"].items() if hemi in ("L", "R")}
+        volumes = _whole_volumes(paths["morph"])
+        # What was not found in the scan by itself has no volume over time either.
+        centers = {hemi: record["BoxCentres"][hemi] for hemi in volumes}
         mask = read_mask(paths["mask"])
         flagged = read_table(paths["qc"])["review"].iloc[0] == "yes"
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -241,8 +244,15 @@ def _read(
     shape = image.data.shape
     if plan.pipeline.n4:
         image = correct_bias(image, threads=threads)
-    known = ScanState(image.affine, flagged, _protocol(scan))
+    known = ScanState(image.affine, flagged, _protocol(scan), volumes)
     return time_point(image, mask, centers), shape, known
+
+
+def _whole_volumes(path: Path) -> dict[str, float]:
+    """Read the soft volumes of the hippocampi that were found in a scan."""
+    table = read_table(path)
+    whole = table[table["part"] == WHOLE].dropna(subset="volume_soft_mm3")
+    return dict(zip(whole["hemi"], whole["volume_soft_mm3"], strict=True))
 
 
 def _protocol(scan: Scan) -> Mapping[str, Any]:

@@ -158,8 +158,10 @@ def test_remarks_tell_what_makes_a_change_doubtful() -> None:
     assert "refused" in row_of(table, "L", "whole", "bsi")["remarks"]
 
 
-def state(size: float = 1.0, *, flagged: bool = False, **protocol: object) -> ScanState:
-    return ScanState(np.diag([size, 1.0, 1.0, 1.0]), flagged, protocol)
+def state(
+    size: float = 1.0, *, flagged: bool = False, left: float = math.nan, **protocol: object
+) -> ScanState:
+    return ScanState(np.diag([size, 1.0, 1.0, 1.0]), flagged, protocol, {"L": left})
 
 
 def test_reasons_to_refuse_or_to_review_a_scan() -> None:
@@ -211,6 +213,15 @@ def test_scans_that_no_deformation_joins_are_flagged_and_their_errors_are_unknow
     known = volumes[volumes["part"] == "whole"].set_index("hemi")["volume_mm3_se"]
     assert known["L"].isna().all()
     assert known["R"].notna().all()
+
+
+def test_a_volume_that_is_not_that_of_the_scan_by_itself_is_flagged() -> None:
+    """A spoiled scan must not change the volumes of others without a word."""
+    found = followed(side([3000, 2990, 2980], [0, -5, -15]))
+    states = [state(left=3200), state(left=2500), state(left=3600)]
+    table = quality_table(course([0, 1, 2]), found, states)
+    assert table["flags"].fillna("").tolist() == ["", "unlike-itself_L", "unlike-itself_L"]
+    assert "left" in table["reasons"][1]
 
 
 def test_another_protocol_is_flagged() -> None:
