@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from hyps_bids.cohort import longitudinal, statistics
+from hyps_bids.cohort import statistics
+from hyps_bids.cohort.annual_change import annual_change
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.cohort.gather_series import find_strangers, gather_series, with_present_times
@@ -142,7 +143,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
         _write(settings, kind, pd.DataFrame(), {}, optional=True)
     write_stats_models(output, pd.DataFrame(), pd.DataFrame(), settings.suffix)
     _write(settings, WIDE, wide, columns)
-    change = longitudinal.annual_change(
+    change = annual_change(
         wide[wide["status"] == "done"],
         None if series is None else series.change,
         () if series is None else find_strangers(series),

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hyps_bids.cohort.annual_change import annual_change
 from hyps_bids.cohort.image_contrasts import refuse_several
-from hyps_bids.cohort.longitudinal import annual_change
 from hyps_bids.cohort.statistics import fit_formulas
 from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.outputs.names import group_path

@@ -95,7 +95,7 @@ def write_models(output: Path, formula: str = "volume ~ diagnosis + age + sex") 
 
 def write_change(output: Path) -> None:
     """Write the table of change over time; the scans get dates a year apart."""
-    from hyps_bids.cohort.longitudinal import annual_change
+    from hyps_bids.cohort.annual_change import annual_change
 
     path, wide = group_path(output, WIDE), read_wide(output)
     wide["acq_time"] = wide["session_id"].map(lambda s: f"{2000 + int(s[4:])}-06-15T10:00:00")

@@ -11,11 +11,8 @@ from scipy import stats
 from hyps_bids.cohort.derived import CROSS_SECTIONAL, volume_columns
 from hyps_bids.cohort.image_contrasts import CONTRAST, contrasts_of, series_of
 from hyps_bids.cohort.visits import scan_order
+from hyps_bids.longitudinal.change import SHORTEST_SPAN
 from hyps_bids.outputs.columns import CHANGE_COLUMNS
-
-#: Years; over a shorter span, the error of measurement would be a large change per year.
-_SHORTEST = 0.25
-
 
 #: Method of the longitudinal results → what their measures begin with
 _MEASURED = {"volume": "volume_longitudinal_mm3", "bsi": "bsi_mm3"}
@@ -94,7 +91,7 @@ def _slopes(times: pd.DataFrame, volume: pd.Series) -> pd.DataFrame:
         }
     )
     remarks = pd.Series(None, index=table.index, dtype="object")
-    remarks[table["span_years"] < _SHORTEST] = "times less than three months apart"
+    remarks[table["span_years"] < SHORTEST_SPAN] = "times less than three months apart"
     mixed = subject["made_by"].nunique() > 1
     remarks[mixed] = "scans made by different models or versions"
     remarks[subject["stranger"].any()] = "scans that seem to be of different heads or sides"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hyps_bids.cohort.longitudinal import annual_change
+from hyps_bids.cohort.annual_change import annual_change
 from hyps_bids.outputs.columns import CHANGE_COLUMNS
 
 NAME = "volume_mm3_L_whole"
