@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import CHANGES
@@ -32,6 +33,7 @@ _SHOWN = 10
 #: Years by which the time of a scan may differ from that in an earlier table.
 _TOLERANCE = 0.01
 _OTHER_TIMES = "dates or ages have changed since"
+_OTHER_SCANS = "the sides were found at different scans"
 #: Kind of table of a series → its columns, and those without which it is useless
 _KINDS = {
     "qc": (SERIES_QC_COLUMNS, ("scan", "status")),
@@ -101,21 +103,16 @@ def gather_series(
     sidecars = _read_sidecars(paths)
     rows_of = dict(list(qc.groupby("series", sort=False)))
     made_by = scans.provenance.set_index("scan")["models"].to_dict()
-    for stem in by_stem:
-        if stem in problems:
-            continue
+    for stem in [stem for stem in by_stem if stem not in problems]:
         current = _Current(members[stem], scans.fingerprints, made_by, is_gone)
         if reason := _stale(rows_of[stem], sidecars[stem], current):
             problems[stem] = reason
+    # Without any scan that was used, there are no volumes.
+    usable = [stem for stem, sidecar in sidecars.items() if sidecar and sidecar.get("Used")]
     tables = {}
     for kind in ("morph", "annual"):
-        # Without any scan that was used, there are no volumes.
-        usable = {
-            stem: paths[stem]
-            for stem, sidecar in sidecars.items()
-            if stem not in problems and sidecar and sidecar.get("Used")
-        }
-        tables[kind], wrong = _stack(kind, usable)
+        own = {stem: paths[stem] for stem in usable if stem not in problems}
+        tables[kind], wrong = _stack(kind, own)
         problems |= wrong
     _warn_of_stale(qc, problems)
     sound = {kind: table[~table["series"].isin(problems)] for kind, table in tables.items()}
@@ -316,37 +313,40 @@ def _with_both_sides(change: pd.DataFrame) -> pd.DataFrame:
         change[change["hemi"] == hemi].drop_duplicates(keys).set_index(keys) for hemi in HEMISPHERES
     ]
     index = sides[0].index.intersection(sides[1].index, sort=False)
-    left, right = (side.loc[index] for side in sides)
-    baseline = left["baseline_mm3"] + right["baseline_mm3"]
-    slope = left["mm3_per_year"] + right["mm3_per_year"]
-    error = (left["mm3_per_year_se"] ** 2 + right["mm3_per_year_se"] ** 2) ** 0.5
+    left, right = pair = [side.loc[index] for side in sides]
+    both = pd.DataFrame({"hemi": "bilateral", "suffix": left["suffix"]}, index=index)
+    for name in ("n_scans", "span_years"):
+        both[name] = np.minimum(left[name], right[name])
+    both["time_source"] = left["time_source"]
+    for name in ("baseline_mm3", "mm3_per_year"):
+        both[name] = left[name] + right[name]
+    both["mm3_per_year_se"] = np.hypot(left["mm3_per_year_se"], right["mm3_per_year_se"])
     # In percent, errors are those of percentages, which may know more than those in mm3.
-    weights = [side["baseline_mm3"] / baseline for side in (left, right)]
-    shares = [
-        w * side["percent_per_year_se"] for w, side in zip(weights, (left, right), strict=True)
-    ]
-    percent_error = (shares[0] ** 2 + shares[1] ** 2) ** 0.5
-    half = (left["percent_per_year_high"] - left["percent_per_year_low"]) / 2
-    times = half / left["percent_per_year_se"]
-    percent = 100 * slope / baseline
-    both = pd.DataFrame(
-        {
-            "hemi": "bilateral",
-            "suffix": left["suffix"],
-            "n_scans": pd.concat([left["n_scans"], right["n_scans"]], axis=1).min(axis=1),
-            "span_years": pd.concat([left["span_years"], right["span_years"]], axis=1).min(axis=1),
-            "time_source": left["time_source"],
-            "baseline_mm3": baseline,
-            "mm3_per_year": slope,
-            "mm3_per_year_se": error,
-            "percent_per_year": percent,
-            "percent_per_year_se": percent_error,
-            "percent_per_year_low": percent - times * percent_error,
-            "percent_per_year_high": percent + times * percent_error,
-            "remarks": left["remarks"].fillna(right["remarks"]),
-        }
-    ).reset_index()
-    return pd.concat([part for part in (change, both) if len(part)] or [change], ignore_index=True)
+    shares = [side["percent_per_year_se"] * side["baseline_mm3"] for side in pair]
+    error = np.hypot(*shares) / both["baseline_mm3"]
+    percent = 100 * both["mm3_per_year"] / both["baseline_mm3"]
+    # A side with fewer scans has fewer degrees of freedom, and so a wider interval.
+    reach = error * np.maximum(*(_half_width(side) / side["percent_per_year_se"] for side in pair))
+    both["percent_per_year"], both["percent_per_year_se"] = percent, error
+    both["percent_per_year_low"], both["percent_per_year_high"] = percent - reach, percent + reach
+    both["remarks"] = _remarks_of_both(left, right)
+    tables = [part for part in (change, both.reset_index()) if len(part)]
+    return pd.concat(tables or [change], ignore_index=True)
+
+
+def _half_width(side: pd.DataFrame) -> pd.Series:
+    return (side["percent_per_year_high"] - side["percent_per_year_low"]) / 2
+
+
+def _remarks_of_both(left: pd.DataFrame, right: pd.DataFrame) -> list[str | None]:
+    """Join the remarks about both sides, each once."""
+    found = []
+    alike = left["n_scans"] == right["n_scans"]
+    for one, other, same in zip(left["remarks"], right["remarks"], alike, strict=True):
+        known = [text for text in (one, other) if isinstance(text, str)]
+        texts = "; ".join([*known, *([] if same else [_OTHER_SCANS])]).split("; ")
+        found.append("; ".join(dict.fromkeys(texts)) or None)
+    return found
 
 
 def _whole_series_only(change: pd.DataFrame, morph: pd.DataFrame, done: set[str]) -> pd.DataFrame:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from hyps_bids.outputs.names import sidecar_path
-from hyps_bids.outputs.reading import CHANGE, SERIES_QC
+from hyps_bids.outputs.reading import CHANGE, SERIES_QC, read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series
+from hyps_bids.outputs.writing import write_table
 from tests.cohort.study import MadeStudy
 
 ONE, TWO = "sub-1_ses-1", "sub-1_ses-2"
@@ -84,84 +86,115 @@ def test_change_states_its_method(study: MadeStudy) -> None:
     assert rows.loc[("sub-2", "volume_mm3_L_whole"), "mm3_per_year"] == 0
 
 
-def _scan_again(study: MadeStudy) -> None:
-    study.scan(TWO, 2900.0, 2700.0)
+def test_both_sides_together_are_as_uncertain_as_the_less_certain_one(study: MadeStudy) -> None:
+    study.series(two_visits(study), {"L": -2.0, "R": -1.0}, error=0.3)
+    path = Series("1", "T1w").paths(study.output)["annual"]
+    annual = read_table(path).astype({"remarks": object})
+    left = (annual["hemi"] == "L") & (annual["method"] == "volume")
+    annual.loc[left, ["n_scans", "remarks"]] = [3, "ages in whole years"]
+    right = (annual["hemi"] == "R") & (annual["method"] == "volume")
+    annual.loc[right, "percent_per_year_low"] = -1 - 3 * 0.3
+    annual.loc[right, "percent_per_year_high"] = -1 + 3 * 0.3
+    annual.loc[right, "remarks"] = "an adapter without a stated error; ages in whole years"
+    write_table(path, annual)
+    study.write_tables()
+    rows = study.group_table(CHANGE).set_index("measure")
+    both = rows.loc["volume_longitudinal_mm3_bilateral_whole"]
+    half = (both["percent_per_year_high"] - both["percent_per_year_low"]) / 2
+    assert half == pytest.approx(3 * 0.3 / 2**0.5, rel=1e-5)
+    assert both["n_scans"] == 2
+    assert both["remarks"].split("; ") == [
+        "ages in whole years",
+        "an adapter without a stated error",
+        "the sides were found at different scans",
+    ]
 
 
-def _another_adapter(study: MadeStudy) -> None:
-    study.scan(TWO, 3100.0, 2700.0, adapter="other")
+def _table_of(study: MadeStudy, subject: str, kind: str) -> Path:
+    return Series(subject.removeprefix("sub-"), "T1w").paths(study.output)[kind]
 
 
-def _scan_added(study: MadeStudy) -> None:
-    study.scan("sub-1_ses-3", 2900.0, 2700.0)
+def _scan_again(study: MadeStudy, subject: str) -> None:
+    study.scan(f"{subject}_ses-2", 2900.0, 2700.0)
 
 
-def _scan_withdrawn(study: MadeStudy) -> None:
-    scan = Scan.from_stem(TWO)
+def _another_adapter(study: MadeStudy, subject: str) -> None:
+    study.scan(f"{subject}_ses-2", 3100.0, 2700.0, adapter="other")
+
+
+def _scan_added(study: MadeStudy, subject: str) -> None:
+    study.scan(f"{subject}_ses-3", 2900.0, 2700.0)
+
+
+def _scan_withdrawn(study: MadeStudy, subject: str) -> None:
+    scan = Scan.from_stem(f"{subject}_ses-2")
     (study.raw / scan.folder / scan.path).unlink()
 
 
-def _interrupted(study: MadeStudy) -> None:
-    sidecar_path(Series("1", "T1w").paths(study.output)["qc"]).unlink()
+def _interrupted(study: MadeStudy, subject: str) -> None:
+    sidecar_path(_table_of(study, subject, "qc")).unlink()
 
 
-def _no_volumes(study: MadeStudy) -> None:
-    Series("1", "T1w").paths(study.output)["morph"].unlink()
+def _no_volumes(study: MadeStudy, subject: str) -> None:
+    _table_of(study, subject, "morph").unlink()
 
 
-def _half_a_table(study: MadeStudy) -> None:
-    path = Series("1", "T1w").paths(study.output)["annual"]
+def _half_a_table(study: MadeStudy, subject: str) -> None:
+    path = _table_of(study, subject, "annual")
     path.write_text(path.read_text()[:-30])
 
 
-def _not_a_number(study: MadeStudy) -> None:
-    path = Series("1", "T1w").paths(study.output)["morph"]
+def _not_a_number(study: MadeStudy, subject: str) -> None:
+    path = _table_of(study, subject, "morph")
     path.write_text(path.read_text().replace("2940", "many"))
 
 
-def _damaged(study: MadeStudy) -> None:
-    sidecar_path(Series("1", "T1w").paths(study.output)["qc"]).write_text("{")
+def _damaged(study: MadeStudy, subject: str) -> None:
+    sidecar_path(_table_of(study, subject, "qc")).write_text("{")
 
 
-def _failed(study: MadeStudy) -> None:
-    path = Series("1", "T1w").paths(study.output)["qc"]
-    path.write_text("scan\tstatus\treason\nsub-1_ses-1\tfailed\ttoo little memory\n")
+def _failed(study: MadeStudy, subject: str) -> None:
+    path = _table_of(study, subject, "qc")
+    path.write_text(f"scan\tstatus\treason\n{subject}_ses-1\tfailed\ttoo little memory\n")
     sidecar_path(path).unlink()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "fact"),
-    [
-        (_scan_again, f"earlier results of these scans: {TWO}"),
-        (_another_adapter, f"other weights than these scans: {TWO}"),
-        (_scan_added, "sub-1_ses-3"),
-        (_scan_withdrawn, f"gone: {TWO}"),
-        (_interrupted, "interrupted"),
-        (_no_volumes, "cannot be read"),
-        (_half_a_table, "rows of different lengths"),
-        (_not_a_number, "not a number"),
-        (_damaged, "damaged"),
-        (_failed, "too little memory"),
-    ],
-)
+#: What happens to the results of a participant → what the reason says
+_SPOILS = {
+    _scan_again: "earlier results of these scans: {}_ses-2",
+    _another_adapter: "other weights than these scans: {}_ses-2",
+    _scan_added: "{}_ses-3",
+    _scan_withdrawn: "gone: {}_ses-2",
+    _interrupted: "interrupted",
+    _no_volumes: "cannot be read",
+    _half_a_table: "rows of different lengths",
+    _not_a_number: "not a number",
+    _damaged: "damaged",
+    _failed: "too little memory",
+}
+
+
 def test_results_that_are_not_those_of_the_scans(
-    study: MadeStudy, caplog: pytest.LogCaptureFixture, spoil: object, fact: str
+    study: MadeStudy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    study.series(two_visits(study), {"L": -2.0, "R": -1.0})
-    study.series(two_visits(study, "sub-2"), {"L": -2.0, "R": -1.0})
-    spoil(study)
+    for subject in ("sub-sound", *(f"sub-{k}" for k in range(len(_SPOILS)))):
+        study.series(two_visits(study, subject), {"L": -2.0, "R": -1.0})
+    for k, spoil in enumerate(_SPOILS):
+        spoil(study, f"sub-{k}")
     wide = study.write_tables()
-    status, reason = state(wide, ONE)
-    assert status == "stale"
-    assert fact in reason
-    assert wide.loc[wide["participant_id"] == "sub-1", VOLUME].isna().all()
-    assert wide.loc[wide["participant_id"] == "sub-2", VOLUME].notna().all()
-    change = study.group_table(CHANGE).query("method != 'cross-sectional'")
-    assert set(change["participant_id"]) == {"sub-2"}
     (warning,) = [r for r in caplog.records if "longitudinal results of" in r.getMessage()]
     assert warning.levelno == logging.WARNING
-    assert "sub-1" in warning.getMessage()
-    assert fact in warning.getMessage()
+    for k, fact in enumerate(_SPOILS.values()):
+        subject = f"sub-{k}"
+        status, reason = state(wide, f"{subject}_ses-1")
+        assert status == "stale"
+        assert fact.format(subject) in reason
+        assert f"{subject} ({reason})" in warning.getMessage()
+    sound = wide["participant_id"] == "sub-sound"
+    assert wide.loc[sound, VOLUME].notna().all()
+    assert wide.loc[~sound, VOLUME].isna().all()
+    change = study.group_table(CHANGE).query("method != 'cross-sectional'")
+    assert set(change["participant_id"]) == {"sub-sound"}
 
 
 def test_a_refused_scan_and_a_missing_side(
