@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,14 +143,8 @@ def write_series(
     common: dict[str, Any] = {"Sources": uris, **provenance}
     for scan, images in zip(result.used, result.images, strict=True):
         _write_time_point(scan, images, result, common, output_dir)
-    tables = {"morph": LONGITUDINAL_COLUMNS, "annual": ANNUAL_CHANGE_COLUMNS}
-    for kind, columns in tables.items():
-        if getattr(result, kind).empty:
-            remove_file(sidecar_path(paths[kind]))
-            remove_file(paths[kind])
-            continue
-        write_table(paths[kind], getattr(result, kind))
-        write_json(sidecar_path(paths[kind]), common | described(columns))
+    _write_or_remove(paths["morph"], result.morph, LONGITUDINAL_COLUMNS, common)
+    _write_or_remove(paths["annual"], result.annual, ANNUAL_CHANGE_COLUMNS, common)
     write_table(paths["qc"], result.qc)
     facts = {
         "Scans": {member.scan.stem: member.fingerprint for member in members},
@@ -161,6 +155,17 @@ def write_series(
         return False
     write_json(mark, common | described(SERIES_QC_COLUMNS) | facts)
     return True
+
+
+def _write_or_remove(
+    path: Path, table: pd.DataFrame, columns: Mapping[str, str], common: dict[str, Any]
+) -> None:
+    if table.empty:
+        remove_file(sidecar_path(path))
+        remove_file(path)
+    else:
+        write_table(path, table)
+        write_json(sidecar_path(path), common | described(columns))
 
 
 def write_series_failure(

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from hyps_bids.longitudinal.change import ErrorModel, fit_line
-from hyps_bids.longitudinal.pipeline import Followed, FollowedSide
+from hyps_bids.longitudinal.pipeline import REFUSALS, Followed, FollowedSide
 from hyps_bids.longitudinal.quality import ScanState, quality_table
 from hyps_bids.longitudinal.tables import Course, change_table, volume_table
 from hyps_bids.outputs.columns import (
@@ -19,6 +19,7 @@ from hyps_bids.outputs.columns import (
     LONGITUDINAL_COLUMNS,
     SERIES_QC_COLUMNS,
 )
+from hyps_bids.outputs.flags import describe_series_flag
 from hyps_bids.outputs.scan import Scan
 
 MODEL = ErrorModel(
@@ -222,6 +223,14 @@ def test_a_volume_that_is_not_that_of_the_scan_by_itself_is_flagged() -> None:
     table = quality_table(course([0, 1, 2]), found, states)
     assert table["flags"].fillna("").tolist() == ["", "unlike-itself_L", "unlike-itself_L"]
     assert "left" in table["reasons"][1]
+
+
+def test_all_codes_have_words() -> None:
+    codes = [*REFUSALS, "scan-flagged", "missing_L", "unlike_R", "unlike-itself_R"]
+    for code in (*codes, "methods-disagree_L", "other-voxels", "other-protocol"):
+        note = describe_series_flag(code, "another scan")
+        assert code.partition("_")[0] not in note.finding.split(), code
+        assert note.advice, code
 
 
 def test_another_protocol_is_flagged() -> None:
