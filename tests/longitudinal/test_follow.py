@@ -138,7 +138,8 @@ def test_three_time_points_one_of_which_lacks_a_side(scan: Scan) -> None:
     found = follow(points, network)
     assert found.refusals == (None, None, None)
     left, right = found.sides["L"], found.sides["R"]
-    assert found.missing == {"L": (None, None, "out-of-view"), "R": (None, None, None)}
+    # More than half of the left box is in the field of view, but nothing was found there.
+    assert found.missing == {"L": (None, None, "not-found"), "R": (None, None, None)}
     assert np.isnan(left.volumes[2]).all()
     assert np.isnan(left.boundary_shift[2]).all()
     assert left.probabilities[2] is None
@@ -153,7 +154,7 @@ def test_three_time_points_one_of_which_lacks_a_side(scan: Scan) -> None:
     # With one other scan there is no change of the left side, and it is known which scan lacks it.
     pair = follow(points[1:], network)
     assert list(pair.sides) == ["R"]
-    assert pair.missing == {"L": (None, "out-of-view"), "R": (None, None)}
+    assert pair.missing == {"L": (None, "not-found"), "R": (None, None)}
 
 
 def _without_left(scan: Scan) -> Scan:
