@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine, mirror, shifted
-from hyps_bids.longitudinal.boundary_shift import boundary_shift, estimate_tissues
+from hyps_bids.longitudinal.boundary_shift import (
+    Shift,
+    boundary_shift,
+    estimate_tissues,
+    smoothed,
+)
 from hyps_bids.longitudinal.boxes import blur_alike, fuse, mask_of, sample_box
 from hyps_bids.longitudinal.deformation import deform_to_mean
 from hyps_bids.longitudinal.heads import REFUSALS, Scan, align
@@ -32,6 +37,9 @@ __all__ = ["REFUSALS", "Followed", "FollowedSide", "TimePoint", "follow"]
 _VISIBLE = 0.995
 #: Smallest share of a box that a scan must cover.
 _COVERED = 0.6
+#: Largest voxel size for boundary shift integrals, mm: in thicker slices, most of the boundary of a
+#: hippocampus is mixed with other tissue.
+_THICKEST = 2.0
 #: Voxels around a box that show what deformations near its faces do.
 _MARGIN = 8
 _MIDDLE = tuple(slice(_MARGIN, _MARGIN + side) for side in LATTICE)
@@ -78,7 +86,8 @@ class FollowedSide:
     images : tuple of numpy.ndarray or None
         Intensities of each time point in the box, matched to each other, float32.
     boundary_refusal : str or None
-        Why there is no boundary shift integral, as in :class:`.boundary_shift.Shift`.
+        Why there is no boundary shift integral, as in :class:`.boundary_shift.Shift`, or
+        ``thick-slices``.
     figures : dict of str to float
         Over all time points: agreement (smallest Dice of what the network found in a scan and what
         all scans together say) and boundary_scale (share of a known change that the boundary shift
@@ -143,6 +152,40 @@ def follow(points: Sequence[TimePoint], network: Network) -> Followed:
         Changes are relative to the first scan. Which scan is first matters for nothing else:
         reversing the order reverses the signs of all changes.
     """
+    # In an order that does not depend on time, rounding errors do not depend on it either.
+    order = sorted(range(len(points)), key=lambda i: _content(points[i].image))
+    found = _follow([points[i] for i in order], network)
+    place = [order.index(i) for i in range(len(points))]
+    return replace(
+        found,
+        to_midway=tuple(found.to_midway[k] for k in place),
+        refusals=tuple(found.refusals[k] for k in place),
+        figures=tuple(found.figures[k] for k in place),
+        sides={hemi: _in_order(side, place) for hemi, side in found.sides.items()},
+    )
+
+
+def _content(image: ConformedImage) -> tuple[bytes, bytes]:
+    """Return something that orders scans by what they show."""
+    some = image.data[tuple(slice(None, None, max(1, side // 16)) for side in image.data.shape)]
+    return some.tobytes(), image.affine.tobytes()
+
+
+def _in_order(side: FollowedSide, place: Sequence[int]) -> FollowedSide:
+    """Bring a side to the order of time, and count what is gained from the first scan on."""
+    shift = side.boundary_shift[place]
+    known = np.flatnonzero(np.isfinite(shift[:, -1]))
+    return replace(
+        side,
+        probabilities=tuple(side.probabilities[k] for k in place),
+        volumes=side.volumes[place],
+        boundary_shift=shift - shift[known[0]] if known.size else shift,
+        images=tuple(side.images[k] for k in place),
+        reasons=tuple(side.reasons[k] for k in place),
+    )
+
+
+def _follow(points: Sequence[TimePoint], network: Network) -> Followed:
     aligned = align(
         [Scan(p.image, p.intracranial, p.intracranial_affine, p.centers) for p in points]
     )
@@ -208,17 +251,19 @@ def _follow_sides(
 class _Sample(NamedTuple):
     """The scans that show a box and its surroundings: their numbers, intensities and masks.
 
-    `absent` has the numbers of the others, with the reason.
+    `absent` has the numbers of the others, with the reason, and `voxel` is the largest voxel size,
+    mm.
     """
 
     used: list[int]
     images: np.ndarray
     covered: np.ndarray
     absent: dict[int, str]
+    voxel: float
 
     def only(self, kept: Sequence[int]) -> _Sample:
         used = [self.used[k] for k in kept]
-        return _Sample(used, self.images[kept], self.covered[kept], self.absent)
+        return _Sample(used, self.images[kept], self.covered[kept], self.absent, self.voxel)
 
 
 def _sample(
@@ -236,14 +281,15 @@ def _sample(
     used = [i for i in seen if hemi in points[i].centers]
     absent = {i: "not-found" if i in seen else "out-of-view" for i in moves if i not in used}
     if not used:
-        return _Sample([], np.zeros((0, *shape)), np.zeros((0, *shape), bool), absent)
+        return _Sample([], np.zeros((0, *shape)), np.zeros((0, *shape), bool), absent, 0.0)
     covered = np.stack([sampled[i][1] for i in used])
     images = blur_alike(
         np.stack([sampled[i][0] for i in used]),
         [points[i].image for i in used],
         [moves[i] for i in used],
     )
-    return _Sample(used, match(images, covered), covered, absent)
+    voxel = max(float(voxel_sizes(points[i].image.affine).max()) for i in used)
+    return _Sample(used, match(images, covered), covered, absent, voxel)
 
 
 def _to_left(hemi: str, data: np.ndarray) -> np.ndarray:
@@ -273,9 +319,12 @@ def _finish_side(
     ]
     fused = fuse(probabilities, displacements)
     images = sample.images[(slice(None), *_MIDDLE)]
-    tissues = estimate_tissues(images.mean(axis=0).ravel())
+    smooth = smoothed(images)
+    tissues = estimate_tissues(smooth.mean(axis=0).ravel())
     masks = np.stack([mask_of(each) for each in fused.probabilities])
-    shift = boundary_shift(images, fused.mean[1:], masks, tissues)
+    shift = boundary_shift(smooth, fused.mean[1:], masks, tissues)
+    if sample.voxel > _THICKEST:
+        shift = Shift(np.full_like(shift.gained, math.nan), "thick-slices", shift.scale)
     volumes = np.full((count, probabilities.shape[1]), math.nan)
     shifts = volumes.copy()
     volumes[sample.used], shifts[sample.used] = fused.volumes, shift.gained

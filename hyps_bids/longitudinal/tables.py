@@ -30,6 +30,7 @@ _FEW = "found at fewer than two scans"
 _UNLIKE = "the shapes differ so much that each scan was segmented by itself, with an unknown error"
 _REFUSALS = {
     "contrast": "the border of the hippocampus does not have the contrast of T1w images",
+    "thick-slices": "slices are thicker than 2 mm",
     "no-boundary": "the hippocampus has no boundary in all scans",
 }
 
