@@ -162,6 +162,7 @@ def follow(points: Sequence[TimePoint], network: Network) -> Followed:
         refusals=tuple(found.refusals[k] for k in place),
         figures=tuple(found.figures[k] for k in place),
         sides={hemi: _in_order(side, place) for hemi, side in found.sides.items()},
+        missing={hemi: tuple(each[k] for k in place) for hemi, each in found.missing.items()},
     )
 
 
@@ -181,7 +182,6 @@ def _in_order(side: FollowedSide, place: Sequence[int]) -> FollowedSide:
         volumes=side.volumes[place],
         boundary_shift=shift - shift[known[0]] if known.size else shift,
         images=tuple(side.images[k] for k in place),
-        reasons=tuple(side.reasons[k] for k in place),
     )
 
 
