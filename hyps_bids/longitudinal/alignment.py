@@ -147,7 +147,7 @@ def centered(moves: Sequence[np.ndarray], center: np.ndarray) -> list[np.ndarray
     --------
     >>> step = np.eye(4)
     >>> step[0, 3] = 2.0
-    >>> [move[0, 3] for move in centered([np.eye(4), step], np.zeros(3))]
+    >>> [float(move[0, 3]) for move in centered([np.eye(4), step], np.zeros(3))]
     [-1.0, 1.0]
     """
     mean = Rotation.from_matrix([move[:3, :3] for move in moves]).mean().as_matrix()

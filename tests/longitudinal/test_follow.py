@@ -144,7 +144,7 @@ def test_three_time_points_one_of_which_lacks_a_side(scan: Scan) -> None:
     assert np.isnan(left.boundary_shift[2]).all()
     assert left.probabilities[2] is None
     assert left.images[2] is None
-    np.testing.assert_allclose(right.volumes / right.volumes[0], 1, atol=0.01)
+    np.testing.assert_allclose(right.volumes / right.volumes[0], 1, atol=0.02)
     np.testing.assert_allclose(right.boundary_shift / right.volumes[0], 0, atol=0.02)
     again = follow(points[::-1], network)
     np.testing.assert_allclose(again.sides["R"].volumes[::-1], right.volumes, rtol=5e-4)

@@ -138,7 +138,8 @@ def processed(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1I
     half = nib.Nifti1Image(data[: middle + 2], affine)
     _write(raw / f"sub-001A/ses-2020x/anat/{GOOD}_T1w.nii.gz", coarse_head)
     _write(raw / f"sub-001A/ses-2021/anat/{HALF}_T1w.nii.gz", half)
-    assert cli.main([str(raw), str(output), "participant", "--skip-bids-validation"]) == 0
+    options = ["--skip-bids-validation", "--no-longitudinal"]
+    assert cli.main([str(raw), str(output), "participant", *options]) == 0
     _write(raw / f"sub-001A/ses-W3/anat/{FAILED}_T1w.nii.gz", coarse_head)
     failed = Path(f"{FAILED}_T1w.nii.gz")
     write_failure(Scan.from_path(raw / "sub-001A/ses-W3/anat" / failed), output, REASON)

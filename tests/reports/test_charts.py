@@ -79,6 +79,7 @@ def test_templates_of_scans_name_no_column_of_the_data(name: str, spec: Spec) ->
     assert fields <= {
         *("x", "value", "color", "i", "state", "subject"),
         *("bound", "at", "from", "to", "low", "middle", "high"),
+        *("mean", "mean_low", "mean_high"),
     }
 
 

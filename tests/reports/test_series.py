@@ -90,7 +90,7 @@ def test_a_report_with_missing_pictures_says_so_and_is_made_again(
     study: Study, head: tuple[Voxels, Voxels]
 ) -> None:
     write_series(study.output, THREE, head)
-    next(study.output.glob("**/*space-midway*_T1w.nii.gz")).unlink()
+    next(study.output.glob("sub-001A/**/*space-midway*_T1w.nii.gz")).unlink()
     assert "Pictures over time are missing" in check(report(study, "001A"))
     assert not is_current(study.raw, study.output, "001A")
     write_series(study.output, THREE, head)
