@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ class Followed:
     missing: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
 
 
-def follow(points: Sequence[TimePoint], network: Network) -> Followed:
+def follow(points: Sequence[TimePoint], network: Network, threads: int = 1) -> Followed:
     """Follow both hippocampi over the scans of one person.
 
     Parameters
@@ -145,6 +146,8 @@ def follow(points: Sequence[TimePoint], network: Network) -> Followed:
         Two or more scans, in the order of time.
     network : Network
         The segmentation network, as :func:`.inference.cached_adapted` returns it.
+    threads : int
+        With two or more, both sides are sampled and measured at the same time.
 
     Returns
     -------
@@ -154,7 +157,7 @@ def follow(points: Sequence[TimePoint], network: Network) -> Followed:
     """
     # In an order that does not depend on time, rounding errors do not depend on it either.
     order = sorted(range(len(points)), key=lambda i: _content(points[i].image))
-    found = _follow([points[i] for i in order], network)
+    found = _follow([points[i] for i in order], network, threads)
     place = [order.index(i) for i in range(len(points))]
     return replace(
         found,
@@ -185,7 +188,7 @@ def _in_order(side: FollowedSide, place: Sequence[int]) -> FollowedSide:
     )
 
 
-def _follow(points: Sequence[TimePoint], network: Network) -> Followed:
+def _follow(points: Sequence[TimePoint], network: Network, threads: int) -> Followed:
     aligned = align(
         [Scan(p.image, p.intracranial, p.intracranial_affine, p.centers) for p in points]
     )
@@ -196,7 +199,8 @@ def _follow(points: Sequence[TimePoint], network: Network) -> Followed:
             center = _box_center(hemi, points, moves)
             if center is not None:
                 boxes[hemi] = box_affine(center, LATTICE)
-    sides, missing = _follow_sides(points, moves, boxes, network)
+    with ThreadPoolExecutor(max(1, min(threads, len(HEMISPHERES)))) as pool:
+        sides, missing = _follow_sides(points, moves, boxes, network, pool)
     return Followed(
         to_midway=tuple(None if move is None else np.linalg.inv(move) for move in aligned.moves),
         refusals=aligned.refusals,
@@ -224,19 +228,20 @@ def _follow_sides(
     moves: Mapping[int, np.ndarray],
     boxes: Mapping[str, np.ndarray],
     network: Network,
+    pool: ThreadPoolExecutor,
 ) -> tuple[dict[str, FollowedSide], dict[str, tuple[str | None, ...]]]:
     """Sample all boxes, segment them in one batch, and finish each side; also tell what lacks."""
     # A side without a box was found in no scan.
     nowhere = tuple("not-found" if i in moves else None for i in range(len(points)))
     missing = dict.fromkeys(HEMISPHERES, nowhere)
-    samples = {hemi: _sample(hemi, points, moves, box) for hemi, box in boxes.items()}
-    samples = {hemi: sample for hemi, sample in samples.items() if sample.used}
+    sampled = pool.map(lambda hemi: _sample(hemi, points, moves, boxes[hemi]), boxes)
+    samples = {hemi: sample for hemi, sample in zip(boxes, sampled, strict=True) if sample.used}
     if not samples:
         return {}, missing
     images = [_to_left(h, one[_MIDDLE]) for h, each in samples.items() for one in each.images]
     covered = [_to_left(h, one[_MIDDLE]) for h, each in samples.items() for one in each.covered]
     views, _ = segment_views(network, images, covered)
-    sides = {}
+    measured = {}
     for hemi, sample in samples.items():
         own, views = views[: len(sample.used)], views[len(sample.used) :]
         found = np.stack([_to_left(hemi, view.probabilities) for view in own])
@@ -244,8 +249,9 @@ def _follow_sides(
         missing[hemi] = tuple(absent.get(i) for i in range(len(points)))
         kept = [k for k, i in enumerate(sample.used) if absent[i] is None]
         if len(kept) > 1:
-            sides[hemi] = _finish_side(boxes[hemi], found[kept], sample.only(kept), len(points))
-    return sides, missing
+            chosen = boxes[hemi], found[kept], sample.only(kept), len(points)
+            measured[hemi] = pool.submit(_finish_side, *chosen)
+    return {hemi: future.result() for hemi, future in measured.items()}, missing
 
 
 class _Sample(NamedTuple):

@@ -168,7 +168,7 @@ def _follow_once(series: Series, state: SeriesState, plan: SeriesPlan, threads: 
         states.append(known)
     # The CPU does it also where a GPU segments the scans, which only one process can use.
     network = cached_adapted(plan.pipeline.adapter, plan.pipeline.base, "cpu")
-    followed = follow(points, network)
+    followed = follow(points, network, threads)
     result = _result(_course(state, plan), followed, states, points, shapes, plan)
     return write_series(
         series,

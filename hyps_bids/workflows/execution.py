@@ -251,6 +251,7 @@ def _process_batch(
         provenance=setup.provenance,
         omp_nthreads=_threads(settings, len(scans)),
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
+        series_threads=_threads(settings, max(1, len(own))),
     )
     workflow = init_participant_wf(
         scans, plan, run.work_dir.absolute(), _plan_reports(settings) if reported else None, own

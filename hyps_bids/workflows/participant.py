@@ -52,6 +52,8 @@ class ParticipantPlan:
         Threads per node.
     networks_here : bool
         Run the networks of all scans in this process, because it alone uses the GPU.
+    series_threads : int
+        Threads that follow a series.
     """
 
     pipeline: Pipeline
@@ -59,6 +61,7 @@ class ParticipantPlan:
     provenance: Provenance
     omp_nthreads: int
     networks_here: bool = False
+    series_threads: int = 1
 
 
 def init_participant_wf(
@@ -95,7 +98,7 @@ def init_participant_wf(
         ends = [(wf, "write.out_file") for wf in before.values()]
         for each in [one for one in group_scans(own) if one in series]:
             awaited = [wf for scan, wf in before.items() if Series.of(scan) == each]
-            following = init_series_wf(each, series[each], plan.omp_nthreads, awaited)
+            following = init_series_wf(each, series[each], plan.series_threads, awaited)
             for i, wf in enumerate(awaited):
                 inner[-1].connect(wf, "write.out_file", following, f"follow.scan{i}")
             ends.append((following, "follow.out_file"))
