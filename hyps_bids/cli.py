@@ -7,7 +7,6 @@ import codecs
 import io
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from hyps_bids.errors import (
     WriteFailed,
 )
 from hyps_bids.settings import GROUPS, Option, OptionGroup, Settings, read_path, read_toml
+from hyps_bids.system import ending_signals, is_closed_pipe
 
 _INTERRUPTED = 130
 #: As shells report a process that SIGPIPE has ended.
@@ -125,9 +125,7 @@ def _reader_is_gone() -> bool:
         number = sys.stdout.fileno()
     except (AttributeError, OSError):
         return False
-    output = select.poll()
-    output.register(number, 0)
-    closed = any(events & select.POLLERR for _, events in output.poll(0))
+    closed = is_closed_pipe(number)
     if closed:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
@@ -176,10 +174,10 @@ def _terminable() -> Iterator[None]:
     def end(number: int, frame: object) -> NoReturn:
         raise Terminated
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in ending_signals()}
     for number, handler in before.items():
         # Under nohup SIGHUP is ignored, and it must stay so.
-        if handler is not signal.SIG_IGN or number != signal.SIGHUP:
+        if handler is not signal.SIG_IGN or number == signal.SIGTERM:
             signal.signal(number, end)
     try:
         yield

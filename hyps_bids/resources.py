@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+from hyps_bids.system import allowed_cpus, memory_gb
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -28,9 +29,7 @@ def available_cpus(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> in
     membership : Path
         The kernel's list of the groups of this process.
     """
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    count = allowed_cpus()
     for folder in _groups("cpu", cgroup, membership):
         # The files of control groups version 2, then those of version 1.
         quota = _read(folder / "cpu.max").split() or [
@@ -46,14 +45,14 @@ def available_memory_gb(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) 
 
     The parameters are those of :func:`available_cpus`.
     """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = memory_gb()
     for folder in _groups("memory", cgroup, membership):
         # The files of control groups version 2, then those of version 1.
         for name in ("memory.max", "memory.limit_in_bytes"):
             limit = _read(folder / name).strip()
             if limit.isdigit():
-                total = min(total, int(limit))
-    return total / 1024**3
+                total = min(total, int(limit) / 1024**3)
+    return total
 
 
 def is_on_root(path: Path, mounts: Path = _MOUNTS) -> bool:
@@ -106,6 +105,6 @@ def _groups(controller: str, cgroup: Path, membership: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

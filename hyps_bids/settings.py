@@ -97,7 +97,7 @@ class SelectionSettings:
 class ProcessingSettings:
     """How the networks process images."""
 
-    device: str = option("auto", "Run the networks on this device: auto, cpu, cuda or cuda:N.")
+    device: str = option("auto", "Run the networks on this device: auto, cpu, cuda, cuda:N or mps.")
     base_model: Path | None = option(
         None, "Use the base network in this file instead of the shipped one.", "FILE"
     )

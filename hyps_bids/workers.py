@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import multiprocessing
@@ -16,10 +15,9 @@ from traceback import format_exception
 from typing import Any, Self
 
 from hyps_bids.outputs.writing import discard_partials
+from hyps_bids.system import end_with_parent, start_method
 
 _LOG = logging.getLogger("hyps_bids")
-#: Option of prctl(2) that sets the signal to get when the parent dies.
-_PR_SET_PDEATHSIG = 1
 #: Seconds that all workers get to stop by themselves before they are killed.
 _GRACE_S = 2
 
@@ -32,9 +30,10 @@ class Workers:
     Attributes
     ----------
     context : str
-        How processes start, as in :func:`multiprocessing.get_context`. Forked processes need not
-        import what is imported here. Once this process uses a GPU, new ones must not be forked:
-        locks that threads of the GPU's driver hold would stay locked in them.
+        How processes start where the system can do it, as in
+        :func:`multiprocessing.get_context`. Forked processes need not import what is imported
+        here. Once this process uses a GPU, new ones must not be forked: locks that threads of the
+        GPU's driver hold would stay locked in them.
     """
 
     def __init__(self) -> None:
@@ -107,7 +106,7 @@ def _make_pool(count: int, context: str) -> Executor:
     try:
         return ProcessPoolExecutor(
             max_workers=count,
-            mp_context=multiprocessing.get_context(context),
+            mp_context=multiprocessing.get_context(start_method(context)),
             initializer=start_worker,
             initargs=(os.getcwd(),),
         )
@@ -178,9 +177,7 @@ def log_settings() -> dict[str, Any]:
 def start_worker(folder: str) -> None:
     """Set up a worker process: its folder and its signals."""
     os.chdir(folder)
-    if hasattr(libc := ctypes.CDLL(None), "prctl"):
-        # On Linux, workers end when the run is killed; otherwise they would wait for ever.
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     # SIGTERM ends the workers of a terminated run and of a broken pool. The handler that a fork
     # inherits would raise, and the pool would take that for an error of the node. Ctrl-C reaches
     # all processes of a terminal, and the run then ends its workers by SIGTERM.

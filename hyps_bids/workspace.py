@@ -15,6 +15,7 @@ from pathlib import Path
 from hyps_bids.errors import cannot_write
 from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import Settings, settings_to_toml
+from hyps_bids.system import user_name
 from hyps_bids.workers import Workers
 
 _LOG = logging.getLogger("hyps_bids")
@@ -113,7 +114,7 @@ def _caches_in(work_dir: Path, run_name: str) -> Iterator[None]:
     # Switch off the telemetry of nipype.
     os.environ["NO_ET"] = os.environ["NIPYPE_NO_ET"] = "1"
     # MONAI asks for the user's name, and a container may have none.
-    os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+    os.environ.setdefault("LOGNAME", user_name())
     try:
         yield
     finally:

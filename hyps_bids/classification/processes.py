@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -10,15 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from typing import Any
 
 from joblib import Parallel
 
+from hyps_bids.system import ending_signals_blocked
+
 #: Seconds between two reports of progress.
 REPORT_EVERY_S = 15
-#: Signals that end a run.
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any
     results = []
     with _only_we_end_the_run():
         pool = Parallel(n_jobs=min(computing.nprocs, max(1, len(tasks))), return_as="generator")
-        with _signals_blocked():
-            # This starts the processes.
+        # The start of the processes. A signal to the whole group would end them before us, with
+        # tracebacks of theirs and of joblib, so they inherit that it is blocked.
+        with ending_signals_blocked():
             found = pool(tasks)
         try:
             for result in found:
@@ -57,22 +56,6 @@ def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any
         finally:
             found.close()
     return results
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Let processes that are started here leave the signals that end a run to us.
-
-    A signal to the whole group of processes would otherwise end them before us, with tracebacks
-    of theirs and of joblib. Processes inherit which signals are blocked.
-    """
-    # The start of this process of the standard library would unblock the signals again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

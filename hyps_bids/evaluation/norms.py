@@ -16,7 +16,6 @@ Three kinds of cohorts, none of which is the model's own distribution:
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from hyps_bids.norms.folds import score_out_of_fold
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.sample import Array, NormSample, NormScores, NormSettings
 from hyps_bids.outputs.reading import read_table
+from hyps_bids.system import peak_memory_gb
 
 SIZES = (50, 100, 200, 500, 1000, 5000)
 #: People on whom a norm is tried who were not among its controls.
@@ -282,9 +282,7 @@ def _speed() -> dict[str, float | str]:
         "wall_seconds": time.perf_counter() - began,
         "seconds": time.process_time() - computed,
     }
-    # Kilobytes, the most of this process so far.
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"kind": "speed", "n": _SCANS, **seconds, "memory_gb": memory}
+    return {"kind": "speed", "n": _SCANS, **seconds, "memory_gb": peak_memory_gb()}
 
 
 def _summary(frame: pd.DataFrame) -> dict[str, dict[str, float]]:

@@ -7,7 +7,6 @@ lets several processes share the stages of one folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
@@ -37,6 +36,7 @@ from hyps_bids.pretraining.pretrain import (
 )
 from hyps_bids.recipe.judge import network_metrics
 from hyps_bids.recipe.plan import RecipePlan
+from hyps_bids.system import lock_file
 from hyps_bids.training.cards import describe_parts, hardware, write_model_card
 from hyps_bids.training.checkpoint import differences
 from hyps_bids.training.loop import Session
@@ -252,13 +252,8 @@ def is_adapter_of(adapter: Path, base: Path) -> bool:
 def claim(folder: Path) -> Iterator[bool]:
     """Hold the lock of a stage's folder; yields whether this process has got it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with open(folder / ".lock", "w", encoding="utf-8") as stream:
+        yield lock_file(stream)
 
 
 def read_result(folder: Path, identity: dict[str, Any] | None = None) -> dict[str, Any] | None:

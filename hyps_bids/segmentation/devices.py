@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import os
 import re
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyps_bids.errors import UsageError
+from hyps_bids.system import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +34,12 @@ def choose_device(name: str) -> str:
     Parameters
     ----------
     name : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Returns
     -------
     str
-        ``cpu`` or ``cuda:N``. If ``auto`` means the CPU, the log says so.
+        ``cpu``, ``cuda:N`` or ``mps``. If ``auto`` means the CPU, the log says so.
 
     Raises
     ------
@@ -61,8 +63,18 @@ def choose_device(name: str) -> str:
                 return f"cuda:{torch.cuda.current_device()}"
         _LOG.info("No CUDA device was found; computing on the CPU.")
         return "cpu"
+    # Before PyTorch is imported, so that it computes single operations on the CPU if need be.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     import torch
 
+    if name == "mps":
+        if torch.backends.mps.is_available():
+            return name
+        raise UsageError(
+            f"--device mps: PyTorch {torch.__version__} sees no GPU of Apple here; use a Mac with "
+            "Apple silicon, or --device auto or cpu",
+            code="no-mps-device",
+        )
     if not torch.cuda.is_available():
         raise UsageError(
             f"--device {name}: no CUDA device is visible to PyTorch {torch.__version__}; install "
@@ -84,17 +96,18 @@ def check_device_name(name: str) -> None:
     Raises
     ------
     UsageError
-        If it is none of ``auto``, ``cpu``, ``cuda`` and ``cuda:N``.
+        If it is none of ``auto``, ``cpu``, ``cuda``, ``cuda:N`` and ``mps``.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d*)?", name, re.ASCII):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d*)?", name, re.ASCII):
         raise UsageError(
-            f"--device {name}: use auto, cpu, cuda or cuda:N", code="device-name-unknown"
+            f"--device {name}: use auto, cpu, cuda, cuda:N or mps", code="device-name-unknown"
         )
 
 
 def has_nvidia_driver() -> bool:
     """Tell whether there may be a GPU, without importing PyTorch."""
-    return any(path.exists() for path in _DRIVER_FILES)
+    on_windows = sys.platform == "win32" and shutil.which("nvidia-smi") is not None
+    return on_windows or any(path.exists() for path in _DRIVER_FILES)
 
 
 def supports_bfloat16(device: torch.device) -> bool:
@@ -125,7 +138,7 @@ def prepare_process(threads: int | None = None) -> None:
         torch.set_num_threads(_Process.threads)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        _keep_freed_memory()
+        keep_freed_memory()
 
 
 def threads_of_process() -> int:
@@ -143,19 +156,3 @@ def _use_one_blas_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, user_api="blas")
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory for reuse instead of giving it back to the system.
-
-    Otherwise each large tensor is mapped anew and faulted in page by page, which costs up to half
-    of a network's CPU time on virtual machines. Without glibc this does nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # The names and numbers are those of glibc's malloc.h.
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)

@@ -57,7 +57,7 @@ def cached_network(path: Path, device: str) -> Network:
     path : Path
         The weights.
     device : str
-        ``cpu``, ``cuda`` or ``cuda:N``.
+        ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises
     ------

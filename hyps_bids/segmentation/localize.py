@@ -93,7 +93,7 @@ def localize(image: ConformedImage, weights: Path, device: str = "cpu") -> Local
     weights : Path
         Localizer with the classes background, intracranial, left and right hippocampus.
     device : str
-        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
+        Where to compute: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     """
     shape, grid = world_grid(image.data.shape, image.affine, SPACING)
     air = float(image.data.min())

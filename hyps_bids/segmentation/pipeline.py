@@ -167,7 +167,7 @@ class Pipeline:
     localizer, base, adapter : Path
         Weights files.
     device : str
-        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
+        Where to compute: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     n4 : bool
         Correct the bias field first.
     """

@@ -93,7 +93,7 @@ def segment(
     adapter, base : Path
         Weights of the segmentation network.
     device : str
-        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
+        Where to compute: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     """
     network = cached_adapted(adapter, base, device)
     parts = network.labels

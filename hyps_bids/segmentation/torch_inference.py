@@ -13,6 +13,7 @@ from hyps_bids.networks.checkpoints import load_merged, load_network
 from hyps_bids.segmentation.devices import prepare_process, supports_bfloat16
 
 _LOG = logging.getLogger("hyps_bids")
+_MEMORY = "The memory of the GPU is exhausted"
 
 
 class TorchNetwork:
@@ -25,7 +26,7 @@ class TorchNetwork:
     labels : sequence of str
         Names of the classes.
     device : str
-        Where to compute: ``cpu``, ``cuda`` or ``cuda:N``.
+        Where to compute: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     """
 
     def __init__(self, model: nn.Module, labels: list[str], device: str) -> None:
@@ -51,21 +52,34 @@ class TorchNetwork:
         """Compute class probabilities; see :class:`.inference.Network`.
 
         When the memory of a GPU is exhausted, the batch is halved, down to single volumes, and then
-        computed on the CPU.
+        computed on the CPU. So is everything once a GPU of Apple lacks one of the operations.
         """
         volumes = torch.from_numpy(batch)
-        size = len(volumes) if self._device.type == "cuda" else 0
+        size = 0 if self._device.type == "cpu" else len(volumes)
         while size:
             try:
                 parts = [self._forward(part, self._device) for part in torch.split(volumes, size)]
                 return torch.cat(parts).numpy(), str(self._device)
-            except torch.cuda.OutOfMemoryError:
-                size //= 2
+            except RuntimeError as error:
+                problem = self._problem(error)
+                size = size // 2 if problem == _MEMORY else 0
             # Only here is the memory free: in the handler, the traceback keeps activations alive.
-            torch.cuda.empty_cache()
+            (torch.mps if self._device.type == "mps" else torch.cuda).empty_cache()
             if not size:
-                _LOG.warning("The memory of the GPU is exhausted; computing on the CPU.")
+                _LOG.warning("%s; computing on the CPU.", problem)
         return self._forward(volumes, torch.device("cpu")).numpy(), "cpu (PyTorch)"
+
+    def _problem(self, error: RuntimeError) -> str:
+        """Say what the GPU lacks; other errors are raised again."""
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return _MEMORY
+        if self._device.type != "mps":
+            raise error
+        if "out of memory" in str(error):
+            return _MEMORY
+        # It would fail again for each batch.
+        self._device = torch.device("cpu")
+        return f"This GPU cannot compute the network ({str(error).splitlines()[0]})"
 
     def _forward(self, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
         self._model.to(device)

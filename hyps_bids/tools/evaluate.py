@@ -67,7 +67,7 @@ def _add_kind(
         )
     parser.add_argument("--n4", action="store_true", help="correct the bias field first")
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)"
     )
     parser.add_argument("--threads", type=positive, help="CPU threads (default: PyTorch's choice)")
     return parser

@@ -44,7 +44,7 @@ def add_parser(
 def add_compute_options(parser: argparse._ActionsContainer) -> None:
     """Add the options that choose the device and the number of threads."""
     parser.add_argument(
-        "--device", default="auto", help="Compute on this device: auto, cpu, cuda or cuda:N"
+        "--device", default="auto", help="Compute on this device: auto, cpu, cuda, cuda:N or mps"
     )
     parser.add_argument(
         "--threads", type=positive, help="Number of CPU threads; PyTorch chooses if not given"

@@ -30,7 +30,7 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("-n", type=positive, default=8, help="number of samples")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--threads", type=positive, help="CPU threads; torch chooses if not given")
 
 

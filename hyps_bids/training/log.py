@@ -52,7 +52,7 @@ class TrainingLog:
         if self.path is None:
             return
         try:
-            with open(self.path, mode, newline="") as stream:
+            with open(self.path, mode, newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(rows)
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -62,6 +62,6 @@ def _rows_until(path: Path, step: int) -> list[list[str]]:
     """Return the rows of a log that a resumed run will not write again."""
     if not step or not path.is_file():
         return []
-    with open(path, newline="") as stream:
+    with open(path, newline="", encoding="utf-8") as stream:
         rows = list(csv.reader(stream))[1:]
     return [row for row in rows if len(row) == len(_HEADER) and int(row[0]) <= step]

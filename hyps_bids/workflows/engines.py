@@ -29,6 +29,7 @@ from nipype.pipeline.plugins.base import DistributedPluginBase
 
 from hyps_bids.errors import HypsError, MissingInput, UsageError
 from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.system import user_name
 from hyps_bids.workers import Workers, failed, was_killed
 from hyps_bids.workflows.crash_files import Failures
 
@@ -186,7 +187,7 @@ def engine(
         config.set("execution", "poll_sleep_duration", str(_POLL_S))
         config.set("execution", "job_finished_timeout", str(_UNSEEN_S))
         # nipype uses LOGNAME in the names of jobs, and batch jobs may lack it.
-        os.environ.setdefault("LOGNAME", os.environ.get("USER", f"uid{os.getuid()}"))
+        os.environ.setdefault("LOGNAME", os.environ.get("USER", user_name()))
     if plugin == "SLURMGraph":
         return {"plugin": _with_failures(SLURMGraphPlugin(plugin_args), failures)}
     known = getattr(plugins, f"{plugin}Plugin")

@@ -42,7 +42,18 @@ def test_gpu_by_number() -> None:
         choose_device(f"cuda:{count}")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:x", "cuda:-1", "mps", "cpu:0"])
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no GPU of Apple here")
+def test_gpu_of_apple() -> None:
+    assert choose_device("mps") == "mps"
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU of Apple here")
+def test_gpu_of_apple_that_is_not_there_is_an_error() -> None:
+    with raises(UsageError, "no-mps-device", "mps"):
+        choose_device("mps")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:x", "cuda:-1", "mps:0", "cpu:0"])
 def test_other_names_are_refused(name: str) -> None:
     with raises(UsageError, "device-name-unknown", name):
         choose_device(name)

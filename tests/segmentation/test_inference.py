@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,48 @@ def test_pytorch_gives_probabilities(model: nn.Module) -> None:
     assert probabilities.dtype == np.float32
     expected = model(torch.from_numpy(batch)).softmax(dim=1)
     np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
+
+
+GPUS = [
+    pytest.param(name, marks=pytest.mark.skipif(not there, reason=f"no {name} here"))
+    for name, there in (
+        ("cuda:0", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+    )
+]
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_gpu_gives_the_same_probabilities(device: str) -> None:
+    path = shipped_weights(LOCALIZER)
+    batch = np.abs(noise(2, 1, *WINDOW))
+    expected, _ = TorchNetwork.of_network(path, "cpu").predict(batch)
+    got, used = TorchNetwork.of_network(path, device).predict(batch)
+    # Apple's GPU may lack an operation.
+    assert used in ((device,) if device != "mps" else (device, "cpu (PyTorch)"))
+    np.testing.assert_allclose(got, expected, atol=2e-2)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a GPU of Apple here")
+def test_gpu_that_cannot_compute_the_network_leaves_it_to_the_cpu(
+    model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PyTorch raises the same kind of error here as for an operation that Apple's GPUs lack."""
+    batch = noise(3, 1, 8, 9, 10)
+    network = TorchNetwork(model, ["a", "b", "c"], "mps")
+    expected, _ = TorchNetwork(model, ["a", "b", "c"], "cpu").predict(batch)
+    for _ in range(2):
+        got, used = network.predict(batch)
+        assert used == "cpu (PyTorch)"
+        np.testing.assert_array_equal(got, expected)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "mps" in record.getMessage()
+
+
+def test_other_errors_of_a_network_are_not_hidden(model: nn.Module) -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        TorchNetwork(model, [], "cpu").predict(noise(1, 2, 8, 8, 8))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -134,6 +177,7 @@ def test_batches_repetitions_and_threads_change_nothing() -> None:
         prepare_process(threads=1)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_forked_process_computes_with_inherited_weights() -> None:
     network = OpenVinoNetwork.of_adapter(shipped_weights(ADAPTER), shipped_weights(BASE), GRID)
     child = os.fork()
@@ -159,7 +203,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         OpenVinoNetwork(path, card["architecture"], state, card["labels"], WINDOW)
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="about x86 processors")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="about x86 processors")
 def test_processor_without_avx2_gets_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
