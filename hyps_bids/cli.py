@@ -25,6 +25,7 @@ from hyps_bids.errors import (
     UsageError,
     WriteFailed,
 )
+from hyps_bids.progress import ConsoleHandler
 from hyps_bids.settings import GROUPS, Option, OptionGroup, Settings, read_path, read_toml
 from hyps_bids.system import ending_signals, is_closed_pipe
 
@@ -191,7 +192,7 @@ def start_logging(verbose: int = 0) -> None:
     logger = logging.getLogger("hyps_bids")
     logger.setLevel(logging.DEBUG)
     logger.handlers.clear()
-    handler = logging.StreamHandler()
+    handler = ConsoleHandler()
     handler.setLevel(logging.DEBUG if verbose else logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger.addHandler(handler)

@@ -84,3 +84,18 @@ def suggest_names(names: Iterable[str], known: Collection[str]) -> str:
         for match in difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
     ]
     return join_names(dict.fromkeys([*close, *known]))
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration as people do.
+
+    Examples
+    --------
+    >>> [format_duration(seconds) for seconds in (4.2, 42, 150, 5500, 400_000)]
+    ['4 s', '42 s', '2 min', '1.5 h', '4.6 days']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -15,6 +15,7 @@ from traceback import format_exception
 from typing import Any, Self
 
 from hyps_bids.outputs.writing import discard_partials
+from hyps_bids.progress import ConsoleHandler
 from hyps_bids.system import end_with_parent, start_method
 
 _LOG = logging.getLogger("hyps_bids")
@@ -194,7 +195,7 @@ def _set_up_log(log: Mapping[str, Any]) -> None:
         if path in there:
             continue
         handler = (
-            logging.StreamHandler()
+            ConsoleHandler()
             if path is None
             else logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         )

@@ -25,6 +25,7 @@ from hyps_bids.imaging.resample import resample
 from hyps_bids.labels.find import LabeledScan
 from hyps_bids.networks.checkpoints import load_merged
 from hyps_bids.outputs.labels import WHOLE
+from hyps_bids.progress import track
 from hyps_bids.segmentation.pipeline import Grid, Pipeline
 
 #: The network of a fold, which assesses many crops before the next one follows.
@@ -83,7 +84,7 @@ def assess_scans(
     "whole".
     """
     rows: list[dict[str, Any]] = []
-    for labeled in scans:
+    for labeled in track(scans, len(scans), "test scans"):
         scan = labeled.scan
         for hemi, compared in _compare(pipeline, labeled, crops, parts):
             for part, ours, theirs in _by_part(compared, parts):

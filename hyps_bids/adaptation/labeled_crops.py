@@ -39,6 +39,7 @@ from hyps_bids.labels.meanings import WHOLE_HIPPOCAMPUS
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.writing import write_with
+from hyps_bids.progress import track
 from hyps_bids.segmentation.localize import Location
 from hyps_bids.segmentation.pipeline import correct_bias, localize
 from hyps_bids.segmentation.segment import VIEW
@@ -133,16 +134,13 @@ def labeled_crops(
     maker = CropMaker(parts, localizer, device, n4, cache)
     rows: list[tuple[LabeledScan, ScanCrop]] = []
     errors: list[HypsError] = []
-    for i, item in enumerate(labeled, start=1):
+    for item in track(labeled, len(labeled), "images", "labels"):
         try:
             rows += [(item, crop) for crop in maker.crops(item)]
         except CannotCreateOutput:
             raise
         except HypsError as error:
             errors.append(error)
-            continue
-        if i % 20 == 0:
-            _LOG.info("%d of %d images read", i, len(labeled))
     if errors:
         lines = "\n".join(f"- {error}" for error in errors)
         raise BadData(

@@ -14,7 +14,7 @@ from hyps_bids.classification.contrast import Bools, Ints, LabeledSubjects
 from hyps_bids.classification.cross_validation import predict_fold, predict_selected
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.processes import Computing, run_tasks
-from hyps_bids.messages import format_count
+from hyps_bids.messages import format_count, format_duration
 
 #: Numbers of shuffles to choose from; with each, p-values have round steps.
 _NUMBERS = (199, 99, 39, 19)
@@ -58,13 +58,12 @@ class Forecast:
         """
         last = shuffles * self.shuffle
         total = self.cross_validation + self.final_fits + last
-        text = (
-            f"about {_duration(total)}: cross-validation {_duration(self.cross_validation)}, "
-            f"final fits {_duration(self.final_fits)}"
-        )
+        validation, final = map(format_duration, (self.cross_validation, self.final_fits))
+        text = f"about {format_duration(total)}: cross-validation {validation}, final fits {final}"
         if not shuffles:
             return text
-        return f"{text}, {format_count(shuffles, 'shuffle')} of labels {_duration(last)} at most"
+        count = format_count(shuffles, "shuffle")
+        return f"{text}, {count} of labels {format_duration(last)} at most"
 
 
 def forecast(
@@ -82,7 +81,7 @@ def forecast(
     # Folds move along with the labels, so that they stay stratified.
     order = np.random.default_rng(computing.seed).permutation(data.everybody)
     blind, test = replace(data, label=data.label[order]), (folds[0][0] == 0)[order]
-    quiet = replace(computing, progress=None)
+    quiet = replace(computing, title=None)
     tasks = [
         delayed(_seconds)(blind, schema.preprocessing(), estimators, test, computing.seed)
         for schema in sets.values()
@@ -116,16 +115,3 @@ def _seconds(
     if whole < _FAST_S:
         whole = took(predict_fold)
     return whole, took(predict_selected)
-
-
-def _duration(seconds: float) -> str:
-    """Write a duration as people do.
-
-    Examples
-    --------
-    >>> _duration(4.2), _duration(42), _duration(150), _duration(5500)
-    ('4 s', '42 s', '2 min', '1.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

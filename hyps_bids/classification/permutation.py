@@ -7,7 +7,6 @@ done again, folds and choices included, so that the test is exact (Ojala and Gar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,7 +21,8 @@ from hyps_bids.classification.cross_validation import (
 )
 from hyps_bids.classification.features import Schema
 from hyps_bids.classification.metrics import metrics, positive
-from hyps_bids.classification.processes import ONE_PROCESS, REPORT_EVERY_S, Computing, run_tasks
+from hyps_bids.classification.processes import ONE_PROCESS, Computing, run_tasks
+from hyps_bids.progress import Progress
 
 #: A test ends early when this many shuffles were as good as the true labels.
 ENOUGH = 10
@@ -147,24 +147,24 @@ def permutation_tests(
     """
     orders = shuffle_orders(len(data.ids), shuffling.sites, np.random.default_rng(computing.seed))
     orders = islice(orders, shuffling.planned)
-    quiet, told = replace(computing, progress=None), time.monotonic()
+    quiet = replace(computing, title=None)
     null: dict[str, list[float]] = {name: [] for name in sets}
     going = list(sets)
     # The sets share the columns of the matrix.
     columns = next(iter(sets.values())).columns
-    while going and (batch := list(islice(orders, _batch_size(len(going), computing.nprocs)))):
-        shuffled = [_shuffled(data, columns, order, shuffling.control) for order in batch]
-        values = _aucs(shuffled, {n: sets[n] for n in going}, estimators, make_folds, quiet)
-        for name in list(going):
-            for value in values[name]:
-                null[name].append(value)
-                if _as_good(observed[name], null[name]) >= shuffling.enough:
-                    going.remove(name)
-                    break
-        if computing.progress is not None and going and time.monotonic() - told > REPORT_EVERY_S:
-            told = time.monotonic()
-            done = len(null[going[0]])
-            computing.progress(f"{done} of {shuffling.planned} shuffles of {', '.join(going)}")
+    unit, is_shown = "shuffles of labels", computing.title is not None
+    with Progress({unit: shuffling.planned}, computing.title or "", is_shown=is_shown) as progress:
+        while going and (batch := list(islice(orders, _batch_size(len(going), computing.nprocs)))):
+            progress.note = ", ".join(going)
+            shuffled = [_shuffled(data, columns, order, shuffling.control) for order in batch]
+            values = _aucs(shuffled, {n: sets[n] for n in going}, estimators, make_folds, quiet)
+            for name in list(going):
+                for value in values[name]:
+                    null[name].append(value)
+                    if _as_good(observed[name], null[name]) >= shuffling.enough:
+                        going.remove(name)
+                        break
+            progress.advance(unit, len(batch))
     how = (shuffling.planned, shuffling.sites is not None, shuffling.enough)
     return {name: PermutationTest(observed[name], np.array(null[name]), *how) for name in sets}
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from joblib import Parallel
 
+from hyps_bids.progress import Progress
 from hyps_bids.system import ending_signals_blocked
-
-#: Seconds between two reports of progress.
-REPORT_EVERY_S = 15
 
 
 @dataclass(frozen=True)
 class Computing:
-    """Seed of folds, shuffles and classifiers; processes; and who is told of progress."""
+    """Seed of folds, shuffles and classifiers; processes; and what the progress is called."""
 
     seed: int = 0
     nprocs: int = 1
-    progress: Callable[[str], None] | None = None
+    #: Contrast to name where progress is shown; without it, none is.
+    title: str | None = None
 
 
 #: The default: one process, without reports of progress.
@@ -37,10 +35,18 @@ def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any
 
     A signal that ends the run ends the processes as well, without a word from them.
     """
-    began = told = time.monotonic()
     results = []
-    with _only_we_end_the_run():
-        pool = Parallel(n_jobs=min(computing.nprocs, max(1, len(tasks))), return_as="generator")
+    workers = min(computing.nprocs, max(1, len(tasks)))
+    with (
+        _only_we_end_the_run(),
+        Progress(
+            {unit: len(tasks)},
+            computing.title or "",
+            workers=workers,
+            is_shown=computing.title is not None,
+        ) as progress,
+    ):
+        pool = Parallel(n_jobs=workers, return_as="generator")
         # The start of the processes. A signal to the whole group would end them before us, with
         # tracebacks of theirs and of joblib, so they inherit that it is blocked.
         with ending_signals_blocked():
@@ -48,11 +54,7 @@ def run_tasks(tasks: Sequence[Any], unit: str, computing: Computing) -> list[Any
         try:
             for result in found:
                 results.append(result)
-                now = time.monotonic()
-                if computing.progress is not None and now - told > REPORT_EVERY_S:
-                    told = now
-                    left = (now - began) / len(results) * (len(tasks) - len(results))
-                    computing.progress(f"{len(results)} of {len(tasks)} {unit}, {left:.0f} s left")
+                progress.advance(unit)
         finally:
             found.close()
     return results

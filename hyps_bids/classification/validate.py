@@ -89,18 +89,16 @@ class Results:
 
 def validate(settings: Settings, plan: Plan) -> Results:
     """Cross-validate all estimators, test the final models, and compare the sets of features."""
-
-    def progress(text: str) -> None:
-        _LOG.info("%s: %s", plan.contrast.text, text)
-
+    name = plan.contrast.text
     data, full = plan.subjects, plan.full_set
-    progress(f"subjects: {sizes(data.counts)}, {format_count(len(data.subject), 'scan')}")
-    computing = Computing(settings.seed, settings.nprocs or available_cpus(), progress)
+    scans = format_count(len(data.subject), "scan")
+    _LOG.info("%s: subjects: %s, %s", name, sizes(data.counts), scans)
+    computing = Computing(settings.seed, settings.nprocs or available_cpus(), name)
     makers, warnings = _fold_makers(settings, plan)
     folds = {validation: make(data.label) for validation, make in makers.items()}
     expected = forecast(data, plan.sets, plan.estimators, list(folds.values()), computing)
     shuffles = expected.affordable if settings.permutations is None else settings.permutations
-    progress(expected.text(shuffles))
+    _LOG.info("%s: %s", name, expected.text(shuffles))
     predictions = {
         validation: nested_cv(data, plan.sets, one, plan.estimators, computing, settings.threshold)
         for validation, one in folds.items()

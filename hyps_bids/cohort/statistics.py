@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,11 +29,10 @@ from hyps_bids.cohort.visits import baseline_ages, scan_order
 from hyps_bids.errors import HypsError, UsageError
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.columns import LINEAR_MODEL_COLUMNS, POSTHOC_COLUMNS
+from hyps_bids.progress import track
 
 _LOG = logging.getLogger("hyps_bids")
 
-#: Seconds of work that are announced.
-_LONG = 10.0
 #: Short names of columns of the wide table.
 _ALIASES = {"icv": "icv_mm3", "time": "years_since_first_scan"}
 #: Name in formulas for the age at the first scan, which does not change with time.
@@ -233,10 +231,7 @@ def fit_model(
         ready = harmonize_measures(formula, data, name, measures, site, controls)
     rows, compared, reasons = list[Row](), list[Row](), dict[str, None]()
     found = list[_Measure]()
-    start = time.monotonic()
-    for done, measure in enumerate(measures):
-        if done == 1 and (left := (time.monotonic() - start) * (len(measures) - 1)) > _LONG:
-            _LOG.info("Model '%s': the other measures take about %.0f s", formula, left)
+    for measure in track(measures, len(measures), "measures", f"Model '{formula}'"):
         known = errors[measure] if errors is not None and measure in errors else None
         found.append(_fit_measure(ready, name, measure, controls, robust=robust, errors=known))
         design, fit = found[-1].design, found[-1].fit

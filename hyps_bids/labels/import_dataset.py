@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
-from tqdm import tqdm
 
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput
 from hyps_bids.labels.import_descriptions import LABELS, ImportedDataset, read_earlier
@@ -34,6 +33,7 @@ from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import SEG, bids_uri, output_path, sidecar_path
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import write_json, write_nifti, write_with
+from hyps_bids.progress import track
 
 _LOG = logging.getLogger("hyps_bids")
 
@@ -91,7 +91,7 @@ def import_rows(
     problems = _colliding(rows)
     done: list[Row] = []
     written = assumed = 0
-    for row in tqdm(rows, desc="import", unit="image", disable=None):
+    for row in track(rows, len(rows), "images", "import"):
         if row.stem in problems:
             continue
         try:

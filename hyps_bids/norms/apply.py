@@ -46,6 +46,7 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import remove_norms
 from hyps_bids.outputs.series import find_series_of
 from hyps_bids.outputs.writing import write_json, write_table
+from hyps_bids.progress import track
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -157,7 +158,7 @@ def apply_to_scans(settings: Settings, stored: StoredNorms, scans: Sequence[Scan
 def _each(scans: Sequence[Scan], do: Callable[[Scan], None]) -> list[Scan]:
     """Do something with each scan; those whose folder cannot be written fail alone."""
     failed = []
-    for scan in scans:
+    for scan in track(scans, len(scans), "scans", "Norms"):
         try:
             do(scan)
         except WriteFailed:

@@ -36,6 +36,7 @@ from hyps_bids.outputs.names import group_path, group_space, sidecar_path
 from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.outputs.reading import NORMS, WIDE, load_json, read_units
 from hyps_bids.outputs.writing import remove_file, write_json, write_table
+from hyps_bids.progress import track
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
@@ -231,7 +232,8 @@ def _fit(
     units: Mapping[str, str],
 ) -> _Fitted:
     fitted = _Fitted()
-    for name in norm_measures(frame):
+    measures = norm_measures(frame)
+    for name in track(measures, len(measures), "measures", f"Norms {settings.norms}"):
         use = controls & scored_rows(frame, name) & frame[name].notna().to_numpy()
         sample = make_sample(people[use])
         values = frame.loc[use, name].to_numpy(dtype=float)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.resample import coarsen
@@ -27,6 +26,7 @@ from hyps_bids.pretraining.synthesis import (
     field_of_view,
     head_batch,
 )
+from hyps_bids.progress import track
 from hyps_bids.segmentation.localize import SPACING, head_window
 from hyps_bids.training import augment
 
@@ -109,7 +109,7 @@ def make_examples(teacher: nn.Module, sources: Sources, folder: Path, count: int
         Number of examples.
     """
     paths = [folder / f"{seed:05}.npz" for seed in range(count)]
-    for seed, path in enumerate(tqdm(paths, folder.name, mininterval=5)):
+    for seed, path in enumerate(track(paths, count, "examples", folder.name)):
         if not path.exists():
             _write(path, make_example(teacher, sources, seed))
     return paths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from hyps_bids.errors import HypsError, NotFinished, UsageError, cannot_write
+from hyps_bids.progress import Progress
 from hyps_bids.training.checkpoint import (
     Best,
     Checkpoint,
@@ -166,7 +165,7 @@ def run(
     session : Session, optional
         Where this process trains, and for how long.
     title : str, optional
-        Name on the progress bar.
+        Name in the line of progress.
 
     Raises
     ------
@@ -204,7 +203,8 @@ def run(
     if session.compiled:
         model.compile()
     model.train()
-    with _bar(settings, state.step, title, processes) as bar:
+    steps = {"steps": settings.last_step - state.step}
+    with Progress(steps, title or "", is_shown=processes.is_main_process) as progress:
         while state.step < settings.last_step and not state.is_stale:
             if processes.from_first(watch.is_over()):
                 if processes.is_main_process:
@@ -221,8 +221,8 @@ def run(
             state.optimizer.step()
             state.advance()
             log.add(state.step, float(loss), rate)
-            bar.set_postfix(loss=f"{log.mean_loss:.3f}", refresh=False)
-            bar.update()
+            progress.note = f"loss {log.mean_loss:.3f}"
+            progress.advance("steps")
             is_last = state.step == settings.last_step
             is_validated = is_last or state.step % settings.evaluate_every == 0
             if is_validated:
@@ -415,15 +415,3 @@ def _diverged(state: _State, checkpoint: Path, loss: float, identity: dict[str, 
 
 def _copy(weights: Mapping[str, torch.Tensor]) -> Tensors:
     return {name: w.detach().clone() for name, w in weights.items()}
-
-
-def _bar(settings: LoopSettings, start: int, title: str | None, processes: Processes) -> tqdm:
-    return tqdm(
-        desc=title,
-        initial=start,
-        total=settings.last_step,
-        unit="step",
-        # In the log of a batch job the bar prints a line only now and then.
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        disable=not processes.is_main_process,
-    )

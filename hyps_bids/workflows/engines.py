@@ -32,6 +32,7 @@ from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.system import user_name
 from hyps_bids.workers import Workers, failed, was_killed
 from hyps_bids.workflows.crash_files import Failures
+from hyps_bids.workflows.watch import Watch
 
 _LOG = logging.getLogger("hyps_bids")
 #: Plugins that submit all jobs and return, so that the run would end before its scans are done.
@@ -51,6 +52,8 @@ _COMMANDS = {
 }
 #: Seconds between two questions to a scheduler.
 _POLL_S = 5
+#: Seconds after which a line of progress is drawn again while no node ends.
+_TICK_S = 1
 #: Seconds for which the files of a finished job may stay invisible on a shared disk.
 _UNSEEN_S = 60
 
@@ -160,6 +163,7 @@ def engine(
     plugin_args: Mapping[str, Any],
     failures: Failures | None = None,
     workers: Workers | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Choose the engine of a workflow.
 
@@ -175,38 +179,43 @@ def engine(
         Is told of each failure as soon as the plugin knows of it.
     workers : Workers, optional
         Processes of the plugin MultiProc.
+    watch : Watch, optional
+        Is told of each node that has ended.
 
     Returns
     -------
     dict
         Arguments of ``Workflow.run``.
     """
+    watched = dict(plugin_args) | ({} if watch is None else {"status_callback": watch})
     if plugin == "MultiProc":
-        return {"plugin": _with_failures(MultiProcPlugin(plugin_args, workers), failures)}
+        return {"plugin": _observed(MultiProcPlugin(watched, workers), failures, watch)}
     if not is_local(plugin):
         config.set("execution", "poll_sleep_duration", str(_POLL_S))
         config.set("execution", "job_finished_timeout", str(_UNSEEN_S))
         # nipype uses LOGNAME in the names of jobs, and batch jobs may lack it.
         os.environ.setdefault("LOGNAME", os.environ.get("USER", user_name()))
     if plugin == "SLURMGraph":
-        return {"plugin": _with_failures(SLURMGraphPlugin(plugin_args), failures)}
+        return {"plugin": _observed(SLURMGraphPlugin(plugin_args), failures, watch)}
     known = getattr(plugins, f"{plugin}Plugin")
     if failures is not None and issubclass(known, DistributedPluginBase):
         reporting = type(known.__name__, (_ReportsFailures, known), {})
-        return {"plugin": _with_failures(reporting(plugin_args=dict(plugin_args)), failures)}
-    more = {} if failures is None else {"status_callback": _looking(failures)}
+        return {"plugin": _observed(reporting(plugin_args=watched), failures, watch)}
+    more = {"status_callback": _looking(failures, watch)}
     return {"plugin": plugin, "plugin_args": dict(plugin_args) | more}
 
 
-def _with_failures(plugin: Any, failures: Failures | None) -> Any:
-    plugin.failures = failures
+def _observed(plugin: Any, failures: Failures | None, watch: Watch | None) -> Any:
+    plugin.failures, plugin.watch = failures, watch
     return plugin
 
 
-def _looking(failures: Failures) -> Callable[[Any, str], None]:
+def _looking(failures: Failures | None, watch: Watch | None) -> Callable[[Any, str], None]:
     def look(node: Any, status: str) -> None:
-        if status == "exception":
+        if status == "exception" and failures is not None:
             failures.look()
+        if watch is not None:
+            watch(node, status)
 
     return look
 
@@ -215,6 +224,13 @@ class _ReportsFailures:
     """Tells of failures when they happen; a crash file that cannot be written does not matter."""
 
     failures: Failures | None = None
+    watch: Watch | None = None
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        # nipype calls this again and again while it waits for nodes.
+        if self.watch is not None:
+            self.watch.progress.tick()
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)  # type: ignore[misc]
 
     def _report_crash(self, node: Any, result: Mapping[str, Any] | None = None) -> str:
         try:
@@ -329,7 +345,7 @@ class MultiProcPlugin(_ReportsFailures, multiproc.MultiProcPlugin):
         if len(here):
             self._run_here(here[0], graph)
         else:
-            wait(self._task_obj.values(), return_when=FIRST_COMPLETED)
+            wait(self._task_obj.values(), timeout=_TICK_S, return_when=FIRST_COMPLETED)
 
     def _run_here(self, jobid: int, graph: Any) -> None:
         """Run a node in this process."""
@@ -394,6 +410,7 @@ class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
     """Submit all jobs at once, as nipype's plugin does, and wait for them."""
 
     failures: Failures | None = None
+    watch: Watch | None = None
 
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))
@@ -406,6 +423,10 @@ class SLURMGraphPlugin(slurmgraph.SLURMGraphPlugin):
         while self._in_queue():
             if self.failures is not None:
                 self.failures.look()
+            if self.watch is not None:
+                for name in self.failures.reasons if self.failures is not None else ():
+                    self.watch.note_failure(name)
+                self.watch.look(nodes)
             time.sleep(_POLL_S)
 
     def _in_queue(self) -> bool:

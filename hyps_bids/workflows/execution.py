@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ from hyps_bids.outputs.scan_files import write_failure
 from hyps_bids.outputs.series import Series
 from hyps_bids.outputs.series_files import write_series_failure
 from hyps_bids.outputs.series_state import find_members
+from hyps_bids.progress import Progress
 from hyps_bids.reports.scan_facts import find_scans_of
 from hyps_bids.resources import available_cpus, available_memory_gb
 from hyps_bids.series.choose import series_title
@@ -36,6 +38,7 @@ from hyps_bids.workflows.crash_files import Failures
 from hyps_bids.workflows.device import faster_device
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
 from hyps_bids.workflows.reports import SCAN_GB, ReportPlan, init_reports_wf, subject_name
+from hyps_bids.workflows.watch import Piece, Watch
 from hyps_bids.workspace import Run
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ _NO_SPACE = 1_000_000
 #: Settings that reports show: they decide the results, so all jobs of a dataset share them.
 _SHOWN_SETTINGS = ("adapter", "base_model", "device", "n4")
 _CONTINUE = "finished results are kept; run the command again to continue"
+#: What is counted.
+_SCANS, _SERIES = "scans", "series over time"
 _NOT_REACHED = "not reached: the run stopped at the first failure"
 
 
@@ -135,17 +140,18 @@ def process_scans(
     unreported: list[str] = []
     lost: list[Series] = []
     batches = _make_batches(scans)
-    while batches:
-        outcome = _process_batch(run, setup, pipeline, batches.pop(0), series)
-        failed |= outcome.failed
-        unreported += outcome.unreported
-        lost += outcome.lost
-        if failed and run.settings.stop_on_first_crash:
-            rest = [scan for batch in batches for scan in batch]
-            failed |= dict.fromkeys(rest, _NOT_REACHED)
-            if rest:
-                _LOG.error("%s more: %s", format_count(len(rest), "scan"), _NOT_REACHED)
-            break
+    with _scans_progress(run, scans, series) as progress:
+        while batches:
+            outcome = _process_batch(run, setup, pipeline, batches.pop(0), series, progress)
+            failed |= outcome.failed
+            unreported += outcome.unreported
+            lost += outcome.lost
+            if failed and run.settings.stop_on_first_crash:
+                rest = [scan for batch in batches for scan in batch]
+                failed |= dict.fromkeys(rest, _NOT_REACHED)
+                if rest:
+                    _LOG.error("%s more: %s", format_count(len(rest), "scan"), _NOT_REACHED)
+                break
     _LOG.info(
         "%d of %s done now, in %.0f s; the outputs are in %s",
         len(scans) - len(failed),
@@ -154,6 +160,36 @@ def process_scans(
         run.settings.output_dir,
     )
     return Outcome(failed, unreported, lost)
+
+
+def _scans_progress(
+    run: Run, scans: Sequence[Scan], series: Mapping[Series, SeriesPlan]
+) -> Progress:
+    """Count the scans, and the series that follow them."""
+    # The run that stops at the first failure follows series at its end.
+    stop = run.settings.stop_on_first_crash
+    begun = {Series.of(scan) for scan in scans}
+    followed = [] if stop else [each for each in series if each in begun]
+    stems = next(iter(series.values())).times if followed else {}
+    points = Counter(Series.of(Scan.from_stem(stem)) for stem in stems)
+    # A time point of a series takes about as long as a scan.
+    weight = sum(points[each] for each in followed) / max(1, len(followed))
+    return _progress(
+        run, {_SCANS: len(scans), _SERIES: len(followed)}, weights={_SERIES: max(1.0, weight)}
+    )
+
+
+def _progress(
+    run: Run, totals: Mapping[str, int], weights: Mapping[str, float] | None = None
+) -> Progress:
+    """Count what nodes do; nipype's own messages would tear a line on a terminal."""
+    local = _choose_plugin(run.settings)["plugin"] == "MultiProc"
+    return Progress(
+        totals,
+        workers=run.workers.count if local else 1,
+        weights=weights,
+        may_draw=run.settings.verbose < 2,
+    )
 
 
 def follow_series(run: Run, plans: Mapping[Series, SeriesPlan]) -> list[Series]:
@@ -178,11 +214,14 @@ def follow_series(run: Run, plans: Mapping[Series, SeriesPlan]) -> list[Series]:
         pipeline = next(iter(plans.values())).pipeline
         cached_adapted(pipeline.adapter, pipeline.base, "cpu")
     stop = settings.stop_on_first_crash
-    engine_arguments = _configure_nipype(run, failures, len(plans), stop_on_first_crash=stop)
+    pieces = {each.workflow_name: Piece(_SERIES, "follow") for each in plans}
+    watch = Watch(_progress(run, {_SERIES: len(plans)}), pieces)
+    engine_arguments = _configure_nipype(run, failures, len(plans), watch, stop_on_first_crash=stop)
     threads = _threads(settings, len(plans))
     workflow = pe.Workflow(name="series_wf", base_dir=str(run.work_dir.absolute()))
     workflow.add_nodes([init_series_wf(series, plan, threads) for series, plan in plans.items()])
-    error = _run_workflow(workflow, engine_arguments)
+    with watch.progress:
+        error = _run_workflow(workflow, engine_arguments)
     failures.look(is_last=True)
     lost = _record_lost(settings, plans, failures.reasons)
     if error is not None and not lost:
@@ -231,6 +270,7 @@ def _process_batch(
     pipeline: Pipeline,
     scans: Sequence[Scan],
     series: Mapping[Series, SeriesPlan],
+    progress: Progress,
 ) -> Outcome:
     """Run one workflow; log and return what is not done."""
     from hyps_bids.workflows.participant import ParticipantPlan, init_participant_wf
@@ -244,7 +284,8 @@ def _process_batch(
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
     titles |= _series_titles(own) | _report_titles(reported)
     failures = Failures(run.log_dir, titles)
-    engine_arguments = _configure_nipype(run, failures, len(scans), stop_on_first_crash=stop)
+    watch = Watch(progress, _pieces(scans, own))
+    engine_arguments = _configure_nipype(run, failures, len(scans), watch, stop_on_first_crash=stop)
     plan = ParticipantPlan(
         pipeline=pipeline,
         output_dir=settings.output_dir.absolute(),
@@ -322,9 +363,14 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
     """
     settings = run.settings
     failures = Failures(run.log_dir, _report_titles(subjects))
-    engine_arguments = _configure_nipype(run, failures, len(subjects), stop_on_first_crash=False)
+    pieces = {subject_name(subject): Piece("reports", "report") for subject in subjects}
+    watch = Watch(_progress(run, {"reports": len(subjects)}), pieces)
+    engine_arguments = _configure_nipype(
+        run, failures, len(subjects), watch, stop_on_first_crash=False
+    )
     workflow = init_reports_wf(subjects, _plan_reports(settings), run.work_dir.absolute())
-    error = _run_workflow(workflow, engine_arguments)
+    with watch.progress:
+        error = _run_workflow(workflow, engine_arguments)
     failures.look(is_last=True)
     crashes = failures.reasons
     failed = {s: crashes[subject_name(s)] for s in subjects if subject_name(s) in crashes}
@@ -332,6 +378,16 @@ def build_reports(run: Run, subjects: Sequence[str]) -> list[str]:
     if error is not None and not failed:
         raise _explain_early_end(settings, error)
     return list(failed)
+
+
+def _pieces(scans: Sequence[Scan], series: Collection[Series]) -> dict[str, Piece]:
+    """Name what the inner workflows of scans and series complete."""
+    followed = {each: each.workflow_name for each in series}
+    pieces = {
+        scan.workflow_name: Piece(_SCANS, "write", followed.get(Series.of(scan), ""))
+        for scan in scans
+    }
+    return pieces | {name: Piece(_SERIES, "follow") for name in followed.values()}
 
 
 def _report_titles(subjects: Sequence[str]) -> dict[str, str]:
@@ -387,7 +443,7 @@ def _disk_failure(settings: Settings, reason: str) -> WriteFailed | None:
 
 
 def _configure_nipype(
-    run: Run, failures: Failures, tasks: int, *, stop_on_first_crash: bool
+    run: Run, failures: Failures, tasks: int, watch: Watch, *, stop_on_first_crash: bool
 ) -> dict[str, Any]:
     """Configure nipype and return the arguments of ``Workflow.run``.
 
@@ -415,7 +471,7 @@ def _configure_nipype(
         logging.getLogger(name).setLevel(level)
     plugin = _choose_plugin(run.settings)
     _start_workers(run, plugin, tasks)
-    return engine(**plugin, failures=failures, workers=run.workers)
+    return engine(**plugin, failures=failures, workers=run.workers, watch=watch)
 
 
 def _choose_plugin(settings: Settings) -> PluginSettings:

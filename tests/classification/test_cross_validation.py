@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import Pipeline
 
-from hyps_bids.classification import processes
+from hyps_bids import progress
 from hyps_bids.classification.contrast import LabeledSubjects, mean_by_subject
 from hyps_bids.classification.cross_validation import (
     SELECTED,
@@ -150,14 +150,16 @@ def test_a_calibration_never_turns_a_classifier_around() -> None:
     assert turned
 
 
-def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(processes.time, "monotonic", lambda: next(clock))
-    told: list[str] = []
+def test_progress_names_the_contrast(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0)
+    caplog.set_level("INFO")
     tasks = [delayed(abs)(-i) for i in range(4)]
-    assert run_tasks(tasks, "fits", Computing(progress=told.append)) == [0, 1, 2, 3]
-    assert "2 of 4 fits" in told[0]
-    assert "20 s" in told[0]
+    assert run_tasks(tasks, "fits", Computing()) == [0, 1, 2, 3]
+    assert not caplog.messages
+    run_tasks(tasks, "fits", Computing(title="AD:CN"))
+    assert caplog.messages[0].startswith("AD:CN: 1 of 4 fits done")
 
 
 def test_importance_finds_the_column_that_matters() -> None:
