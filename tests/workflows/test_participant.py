@@ -20,6 +20,9 @@ from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.workflows import execution
 
+#: Change over time has its own tests.
+ALONE = "--no-longitudinal"
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Image) -> Path:
@@ -55,7 +58,7 @@ def derivatives(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("out") / "derivatives"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "_MAX_SCANS", 3)
-        assert main([str(dataset), str(out), "participant", "--nprocs", "2"]) == 1
+        assert main([str(dataset), str(out), "participant", ALONE, "--nprocs", "2"]) == 1
     assert main([str(dataset), str(out), "group"]) == 0
     return out
 
@@ -158,7 +161,7 @@ def test_image_without_content_fails_alone_and_keeps_its_outputs(
     for path in (dropped, new):
         path.symlink_to("../.git/annex/objects/MD5E-s1--0.nii.gz")
     before = {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")}
-    labels = ["--participant-label", "good", "new"]
+    labels = [ALONE, "--participant-label", "good", "new"]
     assert main([str(raw), str(out), "participant", *labels]) == 1
     assert {path: path.read_bytes() for path in (out / "sub-good").rglob("*.*")} == before
     row = read_table(out / "sub-new/anat/sub-new_seg-hippocampus_qc.tsv").iloc[0]
@@ -223,7 +226,7 @@ def test_reports_are_built_again_from_the_outputs(
     before, scans = report.read_text(), sorted((out / "sub-good").rglob("*"))
     times = [path.stat().st_mtime_ns for path in scans]
     report.unlink()
-    arguments = [str(dataset), str(out), "participant", "--participant-label", "good"]
+    arguments = [str(dataset), str(out), "participant", ALONE, "--participant-label", "good"]
     assert main([*arguments, "--reports-only"]) == 0
     assert "logs/*/settings.toml" in report.read_text()
     # The settings are missing: a run adds them, and computes nothing again

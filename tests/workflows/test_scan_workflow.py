@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 import pytest
 from nipype.pipeline import engine as pe
 
@@ -84,11 +83,10 @@ def test_networks_in_one_process_give_the_same_as_one_process_per_scan(
     tmp_path: Path, coarse_head: nib.Nifti1Image
 ) -> None:
     """As with a GPU: workers read, write and report without PyTorch, also after one was killed."""
-    for subject, factor in (("01", 1), ("02", 2), ("03", 3)):
+    for subject in ("01", "02"):
         path = tmp_path / f"raw/sub-{subject}/anat/sub-{subject}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
-        data = np.asarray(coarse_head.dataobj) * factor
-        nib.save(nib.Nifti1Image(data, coarse_head.affine, coarse_head.header), path)
+        nib.save(coarse_head, path)
     path.write_bytes(path.read_bytes()[:5000])
     outputs = {}
     for mode in ("cpu", "cuda"):
@@ -100,13 +98,13 @@ def test_networks_in_one_process_give_the_same_as_one_process_per_scan(
             check=False,
         )
         assert done.returncode == 1, done.stderr
-        assert "2 of 3 scans done now" in done.stderr
+        assert "1 of 2 scans done now" in done.stderr
         assert ("A process was killed" in done.stderr) == (mode == "cuda")
         assert not list(out.glob("work*"))
         outputs[mode] = {
             path.relative_to(out): path.read_bytes().replace(b'"cpu:0"', b'"cpu"')
-            for path in sorted(out.glob("sub-0[12]/**/*.*"))
+            for path in sorted(out.glob("sub-01/**/*.*"))
         }
-        assert len(list(out.glob("sub-*.html"))) == 3
-    assert len(outputs["cpu"]) == 20
+        assert len(list(out.glob("sub-*.html"))) == 2
+    assert len(outputs["cpu"]) == 10
     assert outputs["cuda"] == outputs["cpu"]
