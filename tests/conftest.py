@@ -18,6 +18,43 @@ import torch
 import hyps_bids
 
 ROOT = Path(__file__).resolve().parents[1]
+#: What takes longest starts first, so that several processes end at about the same time.
+LONGEST = (
+    "tests/test_concurrency.py",
+    "tests/reports/",
+    "tests/workflows/test_series.py",
+    "tests/workflows/",
+    "tests/evaluation/",
+    "tests/norms/",
+    "tests/classification/",
+    "tests/adaptation/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of :data:`LONGEST` in front; all others keep their order."""
+
+    def place(item: pytest.Item) -> int:
+        found = (i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name))
+        return next(found, len(LONGEST))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep that order, and all tests of reports in one process, which share costly fixtures."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Folders(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = "tests/reports/"
+            return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Folders(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,7 @@ def test_image_that_is_no_head_is_assessed_on_the_crop(
     assert table["asd_mm"].item() < 1.5
 
 
+@pytest.mark.slow
 def test_masks_on_another_grid_are_brought_together(segmented: LabeledScan, tmp_path: Path) -> None:
     whole = conform(segmented.labels[0].path)
     images = []

@@ -77,6 +77,7 @@ def test_early_ends_keep_the_level() -> None:
     assert np.mean(np.array(found) <= 0.05 + 1e-9) == pytest.approx(0.05, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_search")
 def test_hopeless_sets_end_early_and_the_others_go_on() -> None:
     frame = simulate({"AD": 20, "CN": 20}, seed=2, noise_features=1)

@@ -69,6 +69,7 @@ def test_leaks_outside_folds_gain_nothing() -> None:
         assert low < auc(data, schema) < high
 
 
+@pytest.mark.slow
 def test_a_site_that_differs_is_no_diagnosis_after_harmonization() -> None:
     # AD is more frequent at the site whose scanner measures less, so that without harmonization
     # the classifier recognizes the scanner.

@@ -49,6 +49,7 @@ def warnings(path: Path) -> list[str]:
     return json.loads((path / "classifier.json").read_text())["Warnings"]
 
 
+@pytest.mark.slow
 def test_everything_on_a_simulated_cohort(
     options: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,6 +214,7 @@ def test_confounded_site_is_detected_even_if_not_named(options: Settings) -> Non
     assert any("leave-one-site-out" in text for text in warnings(folder(options)))
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_three_classes_and_no_contrast_named(options: Settings) -> None:
     frame = simulate({"AD": 9, "CN": 9, "MCI": 9}, {"AD": -4, "MCI": -2})
     assert train_classifiers(replace(options, contrast=()), frame) == []

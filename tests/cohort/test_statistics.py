@@ -137,6 +137,7 @@ def test_few_subjects_are_warned_of() -> None:
         assert enough["warnings"].isna().all()
 
 
+@pytest.mark.slow
 def test_p_values_of_few_subjects_hold_under_the_null() -> None:
     found = []
     for seed in range(30):

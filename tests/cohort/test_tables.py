@@ -292,6 +292,7 @@ def test_unreadable_metadata_stops_nothing(study: Any, broken: str) -> None:
     assert len(study.write_tables()) >= 4
 
 
+@pytest.mark.slow
 def test_the_validator_accepts_the_tables(study: Any, validator: str) -> None:
     made_cohort(study, 4)
     write_dataset_files(study.settings(), labels=["anterior", "posterior"])

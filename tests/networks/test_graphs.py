@@ -100,7 +100,7 @@ def trained(path: Path, base: Path, config: AdapterConfig) -> nn.Module:
         (UNET, (33, 38, 47)),
         (SWIN, (16, 40, 16)),
         (SWIN, (40, 56, 40)),
-        (SWIN, (32, 64, 96)),
+        pytest.param(SWIN, (32, 64, 96), marks=pytest.mark.slow),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "x".join(map(str, value)),
 )
@@ -118,7 +118,13 @@ def test_graph_equals_pytorch(
 CONVOLUTIONS: dict[str, Any] = {"layers": ("convolutions", "merging"), "alpha": 3.0, "scale": 0.7}
 
 
-@pytest.mark.parametrize("changes", [{}, CONVOLUTIONS], ids=["default", "convolutions"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="default"),
+        pytest.param(CONVOLUTIONS, id="convolutions", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_adapter_equals_pytorch(
     method: str, changes: dict[str, Any], base: Path, tmp_path: Path

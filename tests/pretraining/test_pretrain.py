@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from hyps_bids.errors import UsageError
@@ -51,6 +52,7 @@ def test_localizer_from_shipped_weights(labelmaps: Path, tmp_path: Path) -> None
     assert "dice_left hippocampus" in text
 
 
+@pytest.mark.slow
 def test_base_from_nothing_in_half_precision(labelmaps: Path, tmp_path: Path) -> None:
     task = replace(base_task(12), synthesis=replace(BOX, shape=(40, 40, 40)), **TINY)
     path = pretrain(task, labelmaps, tmp_path, replace(SETTINGS, steps=1), CPU, half=True)

@@ -117,7 +117,6 @@ def test_the_table_filters(large_page: Page) -> None:
     assert first_column(page) == ["sub-0002"]
 
 
-@pytest.mark.slow
 def test_flags_are_explained_on_focus(large_page: Page) -> None:
     note = large_page.locator("#first .note", has_text="low confidence, left").first
     assert not note.locator(".words").is_visible()
@@ -125,7 +124,6 @@ def test_flags_are_explained_on_focus(large_page: Page) -> None:
     assert "0.61, below the bound of 0.8." in note.locator(".words").inner_text()
 
 
-@pytest.mark.slow
 def test_choices_change_charts_and_numbers(large_page: Page) -> None:
     page = large_page
     wait_until_drawn(page)
@@ -144,7 +142,6 @@ def test_choices_change_charts_and_numbers(large_page: Page) -> None:
     assert page.evaluate(_INK)["distribution-L"] > 0.005
 
 
-@pytest.mark.slow
 def test_points_say_who_they_are_and_lead_to_the_subject(
     open_report: OpenReport, tmp_path: Path
 ) -> None:
@@ -170,7 +167,6 @@ def test_points_say_who_they_are_and_lead_to_the_subject(
     page.wait_for_url("**/sub-00*.html#scan-sub-00*")
 
 
-@pytest.mark.slow
 def test_dark_mode_follows_the_system_and_nothing_keeps_people_out(page: Page) -> None:
     assert grave_violations(page) == []
     before = page.locator("[data-chart=asymmetry] canvas").screenshot()
@@ -183,14 +179,12 @@ def test_dark_mode_follows_the_system_and_nothing_keeps_people_out(page: Page) -
     assert grave_violations(page) == []
 
 
-@pytest.mark.slow
 def test_a_phone_scrolls_down_only(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 640})
     wait_until_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-@pytest.mark.slow
 def test_a_print_has_all_charts_and_words(page: Page) -> None:
     page.emulate_media(media="print")
     assert page.locator("#first .words").first.is_visible()
@@ -199,7 +193,6 @@ def test_a_print_has_all_charts_and_words(page: Page) -> None:
     assert len(page.pdf()) > 20_000
 
 
-@pytest.mark.slow
 def test_without_javascript_the_conspicuous_scans_are_there(
     open_report: OpenReport, thousand: Path
 ) -> None:
@@ -209,7 +202,6 @@ def test_without_javascript_the_conspicuous_scans_are_there(
     assert not page.locator("#find").is_visible()
 
 
-@pytest.mark.slow
 def test_adapters_alone(open_report: OpenReport, tmp_path: Path) -> None:
     write_adapter(tmp_path)
     page = open_report(write_group_report(tmp_path))
@@ -218,7 +210,6 @@ def test_adapters_alone(open_report: OpenReport, tmp_path: Path) -> None:
     assert len(page.evaluate(_INK)) == 5
 
 
-@pytest.mark.slow
 def test_the_demo_does_all_scans_and_every_report_shows_what_it_has(
     tmp_path: Path, open_report: OpenReport
 ) -> None:

@@ -19,6 +19,7 @@ from tests.reports.conftest import GOOD, HALF, OpenReport, Study, grave_violatio
 pytest.importorskip("playwright")
 from playwright.sync_api import Locator, Page, expect
 
+pytestmark = pytest.mark.slow
 #: Milliseconds; loading takes long without a graphics card.
 _LOADED_MS = 60_000
 
@@ -78,7 +79,6 @@ def test_every_picture_can_be_decoded(three_sessions: Page) -> None:
         )
 
 
-@pytest.mark.slow
 def test_viewer_draws_left_on_the_right_and_moves_to_another_scan(three_sessions: Page) -> None:
     page = three_sessions
     open_viewer(page, GOOD)
@@ -91,7 +91,6 @@ def test_viewer_draws_left_on_the_right_and_moves_to_another_scan(three_sessions
     assert page.evaluate("viewer.surface.meshes.length") == 1
 
 
-@pytest.mark.slow
 def test_without_webgl_there_are_words(one_scan: Page) -> None:
     page = one_scan
     page.evaluate(
@@ -104,7 +103,6 @@ def test_without_webgl_there_are_words(one_scan: Page) -> None:
     page.evaluate("() => { HTMLCanvasElement.prototype.getContext = window.original; }")
 
 
-@pytest.mark.slow
 def test_outline_flickers_and_hides(one_scan: Page) -> None:
     page = one_scan
     picture = page.locator(".picture").first
@@ -127,7 +125,6 @@ def test_outline_flickers_and_hides(one_scan: Page) -> None:
     page.emulate_media(reduced_motion="no-preference")
 
 
-@pytest.mark.slow
 def test_viewer_controls_work_by_keyboard(one_scan: Page) -> None:
     page = one_scan
     open_viewer(page, "sub-02")
@@ -152,7 +149,6 @@ def test_viewer_controls_work_by_keyboard(one_scan: Page) -> None:
     assert pixels(view).std() > 20
 
 
-@pytest.mark.slow
 def test_a_scan_without_hippocampi(study: Study, open_report: OpenReport) -> None:
     prefix = f"{study.output}/sub-02/anat/sub-02_seg-hippocampus_"
     image = nib.load(f"{prefix}dseg.nii.gz")
@@ -177,7 +173,6 @@ def test_a_scan_without_hippocampi(study: Study, open_report: OpenReport) -> Non
     assert pixels(page.locator("#viewer-slices")).std() > 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["three_sessions", "one_scan"])
 def test_accessibility(request: pytest.FixtureRequest, name: str) -> None:
     page: Page = request.getfixturevalue(name)
@@ -187,7 +182,6 @@ def test_accessibility(request: pytest.FixtureRequest, name: str) -> None:
     page.emulate_media(color_scheme="light")
 
 
-@pytest.mark.slow
 def test_phone(pages: dict[str, Path], open_report: OpenReport) -> None:
     for subject in ("001A", "02"):
         size = {"width": 360, "height": 740}

@@ -148,6 +148,7 @@ def test_localizer_is_the_same_in_both_libraries(
     assert (expected[:, 0] < 0.5).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_labels_and_probabilities_are_the_same_in_both_libraries(
     pipeline: Pipeline, result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_labels_and_probabilities_are_the_same_in_both_libraries(
         assert 2 * both / np.count_nonzero([ours.labels, side.labels]) >= 0.9995
 
 
+@pytest.mark.slow
 def test_batches_repetitions_and_threads_change_nothing() -> None:
     network = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE), "cpu")
     batch = noise(2, 1, *GRID)
