@@ -41,7 +41,8 @@ def annual_change(
     series : pandas.DataFrame, optional
         :attr:`~hyps_bids.cohort.gather_series.GatheredSeries.change`.
     strangers : collection of str
-        Names of scans that seem to be of another head or side than the others of the participant.
+        Names of scans that seem to be of another head, side or contrast than the others of the
+        participant, or copies of them.
     """
     order = scan_order(frame)
     # Times and provenance stay apart from the wide table, which may have any column of the user.
@@ -94,7 +95,9 @@ def _slopes(times: pd.DataFrame, volume: pd.Series) -> pd.DataFrame:
     remarks[table["span_years"] < SHORTEST_SPAN] = "times less than three months apart"
     mixed = subject["made_by"].nunique() > 1
     remarks[mixed] = "scans made by different models or versions"
-    remarks[subject["stranger"].any()] = "scans that seem to be of different heads or sides"
+    remarks[subject["stranger"].any()] = (
+        "scans that seem to be of different heads, sides or contrasts, or copies of each other"
+    )
     slope = (sums["xy"] / sums["xx"].where(sums["xx"] > 0)).where(remarks.isna())
     first = subject["years"].min() - subject["years"].mean()
     freedom = table["n_scans"] - 2

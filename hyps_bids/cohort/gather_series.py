@@ -283,13 +283,17 @@ def with_present_times(found: GatheredSeries, wide: pd.DataFrame) -> GatheredSer
     return replace(found, change=_without_figures(found.change, outdated, _OTHER_TIMES))
 
 
+#: Refusals of scans that are of another person, side or contrast, or are copies of another scan.
+_STRANGE = {"different-head", "sides-swapped", "different-contrast", "same-image"}
+
+
 def find_strangers(found: GatheredSeries) -> list[str]:
-    """Name the scans that seem to be of another person, or have left and right swapped."""
+    """Name the scans whose own volumes cannot belong to the others of their participant."""
     flags = found.qc["flags"].fillna("").str.split()
     return [
         str(scan)
         for scan, codes in zip(found.qc["scan"], flags, strict=True)
-        if {"different-head", "sides-swapped"} & set(codes)
+        if _STRANGE & set(codes)
     ]
 
 

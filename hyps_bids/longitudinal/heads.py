@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -39,6 +40,8 @@ REFUSALS = {
     "different-contrast": "the contrast is another one",
     "little-overlap": "the scans show different parts of the head",
     "no-brain": "no intracranial space was found",
+    "same-image": "the image is a copy of another one",
+    "not-aligned": "the registration failed at its last step",
 }
 
 
@@ -88,6 +91,8 @@ def align(scans: Sequence[Scan]) -> Aligned:
         None if (scan.intracranial > 0.5).any() else "no-brain" for scan in scans
     ]
     moves: list[np.ndarray | None] = [None] * len(scans)
+    for i in _copies([scan.image.data for scan in scans]):
+        refusals[i] = "same-image"
     seen = [i for i, refusal in enumerate(refusals) if refusal is None]
     if len(seen) > 1:
         chosen = [scans[i] for i in seen]
@@ -100,10 +105,33 @@ def align(scans: Sequence[Scan]) -> Aligned:
         if len(same) > 1:
             start = [rough.moves[seen.index(i)] for i in same]
             final, residuals = _fine_scale([scans[i] for i in same], start)
-            for i, move, residual in zip(same, final, residuals, strict=True):
-                moves[i] = move
+            correlation, _ = _compare([rough.structures[seen.index(i)] for i in same], final)
+            np.fill_diagonal(correlation, 0)
+            similar = correlation.max(axis=0)
+            for i, move, residual, best in zip(same, final, residuals, similar, strict=True):
                 figures[i] |= {"residual": residual} | _motion(move, scans[i])
+                if best >= SAME_HEAD:
+                    moves[i] = move
+                else:
+                    refusals[i] = "not-aligned"
     return Aligned(tuple(moves), tuple(refusals), tuple(figures))
+
+
+def _copies(images: Sequence[np.ndarray]) -> list[int]:
+    """Return the positions of images whose voxels are all those of another one.
+
+    Rescans never have the same noise, and nobody knows at which time a copied image was taken.
+    """
+    marks = [zlib.crc32(image.tobytes()) for image in images]
+    return [
+        i
+        for i, (image, mark) in enumerate(zip(images, marks, strict=True))
+        if any(
+            mark == marks[k] and np.array_equal(image, other)
+            for k, other in enumerate(images)
+            if k != i
+        )
+    ]
 
 
 class _Rough(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,9 @@ from hyps_bids.outputs.scan import Scan
 #: Sources of times, others tell the order alone.
 _TIMED = ("acq_time", "age")
 _FEW = "found at fewer than two scans"
+_WHOLE_AGES = "ages in whole years, so that the span may be wrong by one year"
+#: Years; below, the change per year could be several times as large or small.
+_SHORTEST_WITH_WHOLE_AGES = 3.0
 _UNLIKE = "the shapes differ so much that each scan was segmented by itself, with an unknown error"
 _REFUSALS = {
     "contrast": "the border of the hippocampus does not have the contrast of T1w images",
@@ -87,8 +90,21 @@ def volume_table(course: Course, followed: Followed, model: ErrorModel) -> pd.Da
     return pd.DataFrame(rows, columns=list(LONGITUDINAL_COLUMNS)).astype({"index": "Int64"})
 
 
-def change_table(course: Course, followed: Followed, model: ErrorModel) -> pd.DataFrame:
+def change_table(
+    course: Course, followed: Followed, model: ErrorModel, flags: Iterable[str] = ()
+) -> pd.DataFrame:
     """Estimate the change per year, and from the first to the last scan.
+
+    Parameters
+    ----------
+    course : Course
+        The scans and their times.
+    followed : Followed
+        What was measured.
+    model : ErrorModel
+        The stated error of a scan.
+    flags : iterable of str
+        Flags of any of the scans; a remark repeats those that concern a row.
 
     Returns
     -------
@@ -107,6 +123,10 @@ def change_table(course: Course, followed: Followed, model: ErrorModel) -> pd.Da
                 refusal = followed.sides[structure.hemi].boundary_refusal
                 if refusal is not None:
                     row["remarks"] = f"refused: {_REFUSALS.get(refusal, refusal)}"
+            concerned = [f for f in flags if f.partition("_")[2] in ("", structure.hemi)]
+            if concerned:
+                parts = [row["remarks"], f"to review: {', '.join(concerned)}"]
+                row["remarks"] = "; ".join(str(part) for part in parts if part)
             keys = {"suffix": course.scans[0].suffix, "time_source": course.source}
             keys |= {"hemi": structure.hemi, "part": structure.part, "method": method}
             rows.append(keys | row)
@@ -190,7 +210,7 @@ def _change(
         row |= _named("mm3_per_year", line.slope, bounds=False)
         row |= _named("percent_per_year", line.percent)
         if course.whole_ages:
-            remarks.append("ages in whole years, so that the span may be wrong by one year")
+            remarks.append(_WHOLE_AGES)
     if math.isnan(sd):
         remarks.append(model.problem)
     return row | {"remarks": "; ".join(remarks) or None}
@@ -199,9 +219,11 @@ def _change(
 def _remarks(course: Course, span: float) -> list[str]:
     """Say why there is no change per year."""
     if course.source not in _TIMED and math.isnan(span):
-        return ["neither dates nor ages are known"]
+        return ["the date or age of a scan is unknown"]
     if span == 0:
         return ["scans of one time"]
+    if course.whole_ages and span < _SHORTEST_WITH_WHOLE_AGES:
+        return [_WHOLE_AGES]
     return ["times less than three months apart"] if span < SHORTEST_SPAN else []
 
 

@@ -194,7 +194,7 @@ LONGITUDINAL_COLUMNS = {
     "scan": KEYS["scan"],
     "session_id": KEYS["session_id"],
     "visit": "Position of the scan among those of the series that were used; 1 is the first.",
-    "years": "Years since the first of these scans; n/a if neither dates nor ages are known.",
+    "years": "Years since the first of these scans; n/a if the date or age of a scan is unknown.",
     "index": MORPH_COLUMNS["index"],
     "name": MORPH_COLUMNS["name"],
     "hemi": MORPH_COLUMNS["hemi"],

@@ -64,9 +64,20 @@ _SERIES_NOTES = {
     ),
     "different-contrast": Note(
         "another contrast",
-        "The contrast of this scan is not that of {others}.",
-        "Name what differs (such as ce- for a contrast agent) in the names of the files, so that "
-        "scans of one contrast are compared with each other.",
+        "This scan and {others} have so little in common that their contrast seems to differ.",
+        "If it does not, check whether files of two persons were swapped. If it does, name what "
+        "differs (such as ce- for a contrast agent) in the names of the files, so that scans of "
+        "one contrast are compared with each other.",
+    ),
+    "same-image": Note(
+        "a copy",
+        "All voxels of this image are those of another one among {others}.",
+        "Find out to which session the image belongs, and remove the copy.",
+    ),
+    "not-aligned": Note(
+        "not aligned",
+        "The registration of this scan with {others} failed.",
+        "Look at the images: large artifacts, or parts of the head that are missing, may be why.",
     ),
     "little-overlap": Note(
         "another part of the head",

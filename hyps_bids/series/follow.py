@@ -282,9 +282,13 @@ def _result(
     shapes: Sequence[tuple[int, ...]],
     plan: SeriesPlan,
 ) -> SeriesResult:
-    coarsest = max(figures["voxel_mm"] for figures in followed.figures)
+    used = used_scans(followed)
+    coarsest = max((followed.figures[i]["voxel_mm"] for i in used), default=0.0)
     model = error_model(plan.provenance["Models"]["Adapter"]["SHA256"], coarsest)
-    used = used_scans(followed) if followed.sides else []
+    several = len(used) > 1
+    qc = quality_table(course, followed, states)
+    flags = qc.loc[qc["status"] == "used", "flags"].dropna().str.split().explode().unique()
+    used = used if followed.sides else []
     grid = midway_grid(followed) if used else ((), np.eye(4))
 
     def images() -> Iterator[TimePointImages]:
@@ -292,12 +296,11 @@ def _result(
             image: ConformedImage = replace(points[i].image, affine=states[i].affine)
             yield time_point_images(i, followed, image, shapes[i], grid)
 
-    changes = change_table(course, followed, model)
-    several = len(used_scans(followed)) > 1
+    changes = change_table(course, followed, model, flags)
     return SeriesResult(
         morph=volume_table(course, followed, model) if several else changes[:0],
         annual=changes if several else changes[:0],
-        qc=quality_table(course, followed, states),
+        qc=qc,
         grid=grid[1],
         used=[course.scans[i] for i in used],
         images=images(),

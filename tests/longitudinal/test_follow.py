@@ -57,6 +57,13 @@ def _moved(scan: Scan, degrees: tuple[float, ...], shift: tuple[float, ...]) -> 
 _DEGREES, _SHIFT = (4.0, -3.0, 6.0), (8.0, -5.0, 12.0)
 
 
+def test_copies_of_an_image_are_no_scans_of_two_times(scan: Scan) -> None:
+    elsewhere = scan.image.affine.copy()
+    elsewhere[:3, 3] += 5
+    copy = replace(scan.image, affine=elsewhere)
+    assert align([scan, scan._replace(image=copy)]).refusals == ("same-image",) * 2
+
+
 def test_a_known_movement_is_found_and_the_midway_space_favors_none(scan: Scan) -> None:
     moved = _moved(scan, _DEGREES, _SHIFT)
     moved = moved._replace(image=replace(moved.image, data=moved.image.data**1.2))

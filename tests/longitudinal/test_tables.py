@@ -129,15 +129,17 @@ def test_change_per_year_of_two_and_three_scans() -> None:
 @pytest.mark.parametrize(
     ("years", "source", "remark"),
     [
-        ([math.nan] * 2, "name", "neither dates nor ages"),
+        ([math.nan] * 2, "name", "the date or age of a scan"),
         ([0, 0.2], "acq_time", "three months"),
         ([0, 0], "age", "one time"),
+        ([0, 2], "whole age", "whole years"),
     ],
 )
 def test_without_a_span_there_is_a_change_but_none_per_year(
     years: list[float], source: str, remark: str
 ) -> None:
-    table = change_table(course(years, source), followed(side([3000, 2940], [0, -50])), MODEL)
+    times = course(years, source.split()[-1], whole_ages="whole" in source)
+    table = change_table(times, followed(side([3000, 2940], [0, -50])), MODEL)
     row = row_of(table, "L", "whole", "volume")
     assert remark in row["remarks"]
     assert row.filter(like="per_year").isna().all()
@@ -197,6 +199,15 @@ def test_a_side_without_any_change_is_flagged_where_it_is_missing() -> None:
     table = quality_table(course([0, 1]), found, [state(), state()])
     assert table["flags"].fillna("").tolist() == ["missing_R", ""]
     assert "right" in table["reasons"][0]
+
+
+def test_a_row_repeats_the_flags_that_concern_it() -> None:
+    found = followed(*(side([3000, 2970], [0, -25]) for _ in "LR"))
+    flags = ["methods-disagree_R", "other-protocol"]
+    changes = change_table(course([0, 1]), found, MODEL, flags)
+    assert row_of(changes, "L", "whole", "volume")["remarks"] == "to review: other-protocol"
+    right = row_of(changes, "R", "whole", "bsi")["remarks"]
+    assert right == "to review: methods-disagree_R, other-protocol"
 
 
 def test_scans_that_no_deformation_joins_are_flagged_and_their_errors_are_unknown() -> None:
