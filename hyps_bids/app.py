@@ -364,11 +364,11 @@ def _analyze(settings: Settings) -> int:
     if settings.norms is not None:
         from hyps_bids.norms.fitting import fit_norms
 
-        fit_norms(settings, tables.wide)
+        fit_norms(settings, tables.wide, tables.metadata)
     if settings.apply_norms is not None:
         from hyps_bids.norms.apply import apply_to_group
 
-        apply_to_group(settings, tables.wide)
+        apply_to_group(settings, tables.wide, tables.metadata)
     return 1 if failed or tables.failed_models or not tables.complete else 0
 
 

@@ -123,7 +123,7 @@ class KeyMatcher:
     @cached_property
     def participants(self) -> set[str]:
         """All participants of the scans and of the dataset, whether selected or not."""
-        return {*self._sessions, *_folders(self._root, "sub-")}
+        return {*self._sessions, *label_folders(self._root, "sub-")}
 
     def match(
         self, table: pd.DataFrame, where: object, *, name_participants: bool = True
@@ -201,7 +201,7 @@ class KeyMatcher:
     def _sessions_of(self, participant: str) -> set[str]:
         """Return the sessions of a participant's scans and folders."""
         if participant not in self._folders:
-            self._folders[participant] = _folders(self._root / participant, "ses-")
+            self._folders[participant] = label_folders(self._root / participant, "ses-")
         scanned = {session for session in self._sessions[participant] if session}
         return scanned | self._folders[participant]
 
@@ -248,7 +248,7 @@ def report_unmatched(unmatched: Collection[str], without: Collection[str], where
     )
 
 
-def _folders(parent: Path, prefix: str) -> set[str]:
+def label_folders(parent: Path, prefix: str) -> set[str]:
     """Name the folders in a folder whose names start so; none if it cannot be read."""
     names = set()
     with suppress(OSError), os.scandir(parent) as entries:

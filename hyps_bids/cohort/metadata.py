@@ -28,6 +28,8 @@ class Metadata:
         The tables with one row per participant_id, or per participant_id and session_id.
     scans : pandas.DataFrame
         scan and acq_time of the scans.tsv files.
+    dates : pandas.DataFrame
+        participant_id, session_id and acq_time of all files in scans.tsv, whatever they are.
     phenotype : tuple of pandas.DataFrame
         The columns that were asked for, one table per file.
     columns : dict
@@ -37,6 +39,7 @@ class Metadata:
     participants: pd.DataFrame
     sessions: pd.DataFrame
     scans: pd.DataFrame
+    dates: pd.DataFrame
     phenotype: tuple[pd.DataFrame, ...]
     columns: dict[str, ColumnDescription]
 
@@ -79,10 +82,12 @@ def read_metadata(root: Path, scans: pd.DataFrame, wanted: Iterable[str] = ()) -
     phenotype, described = _phenotype(root, [n for n in wanted if n not in known], reader, matcher)
     for path in (root / "participants.json", root / "scans.json", sessions_json):
         described |= reader.sidecar(path)
+    times, dates = _scan_times(root, folders, scans["scan"], reader)
     metadata = Metadata(
         participants=reader.merge_repeated(participants, table_path),
         sessions=reader.merge_repeated(sessions, root / "sub-*_sessions.tsv"),
-        scans=_scan_times(root, folders, scans["scan"], reader).drop_duplicates("scan"),
+        scans=times.drop_duplicates("scan"),
+        dates=dates,
         phenotype=phenotype,
         columns=described,
     )
@@ -162,7 +167,8 @@ def _overlay(below: pd.DataFrame, above: pd.DataFrame) -> pd.DataFrame:
 
 def _scan_times(
     root: Path, folders: Sequence[Path], scans: Iterable[str], reader: TableReader
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the times of scans, and the dates of all files with their participant and session."""
     paths: dict[Path, str | None] = {}
     for folder in folders:
         found = [folder / f"{folder.name}_scans.tsv", *sorted(folder.glob("ses-*/*_scans.tsv"))]
@@ -171,7 +177,9 @@ def _scan_times(
     if "filename" not in table and len(table):
         reader.note(root / "sub-*_scans.tsv", "they are not used without a column filename")
     if not {"filename", "acq_time"} <= set(table):
-        return pd.DataFrame(columns=["scan", "acq_time"], dtype="str")
+        columns = ["scan", *PREFIXES, "acq_time"]
+        empty = pd.DataFrame(columns=columns, dtype="str")
+        return empty[["scan", "acq_time"]], empty[columns[1:]]
     table = table.dropna(subset="acq_time")
     names = table["filename"].str.extract(r"([^/\\]*)$")[0]
     known = set(scans)
@@ -189,7 +197,12 @@ def _scan_times(
         subjects = {stem.partition("_")[0] for stem in odd}
         without = {s for s in known - set(stems) if s.partition("_")[0] in subjects}
         report_unmatched(odd, without, root / "sub-*_scans.tsv")
-    return table.assign(scan=stems)[["scan", "acq_time"]].dropna()
+    keys = {
+        key: stems.fillna(names).str.extract(rf"(?:^|_)({prefix}[^_]+)")[0]
+        for key, prefix in PREFIXES.items()
+    }
+    dates = table.assign(**keys)[[*PREFIXES, "acq_time"]].dropna(subset="participant_id")
+    return table.assign(scan=stems)[["scan", "acq_time"]].dropna(), dates.drop_duplicates()
 
 
 def _images(root: Path, stem: str) -> list[Path]:

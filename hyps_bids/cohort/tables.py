@@ -17,7 +17,7 @@ from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.cohort.gather_series import find_strangers, gather_series, with_present_times
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import count_contrasts
-from hyps_bids.cohort.metadata import read_metadata
+from hyps_bids.cohort.metadata import Metadata, read_metadata
 from hyps_bids.cohort.selection import (
     Selection,
     add_missing_scans,
@@ -69,6 +69,8 @@ class GroupTables:
     ----------
     wide : pandas.DataFrame
         The wide table.
+    metadata : Metadata
+        What the dataset says about the participants, all their sessions and scans.
     complete : bool
         Whether all folders and files of the participant level could be read.
     failed_models : tuple of str
@@ -76,6 +78,7 @@ class GroupTables:
     """
 
     wide: pd.DataFrame
+    metadata: Metadata
     complete: bool
     failed_models: tuple[str, ...] = ()
 
@@ -157,7 +160,8 @@ def write_group_tables(settings: Settings) -> GroupTables:
     if settings.model:
         errors = None if series is None else change_columns(wide, series.change)[1]
         failed = _write_models(settings, wide, columns, errors)
-    return GroupTables(read_wide(output, settings.suffix), not gathered.unreadable, failed)
+    table = read_wide(output, settings.suffix)
+    return GroupTables(table, metadata, not gathered.unreadable, failed)
 
 
 def _is_unusable(settings: Settings, selection: Selection) -> Callable[[str], bool]:

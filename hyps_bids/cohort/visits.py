@@ -65,7 +65,7 @@ def order_scans(
     """
     rows = frame.reset_index(drop=True)
     series = series_of(rows)
-    dates, ages = _dates(rows), ages_in_years(rows, age_unit)
+    dates, ages = dates_in_years(rows), ages_in_years(rows, age_unit)
     _warn_of_contradictions(rows["participant_id"], series, dates, ages)
     tables = {name: values.reset_index(drop=True) for name, values in (listed or {}).items()}
     source = pd.Series("name", index=rows.index)
@@ -155,8 +155,8 @@ def ages_in_years(frame: pd.DataFrame, unit: str = "years") -> pd.Series:
     return frame[name] / next((n for start, n in _PER_YEAR.items() if plain.startswith(start)), 1)
 
 
-def _dates(rows: pd.DataFrame) -> pd.Series:
-    """Return the dates in years since 1970."""
+def dates_in_years(rows: pd.DataFrame) -> pd.Series:
+    """Return the dates of a column acq_time in years since 1970; missing where there are none."""
     if "acq_time" not in rows:
         return pd.Series(np.nan, index=rows.index)
     texts = rows["acq_time"].astype("str")

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hyps_bids.cohort.all_sessions import all_sessions
 from hyps_bids.cohort.derived import describe
 from hyps_bids.cohort.gather import FoundOutputs, gather
 from hyps_bids.cohort.gather_series import gather_series, with_present_times
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.levels import equals_level
-from hyps_bids.cohort.metadata import read_metadata
+from hyps_bids.cohort.metadata import Metadata, read_metadata
 from hyps_bids.cohort.wide import build_scan_table, change_columns
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, WriteFailed
 from hyps_bids.messages import format_count, join_names
@@ -56,7 +57,7 @@ FEWEST_AT_NEW_SITE = 10
 _DIGITS = 5
 
 
-def apply_to_group(settings: Settings, wide: pd.DataFrame) -> None:
+def apply_to_group(settings: Settings, wide: pd.DataFrame, metadata: Metadata) -> None:
     """Compare the scans of the group table with the norms of ``--apply-norms``.
 
     With ``--controls``, the offsets of sites that the norms do not know are measured first, from
@@ -79,7 +80,7 @@ def apply_to_group(settings: Settings, wide: pd.DataFrame) -> None:
         )
     columns = load_json(sidecar_path(group_path(settings.output_dir, WIDE, settings.suffix)))
     units = read_units(settings.output_dir, settings.suffix)
-    scored = _prepare(settings, stored, frame, columns, units)
+    scored = _prepare(settings, stored, frame, (columns, metadata), units)
     norms: Mapping[str, Norm] = stored.norms
     own: OwnScores = {}
     if settings.controls is not None:
@@ -132,7 +133,7 @@ def apply_to_scans(settings: Settings, stored: StoredNorms, scans: Sequence[Scan
         frame = pd.concat([frame, change_columns(frame, change)[0]], axis=1)
     frame = frame[frame["scan"].isin(done)].reset_index(drop=True)
     units = {name: describe(name)["Units"] for name in norm_measures(frame)}
-    scored = _prepare(settings, stored, frame, columns, units)
+    scored = _prepare(settings, stored, frame, (columns, metadata), units)
     table = score_table(
         scored, stored.norms, stored.card["Name"], {}, _known(settings, stored, scored)
     )
@@ -178,13 +179,15 @@ def _prepare(
     settings: Settings,
     stored: StoredNorms,
     frame: pd.DataFrame,
-    columns: Mapping[str, Any],
+    described_by: tuple[Mapping[str, Any], Metadata],
     units: Mapping[str, str],
 ) -> Scored:
     """Find out who is in the scans, and for which of them the norms are valid."""
     invalid = check_scans(stored, frame, units, read_labels(settings.output_dir))
     site = settings.site or stored.card["Columns"].get("site")
-    people = name_site(describe_people(frame, columns, site), settings)
+    columns, metadata = described_by
+    sessions = all_sessions(settings.bids_dir, metadata, frame)
+    people = name_site(describe_people(frame, columns, site, sessions), settings)
     _say_sites(settings, stored, people)
     return Scored(frame, people.table, invalid, icv_is_flagged(frame))
 

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids import __version__
+from hyps_bids.cohort.all_sessions import all_sessions
 from hyps_bids.cohort.comparable import refuse_mixed_weights
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import contrasts_of, refuse_several
 from hyps_bids.cohort.levels import equals_level
+from hyps_bids.cohort.metadata import Metadata
 from hyps_bids.errors import BadData
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.norms.calibration import calibration_table, pit_histogram
@@ -74,7 +76,7 @@ class _Fitted:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def fit_norms(settings: Settings, wide: pd.DataFrame) -> StoredNorms:
+def fit_norms(settings: Settings, wide: pd.DataFrame, metadata: Metadata) -> StoredNorms:
     """Fit norms to the controls, store them, and compare each scan with them.
 
     Parameters
@@ -83,6 +85,8 @@ def fit_norms(settings: Settings, wide: pd.DataFrame) -> StoredNorms:
         With ``norms``, ``controls`` and perhaps ``site``.
     wide : pandas.DataFrame
         The wide table of the group level.
+    metadata : Metadata
+        What the dataset says about the participants.
 
     Returns
     -------
@@ -104,7 +108,8 @@ def fit_norms(settings: Settings, wide: pd.DataFrame) -> StoredNorms:
     frame = wide[wide["status"] == "done"].reset_index(drop=True)
     refuse_several(frame, "--norms")
     columns = load_json(sidecar_path(group_path(settings.output_dir, WIDE, settings.suffix)))
-    people = describe_people(frame, columns, settings.site)
+    sessions = all_sessions(settings.bids_dir, metadata, frame)
+    people = describe_people(frame, columns, settings.site, sessions)
     people = name_site(people, settings)
     controls, left_out = _choose_controls(settings, frame, people)
     refuse_mixed_weights(frame[controls])

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hyps_bids.cohort.level_spellings import sex_of_level
 from hyps_bids.cohort.own_columns import users_first
-from hyps_bids.cohort.visits import age_column, ages_in_years, scan_order
+from hyps_bids.cohort.visits import age_column, ages_in_years, dates_in_years
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ColumnDescription
@@ -20,6 +20,7 @@ from hyps_bids.outputs.quality import GEOMETRY
 _LOG = logging.getLogger("hyps_bids")
 #: Flags of scans whose intracranial volume is doubtful.
 _ICV_FLAGS = rf"_icv_(?:mm3|cut)\b|\b{GEOMETRY}\b"
+_KEYS = ["participant_id", "session_id"]
 _SEX_NAMES = ("sex", "gender", "m/f")
 
 
@@ -42,13 +43,16 @@ class People:
 
 
 def describe_people(
-    frame: pd.DataFrame, columns: Mapping[str, ColumnDescription], site: str | None = None
+    frame: pd.DataFrame,
+    columns: Mapping[str, ColumnDescription],
+    site: str | None = None,
+    sessions: pd.DataFrame | None = None,
 ) -> People:
     """Find age, sex, intracranial volume and site of each scan.
 
     Ages are converted to years, whatever unit the sidecar states. Where a participant has several
     sessions with the same age, which is the age at the first of them in many datasets, the years
-    since the first scan are added if dates tell them.
+    since the first session are added if dates tell them.
 
     Parameters
     ----------
@@ -58,6 +62,9 @@ def describe_people(
         What sidecars say about its columns.
     site : str, optional
         Column of the sites; there are none without it.
+    sessions : pandas.DataFrame, optional
+        All sessions of these participants, as :func:`hyps_bids.cohort.all_sessions.all_sessions`
+        returns them. Without it, they are those of the frame.
     """
     found: dict[str, str] = {}
     table = pd.DataFrame(
@@ -73,7 +80,9 @@ def describe_people(
     if name := age_column(frame):
         found["age"] = name
         unit = str(columns.get(name, {}).get("Units", ""))
-        table["age"], table["doubt"] = _ages(frame, ages_in_years(frame, unit))
+        table["age"], table["doubt"] = _ages(
+            frame, ages_in_years(frame, unit), frame if sessions is None else sessions
+        )
     names = {str(name).casefold(): str(name) for name in reversed(list(frame.columns))}
     if name := next((names[n] for n in _SEX_NAMES if n in names), None):
         found["sex"] = name
@@ -106,30 +115,63 @@ def icv_is_flagged(frame: pd.DataFrame) -> pd.Series:
     return frame["flags"].astype("str").str.contains(_ICV_FLAGS, na=False).astype(bool)
 
 
-def _ages(frame: pd.DataFrame, ages: pd.Series) -> tuple[pd.Series, pd.Series]:
+def _ages(
+    frame: pd.DataFrame, ages: pd.Series, sessions: pd.DataFrame
+) -> tuple[pd.Series, pd.Series]:
     """Return ages at the scans, and what is doubtful about them."""
+    years, certain = _years_since_first(sessions)
+    keys = pd.MultiIndex.from_frame(_session_keys(frame))
+    same = keys.isin(years.index) & ages.notna()
+    passed = pd.Series(years.reindex(keys).to_numpy(dtype=float), index=frame.index)
+    doubtful = same & ~pd.Series(certain.reindex(keys).eq(True).to_numpy(), index=frame.index)
     person = frame["participant_id"].astype(str)
-    sessions = frame["session_id"].fillna("").groupby(person).transform("nunique")
-    same = (sessions > 1) & (ages.groupby(person).transform("nunique") == 1) & ages.notna()
-    order = scan_order(frame)
-    years = order["years_since_first_scan"].where(order["order_source"] == "acq_time")
-    dated = same & years.notna()
-    if (dated & (years > 0)).any():
+    added = same & (passed > 0)
+    if added.any():
         _LOG.info(
             "The age is the same at all sessions of %s: it is taken for the age at the first one, "
             "and the time since then is added.",
-            join_names(person[dated & (years > 0)].unique()),
+            join_names(person[added].unique()),
         )
-    undated = same & years.isna()
-    if undated.any():
+    if doubtful.any():
         _LOG.warning(
-            "The age is the same at all sessions of these participants, and there are no dates, so "
-            "it is not known how old they were at the later ones: %s",
-            join_names(person[undated].unique()),
+            "The age is the same at all sessions of these participants, and not all sessions have "
+            "dates, so it is not known how old they were at the later ones: %s",
+            join_names(person[doubtful].unique()),
         )
     doubt = pd.Series(None, index=frame.index, dtype="object")
-    doubt[undated] = "the age is the same at all sessions, without dates"
-    return ages + years.where(dated, 0.0).astype(float), doubt
+    doubt[doubtful] = "the age is the same at all sessions, and not all of them have dates"
+    return ages + passed.where(added, 0.0), doubt
+
+
+def _years_since_first(sessions: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Find the sessions of participants with one age at several sessions.
+
+    Returns
+    -------
+    years : pandas.Series
+        By participant_id and session_id: years since the first session; missing without a date.
+    certain : pandas.Series of bool
+        Whether all sessions of the participant have dates, which are not all the same.
+    """
+    name = age_column(sessions)
+    if name is None:
+        sessions, name = sessions.assign(age=None), "age"
+    numbers = pd.to_numeric(sessions[name], errors="coerce")
+    # Ages such as 089Y are compared as they are written.
+    age = sessions[name].astype("object").where(numbers.isna(), numbers)
+    rows = _session_keys(sessions).assign(age=age, date=dates_in_years(sessions))
+    one = rows.groupby(_KEYS, sort=False).agg({"age": "first", "date": "min"})
+    person = one.groupby("participant_id")
+    # An age that is known at one session only is the age at that session.
+    several = (person["age"].transform("count") > 1) & (person["age"].transform("nunique") == 1)
+    dated = person["date"].transform("nunique") > 1
+    years = (one["date"] - person["date"].transform("min")).where(dated)
+    certain = dated & (person["date"].transform("count") == person["date"].transform("size"))
+    return years[several], certain[several]
+
+
+def _session_keys(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[_KEYS].astype("object").fillna("").astype(str)
 
 
 def _sexes(values: pd.Series, description: ColumnDescription) -> pd.Series:

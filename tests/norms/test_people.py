@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from hyps_bids.cohort.all_sessions import all_sessions
+from hyps_bids.cohort.metadata import join, read_metadata
 from hyps_bids.norms.people import describe_people
+from tests.cohort.study import MadeStudy
 
 
 def scans(**columns: Any) -> pd.DataFrame:
@@ -49,6 +53,75 @@ def test_one_age_for_sessions_without_dates_is_doubtful(caplog: pytest.LogCaptur
     people = describe_people(frame, {}).table
     assert people["doubt"].notna().tolist() == [True, True, False]
     assert "a" in caplog.text
+
+
+SESSIONS = "session_id acq_time\nses-1 2000-01-01\nses-2 2015-01-01"
+SCANS = "filename acq_time\nanat/sub-a_ses-{0}_T1w.nii.gz {1}"
+ONE_AGE = "participant_id age\nsub-a 60"
+
+
+@pytest.mark.parametrize(
+    ("tables", "age", "doubtful"),
+    [
+        ({"sub-a/sub-a_sessions.tsv": SESSIONS}, 75, False),
+        ({"sub-a/sub-a_sessions.tsv": SESSIONS + "\nses-3 n/a"}, 75, True),
+        ({"sub-a/sub-a_sessions.tsv": "session_id\nses-1\nses-2"}, 60, True),
+        # The earlier session is known by its folder only.
+        ({}, 60, True),
+        (
+            {
+                "sub-a/ses-1/sub-a_ses-1_scans.tsv": SCANS.format(1, "2000-01-01"),
+                "sub-a/ses-2/sub-a_ses-2_scans.tsv": SCANS.format(2, "2015-01-01"),
+            },
+            75,
+            False,
+        ),
+        # Only functional images were taken at the first session.
+        (
+            {
+                "sub-a/sub-a_scans.tsv": "filename acq_time\n"
+                "ses-1/func/sub-a_ses-1_task-rest_bold.nii.gz 2000-01-01\n"
+                "ses-2/anat/sub-a_ses-2_T1w.nii.gz 2015-01-01"
+            },
+            75,
+            False,
+        ),
+        # Dates that are the same everywhere say nothing.
+        ({"participants.tsv": "participant_id age acq_time\nsub-a 60 2000-01-01"}, 60, True),
+        # Ages of sessions are those at the sessions.
+        (
+            {
+                "sub-a/sub-a_sessions.tsv": "session_id acq_time age\n"
+                "ses-1 2000-01-01 45\nses-2 2015-01-01 60"
+            },
+            60,
+            False,
+        ),
+        (
+            {
+                "participants.tsv": "participant_id\nsub-a",
+                "sub-a/sub-a_sessions.tsv": "session_id acq_time age\n"
+                "ses-1 2000-01-01 n/a\nses-2 2015-01-01 60",
+            },
+            60,
+            False,
+        ),
+    ],
+)
+def test_sessions_that_are_not_selected_count(
+    tmp_path: Path, tables: dict[str, str], age: float, doubtful: bool
+) -> None:
+    study = MadeStudy.create(tmp_path / "study")
+    (study.raw / "sub-a" / "ses-1").mkdir(parents=True)
+    for name, text in ({"participants.tsv": ONE_AGE} | tables).items():
+        study.table(name, text)
+    frame = scans(participant_id=["sub-a"], session_id=["ses-2"], scan=["sub-a_ses-2"])
+    metadata = read_metadata(study.raw, frame)
+    frame["age"] = join(frame, metadata)[0]["age"].astype(float)
+    sessions = all_sessions(study.raw, metadata, frame)
+    (person,) = describe_people(frame, {}, None, sessions).table.itertuples()
+    assert person.age == pytest.approx(age, abs=0.05)
+    assert pd.notna(person.doubt) == doubtful
 
 
 @pytest.mark.parametrize(
