@@ -62,7 +62,7 @@ RUN apt-get update \
  && ln -s /opt/hyps-bids/bin/hyps-bids /opt/hyps-bids/bin/hyps-tools /usr/local/bin/
 COPY --from=build /opt/hyps-bids /opt/hyps-bids
 
-ARG VERSION=0.2.0.dev0
+ARG VERSION=0.2.0
 ARG NAME=hyps-bids
 # The tag is written to dataset_description.json. LOGNAME is set because a library asks for the
 # user's name, and a user without a passwd entry has none.

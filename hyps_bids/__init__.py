@@ -1,3 +1,3 @@
 """HyPS-BIDS: hippocampus segmentation in T1-weighted MRI as a BIDS App."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

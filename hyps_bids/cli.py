@@ -300,7 +300,7 @@ def build_parser(level: str | None = None) -> argparse.ArgumentParser:
 def _add_options(parser: argparse.ArgumentParser, group: OptionGroup) -> None:
     section = parser.add_argument_group(group.title)
     for declared in group.options:
-        text = _help(declared).replace("%", "%%")
+        text = option_help(declared).replace("%", "%%")
         names = sorted(declared.flags, key=lambda name: name.startswith("--"))
         common: dict[str, Any] = {"dest": declared.name, "help": text}
         read = _showing_errors(declared.parse)
@@ -325,7 +325,7 @@ def _add_options(parser: argparse.ArgumentParser, group: OptionGroup) -> None:
             section.add_argument(*names, **valued)
 
 
-def _help(declared: Option) -> str:
+def option_help(declared: Option) -> str:
     """Write the help of an option with its default, if that is a value."""
     if declared.kind is bool or declared.counted or declared.default in (MISSING, None, ()):
         return declared.help

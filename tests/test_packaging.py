@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hyps_bids
 
@@ -22,6 +23,19 @@ def test_versions_agree(root: Path) -> None:
     assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [hyps_bids.__version__]
     assert f"## [{hyps_bids.__version__}]" in changelog
     assert version("hyps-bids") == hyps_bids.__version__
+
+
+def test_recipe_of_conda_is_that_of_the_package(root: Path) -> None:
+    recipe = yaml.safe_load((root / "recipe" / "recipe.yaml").read_text())
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+    assert recipe["context"]["version"] == hyps_bids.__version__
+    scripts = [f"{name} = {entry}" for name, entry in project["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == scripts
+    # Some packages have other names there.
+    bounds = [re.split(r"[\w-]+ ?", each, maxsplit=1)[1] for each in project["dependencies"]]
+    found = [each.split(" ")[1] for each in recipe["requirements"]["run"]]
+    assert found == [f">={project['requires-python'][2:]}", *bounds]
 
 
 def test_package_file_is_the_only_source_of_the_version(root: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from hyps_bids.cli import Parser, check_working_folder, run_command, start_logging
 from hyps_bids.tools import (
     adapt,
+    boutiques,
     calibrate,
     demo,
     distill,
@@ -21,7 +22,18 @@ from hyps_bids.tools.synthesize import sample_figure
 
 __all__ = ["main", "sample_figure"]
 
-_COMMANDS = (demo, train, pretrain, distill, adapt, calibrate, synthesize, importing, evaluate)
+_COMMANDS = (
+    demo,
+    train,
+    pretrain,
+    distill,
+    adapt,
+    calibrate,
+    synthesize,
+    importing,
+    evaluate,
+    boutiques,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
