@@ -29,6 +29,8 @@ Level = Literal["participant", "group"]
 Suffix = Literal["T1w", "T2w", "FLAIR", "UNIT1", "PDw"]
 SUFFIXES: tuple[Suffix, ...] = get_args(Suffix)
 T = TypeVar("T")
+#: Settings that reports show: they decide the results, so all jobs of a dataset share them.
+SHOWN_SETTINGS = ("adapter", "base_model", "device", "n4")
 
 #: Names of models, which become names of folders.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"

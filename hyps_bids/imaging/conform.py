@@ -27,7 +27,7 @@ VOXEL_RANGE = (0.2, 6.0)
 SMALLEST_SIDE = 8
 SMALLEST_EXTENT = 20.0
 #: What the libraries raise on files that are not what their names say.
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, *DAMAGED, ValueError)
+UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, *DAMAGED, ValueError)
 
 
 #: Start of the small text files that stand in for content → program, and how to fetch the content.
@@ -89,7 +89,21 @@ def conform(path: Path, *, is_label: bool = False) -> ConformedImage:
         If the file is unreadable or truncated, is not one volume, has absurd voxels, no valid
         transform or no content, or is computed tomography or a label map.
     """
-    image = _load(path)
+    return conform_image(load_nifti(path), path, is_label=is_label)
+
+
+def conform_image(image: nib.Nifti1Image, path: Path, *, is_label: bool = False) -> ConformedImage:
+    """Check an image that was loaded from a file or from memory; see :func:`conform`.
+
+    Parameters
+    ----------
+    image : nibabel.Nifti1Image
+        The image, as loading it gave it: its header, as it was stored, is read again.
+    path : Path
+        Its name in messages.
+    is_label : bool
+        As in :func:`conform`.
+    """
     if len(image.shape) < 3 or any(extra != 1 for extra in image.shape[3:]):
         raise BadData(
             f"{path}: the shape {image.shape} is not that of one 3-D volume; split the file or "
@@ -167,12 +181,13 @@ def restore_orientation(data: np.ndarray, orientation: np.ndarray) -> np.ndarray
     return restored
 
 
-def _load(path: Path) -> nib.Nifti1Image:
+def load_nifti(path: Path) -> nib.Nifti1Image:
+    """Open an image without reading its voxels; see :func:`conform` for errors."""
     _refuse_absent(path)
     try:
         # An array that stays in its file would change with it.
         return nib.load(path, mmap=False)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BadData(
             f"{path}: cannot be read as NIfTI ({error}); fetch or convert it again",
             code="not-readable-nifti",
@@ -233,7 +248,8 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     # Double precision costs time and memory, so it is used only where the values need it.
     dtype = np.float64 if _needs_double(stored, image.dataobj.slope) else np.float32
     try:
-        if not (path.suffix == ".gz" and isinstance(image, nib.Nifti1Image)):
+        is_file = image.file_map["image"].filename is not None
+        if not (is_file and path.suffix == ".gz" and isinstance(image, nib.Nifti1Image)):
             return np.asanyarray(image.dataobj, dtype=dtype)
         # nibabel stops at the last voxel; only reading on to the end verifies the checksum.
         with open_compressed(path) as stream:
@@ -241,7 +257,7 @@ def _read(image: nib.Nifti1Image, path: Path) -> np.ndarray:
             while stream.read(2**20):
                 pass
         return data
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BadData(
             f"{path}: truncated or damaged ({error}); fetch or convert it again",
             code="damaged-image",

@@ -57,7 +57,7 @@ def check_output(settings: Settings) -> None:
             f"{output}: inside BIDS_DIR, the outputs would be taken for raw data. {advice}",
             code="output-in-raw-data",
         )
-    if owner := _find_owner(output):
+    if owner := find_owner(output):
         raise UsageError(
             f"{output}: OUT_DIR holds {owner}, and outputs of HyPS-BIDS would be mixed with them. "
             f"Choose another folder, such as {output.with_name('hyps-bids')}.",
@@ -122,7 +122,8 @@ def _check_cleaning(settings: Settings, work: Path, source: Path, output: Path) 
         )
 
 
-def _find_owner(output: Path) -> str | None:
+def find_owner(output: Path) -> str | None:
+    """Say whose files an output folder holds; see :func:`.ownership.find_foreign`."""
     try:
         return find_foreign(output)
     except OSError as error:

@@ -152,12 +152,10 @@ def write_result(
         "Devices": measures.devices,
     }
 
-    shape = images.labels.shape
-    probseg = grid_of(source, (*shape, len(table)))
-    probseg.set_slope_inter(_SLOPE, 0)
-    write_volumes(paths["dseg"], grid_of(source, shape), [images.labels])
-    write_volumes(paths["probseg"], probseg, images.probabilities)
-    write_volumes(paths["mask"], grid_of(source, shape), [images.intracranial])
+    headers = image_headers(source, len(table))
+    write_volumes(paths["dseg"], headers["dseg"], [images.labels])
+    write_volumes(paths["probseg"], headers["probseg"], images.probabilities)
+    write_volumes(paths["mask"], headers["mask"], [images.intracranial])
     for name, facts in {
         "dseg": {"Description": "Hippocampus, one label per part and side", "Manual": False},
         "probseg": {
@@ -171,17 +169,8 @@ def write_result(
         "morph": described(MORPH_COLUMNS),
     }.items():
         write_json(sidecar_path(paths[name]), common | facts)
-    write_table(paths["morph"], _morph_table(scan, table, measures))
-    row = {
-        "suffix": scan.suffix,
-        "status": "done",
-        "review": "yes" if measures.flags else "no",
-        "reasons": " ".join(reasons(measures.flags, measures.figures)) or None,
-        "flags": " ".join(measures.flags) or None,
-        "remarks": "; ".join(measures.remarks) or None,
-        **measures.figures,
-    }
-    write_table(paths["qc"], _qc_table(row))
+    write_table(paths["morph"], morph_table(scan.suffix, measures))
+    write_table(paths["qc"], qc_table(scan.suffix, measures))
     boxes: dict[str, Any] = {
         "Description": "Where the localizer found each hippocampus: center of the network's box, "
         "world coordinates (RAS).",
@@ -242,6 +231,27 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
         raise problems[0]
 
 
+def image_headers(source: nib.Nifti1Image, labels: int) -> dict[str, nib.Nifti1Header]:
+    """Make the headers of the images of a scan, on the grid of its file.
+
+    Parameters
+    ----------
+    source : nibabel.Nifti1Image
+        The image that was segmented.
+    labels : int
+        Number of labels, which have a volume of probabilities each.
+
+    Returns
+    -------
+    dict of str to nibabel.Nifti1Header
+        Keys are ``dseg``, ``probseg`` and ``mask``.
+    """
+    shape = tuple(int(side) for side in source.shape[:3])
+    probseg = grid_of(source, (*shape, labels))
+    probseg.set_slope_inter(_SLOPE, 0)
+    return {"dseg": grid_of(source, shape), "probseg": probseg, "mask": grid_of(source, shape)}
+
+
 def grid_of(source: nib.Nifti1Image, shape: tuple[int, ...]) -> nib.Nifti1Header:
     """Make a header for 8-bit data on the grid of a file, with both its transforms."""
     header = nib.Nifti1Header()
@@ -271,10 +281,25 @@ def _copy_transform(source: Any, target: Any, kind: str, code: int) -> None:
         target["pixdim"][0] = source["pixdim"][0]
 
 
-def _morph_table(scan: Scan, table: pd.DataFrame, measures: ScanMeasures) -> pd.DataFrame:
+def morph_table(suffix: str, measures: ScanMeasures) -> pd.DataFrame:
+    """Make the table of volumes of a scan.
+
+    Parameters
+    ----------
+    suffix : str
+        BIDS suffix of the image.
+    measures : ScanMeasures
+        The numbers of the scan.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each part and, last on each side, the whole hippocampus; columns as in
+        :data:`hyps_bids.outputs.columns.MORPH_COLUMNS`.
+    """
     import pandas as pd
 
-    rows = []
+    table, rows = label_table(measures.parts), []
     for hemi in HEMISPHERES:
         parts = table[table["hemi"] == hemi]
         names = [*parts[["index", "name", "part"]].itertuples(index=False, name=None)]
@@ -282,9 +307,23 @@ def _morph_table(scan: Scan, table: pd.DataFrame, measures: ScanMeasures) -> pd.
         volumes = measures.volumes.get(hemi, [(None, None, None)] * len(names))
         for (index, name, part), values in zip(names, volumes, strict=True):
             numbers = [*values, measures.figures["icv_mm3"]]
-            rows.append([scan.suffix, index, name, hemi, part, *numbers])
+            rows.append([suffix, index, name, hemi, part, *numbers])
     frame = pd.DataFrame(rows, columns=list(MORPH_COLUMNS))
     return frame.astype({"index": "Int64", "voxels": "Int64"})
+
+
+def qc_table(suffix: str, measures: ScanMeasures) -> pd.DataFrame:
+    """Make the QC table of a scan, one row; the parameters are those of :func:`morph_table`."""
+    row = {
+        "suffix": suffix,
+        "status": "done",
+        "review": "yes" if measures.flags else "no",
+        "reasons": " ".join(reasons(measures.flags, measures.figures)) or None,
+        "flags": " ".join(measures.flags) or None,
+        "remarks": "; ".join(measures.remarks) or None,
+        **measures.figures,
+    }
+    return _qc_table(row)
 
 
 def _qc_table(row: Mapping[str, Any]) -> pd.DataFrame:

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,12 +135,45 @@ def prepare_process(threads: int | None = None) -> None:
     if threads is not None:
         _Process.threads = threads
     _use_one_blas_thread()
+    _prepare_torch()
+
+
+def _prepare_torch() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(_Process.threads)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         keep_freed_memory()
+
+
+@contextmanager
+def prepared_process(threads: int) -> Iterator[None]:
+    """Set this process up as :func:`prepare_process` does, and leave it as it was in the end.
+
+    For programs of others that call us: their threads are theirs. What other threads of such a
+    program compute meanwhile uses these settings, too.
+    """
+    from threadpoolctl import threadpool_limits
+
+    before = _Process.threads
+    torch = sys.modules.get("torch")
+    kept = torch and (
+        torch.get_num_threads(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+    )
+    with threadpool_limits(1, user_api="blas"):
+        try:
+            _Process.threads = threads
+            _prepare_torch()
+            yield
+        finally:
+            _Process.threads = before
+            if torch is not None and kept:
+                torch.set_num_threads(kept[0])
+                torch.backends.cudnn.deterministic = kept[1]
+                torch.backends.cudnn.benchmark = kept[2]
 
 
 def threads_of_process() -> int:

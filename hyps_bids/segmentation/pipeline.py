@@ -2,7 +2,8 @@
 
 conform → correct_bias (if asked) → localize → segment → restore_sides → measure_scan and
 native_images. Each step takes and returns dataclasses. The nipype nodes of the participant level
-call the steps one by one; evaluation and the training of adapters run them as a :class:`Pipeline`.
+and ``hyps_bids.segment`` call them by :func:`run_networks` and :func:`measure_sides`; evaluation
+and the training of adapters run them as a :class:`Pipeline`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
 from hyps_bids.imaging.volumes import RestoredSide, restore
 from hyps_bids.outputs.labels import HEMISPHERES
-from hyps_bids.outputs.scan_files import ScanImages
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.scan_files import ScanImages, ScanMeasures
 from hyps_bids.segmentation.localize import Localization, localize
 from hyps_bids.segmentation.measures import measure_scan
 from hyps_bids.segmentation.segment import Segmentation, segment
@@ -33,8 +35,10 @@ __all__ = [
     "correct_bias",
     "localize",
     "measure_scan",
+    "measure_sides",
     "native_images",
     "restore_sides",
+    "run_networks",
     "segment",
 ]
 
@@ -211,3 +215,35 @@ class Pipeline:
         for hemi, side in self.segment_sides(image).items():
             labels[side.region][side.labels > 0] = HEMISPHERES.index(hemi) + 1
         return labels
+
+
+def run_networks(image: ConformedImage, pipeline: Pipeline) -> tuple[Localization, Segmentation]:
+    """Find both hippocampi and segment them.
+
+    Parameters
+    ----------
+    image : ConformedImage
+        The image; its bias field is corrected already, if this was asked for.
+    pipeline : Pipeline
+        The networks, and where to compute.
+    """
+    found = localize(image, pipeline.localizer, pipeline.device)
+    sides = segment(image, found.hippocampi, pipeline.adapter, pipeline.base, pipeline.device)
+    return found, sides
+
+
+def measure_sides(
+    image: ConformedImage, found: Localization, sides: Segmentation, provenance: Provenance
+) -> tuple[dict[str, RestoredSide], ScanMeasures]:
+    """Bring the results of the networks to the image's grid, and compute all numbers of a scan.
+
+    Parameters
+    ----------
+    image, found, sides : ConformedImage, Localization, Segmentation
+        The image, and what :func:`run_networks` found in it.
+    provenance : Provenance
+        Names the networks, for which the expected Dice may be calibrated.
+    """
+    restored = restore_sides(image, sides)
+    networks = {role: model["SHA256"] for role, model in provenance["Models"].items()}
+    return restored, measure_scan(image, found, sides, restored, networks)

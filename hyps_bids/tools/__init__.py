@@ -15,6 +15,7 @@ from hyps_bids.tools import (
     evaluate,
     importing,
     pretrain,
+    segment,
     synthesize,
     train,
 )
@@ -23,6 +24,7 @@ from hyps_bids.tools.synthesize import sample_figure
 __all__ = ["main", "sample_figure"]
 
 _COMMANDS = (
+    segment,
     demo,
     train,
     pretrain,

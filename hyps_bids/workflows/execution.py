@@ -31,11 +31,11 @@ from hyps_bids.outputs.series_state import find_members
 from hyps_bids.progress import Progress
 from hyps_bids.reports.scan_facts import find_scans_of
 from hyps_bids.resources import available_cpus, available_memory_gb
+from hyps_bids.segmentation.faster_device import faster_device
 from hyps_bids.series.choose import series_title
-from hyps_bids.settings import Settings, settings_to_toml
+from hyps_bids.settings import SHOWN_SETTINGS, Settings, settings_to_toml
 from hyps_bids.workers import kill_workers
 from hyps_bids.workflows.crash_files import Failures
-from hyps_bids.workflows.device import faster_device
 from hyps_bids.workflows.engines import PluginSettings, engine, is_local, read_plugin
 from hyps_bids.workflows.reports import SCAN_GB, ReportPlan, init_reports_wf, subject_name
 from hyps_bids.workflows.watch import Piece, Watch
@@ -53,8 +53,6 @@ _Key = TypeVar("_Key")
 _MAX_SCANS = 1000
 #: Free bytes on a disk below which it is taken to be full.
 _NO_SPACE = 1_000_000
-#: Settings that reports show: they decide the results, so all jobs of a dataset share them.
-_SHOWN_SETTINGS = ("adapter", "base_model", "device", "n4")
 _CONTINUE = "finished results are kept; run the command again to continue"
 #: What is counted.
 _SCANS, _SERIES = "scans", "series over time"
@@ -399,7 +397,7 @@ def _series_titles(series: Iterable[Series]) -> dict[str, str]:
 
 
 def _plan_reports(settings: Settings) -> ReportPlan:
-    text = settings_to_toml(settings, _SHOWN_SETTINGS) or "# all are the defaults\n"
+    text = settings_to_toml(settings, SHOWN_SETTINGS) or "# all are the defaults\n"
     return ReportPlan(
         bids_dir=settings.bids_dir.absolute(),
         output_dir=settings.output_dir.absolute(),

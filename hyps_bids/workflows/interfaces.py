@@ -31,11 +31,9 @@ from hyps_bids.segmentation.pipeline import (
     Pipeline,
     conform,
     correct_bias,
-    localize,
-    measure_scan,
+    measure_sides,
     native_images,
-    restore_sides,
-    segment,
+    run_networks,
 )
 from hyps_bids.segmentation.segment import Segmentation
 from hyps_bids.workflows import exchange
@@ -49,22 +47,13 @@ def _read(scan: Scan, pipeline: Pipeline, threads: int) -> tuple[ConformedImage,
     return correct_bias(image, threads=threads) if pipeline.n4 else image, content
 
 
-def _run_networks(image: ConformedImage, pipeline: Pipeline) -> tuple[Localization, Segmentation]:
-    """Find both hippocampi and segment them."""
-    found = localize(image, pipeline.localizer, pipeline.device)
-    sides = segment(image, found.hippocampi, pipeline.adapter, pipeline.base, pipeline.device)
-    return found, sides
-
-
 def _write(
     given: Any, image: ConformedImage, content: str, found: Localization, sides: Segmentation
 ) -> dict[str, str]:
     """Bring the results to the image's grid, measure and write them."""
-    restored = restore_sides(image, sides)
-    networks = {role: model["SHA256"] for role, model in given.provenance["Models"].items()}
-    measures = measure_scan(image, found, sides, restored, networks)
-    images = native_images(image, restored, found.intracranial, found.affine, len(measures.parts))
     provenance = cast(Provenance, dict(given.provenance))
+    restored, measures = measure_sides(image, found, sides, provenance)
+    images = native_images(image, restored, found.intracranial, found.affine, len(measures.parts))
     done = write_result(given.scan, Path(given.output_dir), images, measures, provenance, content)
     return {"out_file": str(done)}
 
@@ -113,7 +102,7 @@ class ProcessScan(_Step):
     def _compute(self, folder: Path) -> dict[str, str]:
         given = self.inputs
         image, content = _read(given.scan, given.pipeline, given.num_threads)
-        return _write(given, image, content, *_run_networks(image, given.pipeline))
+        return _write(given, image, content, *run_networks(image, given.pipeline))
 
 
 class _FollowInput(DynamicTraitedSpec, _StepInput):
@@ -172,7 +161,7 @@ class RunNetworks(_Step):
 
     def _compute(self, folder: Path) -> dict[str, str]:
         image, _ = exchange.load(self.inputs.image)
-        results = _run_networks(image, self.inputs.pipeline)
+        results = run_networks(image, self.inputs.pipeline)
         return {"out_file": str(exchange.save(folder / "networks.npz", results))}
 
 

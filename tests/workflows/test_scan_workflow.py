@@ -58,7 +58,7 @@ mode, bids, out = sys.argv[1:4]
 ours, tried = os.getpid(), Path(out + ".tried")
 inference.openvino_problem = lambda: "a GPU would use PyTorch as well"
 devices.choose_device = lambda name: name.replace("cuda", "cpu:0")
-write, run_networks = interfaces.write_result, interfaces._run_networks
+write, run_networks = interfaces.write_result, interfaces.run_networks
 
 def write_elsewhere(*arguments):
     assert os.getpid() != ours
@@ -72,7 +72,7 @@ def run_networks_here(*arguments):
     assert (os.getpid() == ours) == (mode == "cuda")
     return run_networks(*arguments)
 
-interfaces.write_result, interfaces._run_networks = write_elsewhere, run_networks_here
+interfaces.write_result, interfaces.run_networks = write_elsewhere, run_networks_here
 options = ["--skip-bids-validation", "--device", mode, "--nprocs", "2"]
 sys.exit(cli.main([bids, out, "participant", *options]))
 """

@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from hyps_bids.workflows import device
-from hyps_bids.workflows.device import estimate_seconds, faster_device
+from hyps_bids.segmentation import faster_device as device
+from hyps_bids.segmentation.faster_device import estimate_seconds, faster_device
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,197 @@
+"""Write the result of one image as the BIDS App writes that of a scan."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+
+from hyps_bids.errors import BadData, UsageError
+from hyps_bids.imaging.conform import UNREADABLE
+from hyps_bids.imaging.sources import NIFTI_EXTENSIONS, Source
+from hyps_bids.outputs.completion import content_of
+from hyps_bids.outputs.dataset import BIDS_VERSION, write_dataset_files
+from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.location import find_owner
+from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.reading import read_json_object
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.scan_files import ScanImages, ScanMeasures, write_failure, write_result
+from hyps_bids.outputs.writing import atomic_path, write_json, write_nifti, write_text
+from hyps_bids.reports.citation import bibtex, methods_markdown
+from hyps_bids.reports.subject import write_subject_report
+from hyps_bids.segmentation.setup import Setup
+from hyps_bids.settings import SHOWN_SETTINGS, Settings, settings_to_toml
+
+#: Where the images lie in the output folder, as a small raw dataset.
+_RAW = Path("sourcedata", "raw")
+_DESCRIPTION = "dataset_description.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was segmented, and how.
+
+    Attributes
+    ----------
+    scan : Scan
+        Name of the outputs.
+    source : Source
+        The image.
+    content : str or None
+        SHA-256 sum of its file when it was read; None if it was not a NIfTI file.
+    settings, setup : Settings, Setup
+        Options and networks.
+    """
+
+    scan: Scan
+    source: Source
+    content: str | None
+    settings: Settings
+    setup: Setup
+
+
+def check_folder(folder: Path) -> None:
+    """Check that results may be saved to a folder; nothing is written.
+
+    Raises
+    ------
+    UsageError
+        If it is a file, holds files of another origin, or the outputs of a BIDS dataset.
+    CannotCreateOutput
+        If it cannot be read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"{folder}: OUT_DIR is a file. Name a folder for the results after the images.",
+            code="output-is-file",
+        )
+    advice = "Choose a new folder."
+    if owner := find_owner(folder):
+        raise UsageError(f"{folder}: this folder holds {owner}. {advice}", code="output-not-ours")
+    if not (folder / _DESCRIPTION).is_file():
+        return
+    links = read_json_object(folder / _DESCRIPTION).get("DatasetLinks")
+    if not isinstance(links, dict) or links.get("raw") != _RAW.as_posix():
+        raise UsageError(
+            f"{folder}: this folder holds the outputs of a BIDS dataset, and those of single "
+            f"images must not be mixed with them. {advice}",
+            code="output-of-dataset",
+        )
+
+
+def save_scan(
+    folder: Path, saved: Saved, images: ScanImages, measures: ScanMeasures, report: bool
+) -> Path:
+    """Write the outputs of an image; see :meth:`hyps_bids.SegmentationResult.save`."""
+    check_folder(folder)
+    folder = folder.absolute()
+    raw = folder / _RAW
+    settings = replace(saved.settings, bids_dir=raw, output_dir=folder)
+    scan = _place(raw, saved)
+    write_dataset_files(settings, labels=saved.setup.labels)
+    provenance = saved.setup.provenance
+    write_text(folder / "logs" / "CITATION.md", methods_markdown(provenance, (scan.suffix,)))
+    write_text(folder / "logs" / "CITATION.bib", bibtex())
+    content = saved.content or content_of(scan)
+    write_result(scan, folder, images, measures, provenance, content)
+    if not report:
+        return folder
+    shown = settings_to_toml(settings, SHOWN_SETTINGS)
+    return write_subject_report(raw, folder, scan.subject, settings_text=shown)
+
+
+def record_failure(folder: Path, scan: Scan, name: Path, reason: str) -> None:
+    """Replace the results that an earlier content of an image gave by the reason of its failure.
+
+    Parameters
+    ----------
+    folder, scan : Path, Scan
+        Where its results would be.
+    name : Path
+        The file or the folder of the image.
+    reason : str
+        Why there are no results.
+    """
+    raw = folder.absolute() / _RAW
+    try:
+        origin = read_json_object(sidecar_path(raw / scan.folder / scan.path.name))
+    except BadData:
+        return
+    if origin.get("Source") == str(name.absolute()):
+        write_failure(scan, folder, reason)
+        write_subject_report(raw, folder, scan.subject)
+
+
+def _place(raw: Path, saved: Saved) -> Scan:
+    """Put the image into the raw dataset, as a link if it is a NIfTI file; return its scan."""
+    source = saved.source
+    end = NIFTI_EXTENSIONS[0]
+    if source.path is not None and not source.path.name.casefold().endswith(end):
+        end = NIFTI_EXTENSIONS[1]
+    place = raw / saved.scan.folder / saved.scan.path.name.replace(NIFTI_EXTENSIONS[0], end)
+    known = sidecar_path(place)
+    _refuse_other(place, known, source)
+    description = {"Name": "Single images", "BIDSVersion": BIDS_VERSION, "DatasetType": "raw"}
+    write_json(raw / _DESCRIPTION, description)
+    write_json(known, dict(source.origin))
+    if source.path is None:
+        write_nifti(place, source.image)
+    else:
+        _link(place, source.path)
+    return replace(saved.scan, path=place)
+
+
+def _link(place: Path, path: Path) -> None:
+    target = path.absolute()
+    if place.is_symlink() and place.readlink() == target:
+        return
+    with atomic_path(place) as partial:
+        try:
+            partial.symlink_to(target)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            # Some disks have no links.
+            partial.write_bytes(path.read_bytes())
+
+
+def _refuse_other(place: Path, known: Path, source: Source) -> None:
+    """Refuse to replace the results of another image of the same name."""
+    ends = [_with_end(place, end) for end in NIFTI_EXTENSIONS]
+    there = [path for path in ends if path.exists() or path.is_symlink()]
+    if not there:
+        return
+    try:
+        origin = read_json_object(known)
+    except BadData:
+        origin = {}
+    if (origin and origin == dict(source.origin)) or _same(there[0], source):
+        for old in there:
+            if old != place:
+                old.unlink()
+        return
+    subject = place.name.split("_")[0]
+    where = origin.get("Source") or "another image"
+    raise UsageError(
+        f"{source.name}: the folder already has results called {subject}, of {where}. Give this "
+        "image another name, or choose another folder.",
+        code="name-taken",
+    )
+
+
+def _with_end(place: Path, end: str) -> Path:
+    return place.with_name(place.name.split(".")[0] + end)
+
+
+def _same(there: Path, source: Source) -> bool:
+    """Tell whether a file has the same content as an image."""
+    try:
+        if source.path is not None:
+            return sha256(there) == sha256(source.path)
+        stored: bytes = nib.load(there).to_bytes()
+        return bool(stored == source.image.to_bytes())
+    except UNREADABLE:
+        return False

@@ -1,0 +1,80 @@
+"""``hyps-tools segment``: segment images that are in no BIDS dataset."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyps_bids.settings import SUFFIXES, ParticipantSettings
+from hyps_bids.tools.options import Parser, add_compute_options, add_parser
+
+if TYPE_CHECKING:
+    from hyps_bids.outputs.scan import Scan
+
+_LOG = logging.getLogger("hyps_bids")
+
+
+def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the command to the parser."""
+    text = "Segment images that are in no BIDS dataset, and write the outputs of the app for them."
+    parser = add_parser(commands, "segment", _segment, text)
+    parser.add_argument(
+        "images",
+        type=Path,
+        nargs="+",
+        metavar="IMAGE",
+        help="NIfTI or MGZ file of any name, folder with a DICOM series, or a file of this series",
+    )
+    parser.add_argument(
+        "output", type=Path, metavar="OUT_DIR", help="new folder, or one of an earlier call"
+    )
+    parser.add_argument(
+        "--suffix",
+        choices=SUFFIXES,
+        help="contrast of the images; by default what names end with, such as _T2w, or T1w",
+    )
+    parser.add_argument(
+        "--adapter",
+        default=ParticipantSettings.adapter,
+        help="name of a shipped adapter, or file or folder of a trained one",
+    )
+    parser.add_argument("--n4", action="store_true", help="correct the bias field first")
+    add_compute_options(parser)
+
+
+def _segment(args: argparse.Namespace) -> int:
+    from hyps_bids.api.names import name_scans
+    from hyps_bids.api.saving import check_folder
+    from hyps_bids.api.segmenting import Options, segment_each
+    from hyps_bids.errors import HypsError
+
+    check_folder(args.output)
+    # An image that is given twice is segmented once.
+    images = list({path.absolute(): path for path in args.images}.values())
+    options = Options(args.suffix, args.adapter, args.n4, args.device, args.threads)
+    scans = name_scans(images, args.suffix)
+    failures: list[HypsError] = []
+    for image, scan, result in zip(images, scans, segment_each(images, options), strict=True):
+        try:
+            if isinstance(result, HypsError):
+                _forget(args.output, scan, image, result)
+                raise result
+            report = result.save(args.output, name=scan.path.name)
+        except HypsError as error:
+            failures.append(error)
+            _LOG.error("%s [%s]", error, error.code)
+        else:
+            state = "look at it, it is flagged" if result.needs_review else "no flags"
+            _LOG.info("%s: done (%s), see %s", image, state, report)
+    if failures:
+        _LOG.error("%d of %d images failed", len(failures), len(images))
+    return failures[0].exit_code if len(images) == len(failures) == 1 else int(bool(failures))
+
+
+def _forget(output: Path, scan: Scan, image: Path, error: Exception) -> None:
+    """Leave no results of an earlier content of an image that has failed now."""
+    from hyps_bids.api.saving import record_failure
+
+    record_failure(output, scan, image, str(error))
