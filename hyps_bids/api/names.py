@@ -70,19 +70,21 @@ def name_scans(paths: Sequence[Path], suffix: str | None = None) -> list[Scan]:
     >>> [scan.subject for scan in name_scans(paths)]
     ['aT1', 'bT1', 'x']
     """
-    scans = [name_scan(path.name or path.absolute().name, suffix) for path in paths]
-    counts = [sum(other.stem == scan.stem for other in scans) for scan in scans]
-    for i, path in enumerate(paths):
-        parents = path.absolute().parts[1:-1]
-        same = [p for p, s in zip(paths, scans, strict=True) if s.stem == scans[i].stem]
-        if counts[i] > 1 and len(same) > 1:
-            others = [p.absolute().parts[1:-1] for p in same if p.absolute() != path.absolute()]
-            depth = 1
-            while depth < len(parents) and any(o[-depth:] == parents[-depth:] for o in others):
-                depth += 1
-            before = "".join(parents[-depth:])
-            counts[i] = -1
-            scans[i] = name_scan(path.name, suffix, before=before)
+    names = [path.absolute().name for path in paths]
+    plain = [name_scan(name, suffix) for name in names]
+    parents = [path.absolute().parts[1:-1] for path in paths]
+    scans = []
+    for i, scan in enumerate(plain):
+        same = [k for k, other in enumerate(plain) if other.stem == scan.stem and k != i]
+        depth = min(len(same), 1)
+        while (
+            same
+            and depth < len(parents[i])
+            and any(parents[k][-depth:] == parents[i][-depth:] for k in same)
+        ):
+            depth += 1
+        before = "".join(parents[i][-depth:]) if depth else ""
+        scans.append(name_scan(names[i], suffix, before=before))
     return scans
 
 

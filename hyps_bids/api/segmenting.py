@@ -87,7 +87,7 @@ def segment(
     n4 : bool
         Correct the bias field first.
     device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     threads : int, optional
         Number of CPU threads; by default, all CPUs that this process may use.
 
@@ -193,6 +193,9 @@ def segment_each(
     with _ONE_AT_A_TIME, prepared_process(cpus):
         setup = _set_up(replace(options, suffix=None), _stamp(Path(options.adapter)))
         device = choose_device(faster_device(len(images), cpus) if device == "auto" else device)
+        # Networks that cannot be loaded are no fault of an image.
+        cached_network(setup.localizer, device)
+        cached_adapted(setup.adapter, setup.base, device)
     pipeline = Pipeline(setup.localizer, setup.base, setup.adapter, device, options.n4)
     for image in images:
         result: SegmentationResult | HypsError

@@ -49,6 +49,8 @@ _FEWEST = 8
 #: Largest difference of the distance between two slices from the usual one, as a share of it, and
 #: of the cosines of two orientations.
 _STEP_TOLERANCE, _TURN_TOLERANCE = 0.05, 1e-3
+#: Code of files that hold no image, or one that is damaged.
+_NO_IMAGE = "dicom-without-image"
 #: What to do with files that are not read here.
 _CONVERT = "convert it with dcm2niix, and give the NIfTI file"
 
@@ -129,7 +131,9 @@ def read_dicom(path: Path) -> DicomSeries:
         _LOG.info("%s: reading %s", path, title)
         for other, problem in problems.items():
             if problem is not None:
-                _LOG.info("%s: %s is left out: %s", path, _title(series[other]), problem[1])
+                # A damaged file may be a slice at the end of the series, which nothing else shows.
+                level = logging.WARNING if problem[0] == _NO_IMAGE else logging.INFO
+                _LOG.log(level, "%s: %s is left out: %s", path, _title(series[other]), problem[1])
         return DicomSeries(_read(path, _sorted(series[uid])), uid, title)
 
 
@@ -201,7 +205,7 @@ def _problem(files: Sequence[_File]) -> tuple[str, str] | None:
 def _problem_of_kind(files: Sequence[_File]) -> tuple[str, str] | None:
     first = files[0]
     if first["frames"] == "0":
-        return "dicom-without-image", "the files have no image that can be read"
+        return _NO_IMAGE, "the files have no image that can be read"
     if any(file["samples"] not in ("", "1") for file in files):
         return "dicom-color", "these are color images, such as screenshots or color maps"
     if first["sop_class"].startswith(_SECONDARY_CAPTURE):

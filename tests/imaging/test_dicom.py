@@ -51,9 +51,7 @@ def test_voxels_keep_their_places(tmp_path: Path, compressor: str, mirrored: boo
     np.testing.assert_allclose(read.get_qform(), read.affine, atol=1e-4)
 
 
-def test_the_series_is_chosen_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_series_is_chosen_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     made = made_image()
     write_series(made, tmp_path / "a" / "b", number=3)
@@ -77,7 +75,9 @@ def test_copies_of_files_are_no_further_slices(tmp_path: Path) -> None:
 def test_two_series_are_refused_and_a_file_chooses(tmp_path: Path) -> None:
     made = made_image()
     write_series(made, tmp_path, number=1)
-    file = write_series(nib.Nifti1Image(np.asarray(made.dataobj) + 1, made.affine), tmp_path, number=2)[4]
+    file = write_series(
+        nib.Nifti1Image(np.asarray(made.dataobj) + 1, made.affine), tmp_path, number=2
+    )[4]
     with raises(BadData, "several-dicom-series", "made 1", "made 2"):
         read_dicom(tmp_path)
     assert np.asarray(read_dicom(file).image.dataobj).min() == 1
@@ -108,7 +108,7 @@ def test_missing_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_kinds_that_are_refused(tmp_path: Path, code: str, tags: dict[str, str]) -> None:
     write_series(made_image(), tmp_path, tags=tags)
-    with raises(BadData, code, "made 1"):
+    with raises(BadData, code, "series 1 "):
         read_dicom(tmp_path)
 
 
@@ -151,11 +151,17 @@ def test_tilted_slices(tmp_path: Path) -> None:
         read_dicom(tmp_path)
 
 
-def test_damaged_file(tmp_path: Path) -> None:
-    path = write_series(made_image(), tmp_path)[5]
+@pytest.mark.parametrize("index", [5, 11])
+def test_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture, index: int) -> None:
+    path = write_series(made_image(), tmp_path)[index]
     path.write_bytes(path.read_bytes()[:-60])
-    with raises(BadData):
+    if index == 5:
+        with raises(BadData, "no-usable-dicom-series", path.name, "about 1 are missing"):
+            read_dicom(tmp_path)
+    else:
         read_dicom(tmp_path)
+        warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert path.name in warned[0]
 
 
 @pytest.mark.parametrize("content", [None, "scan.nii.gz"])
