@@ -87,7 +87,7 @@ def add_series(
     change = change_columns(wide, series.change)[0]
     middle = wide.columns.get_loc(next(iter(VISIT_COLUMNS)))
     before, after = wide.iloc[:, :middle], wide.iloc[:, middle:]
-    table = pd.concat([before, change, _states(wide, series.qc), after], axis=1)
+    table = pd.concat([before, change, series_states(wide, series.qc), after], axis=1)
     added: dict[str, ColumnDescription] = {
         name: {**describe(name), "Format": "number"} for name in map(str, change)
     }
@@ -127,8 +127,16 @@ def change_columns(table: pd.DataFrame, change: pd.DataFrame) -> tuple[pd.DataFr
     return pd.DataFrame(values, index=table.index), pd.DataFrame(errors, index=table.index)
 
 
-def _states(table: pd.DataFrame, qc: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns about the longitudinal results of each scan."""
+def series_states(table: pd.DataFrame, qc: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns about the longitudinal results of each scan, with the index of `table`.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per scan, with its name.
+    qc : pandas.DataFrame
+        :attr:`~hyps_bids.cohort.gather_series.GatheredSeries.qc`.
+    """
     names = {name: name.removeprefix("longitudinal_") for name in SERIES_COLUMNS}
     by_scan = qc.drop_duplicates("scan").set_index("scan").reindex(table["scan"])
     states = {name: by_scan[own].to_numpy() for name, own in names.items()}

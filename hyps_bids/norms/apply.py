@@ -18,7 +18,7 @@ from hyps_bids.cohort.gather_series import gather_series, with_present_times
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.levels import equals_level
 from hyps_bids.cohort.metadata import Metadata, read_metadata
-from hyps_bids.cohort.wide import build_scan_table, change_columns
+from hyps_bids.cohort.wide import build_scan_table, change_columns, series_states
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, WriteFailed
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.norms.calibrate import calibrate_site, score_held_out
@@ -28,6 +28,7 @@ from hyps_bids.norms.fit import FEW_AT_SITE
 from hyps_bids.norms.fitting import name_site, warn_of_missing, write_group_scores
 from hyps_bids.norms.folder import README, StoredNorms, load_folder
 from hyps_bids.norms.measures import (
+    flagged_rows,
     is_change,
     is_shown,
     needs_icv,
@@ -130,7 +131,9 @@ def apply_to_scans(settings: Settings, stored: StoredNorms, scans: Sequence[Scan
     series = gather_series(found, gathered, output, lambda stem: False)
     if series is not None:
         change = with_present_times(series, frame).change
-        frame = pd.concat([frame, change_columns(frame, change)[0]], axis=1)
+        frame = pd.concat(
+            [frame, change_columns(frame, change)[0], series_states(frame, series.qc)], axis=1
+        )
     frame = frame[frame["scan"].isin(done)].reset_index(drop=True)
     units = {name: describe(name)["Units"] for name in norm_measures(frame)}
     scored = _prepare(settings, stored, frame, (columns, metadata), units)
@@ -228,7 +231,7 @@ def _calibrate(
     chosen = equals_level(scored.frame[column], level).to_numpy(dtype=bool, na_value=False)
     sites = scored.people["site"]
     new = (sites != "") & ~sites.isin(stored.card["Cohort"]["Sites"])
-    usable = chosen & (scored.invalid == "") & scored.frame["flags"].isna() & new
+    usable = chosen & (scored.invalid == "") & new
     if not new.any():
         _LOG.info("%s: the norms know all sites, so none is calibrated.", stored.folder)
         return stored.norms, {}
@@ -237,6 +240,7 @@ def _calibrate(
     counts = pd.DataFrame(0, index=sorted(sites[new].unique()), columns=list(norms))
     for name in filter(scored.frame.columns.__contains__, stored.norms):
         take = usable.to_numpy() & scored_rows(scored.frame, name)
+        take &= ~flagged_rows(scored.frame, name)
         values = scored.frame.loc[take, name].to_numpy(dtype=float)
         sample, norm = make_sample(scored.people[take]), norms[name]
         valid = norm.reasons(sample, values) == ""

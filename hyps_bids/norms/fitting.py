@@ -27,7 +27,13 @@ from hyps_bids.norms.checks import read_labels
 from hyps_bids.norms.fit import fit_norm
 from hyps_bids.norms.folder import CARD, FORMAT, README, Card, StoredNorms, save_folder
 from hyps_bids.norms.folds import score_out_of_fold
-from hyps_bids.norms.measures import is_positive, needs_icv, norm_measures, scored_rows
+from hyps_bids.norms.measures import (
+    flagged_rows,
+    is_positive,
+    needs_icv,
+    norm_measures,
+    scored_rows,
+)
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.people import People, describe_people, icv_is_flagged, require_site
 from hyps_bids.norms.sample import FEWEST, NOT_FITTED, NormScores, NormSettings
@@ -240,6 +246,7 @@ def _fit(
     measures = norm_measures(frame)
     for name in track(measures, len(measures), "measures", f"Norms {settings.norms}"):
         use = controls & scored_rows(frame, name) & frame[name].notna().to_numpy()
+        use &= ~flagged_rows(frame, name)
         sample = make_sample(people[use])
         values = frame.loc[use, name].to_numpy(dtype=float)
         unit = units.get(name, "n/a")

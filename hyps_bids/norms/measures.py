@@ -76,6 +76,21 @@ def scored_rows(frame: pd.DataFrame, name: str) -> np.ndarray:
     return np.asarray(frame.index.isin(first.index), dtype=bool)
 
 
+def flagged_rows(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """Tell for which scans a measure is flagged: by the scan, or by any scan of a change.
+
+    Those are the scans that the series uses; each may be flagged by itself or in the series.
+    """
+    flagged = frame["flags"].notna()
+    if not is_change(name):
+        return flagged.to_numpy(dtype=bool)
+    if "longitudinal_flags" in frame:
+        used = frame["longitudinal_status"].eq("used").fillna(False).astype(bool)
+        flagged = used & (flagged | frame["longitudinal_flags"].notna())
+    series = [frame[c] for c in ("participant_id", "image_contrast") if c in frame]
+    return flagged.groupby(series).transform("any").to_numpy(dtype=bool)
+
+
 def title(name: str) -> str:
     """Name a measure in words.
 

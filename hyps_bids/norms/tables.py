@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from hyps_bids.cohort.derived import split_column
-from hyps_bids.norms.measures import scored_rows
+from hyps_bids.norms.measures import flagged_rows, is_change, scored_rows
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.sample import NO_ICV, NormSample, NormScores
-from hyps_bids.norms.words import ICV_FLAGGED, REVIEW, WAS_CONTROL, in_words
+from hyps_bids.norms.words import ICV_FLAGGED, REVIEW, REVIEW_CHANGE, WAS_CONTROL, in_words
 from hyps_bids.outputs.columns import CONTRAST_COLUMN, KEYS, NORM_COLUMNS
 
 #: Column → the rows of the controls themselves, and their scores from folds that did not see them.
@@ -105,6 +105,8 @@ def _of_measure(
     flagged = (scores.reason == NO_ICV) & scored.icv_flagged[take].to_numpy()
     reason = np.where(invalid != "", invalid, np.where(flagged, ICV_FLAGGED, scores.reason))
     columns = {each: np.where(reason == "", getattr(scores, each), np.nan) for each in _SCORES}
+    code = REVIEW_CHANGE if is_change(measure) else REVIEW
+    review = np.where(flagged_rows(scored.frame, measure)[take], code, "")
     _, side, part = split_column(measure)
     keys = frame[[*KEYS, *(c for c in CONTRAST_COLUMN if c in frame)]]
     return keys.assign(
@@ -120,7 +122,7 @@ def _of_measure(
         control=np.where(control, "yes", "no"),
         **columns,
         reason=[in_words(code) for code in reason],
-        remarks=list(_remarks(frame, people, scores, reason, control, known)),
+        remarks=list(_remarks(review, people, scores, reason, control, known)),
     )
 
 
@@ -135,7 +137,7 @@ def _with_own(scores: NormScores, control: np.ndarray, own: NormScores) -> NormS
 
 
 def _remarks(
-    frame: pd.DataFrame,
+    review: np.ndarray,
     people: pd.DataFrame,
     scores: NormScores,
     reason: np.ndarray,
@@ -143,7 +145,6 @@ def _remarks(
     known: frozenset[str],
 ) -> Iterator[str | None]:
     """Yield what to know about the centile of each scan, in words."""
-    review = np.where(frame["flags"].notna(), REVIEW, "")
     was_control = people["participant_id"].isin(known).to_numpy() & ~control
     before = np.where(was_control, WAS_CONTROL, "")
     doubts = people["doubt"].fillna("").to_numpy(dtype=object)

@@ -9,7 +9,7 @@ from hyps_bids.norms import sample
 #: Codes of this part of the app: why a scan is not scored.
 OTHER_WEIGHTS, OTHER_CONTRAST, ICV_FLAGGED = "other-weights", "other-contrast", "icv-flagged"
 #: What to know about a centile.
-REVIEW, WAS_CONTROL = "review", "was-control"
+REVIEW, REVIEW_CHANGE, WAS_CONTROL = "review", "review-change", "was-control"
 
 #: Smallest percentage that is told from 0.
 LEAST_PERCENT = 0.1
@@ -31,6 +31,8 @@ _WORDS = {
     OTHER_CONTRAST: "the image is of another contrast than those of the controls",
     ICV_FLAGGED: "the intracranial volume is flagged",
     REVIEW: "the scan is flagged: look at it first",
+    REVIEW_CHANGE: "a scan of this change is flagged, by itself or among the others of the "
+    "participant: look at all of them first",
     WAS_CONTROL: "the participant was among the controls, so the centile may be too close to the "
     "middle",
 }

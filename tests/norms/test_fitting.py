@@ -11,8 +11,16 @@ import pytest
 
 from hyps_bids.app import run
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, UsageError
+from hyps_bids.norms import fitting
 from hyps_bids.norms.folder import CARD, MODEL, README, load_folder
-from hyps_bids.norms.measures import is_change, needs_icv, norm_measures, scored_rows
+from hyps_bids.norms.measures import (
+    flagged_rows,
+    is_change,
+    needs_icv,
+    norm_measures,
+    scored_rows,
+)
+from hyps_bids.norms.tables import Scored, score_table
 from hyps_bids.outputs.reading import NORMS
 from hyps_bids.outputs.writing import write_json
 from hyps_bids.settings import check_combinations
@@ -215,3 +223,65 @@ def test_change_is_one_value_of_a_participant_and_does_not_depend_on_head_size()
     assert (is_change(volume), needs_icv(volume)) == (False, True)
     assert scored_rows(frame, change).tolist() == [False, True, False, True]
     assert scored_rows(frame, volume).all()
+
+
+def test_a_change_is_flagged_if_any_scan_that_is_used_for_it_is() -> None:
+    change = "percent_per_year_bsi_L_whole"
+    people = {"a": (None, None), "b": (None, "unlike_L"), "c": ("low_agreement_L", None)}
+    rows = [
+        {
+            "participant_id": name,
+            "longitudinal_status": "used",
+            "flags": by_itself if second else None,
+            "longitudinal_flags": in_series if second else None,
+        }
+        for name, (by_itself, in_series) in people.items()
+        for second in (False, True)
+    ]
+    refused = {"longitudinal_status": "refused", "longitudinal_flags": "different-head"}
+    rows.append({"participant_id": "a", "flags": "low_agreement_L"} | refused)
+    frame = pd.DataFrame(rows).assign(image_contrast="T1w", **{change: -1.0})
+    assert flagged_rows(frame, change).tolist() == [False] * 2 + [True] * 4 + [False]
+    volume = flagged_rows(frame, "volume_mm3_L_whole")
+    assert volume.tolist() == [False] * 5 + [True] * 2
+
+
+def test_flagged_changes_are_no_controls_and_have_a_remark(
+    fitted: MadeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "_FOLDS", 2)
+    change = "percent_per_year_bsi_L_whole"
+    n = 30
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "participant_id": np.repeat([f"sub-{i}" for i in range(n)], 2),
+            "session_id": ["ses-1", "ses-2"] * n,
+            "scan": [f"sub-{i}_ses-{k}" for i in range(n) for k in (1, 2)],
+            "image_contrast": "T1w",
+            "suffix": "T1w",
+            "scan_number": [1, 2] * n,
+            "flags": None,
+            "longitudinal_status": "used",
+            "longitudinal_flags": None,
+            change: np.repeat(rng.normal(-1, 0.5, n), 2),
+        }
+    )
+    # The second scans of two people contradict their first ones.
+    frame.loc[[1, 3], "longitudinal_flags"] = "methods-disagree_L"
+    frame.loc[:3, change] = -30.0
+    people = frame[["participant_id"]].assign(
+        age=np.repeat(rng.uniform(50, 80, n), 2), sex="F", icv=1.5e6, site="A", doubt=None
+    )
+    every = np.ones(len(frame), dtype=bool)
+    found = fitting._fit(frame, people, every, fitted.settings(**OPTIONS), {})
+    assert found.norms[change].facts["Participants"] == n - 2
+    assert found.norms[change].facts["Values"][0] > -4
+    nothing = pd.Series("", index=frame.index)
+    scored = Scored(frame, people, nothing, nothing == "?")
+    table = score_table(scored, found.norms, "made", found.own).set_index("participant_id")
+    assert set(table.index[table["remarks"].str.contains("change is flagged", na=False)]) == {
+        "sub-0",
+        "sub-1",
+    }
+    assert set(table.index[table["control"] == "no"]) == {"sub-0", "sub-1"}
