@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hyps_bids.cli import main
+from hyps_bids.longitudinal import deformation
 from hyps_bids.outputs.names import scan_paths, sidecar_path
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
@@ -24,6 +25,15 @@ from hyps_bids.outputs.series_state import read_series_record
 pytestmark = pytest.mark.slow
 #: Moves an image; two seeds give two rescans.
 Rescan = Callable[[int], nib.Nifti1Image]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coarse_deformations() -> Iterator[None]:
+    """Find deformations in few steps; how exact they are is tested in the room of longitudinal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deformation, "_STEPS", 1)
+        patch.setattr(deformation, "_INNER", 5)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +106,25 @@ def two(tmp_path_factory: pytest.TempPathFactory, rescan: Rescan) -> Dataset:
     return made
 
 
-@pytest.fixture
-def done(two: Dataset, tmp_path: Path) -> Dataset:
+@pytest.fixture(scope="module")
+def followed(two: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A copy of it whose series is done."""
-    copy = Dataset(tmp_path)
-    shutil.copytree(two.raw, copy.raw, dirs_exist_ok=True)
-    shutil.copytree(two.out, copy.out)
+    copy = copied(two, tmp_path_factory.mktemp("followed"))
     assert copy.run() == 0
     return copy
+
+
+def copied(dataset: Dataset, folder: Path) -> Dataset:
+    copy = Dataset(folder)
+    shutil.copytree(dataset.raw, copy.raw, dirs_exist_ok=True)
+    shutil.copytree(dataset.out, copy.out)
+    return copy
+
+
+@pytest.fixture
+def done(followed: Dataset, tmp_path: Path) -> Dataset:
+    """A copy that a test may change."""
+    return copied(followed, tmp_path)
 
 
 def test_two_sessions(two: Dataset, done: Dataset) -> None:
