@@ -38,6 +38,7 @@ from hyps_bids.norms.measures import (
 )
 from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.people import People, describe_people, icv_is_flagged, require_site
+from hyps_bids.norms.sample import FEWEST_AT_SITE
 from hyps_bids.norms.tables import OwnScores, Scored, make_sample, score_table
 from hyps_bids.outputs.columns import NORM_COLUMNS, SUFFIX_COLUMN, described
 from hyps_bids.outputs.completion import recorded_fingerprint
@@ -52,8 +53,6 @@ from hyps_bids.progress import track
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
-#: Fewest controls of a new site by whom its offset is measured.
-FEWEST_AT_NEW_SITE = 10
 #: Significant digits of the curves in sidecars.
 _DIGITS = 5
 
@@ -199,7 +198,7 @@ def _say_sites(settings: Settings, stored: StoredNorms, people: People) -> None:
     """Name the sites that the norms do not know, and those that only have a known name."""
     here = people.table.loc[people.table["site"] != "", "site"].unique().tolist()
     known = [name for name in here if name in stored.card["Cohort"]["Sites"]]
-    new = [name for name in here if name not in known]
+    new = [n for n in here if not all(n in norm.known_sites for norm in stored.norms.values())]
     dataset = dataset_name(settings.bids_dir)
     if known and dataset != stored.card["Dataset"]:
         _LOG.warning(
@@ -209,10 +208,10 @@ def _say_sites(settings: Settings, stored: StoredNorms, people: People) -> None:
         )
     if new and settings.controls is None:
         _LOG.warning(
-            "%s: the norms have no controls of these sites, so centiles there are marked as "
-            "uncalibrated: %s. At the group level, --controls COLUMN=LEVEL measures the offset of "
-            "a site from %d or more controls.",
-            *(stored.folder, join_names(sorted(new)), FEWEST_AT_NEW_SITE),
+            "%s: the norms have too few controls of these sites, at least for some measures, so "
+            "centiles there are marked as uncalibrated: %s. At the group level, --controls "
+            "COLUMN=LEVEL measures the offset of a site from %d or more controls.",
+            *(stored.folder, join_names(sorted(new)), FEWEST_AT_SITE),
         )
 
 
@@ -230,23 +229,22 @@ def _calibrate(
     column, level = parse_controls(str(settings.controls))
     chosen = equals_level(scored.frame[column], level).to_numpy(dtype=bool, na_value=False)
     sites = scored.people["site"]
-    new = (sites != "") & ~sites.isin(stored.card["Cohort"]["Sites"])
-    usable = chosen & (scored.invalid == "") & new
-    if not new.any():
-        _LOG.info("%s: the norms know all sites, so none is calibrated.", stored.folder)
-        return stored.norms, {}
+    usable = chosen & (scored.invalid == "") & (sites != "")
     norms: dict[str, Norm] = dict(stored.norms)
     own: OwnScores = {}
-    counts = pd.DataFrame(0, index=sorted(sites[new].unique()), columns=list(norms))
+    here = sorted(sites[sites != ""].unique())
+    counts = pd.DataFrame(np.nan, index=here, columns=list(norms))
     for name in filter(scored.frame.columns.__contains__, stored.norms):
         take = usable.to_numpy() & scored_rows(scored.frame, name)
-        take &= ~flagged_rows(scored.frame, name)
+        new = [site for site in here if site not in stored.norms[name].known_sites]
+        counts.loc[new, name] = 0
+        take &= ~flagged_rows(scored.frame, name) & sites.isin(new).to_numpy()
         values = scored.frame.loc[take, name].to_numpy(dtype=float)
         sample, norm = make_sample(scored.people[take]), norms[name]
         valid = norm.reasons(sample, values) == ""
         people = pd.Series(sample.participant[valid]).groupby(sample.site[valid]).nunique()
         counts.loc[people.index, name] = people
-        valid &= np.isin(sample.site, people.index[people >= FEWEST_AT_NEW_SITE])
+        valid &= np.isin(sample.site, people.index[people >= FEWEST_AT_SITE])
         if not valid.any():
             continue
         sample, values = sample.take(valid), values[valid]
@@ -256,15 +254,18 @@ def _calibrate(
             own[name] = take, score_held_out(norm, sample, values)
         except BadData as error:
             _LOG.warning("%s: %s is not calibrated: %s", stored.folder, name, error)
+    counts = counts.dropna(how="all")
+    if counts.empty:
+        _LOG.info("%s: the norms know all sites, so none is calibrated.", stored.folder)
     for site in counts.index:
-        _say_calibrated(stored, site, counts.loc[site, [name in scored.frame for name in counts]])
+        _say_calibrated(stored, site, counts.loc[site].dropna())
     return norms, own
 
 
 def _say_calibrated(stored: StoredNorms, site: str, counts: pd.Series) -> None:
     """Log from how many controls the offset of a site was measured, and for which measures not."""
-    most, few = int(counts.max()), counts[counts < FEWEST_AT_NEW_SITE]
-    if most >= FEWEST_AT_NEW_SITE:
+    most, few = int(counts.max()), counts[counts < FEWEST_AT_SITE]
+    if most >= FEWEST_AT_SITE:
         _LOG.log(
             logging.WARNING if most < FEW_AT_SITE else logging.INFO,
             "%s: the offset of %s was measured from %s%s",
@@ -275,7 +276,7 @@ def _say_calibrated(stored: StoredNorms, site: str, counts: pd.Series) -> None:
         of = "" if len(few) == len(counts) else f" for {join_names(few.index)}"
         _LOG.warning(
             "%s: not calibrated%s, because fewer than %d controls can be used: %s (%d)",
-            *(stored.folder, of, FEWEST_AT_NEW_SITE, site, few.max()),
+            *(stored.folder, of, FEWEST_AT_SITE, site, few.max()),
         )
 
 

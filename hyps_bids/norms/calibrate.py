@@ -15,7 +15,7 @@ from hyps_bids.norms.family import derivatives
 from hyps_bids.norms.fit import FEW_AT_SITE, weights_of
 from hyps_bids.norms.folds import participant_folds
 from hyps_bids.norms.norm import Norm, Rows
-from hyps_bids.norms.sample import Array, NormSample, NormScores
+from hyps_bids.norms.sample import FEWEST_AT_SITE, Array, NormSample, NormScores
 
 #: The prior of the offsets is Student's with these degrees of freedom, so that a scanner that is
 #: quite different is believed; its variance is updated this many times.
@@ -27,7 +27,8 @@ def calibrate_site(norm: Norm, sample: NormSample, values: Array) -> Norm:
 
     The offsets of location and scale of a new site are shrunk towards the average site: with few
     controls, a site stays nearly average, and the intervals of its scores say how uncertain it is.
-    Scans of sites that the norm has already are not used.
+    Scans of sites that the norm knows already are not used. Sites with fewer than 10 controls stay
+    uncalibrated.
 
     Raises
     ------
@@ -35,7 +36,7 @@ def calibrate_site(norm: Norm, sample: NormSample, values: Array) -> Norm:
         ``norm-site-no-controls``: the norm is valid for none of the scans of a new site.
         ``norm-site-not-fitted``: the offsets cannot be measured.
     """
-    for site in sorted(set(sample.site) - set(norm.design.sites)):
+    for site in sorted(set(sample.site) - set(norm.known_sites)):
         rows = sample.site == site
         norm = _add_site(norm, site, sample.take(rows), np.asarray(values, dtype=float)[rows])
     return norm
@@ -47,12 +48,13 @@ def score_held_out(norm: Norm, sample: NormSample, values: Array, folds: int = 1
     The arguments are those of :func:`calibrate_site`; `norm` is without the new sites.
     """
     scores = norm.score(sample, values)
+    # Whether a site has enough controls is asked of all of them, not of those of a fold.
+    facts = calibrate_site(norm, sample, values).facts
     fold = participant_folds(sample, folds)
     for k in range(fold.max() + 1):
         out = fold == k
-        found = calibrate_site(norm, sample.take(~out), values[~out]).score(
-            sample.take(out), values[out]
-        )
+        rest = calibrate_site(norm, sample.take(~out), values[~out])
+        found = replace(rest, facts=facts).score(sample.take(out), values[out])
         for name, part in vars(found).items():
             getattr(scores, name)[out] = part
     return scores
@@ -135,11 +137,17 @@ def _with_site(
     people = len(set(sample.participant))
     design: Design = replace(
         norm.design,
-        sites=(*norm.design.sites, site),
-        site_columns=(*norm.design.site_columns, site),
+        sites=(*(name for name in norm.design.sites if name != site), site),
+        # An offset from too few controls that the site has already is not used any more.
+        site_columns=(*(n if n != site else None for n in norm.design.site_columns), site),
     )
     remarks = norm.remarks
-    if people < FEW_AT_SITE:
+    if people < FEWEST_AT_SITE:
+        remarks += (
+            f"The site {site} has only {format_count(people, 'control')} (fewer than "
+            f"{FEWEST_AT_SITE}), so it stays uncalibrated.",
+        )
+    elif people < FEW_AT_SITE:
         remarks += (
             f"The site {site} was added with only {format_count(people, 'control')} (fewer than "
             f"{FEW_AT_SITE}), so its scores are drawn towards those of an average site.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from hyps_bids.messages import join_names
 from hyps_bids.norms.folder import Card
 from hyps_bids.norms.measures import title
-from hyps_bids.norms.sample import FEW, FEWEST
+from hyps_bids.norms.sample import FEW, FEWEST, FEWEST_AT_SITE
 from hyps_bids.outputs.writing import write_template
 
 #: Heading of the table of :func:`calibration_rows`.
@@ -57,5 +57,6 @@ def write_card(path: Path, card: Card) -> None:
         "titles": {name: title(name) for name in card["Measures"]},
         "few": FEW,
         "fewest": FEWEST,
+        "fewest_at_site": FEWEST_AT_SITE,
     }
     write_template(path, "hyps_bids.norms", "card.md.jinja", values)

@@ -61,7 +61,7 @@ class Design:
         Names of the sites of controls.
     site_columns : tuple of str
         Those with offsets of their own: all of them if there are several, and sites that were added
-        later.
+        later. None stands for an offset that a later one has replaced.
     """
 
     age: AgeBasis
@@ -70,11 +70,16 @@ class Design:
     sexes: tuple[str, ...]
     icv: tuple[float, ...]
     sites: tuple[str, ...]
-    site_columns: tuple[str, ...]
+    site_columns: tuple[str | None, ...]
 
-    def columns(self, sample: NormSample) -> Columns:
-        """Make the columns of scans that :meth:`reasons` does not refuse."""
+    def columns(self, sample: NormSample, known: NDArray[np.bool_] | None = None) -> Columns:
+        """Make the columns of scans that :meth:`reasons` does not refuse.
+
+        Scans whose site is not `known`, if that is given, are taken for those of an average site.
+        """
         ones, sex, site = np.ones((len(sample), 1)), self._sex(sample), self._site(sample)
+        if known is not None:
+            site *= known[:, None]
         line, curve = self.age.line(sample.age), self.age.curvature(sample.age)
         few = curve[:, :_FEW_COLUMNS]
         location = [
@@ -122,10 +127,6 @@ class Design:
             refuse(~np.isfinite(sample.icv), codes.NO_ICV)
             refuse(~((sample.icv >= low) & (sample.icv <= high)), codes.ICV_OUTSIDE)
         return reason
-
-    def is_known(self, sample: NormSample) -> NDArray[np.bool_]:
-        """Tell for each scan whether its site is among those of the controls."""
-        return np.isin(sample.site, self.sites)
 
     def _sex(self, sample: NormSample) -> Array:
         if len(self.sexes) < 2:

@@ -14,7 +14,15 @@ from hyps_bids.messages import format_count, join_names
 from hyps_bids.norms.design import EXPECTED_SD, PRIOR_COUNT, SEXES, Design, make_design
 from hyps_bids.norms.norm import MOST_Z, Norm
 from hyps_bids.norms.penalized import Fit, Problem, fit_penalized
-from hyps_bids.norms.sample import FEW, FEWEST, Array, NormSample, NormSettings, Texts
+from hyps_bids.norms.sample import (
+    FEW,
+    FEWEST,
+    FEWEST_AT_SITE,
+    Array,
+    NormSample,
+    NormSettings,
+    Texts,
+)
 
 #: Share of the controls whose intracranial volume must be known for a model with it.
 _ENOUGH_ICV = 0.5
@@ -204,8 +212,14 @@ def _remarks(facts: dict[str, Any], design: Design) -> list[str]:
         )
     if len(design.sexes) == 1:
         remarks.append(f"All controls have the sex {design.sexes[0]}, so others have no score.")
-    few = [f"{site} ({n})" for site, n in facts["Sites"].items() if n < FEW_AT_SITE]
-    if few and len(facts["Sites"]) > 1:
+    sites = facts["Sites"].items()
+    if lone := [f"{site} ({n})" for site, n in sites if n < FEWEST_AT_SITE]:
+        remarks.append(
+            f"Sites with fewer than {FEWEST_AT_SITE} controls count as uncalibrated: "
+            f"{join_names(lone)}."
+        )
+    few = [f"{site} ({n})" for site, n in sites if FEWEST_AT_SITE <= n < FEW_AT_SITE]
+    if few and len(sites) > 1:
         remarks.append(
             f"Sites with fewer than {FEW_AT_SITE} controls are drawn towards an average site: "
             f"{join_names(few)}."

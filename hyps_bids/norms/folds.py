@@ -12,11 +12,9 @@ from hyps_bids.norms.norm import Norm
 from hyps_bids.norms.penalized import fit_penalized
 from hyps_bids.norms.sample import (
     NOT_FITTED,
-    UNCALIBRATED,
     Array,
     NormSample,
     NormScores,
-    add_remark,
 )
 
 
@@ -44,8 +42,6 @@ def score_out_of_fold(
         found = replace(norm, fit=fit).score(inside.take(out), values[usable][out])
         if not fit.converged:
             found = found.without(NOT_FITTED)
-        unseen = ~np.isin(inside.site[out], list(set(rest.site)))
-        add_remark(found.remark, unseen & (found.reason == ""), UNCALIBRATED)
         for name, part in vars(found).items():
             getattr(scores, name)[places[out]] = part
     return scores

@@ -75,11 +75,20 @@ class Norm:
         rows = reason == ""
         if rows.any():
             z[rows], low[rows], high[rows] = self._score(sample.take(rows), values[rows])
-            unknown, beyond = ~self.design.is_known(sample), np.abs(z) >= MOST_Z
+            unknown, beyond = ~self.is_known(sample), np.abs(z) >= MOST_Z
             codes.add_remark(remark, rows & beyond, codes.BEYOND_TAIL)
             codes.add_remark(remark, rows & unknown, codes.UNCALIBRATED)
         centile, below, above = (np.asarray(100 * ndtr(each)) for each in (z, low, high))
         return NormScores(z, centile, below, above, reason, remark)
+
+    @property
+    def known_sites(self) -> list[str]:
+        """Sites whose offset is used, because it was measured from enough controls."""
+        return [site for site, n in self.facts["Sites"].items() if n >= codes.FEWEST_AT_SITE]
+
+    def is_known(self, sample: NormSample) -> NDArray[np.bool_]:
+        """Tell for each scan whether its site has enough controls."""
+        return np.isin(sample.site, self.known_sites)
 
     def reasons(self, sample: NormSample, values: Array) -> Texts:
         """Say for each scan why it has no score, or give an empty text."""
@@ -116,8 +125,8 @@ class Norm:
     ) -> Array:
         """Return the values at centiles (percent), of shape (ages, centiles); NaN if unsupported.
 
-        An `icv` of NaN stands for the controls' geometric mean, and a `site` that is not among the
-        controls' for an average site.
+        An `icv` of NaN stands for the controls' geometric mean, and a `site` with too few controls
+        for an average site.
         """
         if not np.isfinite(icv) and self.design.icv:
             icv = float(np.exp(self.design.icv[0]))
@@ -181,12 +190,13 @@ class Rows:
 
     def __init__(self, norm: Norm, sample: NormSample, *, known_site: bool = False) -> None:
         self.norm = norm
-        self.columns = norm.design.columns(sample)
+        known = norm.is_known(sample)
+        self.columns = norm.design.columns(sample, known)
         split, end = self.columns.location.shape[1], len(self.columns.groups)
         at = norm.fit.coefficients
         self.location: Array = self.columns.location @ at[:split]
         self.scale: Array = np.exp(self.columns.scale @ at[split:end])
-        self.unknown: NDArray[np.bool_] = ~norm.design.is_known(sample) & (not known_site)
+        self.unknown: NDArray[np.bool_] = ~known & (not known_site)
 
     def error(self, r: Array) -> Array:
         """Return the standard errors of the z-scores that belong to residuals."""

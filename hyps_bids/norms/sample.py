@@ -12,6 +12,9 @@ Texts = NDArray[np.object_]
 
 #: Fewest participants with which a model is fitted, and number below which it is doubtful.
 FEWEST, FEW = 20, 50
+#: Fewest controls by whom the offset of a site is measured. With fewer, a centile is further from
+#: the truth than without any (measured, see docs/norms.md), so the site counts as unknown.
+FEWEST_AT_SITE = 10
 
 #: Why a scan has no score.
 NO_VALUE = "value-missing"

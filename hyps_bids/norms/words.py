@@ -24,7 +24,8 @@ _WORDS = {
     sample.NO_ICV: "the intracranial volume is not known",
     sample.ICV_OUTSIDE: "the intracranial volume is outside that of the controls",
     sample.NOT_FITTED: "the model without this participant could not be fitted",
-    sample.UNCALIBRATED: "uncalibrated: the norms have no controls of this site, so the centile "
+    sample.UNCALIBRATED: "uncalibrated: the norms have fewer than "
+    f"{sample.FEWEST_AT_SITE} controls of this site, so the centile "
     "may be off by the difference between scanners",
     sample.BEYOND_TAIL: "further from the controls than the model can tell, so z is a bound",
     OTHER_WEIGHTS: "the volumes were made by other weights than those of the controls",

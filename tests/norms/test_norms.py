@@ -394,12 +394,59 @@ def test_shifts_of_sites_are_found(sites):
     assert any("lonely (1)" in remark for remark in norm.remarks)
 
 
-def test_a_site_with_one_person_is_shrunk_and_uncertain(sites):
-    sample, values, norm = sites
-    one = sample.take(np.arange(1, 2))
-    own, lonely = (norm.score(change(one, site=name), values[1:2]) for name in ("site2", "lonely"))
-    assert own.remark[0] == lonely.remark[0] == ""
-    assert lonely.centile_high - lonely.centile_low > 2 * (own.centile_high - own.centile_low)
+def same_scores(one, other):
+    for name in ("z", "centile_low", "centile_high"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-9)
+    assert one.remark.tolist() == other.remark.tolist()
+
+
+@pytest.mark.parametrize(("count", "enough"), [(9, False), (10, True)])
+def test_a_site_of_too_few_controls_is_unknown_until_it_is_calibrated(count, enough):
+    sample, rng = people(200, seed=19, sites=2)
+    sample = change(sample, site=[*["small"] * count, *sample.site[count:]])
+    values = line(sample, rng)[0] + 600 * (sample.site == "small")
+    norm = fit_norm(sample, values, VOLUME)
+    assert any(f"uncalibrated: small ({count})" in remark for remark in norm.remarks) != enough
+    marks = {""} if enough else {codes.UNCALIBRATED}
+    # The same is said of the controls themselves.
+    own = score_out_of_fold(norm, sample, values)
+    assert set(own.remark[:count]) == marks
+    assert set(own.remark[count:]) == {""}
+    small = sample.take(np.arange(count))
+    scores = norm.score(small, values[:count])
+    unknown = norm.score(change(small, site="elsewhere"), values[:count])
+    curves = [norm.curves(np.array([50.0]), "F", 1.45e6, s, [50]) for s in ("small", "elsewhere")]
+    if enough:
+        assert abs(scores.z.mean()) < 0.6 < unknown.z.mean()
+        assert set(scores.remark) == {""}
+        assert curves[0] > curves[1] + 100
+        return
+    same_scores(scores, unknown)
+    assert curves[0] == curves[1]
+    more, rng = people(40, seed=20)
+    volumes = line(more, rng)[0] + 600
+    later, other = (calibrate_site(norm, change(more, site=s), volumes) for s in ("small", "new"))
+    assert later.facts["Sites"]["small"] == 40
+    calibrated = later.score(small, values[:count])
+    same_scores(calibrated, other.score(change(small, site="new"), values[:count]))
+    assert set(calibrated.remark) == {""}
+    stored = type(later).from_arrays(*later.to_arrays())
+    same_scores(stored.score(small, values[:count]), calibrated)
+
+
+@pytest.mark.parametrize(("count", "mark"), [(9, codes.UNCALIBRATED), (10, "")])
+def test_controls_of_a_new_site_are_calibrated_if_they_are_enough(sites, count, mark):
+    norm = sites[2]
+    sample, rng = people(count, seed=21)
+    sample = change(sample, site="new")
+    values = line(sample, rng)[0] + 600
+    held_out = score_held_out(norm, sample, values)
+    assert set(held_out.remark) == {mark}
+    if mark:
+        same_scores(calibrate_site(norm, sample, values).score(sample, values), held_out)
+        same_scores(norm.score(sample, values), held_out)
+    else:
+        assert abs(held_out.z.mean()) < norm.score(sample, values).z.mean() / 2
 
 
 def test_an_unknown_site_is_marked_and_its_interval_is_wider(sites):
@@ -452,6 +499,7 @@ def test_controls_calibrate_a_new_site(sites, shaped):
         for s in (m.score(sample, values) for m in (few, more))
     ]
     assert width[0] > width[1]
+    same_scores(few.score(sample, values), before)
 
 
 @pytest.mark.slow
