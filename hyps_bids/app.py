@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from hyps_bids.bids.index import find_images, find_scans
 from hyps_bids.errors import HypsError, MissingInput, NotEnoughMemory
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.dataset import write_dataset_files
+from hyps_bids.outputs.edits import Edit, recorded_edits
 from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.names import SEG_PREFIX, group_space
 from hyps_bids.outputs.provenance import Provenance
@@ -136,6 +138,7 @@ def _segment(
 
     settings = run.settings
     setup = choose_networks(settings)
+    setup = replace(setup, edits=_find_edits(settings, scans))
     if norms is not None:
         from hyps_bids.norms.checks import check_run
 
@@ -173,6 +176,15 @@ def _segment(
             series = plan_series(settings, setup, scans, now)
         failed += _follow(run, series, to_do, failed)
     return failed, unreported
+
+
+def _find_edits(settings: Settings, scans: Sequence[Scan]) -> Mapping[str, Edit]:
+    """Find the edited labels of --edits or, without the option, those of earlier runs."""
+    if settings.edits is None:
+        return recorded_edits(scans, settings.output_dir)
+    from hyps_bids.labels.edits import find_edits
+
+    return find_edits(settings, scans)
 
 
 def _follow(

@@ -164,6 +164,13 @@ class ParticipantSettings:
         "default this is done where they are of several sessions.",
         negatable=True,
     )
+    edits: Path | None = option(
+        None,
+        "Use the corrected labels (_dseg images) in this derivatives dataset instead of the "
+        "networks' labels of their scans. Without this option, scans keep the edits of earlier "
+        "runs; with it, scans that have none in it get the networks' labels back.",
+        "DIR",
+    )
     use_plugin: Path | None = option(
         None,
         "Run the scans with the nipype plugin, such as SLURM, that this YAML, JSON or TOML file "

@@ -17,7 +17,17 @@ READERS = 8
 RUN_AGAIN = "run the participant level again"
 _TEXT = {
     *("participant_id", "session_id", "scan", "series", "suffix", "name", "hemi", "part"),
-    *("status", "reason", "review", "reasons", "flags", "remarks", "method", "time_source"),
+    *(
+        "status",
+        "reason",
+        "review",
+        "reasons",
+        "flags",
+        "remarks",
+        "edited",
+        "method",
+        "time_source",
+    ),
 }
 
 Rows = list[list[str]]

@@ -170,7 +170,7 @@ def build_scan_table(
 def _scans(qc: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return keys, contrast, entities and state of the scans of a QC table, and the entities."""
     entities = _further_entities(qc["scan"])
-    state = ["status", "reason", "review", "reasons", "flags", "remarks"]
+    state = ["status", "reason", "review", "reasons", "flags", "remarks", "edited"]
     contrast = qc["scan"].map(lambda stem: Scan.from_stem(stem).contrast).rename(CONTRAST)
     base = pd.concat([qc[[*KEYS]], contrast.astype("str"), entities, qc[state]], axis=1)
     return base, entities

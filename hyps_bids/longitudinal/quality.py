@@ -52,12 +52,15 @@ class ScanState(NamedTuple):
     volumes : mapping of str to float
         Hemisphere → soft volume of the whole hippocampus in the scan by itself, mm³; only those
         that were found.
+    edited : bool
+        Whether the labels of the scan by itself are not those of the networks.
     """
 
     affine: np.ndarray
     flagged: bool
     protocol: Mapping[str, Any]
     volumes: Mapping[str, float]
+    edited: bool = False
 
 
 def quality_table(course: Course, followed: Followed, states: Sequence[ScanState]) -> pd.DataFrame:

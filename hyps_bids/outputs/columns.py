@@ -336,8 +336,20 @@ def qc_columns() -> dict[str, str]:
         "(low_NAME, high_NAME), hippocampi that were not found in the field of view (missing_L, "
         "missing_R), and a header that contradicts itself about the size or the direction of "
         "voxels (geometry).",
-        "remarks": "What is unusual about the input file.",
+        "remarks": "What is unusual about the input file or, where labels were edited, how they "
+        "differ from those of the networks.",
+        "edited": "yes: the labels and what follows from them (voxels, volume_mm3, asymmetry, "
+        "component_fraction, border_voxels) are those of an edited file; who edited it is unknown. "
+        "Soft volumes and the other measures are those of the networks and raise no flags. "
+        "no: all is from the networks.",
     }
+    for hemi in HEMISPHERES:
+        columns |= {
+            f"edit_dice_{hemi}": "Dice of the edited labels with those of the networks, all parts "
+            "together.",
+            f"edit_difference_mm3_{hemi}": "Volume of the edited labels minus that of the "
+            "networks' labels, mm3.",
+        }
     names = [f"{name}_{hemi}" for name in SIDE_MEASURES for hemi in HEMISPHERES]
     for name in [*names, *SCAN_MEASURES]:
         known = quality_bounds()[name.removesuffix("_L").removesuffix("_R")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hyps_bids.outputs.digests import Digests, sha256
@@ -20,7 +20,10 @@ _UNREADABLE = "unreadable"
 
 
 def find_undone(
-    scans: Sequence[Scan], output_dir: Path, provenance: Provenance, digests: Digests
+    scans: Sequence[Scan],
+    output_dir: Path,
+    provenance: Callable[[Scan], Provenance],
+    digests: Digests,
 ) -> list[Scan]:
     """Return the scans that are to be done, in their order.
 
@@ -32,14 +35,14 @@ def find_undone(
         Scans of the dataset.
     output_dir : Path
         The derivatives dataset.
-    provenance : Provenance
-        What decides the results, beside the images.
+    provenance : callable
+        Returns what decides the result of a scan, beside its image.
     digests : Digests
         Sums of images; new ones are kept.
     """
 
     def done(scan: Scan) -> bool:
-        return is_done(scan, output_dir, provenance, digests)
+        return is_done(scan, output_dir, provenance(scan), digests)
 
     try:
         return [

@@ -13,6 +13,13 @@ class ModelRecord(TypedDict):
     License: NotRequired[str]
 
 
+class EditRecord(TypedDict):
+    """Corrected labels that replace the networks': the file below ``--edits``, and its sum."""
+
+    File: str
+    SHA256: str
+
+
 class Provenance(TypedDict):
     """What decides the result of a scan, beside its image.
 
@@ -24,8 +31,11 @@ class Provenance(TypedDict):
         Keys are ``Localizer``, ``Base`` and ``Adapter``.
     BiasFieldCorrection : str
         ``N4`` or ``none``.
+    EditedLabels : EditRecord
+        Only where labels were edited.
     """
 
     SoftwareVersion: str
     Models: dict[str, ModelRecord]
     BiasFieldCorrection: str
+    EditedLabels: NotRequired[EditRecord]

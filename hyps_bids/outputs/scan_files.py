@@ -78,6 +78,8 @@ class ScanMeasures:
         Step → device that computed it.
     expected_dice : str
         For which networks the expected Dice was calibrated, or why there is none.
+    edited : bool
+        Whether the labels are not those of the networks.
     """
 
     parts: tuple[str, ...]
@@ -88,6 +90,7 @@ class ScanMeasures:
     box_centers: dict[str, tuple[float, float, float]]
     devices: dict[str, str]
     expected_dice: str = ""
+    edited: bool = False
 
 
 def write_result(
@@ -157,7 +160,11 @@ def write_result(
     write_volumes(paths["probseg"], headers["probseg"], images.probabilities)
     write_volumes(paths["mask"], headers["mask"], [images.intracranial])
     for name, facts in {
-        "dseg": {"Description": "Hippocampus, one label per part and side", "Manual": False},
+        "dseg": {
+            "Description": "Hippocampus, one label per part and side"
+            + (", edited after the networks" if measures.edited else ""),
+            "Manual": measures.edited,
+        },
         "probseg": {
             "Description": "Probability of each part of the hippocampus",
             "LabelMap": table["name"].tolist(),
@@ -321,6 +328,7 @@ def qc_table(suffix: str, measures: ScanMeasures) -> pd.DataFrame:
         "reasons": " ".join(reasons(measures.flags, measures.figures)) or None,
         "flags": " ".join(measures.flags) or None,
         "remarks": "; ".join(measures.remarks) or None,
+        "edited": "yes" if measures.edited else "no",
         **measures.figures,
     }
     return _qc_table(row)

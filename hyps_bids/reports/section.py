@@ -18,6 +18,7 @@ from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import BOX
 from hyps_bids.reports import pictures, viewer
+from hyps_bids.reports.commands import viewer_commands
 from hyps_bids.reports.page import anchor, data_uri, packed, sentence
 from hyps_bids.reports.scan_facts import ScanFacts, Structure, read_facts
 from hyps_bids.reports.scan_images import Region, StoredImages, Voxels, read_images, read_raw
@@ -70,7 +71,7 @@ class Section:
     """What the page shows of a scan.
 
     The messages say what the report leaves out, and why; `unseen` says that a picture could not be
-    drawn; `files` are the packed files of the interactive viewer.
+    drawn; `files` are the packed files of the interactive viewer; `commands` open other viewers.
     """
 
     facts: ScanFacts
@@ -81,6 +82,7 @@ class Section:
     unseen: bool = False
     viewer: ViewerData | None = None
     files: str = ""
+    commands: dict[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -144,6 +146,8 @@ def build_section(bids_dir: Path, output_dir: Path, scan: Scan, limit: int) -> S
     names = [f"{key}-{value}" for key, value in scan.entities if key != "sub"]
     title = ", ".join([*names, scan.suffix]) if names else f"{scan.suffix} image"
     section = Section(facts, anchor(scan.stem), title)
+    if facts.status == "done":
+        section.commands = viewer_commands(bids_dir, output_dir, scan)
     for problem in facts.problems:
         _warn(scan, problem)
     if limit < _NO_PICTURE:

@@ -5,8 +5,8 @@ Nothing is loaded here, so that a run with nothing to do knows that at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyps_bids import __version__
@@ -14,6 +14,7 @@ from hyps_bids.errors import MissingInput, UsageError
 from hyps_bids.networks.cards import BASE, LOCALIZER, read_adapter_card, shipped_weights
 from hyps_bids.outputs.completion import find_undone
 from hyps_bids.outputs.digests import Digests, sha256
+from hyps_bids.outputs.edits import Edit, with_edit
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.segmentation.devices import check_device_name
@@ -34,6 +35,8 @@ class Setup:
         The adapter's classes in order, background left out.
     provenance : Provenance
         Facts for the sidecars.
+    edits : mapping of str to Edit
+        Stem of a scan → labels that replace the networks'.
     """
 
     localizer: Path
@@ -42,12 +45,17 @@ class Setup:
     n4: bool
     labels: Sequence[str]
     provenance: Provenance
+    edits: Mapping[str, Edit] = field(default_factory=dict)
+
+    def provenance_of(self, scan: Scan) -> Provenance:
+        """Return what decides the result of a scan, beside its image."""
+        return with_edit(self.provenance, self.edits.get(scan.stem))
 
     def find_undone(self, scans: Sequence[Scan], settings: Settings) -> list[Scan]:
         """Return the scans of which a run would give other outputs than those that are there."""
         output = settings.output_dir
         digests = Digests(output / "logs" / "digests", settings.bids_dir)
-        return find_undone(scans, output, self.provenance, digests)
+        return find_undone(scans, output, self.provenance_of, digests)
 
 
 def choose_networks(settings: Settings) -> Setup:

@@ -218,6 +218,8 @@ def _read(
     try:
         record = load_json(sidecar_path(paths["qc"]))
         made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE})
+        if "EditedLabels" in record:
+            made_by["EditedLabels"] = record["EditedLabels"]
         volumes = _whole_volumes(paths["morph"])
         # What was not found in the scan by itself has no volume over time either.
         centers = {hemi: record["BoxCentres"][hemi] for hemi in volumes}
@@ -244,7 +246,8 @@ def _read(
     shape = image.data.shape
     if plan.pipeline.n4:
         image = correct_bias(image, threads=threads)
-    known = ScanState(image.affine, flagged, _protocol(scan), volumes)
+    edited = "EditedLabels" in made_by
+    known = ScanState(image.affine, flagged, _protocol(scan), volumes, edited)
     return time_point(image, mask, centers), shape, known
 
 
@@ -297,6 +300,11 @@ def _result(
             yield time_point_images(i, followed, image, shapes[i], grid)
 
     changes = change_table(course, followed, model, flags)
+    edited = [scan.stem for scan, s in zip(course.scans, states, strict=True) if s.edited]
+    if edited:
+        text = f"the labels of {', '.join(edited)} were edited, but this is from the networks"
+        known = changes["remarks"]
+        changes["remarks"] = [f"{old}; {text}" if isinstance(old, str) else text for old in known]
     return SeriesResult(
         morph=volume_table(course, followed, model) if several else changes[:0],
         annual=changes if several else changes[:0],

@@ -289,6 +289,7 @@ def _process_batch(
         output_dir=settings.output_dir.absolute(),
         provenance=setup.provenance,
         omp_nthreads=_threads(settings, len(scans)),
+        edits=setup.edits,
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
         series_threads=_threads(settings, max(1, len(own))),
     )
@@ -308,7 +309,9 @@ def _process_batch(
     if error is not None and not reasons and not unreported and not lost:
         raise _explain_early_end(settings, error)
     on_disk = _disk_failures(settings, {**reasons, **unreported, **lost})
-    failed = _record_failures(settings, undone, reasons, on_disk, error)
+    # Edits of earlier runs are nowhere but in the outputs.
+    kept = set() if settings.edits else {scan for scan in undone if scan.stem in setup.edits}
+    failed = _record_failures(settings, undone, reasons, {*on_disk, *kept}, error)
     return Outcome(failed, list(unreported), _record_lost(settings, own, crashes))
 
 

@@ -7,6 +7,7 @@ three interfaces share the work, so that one process uses the GPU while others r
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from hyps_bids.segmentation.pipeline import (
     Pipeline,
     conform,
     correct_bias,
+    label_image,
     measure_sides,
     native_images,
     run_networks,
@@ -54,6 +56,13 @@ def _write(
     provenance = cast(Provenance, dict(given.provenance))
     restored, measures = measure_sides(image, found, sides, provenance)
     images = native_images(image, restored, found.intracranial, found.affine, len(measures.parts))
+    if given.edit is not None:
+        # Runs without edits need not wait for this import.
+        from hyps_bids.labels.edits import apply_edit, measure_edit
+
+        edited = apply_edit(given.edit, image, restored, measures.parts)
+        measures = measure_edit(measures, image, given.edit, edited, restored)
+        images = replace(images, labels=label_image(image, edited, len(measures.parts)))
     done = write_result(given.scan, Path(given.output_dir), images, measures, provenance, content)
     return {"out_file": str(done)}
 
@@ -86,6 +95,7 @@ class _ReadInput(_StepInput):
 class _ProcessInput(_ReadInput):
     output_dir = traits.Str(mandatory=True, desc="derivatives dataset")
     provenance = traits.Dict(mandatory=True, desc="what decides the result, for the sidecars")
+    edit = traits.Any(None, usedefault=True, desc="the Edit, if there is one")
 
 
 class _WrittenOutput(TraitedSpec):

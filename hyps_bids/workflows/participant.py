@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from nipype.pipeline import engine as pe
 
+from hyps_bids.outputs.edits import Edit, with_edit
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, group_scans
@@ -52,6 +53,8 @@ class ParticipantPlan:
         Threads per node.
     networks_here : bool
         Run the networks of all scans in this process, because it alone uses the GPU.
+    edits : mapping of str to Edit
+        Stem of a scan → labels that replace the networks'.
     series_threads : int
         Threads that follow a series.
     """
@@ -61,6 +64,7 @@ class ParticipantPlan:
     provenance: Provenance
     omp_nthreads: int
     networks_here: bool = False
+    edits: Mapping[str, Edit] = field(default_factory=dict)
     series_threads: int = 1
 
 
@@ -135,7 +139,12 @@ def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
     # Nodes run in their own folders, where a relative name leads nowhere.
     scan = replace(scan, path=scan.path.absolute())
     reading = {"scan": scan, "pipeline": plan.pipeline}
-    writing = {"output_dir": str(plan.output_dir), "provenance": plan.provenance}
+    edit = plan.edits.get(scan.stem)
+    writing = {
+        "output_dir": str(plan.output_dir),
+        "provenance": with_edit(plan.provenance, edit),
+        "edit": edit,
+    }
     large = {"n_procs": plan.omp_nthreads, "mem_gb": SCAN_GB}
     small = {"n_procs": plan.omp_nthreads if plan.pipeline.n4 else 1, "mem_gb": SMALL_GB}
     workflow = pe.Workflow(name=scan.workflow_name)
