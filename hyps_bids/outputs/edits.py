@@ -48,7 +48,9 @@ def make_edit(paths: Sequence[Path], root: Path) -> Edit:
     except OSError:
         digest = "unreadable"
     return Edit(
-        paths[0], {"File": paths[0].relative_to(root).as_posix(), "SHA256": digest}, problem
+        paths[0].absolute(),
+        {"File": paths[0].relative_to(root).as_posix(), "SHA256": digest},
+        problem,
     )
 
 
@@ -66,7 +68,8 @@ def recorded_edits(scans: Sequence[Scan], output_dir: Path) -> dict[str, Edit]:
     for scan, record in zip(scans, read_many(lambda s: _record(s, output_dir), scans), strict=True):
         path = scan_paths(scan, output_dir)["dseg"]
         if record is not None and path.is_file():
-            found[scan.stem] = Edit(path, record)
+            # Nodes run in their own folders, where a relative name leads nowhere.
+            found[scan.stem] = Edit(path.absolute(), record)
     if found:
         _LOG.info(
             "%s: labels that were edited before are kept (%s). With --edits, only the edits in its "
