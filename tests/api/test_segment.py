@@ -76,7 +76,6 @@ def test_outputs_are_those_of_the_app(
         assert stored.header == image.header
     volumes = read_table(folder / f"{name}_morph.tsv")["volume_mm3"]
     np.testing.assert_allclose(volumes, result.volumes["volume_mm3"], rtol=1e-5)
-    # The folder is a dataset of ours: the app knows that nothing is left to do.
     raw = ours / "sourcedata" / "raw"
     assert (raw / "sub-Somehead/anat/sub-Somehead_T1w.nii.gz").resolve() == head.resolve()
 

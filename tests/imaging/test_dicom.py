@@ -38,7 +38,7 @@ def expect_same_places(read: nib.Nifti1Image, made: nib.Nifti1Image) -> None:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("compressor", ["", "JPEG", "JPEG2000", "JPEGLS", "RLE"])
+@pytest.mark.parametrize("compressor", ["", "JPEG", "JPEG2000"])
 def test_voxels_keep_their_places(tmp_path: Path, compressor: str, mirrored: bool) -> None:
     made = made_image(mirrored=mirrored)
     try:
