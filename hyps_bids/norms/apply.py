@@ -47,7 +47,8 @@ from hyps_bids.outputs.names import group_path, norms_path, scan_paths, sidecar_
 from hyps_bids.outputs.reading import WIDE, load_json, read_units
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import remove_norms
-from hyps_bids.outputs.series import find_series_of
+from hyps_bids.outputs.series import Series, find_series_of
+from hyps_bids.outputs.series_state import current_series_fingerprint
 from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.progress import track
 from hyps_bids.settings import Settings
@@ -299,6 +300,8 @@ def _facts(
         },
         # The centiles are those of these outputs of the scan, and of no later ones.
         "ScanFingerprint": recorded_fingerprint(scan, settings.output_dir),
+        # Those of change are of these results of the series, too.
+        "SeriesFingerprint": current_series_fingerprint(Series.of(scan), settings.output_dir),
         "Measures": {
             name: {
                 "Title": title(name),

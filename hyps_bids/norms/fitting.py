@@ -153,11 +153,20 @@ def norms_name(settings: Settings) -> str:
 def name_site(people: People, settings: Settings) -> People:
     """Give scans of datasets without a column of sites the name of the dataset as their site.
 
-    Scans of other datasets, which come from other scanners, are thus of another site.
+    Scans of datasets with other names, which come from other scanners, are thus of another site.
+    A warning says so, because the name may not tell datasets apart.
     """
     if "site" in people.columns:
         return people
-    table = people.table.assign(site=dataset_name(settings.bids_dir))
+    name = dataset_name(settings.bids_dir)
+    _LOG.warning(
+        "%s: there is no column of sites, so all scans count as of one scanner, which is called %s "
+        "after the dataset. Other datasets of this name pass for scans of the same scanner, and "
+        "their participants for the same people. If this is not so, give --site COLUMN or "
+        "change the Name in dataset_description.json.",
+        *(settings.bids_dir, name),
+    )
+    table = people.table.assign(site=name)
     return People(table, people.columns)
 
 

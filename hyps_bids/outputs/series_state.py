@@ -141,6 +141,13 @@ def is_series_current(series: Series, output_dir: Path) -> bool:
     )
 
 
+def current_series_fingerprint(series: Series, output_dir: Path) -> str | None:
+    """Return the fingerprint of a series; None if it is not done or not current any more."""
+    record = read_series_record(series, output_dir)
+    current = record is not None and is_series_current(series, output_dir)
+    return record.fingerprint if record is not None and current else None
+
+
 def is_series_done(series: Series, output_dir: Path, fingerprint: str) -> bool:
     """Tell whether the results of a series are all there, and have this fingerprint."""
     record = read_series_record(series, output_dir)

@@ -20,6 +20,8 @@ from hyps_bids.outputs.flags import finite
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.series import Series
+from hyps_bids.outputs.series_state import current_series_fingerprint
 from hyps_bids.reports.page import sentence
 from hyps_bids.reports.plots import Axis, Band, Line, Points, plot
 from hyps_bids.reports.scan_facts import facts_files
@@ -122,7 +124,16 @@ def _read(output_dir: Path, scan: Scan, title: str) -> _OfScan | None:
     if facts.get("ScanFingerprint") != recorded_fingerprint(scan, output_dir):
         _leave_out(scan, "are of earlier results of the scan")
         return None
-    return _OfScan(title, {row["measure"]: row for row in rows}, facts)
+    by_measure = {row["measure"]: row for row in rows}
+    series = current_series_fingerprint(Series.of(scan), output_dir)
+    if facts.get("SeriesFingerprint") != series:
+        stale = {name for name in by_measure if facts["Measures"][name]["Change"]}
+        if any(by_measure[name]["centile"] not in ("", "n/a") for name in stale):
+            _leave_out(scan, "over time are of earlier results of the participant's scans")
+        by_measure = {name: row for name, row in by_measure.items() if name not in stale}
+        curves = {name: c for name, c in facts["Curves"].items() if name not in stale}
+        facts = {**facts, "Curves": curves}
+    return _OfScan(title, by_measure, facts) if by_measure else None
 
 
 def _leave_out(scan: Scan, why: str) -> None:

@@ -19,6 +19,7 @@ from hyps_bids.outputs.names import norms_path, sidecar_path
 from hyps_bids.outputs.reading import NORMS, read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
+from hyps_bids.outputs.writing import write_json, write_table
 from hyps_bids.reports.norms import NormSection, build_norm_sections
 from hyps_bids.reports.scan_facts import find_scans_of
 from tests.cohort.study import MadeStudy
@@ -97,6 +98,51 @@ def test_norms_of_earlier_results_are_not_shown(
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"Fingerprint": "new"}))
     assert sections(other) == []
     assert "--apply-norms" in caplog.text
+
+
+def test_centiles_of_earlier_changes_are_not_shown(
+    other: MadeStudy, norms: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table of norms of a first scan gets a change, whose series is then made again."""
+    stems = ["sub-x_ses-1", "sub-x_ses-2"]
+    for stem in stems:
+        other.scan(stem, 3570, 3550, icv=1.5e6, version="0.2.0")
+    other.series(stems, {"L": -1.0, "R": -1.0}, Fingerprint="series")
+    apply(other, norms, stems)
+    path = norms_path(Scan.from_stem(stems[0]), other.output)
+    table = read_table(path)
+    row = table[table["measure"] == "volume_mm3_L_whole"]
+    change = "percent_per_year_bsi_L_whole"
+    write_table(path, pd.concat([table, row.assign(measure=change)]))
+    sidecar = json.loads(sidecar_path(path).read_text())
+    about = sidecar["Measures"]["volume_mm3_L_whole"]
+    sidecar["Measures"][change] = about | {"Title": "change", "Units": "%/year", "Change": True}
+    sidecar["Curves"][change] = sidecar["Curves"]["volume_mm3_L_whole"]
+    write_json(sidecar_path(path), sidecar)
+
+    def titles() -> list[str]:
+        (section,) = sections(other, stems[:1])
+        return [chart.title for chart in section.charts]
+
+    assert titles()[-1] == "Change"
+    assert "not shown" not in caplog.text
+    other.series(stems, {"L": -3.0, "R": -1.0}, Fingerprint="later")
+    assert "Change" not in titles()
+    assert len(titles()) == 3
+    assert "sub-x_ses-1 over time" in caplog.text
+    # A series whose other scan was made again is of earlier results, too.
+    other.series(stems, {"L": -1.0, "R": -1.0}, Fingerprint="series")
+    assert titles()[-1] == "Change"
+    other.scan(stems[1], 3000, 3000, icv=1.5e6, version="0.2.0")
+    assert "Change" not in titles()
+
+
+def test_a_dataset_that_stands_for_its_scanner_is_named(
+    other: MadeStudy, norms: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other.table("participants.tsv", "participant_id age sex\nsub-x 60 M")
+    apply(other, norms)
+    assert "called Other after the dataset" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["", "suffix\tmeasure\n1", "measure\tcentile\nx\t1\t2\n"])
