@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from hyps_bids.cohort.all_sessions import all_sessions
+from hyps_bids.cohort.column_types import infer_types
 from hyps_bids.cohort.level_spellings import sex_of_level
+from hyps_bids.cohort.metadata import join, read_metadata
 from hyps_bids.cohort.own_columns import users_first
 from hyps_bids.cohort.visits import age_column, ages_in_years, dates_in_years
 from hyps_bids.errors import UsageError
 from hyps_bids.messages import join_names, suggest_names
 from hyps_bids.outputs.columns import ColumnDescription
 from hyps_bids.outputs.quality import GEOMETRY
+from hyps_bids.outputs.scan import Scan
 
 _LOG = logging.getLogger("hyps_bids")
 #: Flags of scans whose intracranial volume is doubtful.
@@ -91,6 +96,32 @@ def describe_people(
         found["site"] = site
         table["site"] = _texts(frame[site]).fillna("")
     return People(table, found)
+
+
+def read_people(root: Path, scans: Sequence[Scan]) -> pd.DataFrame:
+    """Read what a dataset says now about the people in scans.
+
+    Parameters
+    ----------
+    root : Path
+        The raw dataset.
+    scans : sequence of Scan
+        Scans, of which only the names count.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By name of the scan: age (years; missing if it is not known) and sex (F, M or empty).
+    """
+    rows = [(f"sub-{s.subject}", f"ses-{s.session}" if s.session else None, s.stem) for s in scans]
+    frame = pd.DataFrame(rows, columns=[*_KEYS, "scan"], dtype="str")
+    metadata = read_metadata(root, frame)
+    added, origins = join(frame, metadata)
+    columns = {str(name): metadata.columns.get(origins[name], {}) for name in added}
+    added = infer_types(added, columns, str(root))
+    frame = pd.concat([frame.assign(flags=None, icv_mm3=np.nan), added], axis=1)
+    people = describe_people(frame, columns, None, all_sessions(root, metadata, frame))
+    return people.table[["age", "sex"]].set_index(frame["scan"])
 
 
 def require_site(frame: pd.DataFrame, site: str | None) -> None:

@@ -38,6 +38,8 @@ _CHARTS = (
     ),
 )
 _HEAD = ["Measure", "Value", "z", "Centile", "95 % interval", "Remarks"]
+#: Years by which an age in a table may differ from the same age, by rounding.
+_SAME_AGE = 0.01
 _UNITS = {"mm3": "mm³", "1": "ratio", "%/year": "% per year"}
 
 
@@ -78,13 +80,15 @@ class _OfScan:
     facts: Mapping[str, Any]
 
 
-def build_norm_sections(output_dir: Path, scans: Sequence[tuple[Scan, str]]) -> list[NormSection]:
+def build_norm_sections(
+    bids_dir: Path, output_dir: Path, scans: Sequence[tuple[Scan, str]]
+) -> list[NormSection]:
     """Build a section for each model of controls with which scans of a subject were compared.
 
     Parameters
     ----------
-    output_dir : Path
-        The derivatives dataset.
+    bids_dir, output_dir : Path
+        The raw dataset and the derivatives dataset.
     scans : sequence of (Scan, str)
         The scans of the subject, and how the page calls them.
 
@@ -92,12 +96,17 @@ def build_norm_sections(output_dir: Path, scans: Sequence[tuple[Scan, str]]) -> 
     -------
     list of NormSection
         Empty without norms. Tables that are damaged, or that belong to earlier outputs of their
-        scan, are left out with a warning in the log.
+        scan, or to another age or sex than the dataset states now, are left out with a warning in
+        the log.
     """
     alike: dict[str, list[_OfScan]] = defaultdict(list)
-    for scan, title in scans:
-        found = _read(output_dir, scan, title)
-        if found is not None:
+    tables = [(scan, _read(output_dir, scan, title)) for scan, title in scans]
+    known = [(scan, found) for scan, found in tables if found is not None]
+    people = _people_now(bids_dir, [scan for scan, _ in known])
+    for scan, found in known:
+        if _is_of_another(found, *people[scan.stem]):
+            _leave_out(scan, "are for another age or sex than the dataset states now")
+        else:
             alike[str(found.facts["Norms"]["SHA256"])].append(found)
     return [_build(group) for group in alike.values()]
 
@@ -134,6 +143,24 @@ def _read(output_dir: Path, scan: Scan, title: str) -> _OfScan | None:
         curves = {name: c for name, c in facts["Curves"].items() if name not in stale}
         facts = {**facts, "Curves": curves}
     return _OfScan(title, by_measure, facts) if by_measure else None
+
+
+def _people_now(bids_dir: Path, scans: Sequence[Scan]) -> dict[str, tuple[float, str]]:
+    """Return age and sex by scan; reports without norms need not import pandas for it."""
+    if not scans:
+        return {}
+    from hyps_bids.norms.people import read_people
+
+    table = read_people(bids_dir, scans)
+    return dict(zip(table.index, zip(table["age"], table["sex"], strict=True), strict=True))
+
+
+def _is_of_another(found: _OfScan, age: float, sex: str) -> bool:
+    """Tell whether the norms are those of another age or sex than is known now."""
+    row = next(iter(found.rows.values()))
+    then = _number(row["age"])
+    older = np.isfinite(age) and (then is None or abs(age - then) > _SAME_AGE)
+    return bool(older or (sex and sex != row["sex"]))
 
 
 def _leave_out(scan: Scan, why: str) -> None:

@@ -93,7 +93,9 @@ def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, s
         columns=_columns(sections),
         runs=dict.fromkeys(s.run for s in sections if s.run is not None),
         methods=_methods(sections),
-        norms=build_norm_sections(output_dir, [(s.facts.scan, s.title) for s in sections]),
+        norms=build_norm_sections(
+            bids_dir, output_dir, [(s.facts.scan, s.title) for s in sections]
+        ),
         viewers=embedded_json(viewers, "viewer-data") if viewers else None,
         settings_text=settings_text,
         side_names=SIDE_NAMES,

@@ -50,7 +50,9 @@ def apply(study: MadeStudy, norms: Path, stems: Sequence[str] = ("sub-x",)) -> p
 
 
 def sections(study: MadeStudy, stems: Sequence[str] = ("sub-x",)) -> list[NormSection]:
-    return build_norm_sections(study.output, [(Scan.from_stem(stem), stem) for stem in stems])
+    return build_norm_sections(
+        study.raw, study.output, [(Scan.from_stem(stem), stem) for stem in stems]
+    )
 
 
 def test_a_scan_is_compared_with_controls_and_shown(other: MadeStudy, norms: Path) -> None:
@@ -98,6 +100,23 @@ def test_norms_of_earlier_results_are_not_shown(
     mark.write_text(json.dumps(json.loads(mark.read_text()) | {"Fingerprint": "new"}))
     assert sections(other) == []
     assert "--apply-norms" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("table", "shown"),
+    [
+        (PARTICIPANT + "\nsub-y 30 F B", True),
+        (PARTICIPANT.replace("60", "61"), False),
+        (PARTICIPANT.replace("M", "F"), False),
+    ],
+)
+def test_norms_for_another_age_or_sex_are_not_shown(
+    other: MadeStudy, norms: Path, table: str, shown: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    apply(other, norms)
+    other.table("participants.tsv", table)
+    assert bool(sections(other)) == shown
+    assert ("another age or sex" in caplog.text) != shown
 
 
 def test_centiles_of_earlier_changes_are_not_shown(
