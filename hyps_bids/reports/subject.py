@@ -51,7 +51,8 @@ def write_subject_report(
     Returns
     -------
     Path
-        ``OUT_DIR/sub-<subject>.html``; the same derivatives give the same file.
+        ``OUT_DIR/sub-<subject>.html``; the same derivatives give the same file, but
+        for where the raw dataset is from there.
 
     Raises
     ------

@@ -88,7 +88,12 @@ def test_every_picture_has_a_description_and_the_same_outputs_give_the_same_file
     study: Study, pages: dict[str, Path]
 ) -> None:
     html = report(study)
-    assert html == pages["02"].read_text()
+    # Only the commands for viewers tell where the raw dataset is from here.
+    pages_alike = [
+        re.sub(r"(\.\./)+(\w+/)*raw/sub-", "raw/sub-", text)
+        for text in (html, pages["02"].read_text())
+    ]
+    assert pages_alike[0] == pages_alike[1]
     labels = re.findall(r'<svg [^>]*role="img" aria-label="([^"]+)"', html)
     assert len(labels) == 5
     table = read_table(facts_files(study.output, named("sub-02"))["morph"])
