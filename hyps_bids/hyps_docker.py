@@ -26,6 +26,7 @@ READ = (
     "--base-model",
     "--bids-filter-file",
     "--config",
+    "--edits",
     "--labels",
     "--use-plugin",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import nibabel as nib
@@ -83,4 +84,7 @@ def _write(piece: sitk.Image, path: Path, compressor: str) -> None:
         writer.UseCompressionOn()
         writer.SetCompressor(compressor)
     writer.SetFileName(str(path))
+    # Writing leaves the process in the locale C, where other tests could not read UTF-8.
+    before = locale.setlocale(locale.LC_ALL)
     writer.Execute(piece)
+    locale.setlocale(locale.LC_ALL, before)
