@@ -98,7 +98,7 @@ def test_another_head_and_a_mirrored_head_are_refused(scan: Scan, demo_bids: Pat
     # Nobody knows which of two heads is the wrong one, but two of three are one person.
     assert align([scan, other]).refusals == ("different-head",) * 2
     assert align([scan, other, moved]).refusals == (None, "different-head", None)
-    empty = scan._replace(intracranial=np.zeros_like(scan.intracranial))
+    empty = moved._replace(intracranial=np.zeros_like(scan.intracranial))
     assert align([scan, empty]).refusals == (None, "no-brain")
 
 
