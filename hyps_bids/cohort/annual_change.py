@@ -10,8 +10,12 @@ from scipy import stats
 
 from hyps_bids.cohort.derived import CROSS_SECTIONAL, volume_columns
 from hyps_bids.cohort.image_contrasts import CONTRAST, contrasts_of, series_of
-from hyps_bids.cohort.visits import scan_order
-from hyps_bids.longitudinal.change import SHORTEST_SPAN
+from hyps_bids.cohort.visits import ages_in_years, scan_order
+from hyps_bids.longitudinal.change import (
+    SHORTEST_SPAN,
+    SHORTEST_SPAN_OF_WHOLE_AGES,
+    WHOLE_AGES,
+)
 from hyps_bids.outputs.columns import CHANGE_COLUMNS
 
 #: Method of the longitudinal results → what their measures begin with
@@ -31,8 +35,8 @@ def annual_change(
     The wide table of the scans that are done becomes a table with one row per subject and volume
     (:data:`~hyps_bids.outputs.columns.CHANGE_COLUMNS`), empty if no subject has two times. Scans of
     different contrasts are never on one line. Subjects
-    whose scans were processed with different models, or span less than three months, have a remark
-    instead of a slope.
+    whose scans were processed with different models, or span less than three months (three years
+    if their times are ages in whole years), have a remark instead of a slope.
 
     Parameters
     ----------
@@ -45,6 +49,11 @@ def annual_change(
         participant, or copies of them.
     """
     order = scan_order(frame)
+    years, ages = order["years_since_first_scan"], ages_in_years(frame)
+    since_first = ages - ages.groupby(series_of(frame)).transform("min")
+    # Ages in months are other numbers than the years between the scans.
+    whole = (order["order_source"] == "age") & (ages == ages.round())
+    whole &= (since_first - years).abs() < 1e-6
     # Times and provenance stay apart from the wide table, which may have any column of the user.
     times = pd.DataFrame(
         {
@@ -52,7 +61,8 @@ def annual_change(
             "participant_id": frame["participant_id"],
             CONTRAST: contrasts_of(frame),
             "session": frame["session_id"].fillna(""),
-            "years": order["years_since_first_scan"],
+            "years": years,
+            "whole_ages": whole,
             "source": order["order_source"],
             "stranger": frame["scan"].isin(strangers) if "scan" in frame else False,
             "made_by": frame["software_version"].fillna("n/a")
@@ -60,8 +70,8 @@ def annual_change(
             + frame["models"].fillna("n/a"),
         }
     )
-    years = times["years"].groupby(times["series"])
-    times = times[years.transform("max") > years.transform("min")]
+    of_series = times["years"].groupby(times["series"])
+    times = times[of_series.transform("max") > of_series.transform("min")]
     measures = [name for kind in CROSS_SECTIONAL for name in volume_columns(frame, kind)]
     tables = [_slopes(times, frame.loc[times.index, name]) for name in measures if len(times)]
     if series is not None and len(series):
@@ -92,6 +102,8 @@ def _slopes(times: pd.DataFrame, volume: pd.Series) -> pd.DataFrame:
         }
     )
     remarks = pd.Series(None, index=table.index, dtype="object")
+    whole_ages = subject["whole_ages"].all()
+    remarks[whole_ages & (table["span_years"] < SHORTEST_SPAN_OF_WHOLE_AGES)] = WHOLE_AGES
     remarks[table["span_years"] < SHORTEST_SPAN] = "times less than three months apart"
     mixed = subject["made_by"].nunique() > 1
     remarks[mixed] = "scans made by different models or versions"
@@ -109,7 +121,7 @@ def _slopes(times: pd.DataFrame, volume: pd.Series) -> pd.DataFrame:
     table["percent_per_year_se"] = 100 * table["mm3_per_year_se"] / table["baseline_mm3"]
     half = table["percent_per_year_se"] * stats.t.ppf(0.975, freedom.where(freedom > 0))
     table["percent_per_year_low"], table["percent_per_year_high"] = percent - half, percent + half
-    table["remarks"] = remarks
+    table["remarks"] = remarks.mask(remarks.isna() & whole_ages, WHOLE_AGES)
     return table.assign(measure=volume.name, method="cross-sectional")
 
 

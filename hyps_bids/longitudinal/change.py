@@ -24,6 +24,11 @@ import numpy as np
 VOLUME, BSI = "volume", "bsi"
 #: Years; over a shorter span, the error of measurement would be a large change per year.
 SHORTEST_SPAN = 0.25
+#: Years; over a shorter span, with ages in whole years, the change per year could be several times
+#: as large or as small.
+SHORTEST_SPAN_OF_WHOLE_AGES = 3.0
+#: Remark about such ages.
+WHOLE_AGES = "ages in whole years, so that the span may be wrong by one year"
 #: Probability that an interval covers the true value.
 COVERAGE = 0.95
 

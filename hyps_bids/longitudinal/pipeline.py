@@ -17,13 +17,15 @@ from nibabel.affines import apply_affine, voxel_sizes
 
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.imaging.roi import box_affine, mirror, shifted
-from hyps_bids.longitudinal.boundary_shift import (
-    Shift,
-    boundary_shift,
-    estimate_tissues,
-    smoothed,
+from hyps_bids.longitudinal.boundary_shift import boundary_shift, estimate_tissues, smoothed
+from hyps_bids.longitudinal.boxes import (
+    Fused,
+    blur_alike,
+    fuse,
+    mask_of,
+    sample_box,
+    soft_volumes,
 )
-from hyps_bids.longitudinal.boxes import blur_alike, fuse, mask_of, sample_box
 from hyps_bids.longitudinal.deformation import deform_to_mean
 from hyps_bids.longitudinal.heads import REFUSALS, Scan, align
 from hyps_bids.longitudinal.intensities import match
@@ -89,13 +91,12 @@ class FollowedSide:
     boundary_refusal : str or None
         Why there is no boundary shift integral, as in :class:`.boundary_shift.Shift`, or
         ``thick-slices``.
-    figures : dict of str to float
-        Over all time points: agreement (smallest Dice of what the network found in a scan and what
-        all scans together say) and boundary_scale (share of a known change that the boundary shift
-        integral alone finds).
-    flags : tuple of str
-        ``unlike`` if the scans differ more than a smooth deformation explains; each then has its
-        own probabilities and volumes.
+    agreement : tuple of float
+        For each time point the Dice of what the network found there and what all scans together
+        say; NaN where missing.
+    unlike : tuple of bool
+        Whether a time point differs from the others more than a smooth deformation explains. It
+        then has its own probabilities and volumes, and no boundary shift unless all are unlike.
     """
 
     affine: np.ndarray
@@ -103,9 +104,24 @@ class FollowedSide:
     volumes: np.ndarray
     boundary_shift: np.ndarray
     images: tuple[np.ndarray | None, ...]
+    agreement: tuple[float, ...]
+    unlike: tuple[bool, ...]
     boundary_refusal: str | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
+
+    @property
+    def all_unlike(self) -> bool:
+        """Whether no two scans were measured together."""
+        return bool(np.array(self.unlike)[np.isfinite(self.volumes[:, -1])].all())
+
+    @property
+    def comparable(self) -> np.ndarray:
+        """Volumes between which a change can be told, as `volumes`, NaN elsewhere.
+
+        The volume of a scan that was measured by itself differs from that of scans that were
+        measured together by several percent, also without change.
+        """
+        alone = np.array(self.unlike)[:, None]
+        return self.volumes if self.all_unlike else np.where(alone, math.nan, self.volumes)
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,8 @@ def _in_order(side: FollowedSide, place: Sequence[int]) -> FollowedSide:
         volumes=side.volumes[place],
         boundary_shift=shift - shift[known[0]] if known.size else shift,
         images=tuple(side.images[k] for k in place),
+        agreement=tuple(side.agreement[k] for k in place),
+        unlike=tuple(side.unlike[k] for k in place),
     )
 
 
@@ -320,29 +338,52 @@ def _finish_side(
     box: np.ndarray, probabilities: np.ndarray, sample: _Sample, count: int
 ) -> FollowedSide:
     """Measure one side in the scans that show it."""
-    displacements = deform_to_mean(sample.images, sample.covered)[
-        (slice(None), slice(None), *_MIDDLE)
-    ]
-    fused = fuse(probabilities, displacements)
-    images = sample.images[(slice(None), *_MIDDLE)]
-    smooth = smoothed(images)
-    tissues = estimate_tissues(smooth.mean(axis=0).ravel())
-    masks = np.stack([mask_of(each) for each in fused.probabilities])
-    shift = boundary_shift(smooth, fused.mean[1:], masks, tissues)
-    if sample.voxel > _THICKEST:
-        shift = Shift(np.full_like(shift.gained, math.nan), "thick-slices", shift.scale)
+    alike, fused, agreement = _fuse_alike(probabilities, sample)
+    used = [sample.used[k] for k in alike]
+    own: dict[int, np.ndarray] = dict(zip(sample.used, probabilities, strict=True))
+    final = own | dict(zip(used, fused.probabilities, strict=True))
+    images = dict(zip(sample.used, sample.images[(slice(None), *_MIDDLE)], strict=True))
     volumes = np.full((count, probabilities.shape[1]), math.nan)
-    shifts = volumes.copy()
-    volumes[sample.used], shifts[sample.used] = fused.volumes, shift.gained
-    figures = {"agreement": float(fused.agreement.min()), "boundary_scale": shift.scale}
-    at = {i: k for k, i in enumerate(sample.used)}
+    for i in set(sample.used) - set(used):
+        volumes[i] = soft_volumes(own[i], mask_of(own[i]))
+    volumes[used] = fused.volumes
+    shifts = np.full_like(volumes, math.nan)
+    refusal: str | None = "thick-slices"
+    if sample.voxel <= _THICKEST:
+        smooth = smoothed(np.stack([images[i] for i in used]))
+        tissues = estimate_tissues(smooth.mean(axis=0).ravel())
+        masks = np.stack([mask_of(each) for each in fused.probabilities])
+        shift = boundary_shift(smooth, fused.mean[1:], masks, tissues)
+        shifts[used], refusal = shift.gained, shift.refusal
+    agreed = dict(zip(sample.used, agreement, strict=True))
     return FollowedSide(
         affine=box,
-        probabilities=tuple(fused.probabilities[at[i]] if i in at else None for i in range(count)),
+        probabilities=tuple(final.get(i) for i in range(count)),
         volumes=volumes,
         boundary_shift=shifts,
-        images=tuple(images[at[i]] if i in at else None for i in range(count)),
-        boundary_refusal=shift.refusal,
-        figures=figures,
-        flags=() if fused.together else ("unlike",),
+        images=tuple(images.get(i) for i in range(count)),
+        agreement=tuple(float(agreed.get(i, math.nan)) for i in range(count)),
+        unlike=tuple(i in own and not (fused.together and i in used) for i in range(count)),
+        boundary_refusal=refusal,
     )
+
+
+def _fuse_alike(probabilities: np.ndarray, sample: _Sample) -> tuple[list[int], Fused, np.ndarray]:
+    """Fuse the scans that are alike; return their positions, the result and all agreements.
+
+    As long as most scans remain, the one that agrees least with the others is left out. If the rest
+    does not agree either, nobody knows which scans are the usual ones, and all are returned.
+    """
+    count = len(probabilities)
+    agreement = np.full(count, math.nan)
+    alike, first = list(range(count)), None
+    while True:
+        displacements = deform_to_mean(sample.images[alike], sample.covered[alike])
+        fused = fuse(probabilities[alike], displacements[(slice(None), slice(None), *_MIDDLE)])
+        agreement[alike] = fused.agreement
+        if fused.together:
+            return alike, fused, agreement
+        first = first or fused
+        if 2 * (len(alike) - 1) <= max(count, 2):
+            return list(range(count)), first, first.agreement
+        del alike[int(fused.agreement.argmin())]

@@ -13,8 +13,9 @@ from nibabel.affines import voxel_sizes
 from hyps_bids.longitudinal.pipeline import Followed, FollowedSide
 from hyps_bids.longitudinal.tables import Course, used_scans
 from hyps_bids.messages import join_names
-from hyps_bids.outputs.columns import SERIES_FIGURES, SERIES_QC_COLUMNS
+from hyps_bids.outputs.columns import SERIES_QC_COLUMNS
 from hyps_bids.outputs.flags import describe_series_flag
+from hyps_bids.outputs.scan import Scan
 
 #: Share by which voxel sizes may differ.
 _VOXELS = 0.1
@@ -24,6 +25,7 @@ _UNLIKE_ITSELF = 0.1
 #: Share of the volume by which both measures of change may differ, if it is less than half of them:
 #: about four standard errors of their difference without change.
 _CONTRADICTION = 0.035
+_FAILED = "scan-failed"
 #: What a raw JSON sidecar says about scanner and sequence → share by which numbers may differ.
 _PROTOCOL = {
     "Manufacturer": 0.0,
@@ -69,8 +71,8 @@ def quality_table(course: Course, followed: Followed, states: Sequence[ScanState
     Returns
     -------
     pandas.DataFrame
-        One row per scan in the order of time, with the columns
-        :data:`~hyps_bids.outputs.columns.SERIES_QC_COLUMNS`.
+        One row per scan in the order of time, and then one per scan that failed by itself, with
+        the columns :data:`~hyps_bids.outputs.columns.SERIES_QC_COLUMNS`.
     """
     rows = []
     names = [scan.path.name for scan in course.scans]
@@ -79,18 +81,27 @@ def quality_table(course: Course, followed: Followed, states: Sequence[ScanState
         flags = [*_flags(i, followed, states)]
         others = join_names(name for k, name in enumerate(names) if k != i)
         words = [describe_series_flag(flag, others).text for flag in flags]
-        row = {
-            "suffix": scan.suffix,
-            "scan": scan.stem,
-            "session_id": f"ses-{scan.session}" if scan.session else None,
+        row: dict[str, object] = {
+            **_keys(scan),
             "status": "used" if followed.to_midway[i] is not None else "refused",
             "reason": describe_series_flag(refusal, others).text if refusal else None,
             "review": "yes" if flags or refusal else "no",
             "reasons": " ".join(words) or None,
             "flags": " ".join([*([refusal] if refusal else []), *flags]) or None,
         }
-        rows.append(row | {k: v for k, v in followed.figures[i].items() if k in SERIES_FIGURES})
+        agreement = {f"agreement_{h}": side.agreement[i] for h, side in followed.sides.items()}
+        rows.append(row | dict(followed.figures[i]) | agreement)
+    reason = describe_series_flag(_FAILED, join_names(names)).text
+    rows += [
+        {**_keys(scan), "status": "failed", "reason": reason, "review": "yes", "flags": _FAILED}
+        for scan in course.failed
+    ]
     return pd.DataFrame(rows, columns=list(SERIES_QC_COLUMNS))
+
+
+def _keys(scan: Scan) -> dict[str, str | None]:
+    session = f"ses-{scan.session}" if scan.session else None
+    return {"suffix": scan.suffix, "scan": scan.stem, "session_id": session}
 
 
 def _flags(i: int, followed: Followed, states: Sequence[ScanState]) -> Iterator[str]:
@@ -104,7 +115,7 @@ def _flags(i: int, followed: Followed, states: Sequence[ScanState]) -> Iterator[
             yield f"missing_{hemi}"
         elif hemi in followed.sides:
             side = followed.sides[hemi]
-            if side.flags:
+            if side.unlike[i]:
                 yield f"unlike_{hemi}"
             if _disagree(side, i):
                 yield f"methods-disagree_{hemi}"
@@ -121,7 +132,7 @@ def _flags(i: int, followed: Followed, states: Sequence[ScanState]) -> Iterator[
 
 def _disagree(side: FollowedSide, i: int) -> bool:
     """Tell whether volume and boundary shift of a scan contradict each other."""
-    volumes = side.volumes[:, -1]
+    volumes = side.comparable[:, -1]
     first = volumes[np.isfinite(volumes)][0]
     by_volume, by_shift = volumes[i] / first - 1, side.boundary_shift[i, -1] / first
     allowed = max(_CONTRADICTION, max(abs(by_volume), abs(by_shift)) / 2)

@@ -12,7 +12,9 @@ import pandas as pd
 from hyps_bids.longitudinal.change import (
     BSI,
     SHORTEST_SPAN,
+    SHORTEST_SPAN_OF_WHOLE_AGES,
     VOLUME,
+    WHOLE_AGES,
     ErrorModel,
     Estimate,
     difference,
@@ -27,9 +29,6 @@ from hyps_bids.outputs.scan import Scan
 #: Sources of times, others tell the order alone.
 _TIMED = ("acq_time", "age")
 _FEW = "found at fewer than two scans"
-_WHOLE_AGES = "ages in whole years, so that the span may be wrong by one year"
-#: Years; below, the change per year could be several times as large or small.
-_SHORTEST_WITH_WHOLE_AGES = 3.0
 _UNLIKE = "the shapes differ so much that each scan was segmented by itself, with an unknown error"
 _REFUSALS = {
     "contrast": "the border of the hippocampus does not have the contrast of T1w images",
@@ -52,12 +51,15 @@ class Course:
         Origin of the order, as the column ``time_source``.
     whole_ages : bool
         Whether the times are differences of ages in whole years.
+    failed : sequence of Scan
+        Scans without results of their own, which have no place in the order.
     """
 
     scans: Sequence[Scan]
     years: np.ndarray
     source: str
     whole_ages: bool = False
+    failed: Sequence[Scan] = ()
 
 
 def volume_table(course: Course, followed: Followed, model: ErrorModel) -> pd.DataFrame:
@@ -77,14 +79,15 @@ def volume_table(course: Course, followed: Followed, model: ErrorModel) -> pd.Da
         session = f"ses-{scan.session}" if scan.session else None
         keys = [scan.suffix, scan.stem, session, visit, since[i]]
         for structure in _structures(followed):
-            volumes, shifts = structure.values(followed)
-            found = np.flatnonzero(np.isfinite(volumes))
-            first = volumes[found[0]] if len(found) else math.nan
-            error = _sd(_model_of(structure.hemi, followed, model), VOLUME, structure.part, volumes)
-            changes = [volumes[i] - first, shifts[i]]
+            volumes, comparable, shifts = structure.values(followed)
+            found = np.flatnonzero(np.isfinite(comparable))
+            first = comparable[found[0]] if len(found) else math.nan
+            own_model = _model_of(structure.hemi, followed, model)
+            error = _sd(own_model, VOLUME, structure.part, comparable)
+            changes = [comparable[i] - first, shifts[i]]
             in_percent = [100 * change / first for change in changes]
             own = [structure.index, structure.name, structure.hemi, structure.part]
-            volume = [volumes[i], error if np.isfinite(volumes[i]) else math.nan]
+            volume = [volumes[i], error if np.isfinite(comparable[i]) else math.nan]
             change = [changes[0], in_percent[0], changes[1], in_percent[1]]
             rows.append([*keys, *own, *volume, *change])
     return pd.DataFrame(rows, columns=list(LONGITUDINAL_COLUMNS)).astype({"index": "Int64"})
@@ -114,7 +117,7 @@ def change_table(
     """
     rows = []
     for structure in _structures(followed):
-        volumes, shifts = structure.values(followed)
+        _, volumes, shifts = structure.values(followed)
         own = _model_of(structure.hemi, followed, model)
         for method, values in ((VOLUME, volumes), (BSI, shifts)):
             sd = _sd(own, method, structure.part, volumes)
@@ -123,10 +126,11 @@ def change_table(
                 refusal = followed.sides[structure.hemi].boundary_refusal
                 if refusal is not None:
                     row["remarks"] = f"refused: {_REFUSALS.get(refusal, refusal)}"
+            parts = [row["remarks"], *_left_out(course, followed, structure.hemi)]
             concerned = [f for f in flags if f.partition("_")[2] in ("", structure.hemi)]
             if concerned:
-                parts = [row["remarks"], f"to review: {', '.join(concerned)}"]
-                row["remarks"] = "; ".join(str(part) for part in parts if part)
+                parts.append(f"to review: {', '.join(concerned)}")
+            row["remarks"] = "; ".join(str(part) for part in parts if part) or None
             keys = {"suffix": course.scans[0].suffix, "time_source": course.source}
             keys |= {"hemi": structure.hemi, "part": structure.part, "method": method}
             rows.append(keys | row)
@@ -148,13 +152,14 @@ class _Structure:
     part: str
     column: int
 
-    def values(self, followed: Followed) -> tuple[np.ndarray, np.ndarray]:
-        """Return volumes and boundary shifts of all scans."""
+    def values(self, followed: Followed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return volumes, those that can be compared, and boundary shifts of all scans."""
         side = followed.sides.get(self.hemi)
         if side is None:
             nothing = np.full(len(followed.to_midway), math.nan)
-            return nothing, nothing
-        return side.volumes[:, self.column], side.boundary_shift[:, self.column]
+            return nothing, nothing, nothing
+        found = side.volumes, side.comparable, side.boundary_shift
+        return found[0][:, self.column], found[1][:, self.column], found[2][:, self.column]
 
 
 def _structures(followed: Followed) -> Iterator[_Structure]:
@@ -170,7 +175,15 @@ def _structures(followed: Followed) -> Iterator[_Structure]:
 def _model_of(hemi: str, followed: Followed, model: ErrorModel) -> ErrorModel:
     """Return the error model of a side: what was measured holds only where scans are alike."""
     side = followed.sides.get(hemi)
-    return ErrorModel({}, 0.0, _UNLIKE) if side is not None and side.flags else model
+    return ErrorModel({}, 0.0, _UNLIKE) if side is not None and side.all_unlike else model
+
+
+def _left_out(course: Course, followed: Followed, hemi: str) -> list[str]:
+    """Name the scans that were measured by themselves, which are on no line with the others."""
+    side = followed.sides.get(hemi)
+    alone = np.isfinite(side.volumes[:, -1]) & np.isnan(side.comparable[:, -1]) if side else []
+    names = [course.scans[i].stem for i in np.flatnonzero(alone).tolist()]
+    return [f"without {', '.join(names)}, whose shape is too different"] if names else []
 
 
 def _sd(model: ErrorModel, method: str, part: str, volumes: np.ndarray) -> float:
@@ -210,7 +223,7 @@ def _change(
         row |= _named("mm3_per_year", line.slope, bounds=False)
         row |= _named("percent_per_year", line.percent)
         if course.whole_ages:
-            remarks.append(_WHOLE_AGES)
+            remarks.append(WHOLE_AGES)
     if math.isnan(sd):
         remarks.append(model.problem)
     return row | {"remarks": "; ".join(remarks) or None}
@@ -222,8 +235,8 @@ def _remarks(course: Course, span: float) -> list[str]:
         return ["the date or age of a scan is unknown"]
     if span == 0:
         return ["scans of one time"]
-    if course.whole_ages and span < _SHORTEST_WITH_WHOLE_AGES:
-        return [_WHOLE_AGES]
+    if course.whole_ages and span < SHORTEST_SPAN_OF_WHOLE_AGES:
+        return [WHOLE_AGES]
     return ["times less than three months apart"] if span < SHORTEST_SPAN else []
 
 

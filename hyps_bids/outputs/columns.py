@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypedDict
 
-from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES
 from hyps_bids.outputs.quality import SCAN_MEASURES, SIDE_MEASURES, quality_bounds
 
 
@@ -247,15 +247,21 @@ SERIES_FIGURES = {
     "rotation_deg": "Rotation from the scan to the midway space, degrees.",
     "translation_mm": "Shift of the middle of the head from the scan to the midway space, mm.",
     "voxel_mm": "Largest side of a voxel of the scan, mm.",
+    **{
+        f"agreement_{hemi}": f"Dice of the {side} hippocampus as the network found it in this scan "
+        "and as all scans of the participant together show it; below 0.85, the scan is measured "
+        "by itself."
+        for hemi, side in SIDE_NAMES.items()
+    },
 }
 #: Column of a series' QC table → description
 SERIES_QC_COLUMNS = {
     **SUFFIX_COLUMN,
     "scan": KEYS["scan"],
     "session_id": KEYS["session_id"],
-    "status": "used; refused: its results over time are left out; failed: there are no results "
-    "over time at all.",
-    "reason": "Why the scan was refused or the series failed, in sentences.",
+    "status": "used; refused: its results over time are left out; failed: the scan failed by "
+    "itself or, if all scans are failed, there are no results over time at all.",
+    "reason": "Why the scan was refused, or what failed, in sentences.",
     "review": "yes: look at this scan before you use its change; no: nothing is conspicuous.",
     "reasons": "Why the scan should be reviewed, in sentences.",
     "flags": "The reasons as codes, separated by spaces, that of a refusal among them.",

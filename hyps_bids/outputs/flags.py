@@ -94,6 +94,11 @@ _SERIES_NOTES = {
         "This scan should be reviewed by itself, as its own QC table says.",
         "Its change over time is doubtful for the same reasons.",
     ),
+    "scan-failed": Note(
+        "failed by itself",
+        "This scan could not be segmented, so that its change over time is not known.",
+        "The QC table of the scan says why.",
+    ),
     "missing": Note(
         "no {side} hippocampus",
         "The {side} hippocampus was not found in this scan, or the field of view ends before it.",
@@ -101,8 +106,8 @@ _SERIES_NOTES = {
     ),
     "unlike": Note(
         "other shape, {side}",
-        "The {side} hippocampus of this scan and of {others} differs by more than a smooth "
-        "deformation, so that each was segmented by itself, and errors are not known.",
+        "The {side} hippocampus of this scan differs from that of {others} by more than a smooth "
+        "deformation, so that it was measured by itself, with an unknown error.",
         "Look at the outlines: one may be wrong, or there was an operation between the scans.",
     ),
     "methods-disagree": Note(

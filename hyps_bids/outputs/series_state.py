@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyps_bids.outputs.completion import all_there, recorded_fingerprint
-from hyps_bids.outputs.names import sidecar_path
+from hyps_bids.outputs.names import scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import Scan
@@ -56,13 +56,34 @@ def find_members(scans: Iterable[Scan], bids_dir: Path, output_dir: Path) -> lis
     """
     found = []
     for scan in sorted(scans, key=lambda each: each.stem):
-        paths = [bids_dir / scan.folder / name for name in scan.image_names]
-        # A link whose content is not here is an image all the same.
-        path = next((path for path in paths if os.path.lexists(path)), None)
+        path = _image_of(scan, bids_dir)
         mark = recorded_fingerprint(scan, output_dir)
         if path is not None and mark is not None and all_there(scan, output_dir):
             found.append(Member(replace(scan, path=path), mark))
     return found
+
+
+def find_failed(scans: Iterable[Scan], bids_dir: Path, output_dir: Path) -> list[Scan]:
+    """Find the scans whose QC table says that they failed, and whose image is still there.
+
+    Parameters
+    ----------
+    scans, bids_dir, output_dir
+        As in :func:`find_members`.
+    """
+    found = []
+    for scan in sorted(scans, key=lambda each: each.stem):
+        rows = _read_text_rows(scan_paths(scan, output_dir)["qc"])
+        if rows and rows[0].get("status") == "failed" and _image_of(scan, bids_dir) is not None:
+            found.append(scan)
+    return found
+
+
+def _image_of(scan: Scan, bids_dir: Path) -> Path | None:
+    """Return where the image of a scan is that is known by its names only."""
+    paths = [bids_dir / scan.folder / name for name in scan.image_names]
+    # A link whose content is not here is an image all the same.
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def are_several(scans: Sequence[Scan], longitudinal: bool | None, *, made: bool = False) -> bool:
@@ -83,7 +104,10 @@ def are_several(scans: Sequence[Scan], longitudinal: bool | None, *, made: bool 
 
 
 def series_fingerprint(
-    members: Iterable[Member], visits: Mapping[str, Sequence[object]], provenance: Provenance
+    members: Iterable[Member],
+    visits: Mapping[str, Sequence[object]],
+    provenance: Provenance,
+    failed: Iterable[Scan] = (),
 ) -> str:
     """Return a digest of everything that decides the results of a series.
 
@@ -95,9 +119,13 @@ def series_fingerprint(
         Stem of each scan → its place in the order of time, as JSON values.
     provenance : Provenance
         Software and networks.
+    failed : iterable of Scan
+        Scans without results, which the QC table of the series names.
     """
     marks = {member.scan.stem: member.fingerprint for member in members}
-    text = json.dumps([marks, {k: list(v) for k, v in visits.items()}, provenance], sort_keys=True)
+    places = {stem: list(place) for stem, place in visits.items()}
+    stems = [scan.stem for scan in failed]
+    text = json.dumps([marks, places, provenance, stems], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -113,8 +141,12 @@ def read_series_record(series: Series, output_dir: Path) -> SeriesRecord | None:
 
 def read_states(series: Series, output_dir: Path) -> list[dict[str, str]]:
     """Return the rows of the QC table of a series as text; none if it cannot be read."""
+    return _read_text_rows(series.paths(output_dir)["qc"])
+
+
+def _read_text_rows(path: Path) -> list[dict[str, str]]:
     try:
-        with series.paths(output_dir)["qc"].open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream, delimiter="\t"))
     except (OSError, UnicodeDecodeError):
         return []

@@ -32,6 +32,8 @@ _TITLES = {
     "rotation_deg": ("Rotation, °", 1),
     "translation_mm": ("Shift, mm", 1),
     "voxel_mm": ("Voxel, mm", 1),
+    "agreement_L": ("Agreement, left", 2),
+    "agreement_R": ("Agreement, right", 2),
 }
 
 
@@ -147,7 +149,7 @@ class SeriesFacts:
 
     @property
     def left_out(self) -> tuple[TimePoint, ...]:
-        """The time points that were refused."""
+        """The time points that were refused or have failed."""
         return tuple(point for point in self.points if point.status != "used")
 
     @property
@@ -208,14 +210,14 @@ def read_series(output_dir: Path, series: Series) -> SeriesFacts:
     paths = series.paths(output_dir)
     problems: list[str] = []
     states = read_rows(paths["qc"], ("scan", "status"), problems)
-    failed = [row for row in states if row["status"] == "failed"]
     measured, annual = [], []
     # Where scans were refused, there may be no change to write down.
     if sum(row["status"] == "used" for row in states) > 1:
         needed = ("scan", "index", "hemi", "part", "volume_mm3")
         measured = read_rows(paths["morph"], needed, problems)
         annual = read_rows(paths["annual"], ("hemi", "part", "method", "n_scans"), problems)
-    if states and not failed and not sidecar_path(paths["qc"]).is_file():
+    failed = all(row["status"] == "failed" for row in states)
+    if not failed and not sidecar_path(paths["qc"]).is_file():
         problems.append(
             f"{sidecar_path(paths['qc']).name} is not there: the series was interrupted; {_AGAIN}"
         )

@@ -119,9 +119,10 @@ class SeriesSection:
         points = self.facts.points
         if self.facts.problems or len(self.facts.used) < 2:
             return State("bad", "✗", "could not be measured")
-        refused, odd = len(self.facts.left_out), sum(bool(p.reasons) for p in self.facts.used)
-        if refused:
-            return State("warn", "!", f"{refused} of {format_count(len(points), 'scan')} refused")
+        left_out, odd = len(self.facts.left_out), sum(bool(p.reasons) for p in self.facts.used)
+        if left_out:
+            of = format_count(len(points), "scan")
+            return State("warn", "!", f"{left_out} of {of} left out")
         if odd:
             return State("warn", "!", f"look at it: {format_count(odd, 'scan')} to review")
         if self.unseen:

@@ -41,6 +41,7 @@ from hyps_bids.outputs.series_files import (
 from hyps_bids.outputs.series_state import (
     Member,
     are_several,
+    find_failed,
     find_members,
     is_series_done,
     recorded_scans,
@@ -94,6 +95,8 @@ class SeriesState:
         Those to follow, in the order of time; empty if they are not to be followed.
     visits : mapping of str to Visit
         Place of each in time, by its stem.
+    failed : sequence of Scan
+        Those that failed by themselves, by name only.
     fingerprint : str
         Digest of what decides the results.
     """
@@ -101,6 +104,7 @@ class SeriesState:
     scans: Sequence[Scan]
     members: Sequence[Member]
     visits: Mapping[str, Visit]
+    failed: Sequence[Scan]
     fingerprint: str
 
 
@@ -129,8 +133,10 @@ def look_at_series(wanted: Sequence[Series], plan: SeriesPlan) -> dict[Series, S
             stem: (each.number, each.source, None if math.isnan(each.years) else each.years)
             for stem, each in own.items()
         }
-        mark = series_fingerprint(members, places, plan.provenance)
-        states[series] = SeriesState(scans, members, own, mark)
+        others = [scan for scan in scans if scan.stem not in own]
+        failed = find_failed(others, plan.bids_dir, plan.output_dir) if members else []
+        mark = series_fingerprint(members, places, plan.provenance, failed)
+        states[series] = SeriesState(scans, members, own, failed, mark)
     return states
 
 
@@ -274,7 +280,7 @@ def _course(state: SeriesState, plan: SeriesPlan) -> Course:
     in_years = not times[0].age_unit or times[0].age_unit.casefold().startswith("y")
     whole = visits[0].source == "age" and in_years and all(t.age == round(t.age) for t in times)
     years = np.array([visit.years for visit in visits])
-    return Course(scans, years, visits[0].source, whole)
+    return Course(scans, years, visits[0].source, whole, state.failed)
 
 
 def _result(

@@ -58,6 +58,18 @@ def test_one_scan_without_date_means_ages() -> None:
     assert (row["mm3_per_year"], row["time_source"]) == (-50, "age")
 
 
+def test_ages_in_whole_years_say_little_about_a_short_time() -> None:
+    rows = [("sub-1", f"ses-{n}", None, 70.0 + n, 3000.0 - 10 * n) for n in range(3)]
+    rows += [("sub-2", f"ses-{n}", None, 70.0 + 2 * n, 3000.0 - 20 * n) for n in range(3)]
+    rows += [("sub-3", f"ses-{n}", None, 70.5 + n, 3000.0 - 10 * n) for n in range(3)]
+    table = annual_change(wide(rows)).set_index("participant_id")
+    assert np.isnan(table.loc["sub-1", "mm3_per_year"])
+    assert table.loc["sub-1", "span_years"] == 2
+    assert table.loc[["sub-2", "sub-3"], "mm3_per_year"].tolist() == pytest.approx([-10, -10])
+    whole = [isinstance(text, str) and "whole years" in text for text in table["remarks"]]
+    assert whole == [True, True, False]
+
+
 def test_subjects_without_a_slope(caplog: pytest.LogCaptureFixture) -> None:
     frame = wide(
         [

@@ -173,3 +173,29 @@ def _without_left(scan: Scan) -> Scan:
     affine[:3, 3] += affine[:3, 0] * (column - 15)
     cropped = replace(image, data=image.data[column - 15 :], affine=affine)
     return scan._replace(image=cropped, centers={"R": scan.centers["R"]})
+
+
+@pytest.mark.slow
+def test_a_resected_hippocampus_does_not_spoil_the_other_time_points(scan: Scan) -> None:
+    network = cached_adapted(shipped_weights(ADAPTER), shipped_weights(BASE), "cpu")
+    scans = [scan, _moved(scan, (3.0, 1.0, -2.0), (2.0, -3.0, 1.0))]
+    scans.append(_with_cavity(_moved(scan, (-2.0, 2.0, 3.0), (0.0, 4.0, -2.0))))
+    points = [TimePoint(*each) for each in scans]
+    left = follow(points, network).sides["L"]
+    assert left.unlike == (False, False, True)
+    assert max(left.agreement[:2]) > 0.9 > 0.85 > left.agreement[2]
+    assert np.isfinite(left.volumes[2]).all()
+    assert np.isnan(left.comparable[2]).all()
+    assert np.isnan(left.boundary_shift[2]).all()
+    np.testing.assert_allclose(left.volumes[1], left.volumes[0], rtol=0.02)
+    np.testing.assert_allclose(left.boundary_shift[1] / left.volumes[0], 0, atol=0.03)
+
+
+def _with_cavity(scan: Scan) -> Scan:
+    """Replace the anterior half of the left hippocampus and what is around it by fluid."""
+    data = scan.image.data.copy()
+    grid = np.moveaxis(np.indices(data.shape), 0, -1)
+    middle = np.add(scan.centers["L"], (0, 14, 0))
+    cavity = np.linalg.norm(apply_affine(scan.image.affine, grid) - middle, axis=-1) < 15
+    data[cavity] = np.percentile(data[data > 0], 10)
+    return scan._replace(image=replace(scan.image, data=data))

@@ -70,6 +70,8 @@ def test_labels_lie_at_the_same_place_of_the_head_in_both_spaces() -> None:
             volumes=np.full((2, 3), 1.0),
             boundary_shift=np.full((2, 3), 0.0),
             images=(np.full(shape, 5, np.float32), None),
+            agreement=(0.95, 0.95),
+            unlike=(False, False),
         )
     followed = Followed((move, np.eye(4)), (None, None), ({}, {}), sides, ("front", "back"))
     image = conformed((120, 140, 90), "PIR")

@@ -32,7 +32,7 @@ def side(
     wholes: Sequence[float],
     shifts: Sequence[float],
     refusal: str | None = None,
-    flags: tuple[str, ...] = (),
+    unlike: Sequence[int] = (),
 ) -> FollowedSide:
     """A hippocampus of two equal parts."""
     volumes, gained = (np.array(each, float) for each in (wholes, shifts))
@@ -44,8 +44,9 @@ def side(
         volumes=np.stack([volumes / 2, volumes / 2, volumes], axis=1),
         boundary_shift=np.stack([gained / 2, gained / 2, gained], axis=1),
         images=images,
+        agreement=tuple(0.7 if i in unlike else 0.95 for i in range(len(found))),
+        unlike=tuple(i in unlike for i in range(len(found))),
         boundary_refusal=refusal,
-        flags=flags,
     )
 
 
@@ -211,7 +212,7 @@ def test_a_row_repeats_the_flags_that_concern_it() -> None:
 
 
 def test_scans_that_no_deformation_joins_are_flagged_and_their_errors_are_unknown() -> None:
-    found = followed(side([3000, 1500], [0, -1500], flags=("unlike",)), side([3000, 2990], [0, -5]))
+    found = followed(side([3000, 1500], [0, -1500], unlike=[0, 1]), side([3000, 2990], [0, -5]))
     table = quality_table(course([0, 1]), found, [state(), state()])
     assert table["flags"].tolist() == ["unlike_L"] * 2
     changes = change_table(course([0, 1]), found, MODEL)
@@ -225,6 +226,28 @@ def test_scans_that_no_deformation_joins_are_flagged_and_their_errors_are_unknow
     known = volumes[volumes["part"] == "whole"].set_index("hemi")["volume_mm3_se"]
     assert known["L"].isna().all()
     assert known["R"].notna().all()
+
+
+def test_one_scan_of_another_shape_leaves_the_others_their_change_and_its_error() -> None:
+    nan = math.nan
+    left = side([3300, 3000, nan, 2970, 2940], [nan, 0, nan, -30, -60], unlike=[0])
+    found, when = followed(left), course([0, 1, 2, 3, 4])
+    quality = quality_table(when, found, [state() for _ in range(5)])
+    assert quality["flags"].fillna("").tolist() == ["unlike_L", "", "missing_L", "", ""]
+    assert quality["agreement_L"].tolist() == [0.7, *[0.95] * 4]
+    volumes = volume_table(when, found, MODEL)
+    volumes = volumes[(volumes["part"] == "whole") & (volumes["hemi"] == "L")].set_index("scan")
+    first, *others = volumes.index
+    assert volumes.loc[first, "volume_mm3"] == 3300
+    assert volumes.loc[first, ["volume_mm3_se", "change_mm3", "bsi_mm3"]].isna().all()
+    assert volumes.loc[others[-1], "change_percent"] == pytest.approx(-2)
+    for method in ("volume", "bsi"):
+        row = row_of(change_table(when, found, MODEL), "L", "whole", method)
+        assert row["n_scans"] == 3
+        assert row["change_percent"] == pytest.approx(-2)
+        assert row["mm3_per_year"] == pytest.approx(-19.29, abs=0.01)
+        assert row["percent_per_year_se"] > 0
+        assert first in row["remarks"]
 
 
 def test_a_volume_that_is_not_that_of_the_scan_by_itself_is_flagged() -> None:

@@ -196,7 +196,9 @@ def test_a_scan_that_fails_or_disappears_leaves_the_series(done: Dataset, rescan
     content = path.read_bytes()
     path.write_bytes(content[:5000])
     assert done.run("--participant-label", "1") == 1
-    assert done.table("qc")["status"].tolist() == ["used"] * 2
+    assert done.table("qc")["status"].tolist() == ["used", "used", "failed"]
+    assert done.table("qc")["scan"].iloc[-1] == "sub-1_ses-3"
+    assert "sub-1_ses-3" in (done.out / "sub-1.html").read_text()
     assert not any("ses-3" in each.name for each in done.over_time())
     path.write_bytes(content)
     assert done.run("--participant-label", "1") == 0
