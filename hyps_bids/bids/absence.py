@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hyps_bids.bids.folders import Participant, in_sessions, near_misses, suffix_of
 from hyps_bids.errors import NothingMatches
@@ -24,51 +25,10 @@ def sorted_suffixes(settings: Settings) -> list[str]:
     return [suffix for suffix in SUFFIXES if suffix in settings.suffix]
 
 
-def refuse_nothing(
-    settings: Settings,
-    participants: Sequence[Participant],
-    nearly: Sequence[str],
-    scans: Sequence[Scan],
-    passed: Sequence[Scan],
-    left_out: LeftOut,
-) -> None:
-    """Refuse if nobody has a selected image; see :func:`name_absent` for the parameters.
+class Found(NamedTuple):
+    """What a dataset has of what was asked for.
 
-    Raises
-    ------
-    NothingMatches
-        If no image was found, or none passes the filters.
-    """
-    if passed:
-        return
-    suffixes = sorted_suffixes(settings)
-    wanted = join_alternatives(suffixes)
-    if scans:
-        raise NothingMatches(
-            f"{settings.bids_filter_file}: passes none of {len(scans)} {wanted} images.",
-            code="no-images-selected",
-        )
-    names = _describe_absent(settings, participants, suffixes, left_out, ())
-    sessions = f", session {join_names(settings.session_label)}" if settings.session_label else ""
-    people = join_names(each.label for each in participants)
-    raise NothingMatches(
-        f"{settings.bids_dir}: there is no {wanted} image of participant {people}{sessions}. What "
-        f"there is instead: {join_names([names, *nearly])}.",
-        code="no-images-selected",
-    )
-
-
-def name_absent(
-    settings: Settings,
-    participants: Sequence[Participant],
-    nearly: Sequence[str],
-    scans: Sequence[Scan],
-    passed: Sequence[Scan],
-    left_out: LeftOut,
-) -> None:
-    """Name the participants without a selected image of any contrast, or without one of them.
-
-    Parameters
+    Attributes
     ----------
     settings : Settings
         Labels, contrasts and filters.
@@ -81,28 +41,72 @@ def name_absent(
     left_out : dict of str to list of (str, str)
         Images that were left out, with reasons.
     """
+
+    settings: Settings
+    participants: Sequence[Participant]
+    nearly: Sequence[str]
+    scans: Sequence[Scan]
+    passed: Sequence[Scan]
+    left_out: LeftOut
+
+
+def refuse_nothing(found: Found) -> None:
+    """Refuse if nobody has a selected image.
+
+    Raises
+    ------
+    NothingMatches
+        If no image was found, or none passes the filters.
+    """
+    if found.passed:
+        return
+    settings = found.settings
     suffixes = sorted_suffixes(settings)
-    selected = {scan.subject for scan in (passed if settings.participant_label else scans)}
+    wanted = join_alternatives(suffixes)
+    if found.scans:
+        raise NothingMatches(
+            f"{settings.bids_filter_file}: passes none of {len(found.scans)} {wanted} images.",
+            code="no-images-selected",
+        )
+    names = _describe_absent(found, found.participants, suffixes, ())
+    sessions = f", session {join_names(settings.session_label)}" if settings.session_label else ""
+    people = join_names(each.label for each in found.participants)
+    raise NothingMatches(
+        f"{settings.bids_dir}: there is no {wanted} image of participant {people}{sessions}. What "
+        f"there is instead: {join_names([names, *found.nearly])}.",
+        code="no-images-selected",
+    )
+
+
+def name_absent(found: Found) -> None:
+    """Name the participants without a selected image of any contrast, or without one of them."""
+    settings, nearly = found.settings, found.nearly
+    suffixes = sorted_suffixes(settings)
+    shown = found.passed if settings.participant_label else found.scans
+    selected = {scan.subject for scan in shown}
     named: set[str] = set()
     # First those who have no image at all, then those who have images of other contrasts only.
     for wanted in [suffixes, *([suffix] for suffix in suffixes if len(suffixes) > 1)]:
-        before = {scan.subject for scan in scans if scan.suffix in wanted}
-        after = {scan.subject for scan in passed if scan.suffix in wanted}
+        before = {scan.subject for scan in found.scans if scan.suffix in wanted}
+        after = {scan.subject for scan in found.passed if scan.suffix in wanted}
         # A filter file excludes participants on purpose, unless their labels were given as well.
         there = named | (after if settings.participant_label else before | after)
-        absent = [each for each in participants if each.label not in there]
+        absent = [each for each in found.participants if each.label not in there]
         if not absent:
             continue
         _LOG.warning(
             "%s without a selected %s image: %s",
             format_count(len(absent), "participant"),
             join_alternatives(wanted),
-            _describe_absent(settings, absent, wanted, left_out, before - after),
+            _describe_absent(found, absent, wanted, before - after),
         )
         if wanted is suffixes:
             named = {each.label for each in absent}
     files = [
-        p for each in participants if each.label in selected for p in each.misspelled(suffixes)
+        path
+        for each in found.participants
+        if each.label in selected
+        for path in each.misspelled(suffixes)
     ]
     if files:
         _LOG.warning("These files are not taken because of their names: %s", join_names(files))
@@ -111,10 +115,9 @@ def name_absent(
 
 
 def _describe_absent(
-    settings: Settings,
+    found: Found,
     absent: Sequence[Participant],
     suffixes: Sequence[str],
-    left_out: LeftOut,
     filtered: Collection[str],
 ) -> str:
     """Name participants without images of these contrasts, and what they have instead.
@@ -122,24 +125,26 @@ def _describe_absent(
     The telling ones come first. `filtered` are those of whom the filter file passes no such image.
     """
     # Participants with a selected image of another contrast are no reason to search all folders.
-    searched = _SEARCHED if set(suffixes) == set(settings.suffix) else 0
+    searched = _SEARCHED if set(suffixes) == set(found.settings.suffix) else 0
     ranked = []
     for number, participant in enumerate(absent):
-        root = settings.bids_dir if number < searched else None
-        rank, text = _instead(settings, root, participant, suffixes, left_out, filtered)
+        root = found.settings.bids_dir if number < searched else None
+        rank, text = _instead(found, root, participant, suffixes, filtered)
         ranked.append((rank, f"{participant.label} ({text})"))
     return join_names(text for _, text in sorted(ranked))
 
 
 def _instead(
-    settings: Settings,
+    found: Found,
     root: Path | None,
     participant: Participant,
     suffixes: Sequence[str],
-    left_out: LeftOut,
     filtered: Collection[str],
 ) -> tuple[int, str]:
-    meant = [each for each in left_out.get(participant.label, ()) if suffix_of(each[0]) in suffixes]
+    settings = found.settings
+    meant = [
+        each for each in found.left_out.get(participant.label, ()) if suffix_of(each[0]) in suffixes
+    ]
     near = [*meant, *near_misses(root, participant, suffixes)]
     if participant.unreadable:
         return 0, "a folder cannot be read"

@@ -12,6 +12,7 @@ from pathlib import Path
 from bids.layout import BIDSLayout
 
 from hyps_bids.bids.absence import (
+    Found,
     LeftOut,
     explain_labels,
     name_absent,
@@ -113,8 +114,9 @@ def find_images(settings: Settings, *, need_content: bool = True) -> FoundImages
         paths = filtered_paths(layout, suffixes, filters, filter_file)
         passed = [scan for scan in scans if scan.path.relative_to(root) in paths]
     unreadable = _name_unreadable(root, participants, none_left=not passed)
-    refuse_nothing(settings, participants, nearly, scans, passed, left_out)
-    name_absent(settings, participants, nearly, scans, passed, left_out)
+    found = Found(settings, participants, nearly, scans, passed, left_out)
+    refuse_nothing(found)
+    name_absent(found)
     _refuse_duplicates(passed)
     if need_content:
         _name_dangling(passed)
