@@ -23,7 +23,12 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, group_scans
 from hyps_bids.outputs.series_state import are_several
 from hyps_bids.outputs.writing import write_text
-from hyps_bids.reports.citation import LONGITUDINAL_METHODS, bibtex, methods_markdown
+from hyps_bids.reports.citation import (
+    LONGITUDINAL_METHODS,
+    bibtex,
+    described_suffixes,
+    methods_markdown,
+)
 from hyps_bids.resources import available_memory_gb, read_many
 from hyps_bids.settings import SUFFIXES, Settings, check_combinations, unused_options
 from hyps_bids.workers import Workers
@@ -228,11 +233,14 @@ def _count_series(settings: Settings, scans: Sequence[Scan]) -> None:
 def _write_participant_methods(
     settings: Settings, provenance: Provenance, *, followed: bool
 ) -> None:
-    """Write the methods text; jobs that share the folder need not all have series."""
+    """Write the methods text, also about what earlier runs or other jobs have put there."""
     path = settings.output_dir / "logs" / "CITATION.md"
+    suffixes = {*settings.suffix}
     with suppress(OSError, UnicodeDecodeError):
-        followed = followed or LONGITUDINAL_METHODS in path.read_text(encoding="utf-8")
-    write_text(path, methods_markdown(provenance, settings.suffix, followed=followed))
+        before = path.read_text(encoding="utf-8")
+        followed = followed or LONGITUDINAL_METHODS in before
+        suffixes |= described_suffixes(before)
+    write_text(path, methods_markdown(provenance, suffixes, followed=followed))
 
 
 def _warn_of_unseen_contrasts(adapter: Path, scans: Sequence[Scan]) -> None:

@@ -82,6 +82,21 @@ def methods_markdown(
     return f"{text}\n{LONGITUDINAL_METHODS}" if followed else text
 
 
+def described_suffixes(markdown: str) -> set[Suffix]:
+    """Return the suffixes of the images that an earlier methods text is about.
+
+    Examples
+    --------
+    >>> record = {"Name": "x", "SHA256": "0" * 64}
+    >>> models = dict.fromkeys(("Localizer", "Base", "Adapter"), record)
+    >>> made_by = {"SoftwareVersion": "1", "BiasFieldCorrection": "none", "Models": models}
+    >>> sorted(described_suffixes(methods_markdown(made_by, ("T1w", "UNIT1"))))
+    ['T1w', 'UNIT1']
+    """
+    found = re.search(r"in each (.+?) image", markdown)
+    return {s for s, words in _CONTRASTS.items() if found and words in found[1]}
+
+
 def methods_html(provenance: Provenance, suffixes: Collection[str] = ("T1w",)) -> Markup:
     """Write the methods text as HTML, with the list of the works that it cites."""
     return to_html(methods_markdown(provenance, suffixes))

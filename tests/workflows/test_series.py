@@ -296,6 +296,8 @@ def test_contrasts_are_series_of_their_own(dataset: Dataset, rescan: Rescan) -> 
     names = {path.name.partition("_desc-")[0] for path in dataset.over_time()}
     assert "sub-1_ses-3_space-midwayT2w_seg-hippocampus" in names
     assert not any("T1w" in name for name in names)
+    # The second run was about T2w images only, and the outputs are about both.
+    assert "T1-weighted or T2-weighted" in (dataset.out / "logs/CITATION.md").read_text()
 
 
 def test_a_side_that_is_missing_at_one_time(dataset: Dataset, rescan: Rescan) -> None:
