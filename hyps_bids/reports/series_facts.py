@@ -22,8 +22,19 @@ from hyps_bids.reports.scan_facts import color_of, read_colors, read_number, rea
 _AGAIN = "run the participant level again"
 #: Normal quantile of a 95 % interval.
 _TWO_SIDED = 1.959964
-#: Columns of the QC table that are no figures.
-_STATE = ("suffix", "scan", "session_id", "status", "reason", "review", "reasons", "flags")
+#: Columns of the QC table that are no figures, or whose flags say what matters.
+_STATE = (
+    "suffix",
+    "scan",
+    "session_id",
+    "status",
+    "reason",
+    "review",
+    "reasons",
+    "flags",
+    "agreement_L",
+    "agreement_R",
+)
 #: Figure of a scan → title and decimals
 _TITLES = {
     "mask_overlap": ("Overlap of heads", 3),
@@ -32,8 +43,6 @@ _TITLES = {
     "rotation_deg": ("Rotation, °", 1),
     "translation_mm": ("Shift, mm", 1),
     "voxel_mm": ("Voxel, mm", 1),
-    "agreement_L": ("Agreement, left", 2),
-    "agreement_R": ("Agreement, right", 2),
 }
 
 
