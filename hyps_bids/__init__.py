@@ -1,6 +1,6 @@
 """HyPS-BIDS: hippocampus segmentation in T1-weighted MRI as a BIDS App.
 
-:func:`segment` segments single images from Python.
+:func:`hyps_bids.segment` segments single images from Python.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Arguments without the program's name; those of the process if None.
     """
     try:
-        args = _parser().parse_args(argv)
+        args = build_parser().parse_args(argv)
         command = _command(args)
         if args.dry_run:
             print(subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command))
@@ -130,7 +130,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(64, f"hyps-docker: error: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; the documentation is made from it, too."""
     parser = _Parser(
         prog="hyps-docker",
         description="Run hyps-bids in a container of Docker, Podman or Apptainer.",

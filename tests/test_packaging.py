@@ -68,7 +68,9 @@ def test_every_direct_dependency_is_pinned(root: Path) -> None:
     wanted = [*project["dependencies"], *extras["test"], *extras["docs"]]
     lines = (root / "constraints" / "cpu.txt").read_text().splitlines()
 
-    names = {re.split(r"[>=<\[ ]", requirement)[0].lower() for requirement in wanted}
+    names = {re.split(r"[>=<\[ ]", requirement)[0].lower() for requirement in wanted} - {
+        "hyps-bids"
+    }
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
 
     assert names == pinned

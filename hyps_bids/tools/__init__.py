@@ -21,7 +21,7 @@ from hyps_bids.tools import (
 )
 from hyps_bids.tools.synthesize import sample_figure
 
-__all__ = ["main", "sample_figure"]
+__all__ = ["build_parser", "main", "sample_figure"]
 
 _COMMANDS = (
     segment,
@@ -43,16 +43,21 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit code: 0, that of a :class:`~hyps_bids.errors.HypsError`, or the command's own.
     """
-    parser = Parser(prog="hyps-tools", description="Tools around the BIDS App hyps-bids.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in _COMMANDS:
-        module.add_command(commands)
 
     def run() -> int:
-        args = parser.parse_args(argv)
+        args = build_parser().parse_args(argv)
         check_working_folder()
         start_logging()
         code: int = args.run(args)
         return code
 
     return run_command("hyps-tools", run)
+
+
+def build_parser() -> Parser:
+    """Build the parser of all commands; the documentation is made from it, too."""
+    parser = Parser(prog="hyps-tools", description="Tools around the BIDS App hyps-bids.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in _COMMANDS:
+        module.add_command(commands)
+    return parser
