@@ -36,7 +36,10 @@ from hyps_bids.workspace import Run, name_run, start_log_file, work_folder
 
 if TYPE_CHECKING:
     from hyps_bids.norms.folder import StoredNorms
+    from hyps_bids.outputs.space_files import TemplateRecord
+    from hyps_bids.segmentation.setup import Setup
     from hyps_bids.series.follow import SeriesPlan
+    from hyps_bids.spaces.place import SpacePlan
 
 _LOG = logging.getLogger("hyps_bids")
 #: Memory in GB that a run needs for one scan of 256³ voxels at a time.
@@ -81,6 +84,7 @@ def _run_participant_level(settings: Settings) -> int:
         # Validate the plugin file first, so that a bad one fails before any output is written.
         plugin = read_plugin(settings.use_plugin)["plugin"]
         check_paths(plugin, settings.output_dir, settings.work_dir or settings.output_dir)
+    templates = _find_templates(settings)
     found = find_images(settings, need_content=not settings.reports_only)
     scans = found.scans
     if settings.dry_run:
@@ -100,7 +104,7 @@ def _run_participant_level(settings: Settings) -> int:
         if settings.reports_only:
             start_log_file(log_dir, settings)
         else:
-            failed, unreported = _segment(this_run, scans, norms)
+            failed, unreported = _segment(this_run, scans, norms, templates)
             if norms is not None:
                 from hyps_bids.norms.apply import apply_to_scans
 
@@ -126,8 +130,21 @@ def _load_norms(settings: Settings) -> StoredNorms | None:
     return load_folder(settings.apply_norms)
 
 
+def _find_templates(settings: Settings) -> Sequence[TemplateRecord]:
+    """Find the templates of --output-spaces, so that missing ones end the run at once."""
+    if not settings.output_spaces or settings.reports_only:
+        return ()
+    from hyps_bids.outputs.spaces import parse_spaces
+    from hyps_bids.spaces.template import find_templates
+
+    return find_templates(parse_spaces(settings.output_spaces))
+
+
 def _segment(
-    run: Run, scans: Sequence[Scan], norms: StoredNorms | None
+    run: Run,
+    scans: Sequence[Scan],
+    norms: StoredNorms | None,
+    templates: Sequence[TemplateRecord],
 ) -> tuple[Collection[object], list[str]]:
     """Segment the scans that are not done yet, and follow series that are out of date.
 
@@ -155,6 +172,7 @@ def _segment(
 
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(run, setup, len(to_do))
+    places = _plan_spaces(settings, setup, scans, to_do, templates)
     write_dataset_files(settings, labels=setup.labels)
     start_log_file(run.log_dir, settings)
     known = _scans_in_outputs(settings, scans)
@@ -180,7 +198,53 @@ def _segment(
             # Other jobs have finished further scans of the same participants.
             series = plan_series(settings, setup, scans, now)
         failed += _follow(run, series, to_do, failed)
+        failed += _place(run, scans, places)
     return failed, unreported
+
+
+def _plan_spaces(
+    settings: Settings,
+    setup: Setup,
+    scans: Sequence[Scan],
+    to_do: Sequence[Scan],
+    templates: Sequence[TemplateRecord],
+) -> SpacePlan | None:
+    """Load the templates if there is a scan to bring to one; bad ones end the run here."""
+    if not templates:
+        return None
+    from hyps_bids.spaces.place import SpacePlan, is_placed
+    from hyps_bids.spaces.template import load_templates
+
+    output = settings.output_dir.absolute()
+    plan = SpacePlan(output, tuple(templates), setup.localizer, tuple(setup.labels))
+    if to_do or not all(read_many(lambda scan: is_placed(scan, plan), scans)):
+        load_templates(templates, setup.localizer)
+    return plan
+
+
+def _place(run: Run, scans: Sequence[Scan], plan: SpacePlan | None) -> list[Scan]:
+    """Bring the scans that are done to the spaces of templates; return those that failed."""
+    if plan is None:
+        return []
+    from hyps_bids.spaces.place import is_placed, name_refused
+
+    current = read_many(lambda scan: is_placed(scan, plan), scans)
+    left = [scan for scan, is_so in zip(scans, current, strict=True) if not is_so]
+    failed: list[Scan] = []
+    if left:
+        from hyps_bids.workflows.execution import place_scans
+
+        failed = place_scans(run, left, plan)
+    for text in name_refused(left, plan):
+        _LOG.warning("%s", text)
+    _LOG.info(
+        "In the space of %s: %d of %s placed before, %d now",
+        join_names(template.space.label for template in plan.templates),
+        len(scans) - len(left),
+        format_count(len(scans), "scan"),
+        len(left) - len(failed),
+    )
+    return failed
 
 
 def _find_edits(settings: Settings, scans: Sequence[Scan]) -> Mapping[str, Edit]:

@@ -170,12 +170,25 @@ def _command(args: argparse.Namespace) -> list[str]:
     binds.add(out_dir, write=True)
     binds.add(bids_dir)
     rest = _bind_options(args.rest, binds, args.dry_run)
-    mounts = []
+    mounts = _templates(args.rest, binds)
     for path, write in binds.needed():
         mounts += ["--mount", _mount(path, write, engine)]
     gpu = args.gpu or _wants_gpu(args.rest)
     start = _start(engine, args.image, mounts, gpu, args.user)
     return [*start, _inside(bids_dir), _inside(out_dir), args.level, *rest]
+
+
+def _templates(rest: Sequence[str], binds: Binds) -> list[str]:
+    """Bind the folder of templates if there is one, and return the options that name it inside."""
+    home = os.environ.get("TEMPLATEFLOW_HOME")
+    if not home and any(re.match("--output[-_]spaces", word) for word in rest):
+        home = os.path.join(os.path.expanduser("~"), ".cache", "templateflow")
+    if not home or not os.path.isdir(os.path.expanduser(home)):
+        # hyps-bids says how to get templates if it needs them.
+        return []
+    path = _existing(home)
+    binds.add(path)
+    return ["--env", f"TEMPLATEFLOW_HOME={_inside(path)}"]
 
 
 def _find_engine(image: str) -> str:

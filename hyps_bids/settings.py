@@ -171,6 +171,14 @@ class ParticipantSettings:
         "runs; with it, scans that have none in it get the networks' labels back.",
         "DIR",
     )
+    output_spaces: tuple[str, ...] = option(
+        (),
+        "Also bring labels and probabilities to the spaces of these templates of TemplateFlow, "
+        "such as MNI152NLin2009cAsym or MNI152NLin2009cAsym:res-2, by an affine transform. T1w "
+        "means the scan's own space, which is always written. Templates are read from "
+        "TEMPLATEFLOW_HOME and never fetched.",
+        "SPACE",
+    )
     use_plugin: Path | None = option(
         None,
         "Run the scans with the nipype plugin, such as SLURM, that this YAML, JSON or TOML file "

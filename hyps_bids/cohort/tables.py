@@ -15,6 +15,7 @@ from hyps_bids.cohort.annual_change import annual_change
 from hyps_bids.cohort.formulas import formula_variables
 from hyps_bids.cohort.gather import find_outputs, gather
 from hyps_bids.cohort.gather_series import find_strangers, gather_series, with_present_times
+from hyps_bids.cohort.gather_spaces import gather_spaces
 from hyps_bids.cohort.icv import parse_controls
 from hyps_bids.cohort.image_contrasts import count_contrasts
 from hyps_bids.cohort.metadata import Metadata, read_metadata
@@ -39,6 +40,7 @@ from hyps_bids.outputs.columns import (
     POSTHOC_COLUMNS,
     SERIES_MORPH_COLUMNS,
     SERIES_QC_COLUMNS,
+    SPACE_QC_COLUMNS,
     ColumnDescription,
     described,
     table_columns,
@@ -51,6 +53,7 @@ from hyps_bids.outputs.reading import (
     NORMS,
     POSTHOC,
     SERIES_QC,
+    SPACE_QC,
     WIDE,
     read_wide,
 )
@@ -135,6 +138,8 @@ def write_group_tables(settings: Settings) -> GroupTables:
     series_qc = pd.DataFrame() if series is None else series.qc
     qc_columns = described(KEYS | CONTRAST_COLUMN | SERIES_QC_COLUMNS)
     _write(settings, SERIES_QC, series_qc, qc_columns, optional=True)
+    placed = gather_spaces(gathered.fingerprints, output)
+    _write(settings, SPACE_QC, placed, described(KEYS | SPACE_QC_COLUMNS), optional=True)
     _warn_of_mixture(gathered.provenance)
     metadata = read_metadata(settings.bids_dir, qc[[*KEYS]], _named_columns(settings))
     wide, columns = build_wide_table(gathered, qc, metadata, settings)

@@ -70,6 +70,32 @@ def world_grid(
     return (int(count[0]), int(count[1]), int(count[2])), grid
 
 
+def covered(
+    shape: Sequence[int], affine: np.ndarray, target_shape: Sequence[int], target: np.ndarray
+) -> np.ndarray:
+    """Mark the voxels of a grid that lie between the voxels of an image.
+
+    Parameters
+    ----------
+    shape, affine : sequence of int, numpy.ndarray
+        Shape of the image and its voxel-to-world transform.
+    target_shape, target : sequence of int, numpy.ndarray
+        Shape and voxel-to-world transform of the grid.
+
+    Examples
+    --------
+    >>> covered((2, 2, 2), np.eye(4), (3, 1, 1), np.eye(4)).ravel().tolist()
+    [True, True, False]
+    """
+    to_image = np.linalg.inv(affine) @ target
+    x, y, z = (np.arange(side, dtype=np.float32) for side in target_shape)
+    inside = np.ones(tuple(target_shape), bool)
+    for row, side in zip(to_image, shape, strict=False):
+        place = row[0] * x[:, None, None] + row[1] * y[:, None] + row[2] * z + row[3]
+        inside &= (place >= 0) & (place <= side - 1)
+    return inside
+
+
 def coarsen(
     data: np.ndarray, affine: np.ndarray, spacing: float, oversampling: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.resample import extent, resample, world_grid
+from hyps_bids.imaging.registration import rigid_between
+from hyps_bids.imaging.resample import covered, extent, resample, world_grid
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
 
 #: Standard deviation of the window in which intensities are standardized, voxels.
@@ -69,7 +70,7 @@ def structure(
     origin = shifted(image.affine, [piece.start for piece in part])
     data = resample(image.data[part], origin, shape, grid, smooth=spacing)
     inside = resample(mask, mask_affine, shape, grid) > 0.5
-    counts = (inside & covered_by(image, shape, grid)).astype(np.float32)
+    counts = (inside & covered(image.data.shape, image.affine, shape, grid)).astype(np.float32)
     weight = ndimage.gaussian_filter(counts, _WINDOW, truncate=3)
     level = np.maximum(weight, 1e-3)
     residual = data - ndimage.gaussian_filter(data * counts, _WINDOW, truncate=3) / level
@@ -80,17 +81,6 @@ def structure(
     least = max(_FLAT * usual, float(np.finfo(np.float32).tiny))
     values = np.clip(residual / np.maximum(sd, least), -3, 3) * counts
     return Structure(np.stack([values, counts]).astype(np.float32), grid)
-
-
-def covered_by(image: ConformedImage, shape: Sequence[int], grid: np.ndarray) -> np.ndarray:
-    """Mark the voxels of a grid that the image covers."""
-    to_image = np.linalg.inv(image.affine) @ grid
-    x, y, z = (np.arange(side, dtype=np.float32) for side in shape)
-    inside = np.ones(tuple(shape), bool)
-    for row, side in zip(to_image, image.data.shape, strict=False):
-        place = row[0] * x[:, None, None] + row[1] * y[:, None] + row[2] * z + row[3]
-        inside &= (place >= 0) & (place <= side - 1)
-    return inside
 
 
 def first_guess(
@@ -119,16 +109,7 @@ def first_guess(
         np.array([middle, *(own[hemi] for hemi in sides)], float)
         for middle, own in zip(middles, centers, strict=True)
     ]
-    first = places[0] - places[0].mean(axis=0)
-    moves = []
-    for own in places:
-        turn = np.eye(3)
-        if len(sides) == 2:
-            turn = Rotation.align_vectors(own - own.mean(axis=0), first)[0].as_matrix()
-        move = np.eye(4)
-        move[:3, :3] = turn
-        move[:3, 3] = own.mean(axis=0) - turn @ places[0].mean(axis=0)
-        moves.append(move)
+    moves = [rigid_between(places[0], own) for own in places]
     return centered(moves, places[0].mean(axis=0))
 
 

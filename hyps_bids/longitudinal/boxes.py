@@ -10,10 +10,9 @@ from scipy import ndimage
 
 from hyps_bids.imaging.agreement import dice
 from hyps_bids.imaging.conform import ConformedImage
-from hyps_bids.imaging.resample import coarsen
+from hyps_bids.imaging.resample import coarsen, covered
 from hyps_bids.imaging.roi import index_range, shifted
 from hyps_bids.imaging.volumes import SOFT_MARGIN, decide, largest_component, within
-from hyps_bids.longitudinal.alignment import covered_by
 from hyps_bids.longitudinal.deformation import carry, expansion, inverse
 
 #: Standard deviation of a Gaussian whose full width at half maximum is 1.
@@ -46,7 +45,7 @@ def sample_box(
         Boolean mask: True where the scan has voxels.
     """
     grid = move @ box
-    inside = covered_by(image, shape, grid)
+    inside = covered(image.data.shape, image.affine, shape, grid)
     region = index_range(shape, grid, image.data.shape, image.affine, margin=8)
     if any(part.stop - part.start < 2 for part in region):
         return np.zeros(shape, np.float32), np.zeros(shape, bool)

@@ -268,6 +268,38 @@ SERIES_QC_COLUMNS = {
     **SERIES_FIGURES,
 }
 
+#: Figure of the registration of a scan with a template → description
+SPACE_FIGURES = {
+    "covered": "Share of the template's intracranial space that the field of view covers.",
+    "overlap": "Dice of the intracranial masks of the scan and of the template, at 2.5 mm, where "
+    "the field of view covers the template.",
+    "hippocampus_L": "Dice of the left hippocampus of the scan with that which the localizer finds "
+    "in the template, at 2.5 mm. The localizer is coarse and its protocol larger.",
+    "hippocampus_R": "The same on the right side.",
+    "similarity": "Share of the variance of intensities in the scan that those of the template "
+    "explain (correlation ratio), inside the skull, at 2.5 mm. Low for other contrasts.",
+    "scale_least": "Smallest factor by which the transform stretches the scan.",
+    "scale_most": "Largest factor by which the transform stretches the scan.",
+    "volume_factor": "Factor by which the transform changes volumes (determinant).",
+    "rotation_deg": "Rotation of the scan to the template, degrees.",
+}
+#: Column of a scan's QC table in the space of a template → description
+SPACE_QC_COLUMNS = {
+    **SUFFIX_COLUMN,
+    "scan": KEYS["scan"],
+    "session_id": KEYS["session_id"],
+    "space": "Template, and its resolution if one was asked for.",
+    "status": "done; refused: the registration failed its checks, so there are no images in this "
+    "space; stale: they are not those of the present results of the scan (group level only). The "
+    "results on the scan's own grid are not affected.",
+    "reason": "Why it was refused or is stale, in sentences.",
+    "review": "yes: look at the images in this space before you use them; no: nothing is "
+    "conspicuous.",
+    "reasons": "Why they should be reviewed, in sentences.",
+    "flags": "The reasons as codes, separated by spaces, that of a refusal among them.",
+    **SPACE_FIGURES,
+}
+
 #: Column of the table of comparisons after linear models → description
 POSTHOC_COLUMNS = {
     "model": "The formula.",

@@ -58,6 +58,9 @@ Hippocampus segmentations of MRI, made by HyPS-BIDS {version}.
 | `*_desc-longitudinal_qc.tsv` | which of these scans were used or refused, and which to review |
 | `*_desc-longitudinal_dseg.nii.gz` | labels of each of these scans; with `space-midway`, in the space midway between them |
 | `*_to-midway_mode-image_xfm.txt` | transform from a scan to that space, in the format of ITK |
+| `*_space-TEMPLATE_*_desc-affine_dseg.nii.gz`, `*_probseg.nii.gz` | labels and probabilities in the space of a template (`--output-spaces`), by an affine transform: no volumes from here |
+| `*_to-TEMPLATE_mode-image_xfm.txt`, `*_from-TEMPLATE_to-*_xfm.txt` | these transforms, in the format of ITK |
+| `*_space-TEMPLATE_*_desc-affine_qc.tsv` | how well the scan fits the template |
 | `*_seg-hippocampus_norms.tsv` | centiles among the controls of a norm (`--apply-norms`); `.json` has the curves |
 | `group_*.tsv` | the same tables over all scans, derived measures and statistics; names with `space-` are of other contrasts than T1w |
 | `models/` | adapters, classifiers and norms made on this dataset, each with its card |

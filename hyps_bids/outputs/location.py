@@ -18,7 +18,7 @@ _LOG = logging.getLogger("hyps_bids")
 _NOT_RAW = ("derivatives", "sourcedata", "code")
 #: Names in a work folder of ours: workflows, caches, adapters in training, and runs.
 _OF_WORK = (
-    "(participant|series|reports)_wf",
+    "(participant|series|spaces|reports)_wf",
     r"caches\w*",
     "adapter-.+",
     r"\d{8}T\d{6}_[0-9a-f]{12}",

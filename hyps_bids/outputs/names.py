@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from hyps_bids.outputs.scan import ANNUAL_CHANGE, DEFAULT_SUFFIX, LONGITUDINAL, Scan
+from hyps_bids.outputs.scan import AFFINE, ANNUAL_CHANGE, DEFAULT_SUFFIX, LONGITUDINAL, Scan
 
 #: Value of the entity ``seg`` of our segmentations.
 SEG = "hippocampus"
@@ -18,8 +18,8 @@ _ORDER = ("seg", "res", "den", "label", "desc")
 T1W_ALONE = (DEFAULT_SUFFIX,)
 #: Version 0.1 left these entities before ``seg``, which is not valid.
 _LATE = re.compile(r"_(?:res|den|label|desc)-")
-#: Ends of ``desc`` in names of results over several scans, which are no scan's own.
-_OVER_TIME = (LONGITUDINAL, ANNUAL_CHANGE)
+#: Ends of ``desc`` in names of results over several scans, or in the space of a template.
+_NOT_OWN = (LONGITUDINAL, ANNUAL_CHANGE, AFFINE)
 
 
 def output_path(
@@ -92,8 +92,8 @@ def parse_output(name: str) -> tuple[str, str] | None:
     source, _, rest = name.partition(f"_{SEG_PREFIX}_")
     *derived, kind = rest.split("_")
     stem = "_".join([source, *derived])
-    over_time = any(part.startswith("desc-") and part.endswith(_OVER_TIME) for part in derived)
-    is_ours = kind and not (name.startswith(".") or over_time or _LATE.search(source))
+    elsewhere = any(part.startswith("desc-") and part.endswith(_NOT_OWN) for part in derived)
+    is_ours = kind and not (name.startswith(".") or elsewhere or _LATE.search(source))
     return (stem, kind) if is_ours else None
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WIDE, CHANGE, LINEAR_MODELS = "desc-wide_morph", "desc-longitudinal_morph", "desc-models_morph"
 #: One row per scan of the participants who have longitudinal results.
 SERIES_QC = "desc-longitudinal_qc"
+#: One row per scan and template.
+SPACE_QC = "desc-affine_qc"
 #: Measures harmonized by site, as they were used in linear models.
 HARMONIZED = "desc-harmonized_morph"
 POSTHOC = "desc-posthoc_morph"

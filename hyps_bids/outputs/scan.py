@@ -16,7 +16,9 @@ OWN_SPACES = frozenset({"T1w", "individual", "native", "orig", "scanner"})
 _LATE = ("res", "den", "label", "desc")
 #: Ends of ``desc`` in the names of results over several scans; see :mod:`hyps_bids.outputs.series`.
 LONGITUDINAL, ANNUAL_CHANGE = "longitudinal", "annualchange"
-_RESERVED = re.compile(rf"(.*(?:{LONGITUDINAL}|{ANNUAL_CHANGE}))(0*)")
+#: End of ``desc`` in the names of a scan's results in the space of a template.
+AFFINE = "affine"
+_RESERVED = re.compile(rf"(.*(?:{LONGITUDINAL}|{ANNUAL_CHANGE}|{AFFINE}))(0*)")
 #: Entity that tells contrasts of the same suffix apart → its name in filter files
 CONTRAST_ENTITIES = {"ce": "ceagent", "echo": "echo", "part": "part"}
 #: Entities that stand behind ``space`` in the order of BIDS, but before ``seg``.
@@ -128,7 +130,8 @@ class Scan:
     def derived_entities(self) -> dict[str, str]:
         """The entities that stand behind ``seg`` in the names of derivatives, in their order.
 
-        A ``desc`` that would make them names of results over several scans has a zero added.
+        A ``desc`` that would make them names of results over several scans, or in the space of a
+        template, has a zero added.
         """
         values = dict(self.entities)
         if _RESERVED.fullmatch(values.get("desc", "")):

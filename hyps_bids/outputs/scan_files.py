@@ -18,6 +18,7 @@ from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
 from hyps_bids.outputs.names import bids_uri, norms_path, scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.spaces import remove_spaces
 from hyps_bids.outputs.writing import (
     remove_file,
     remove_stale,
@@ -144,6 +145,7 @@ def write_result(
         # look done. The mark of another job that has just made the same outputs stays.
         remove_file(sidecar_path(paths["qc"]))
         remove_norms(scan, output_dir)
+        remove_spaces(scan, output_dir)
     remove_stale(paths["qc"].parent)
     source = nib.load(scan.path)
     table = label_table(measures.parts)
@@ -233,6 +235,10 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
             remove_file(path)
         except CannotCreateOutput as problem:
             problems.append(problem)
+    try:
+        remove_spaces(scan, output_dir)
+    except CannotCreateOutput as problem:
+        problems.append(problem)
     remove_stale(paths["qc"].parent)
     if problems:
         raise problems[0]

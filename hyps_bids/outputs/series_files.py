@@ -23,6 +23,7 @@ from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import grid_metadata, grid_of
 from hyps_bids.outputs.series import Series, time_point_paths
 from hyps_bids.outputs.series_state import Member, is_series_done, leftover_files
+from hyps_bids.outputs.transforms import itk_transform
 from hyps_bids.outputs.writing import (
     remove_file,
     remove_stale,
@@ -35,9 +36,6 @@ from hyps_bids.outputs.writing import (
 if TYPE_CHECKING:
     # Imported where tables are made: removing files needs only the names here.
     import pandas as pd
-
-#: World coordinates of ITK are LPS, ours are RAS.
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -216,31 +214,6 @@ def remove_series(series: Series, scans: Sequence[Scan], output_dir: Path) -> No
             problems.append(problem)
     if problems:
         raise problems[0]
-
-
-def itk_transform(matrix: np.ndarray) -> str:
-    """Write a transform of images as ITK does.
-
-    Parameters
-    ----------
-    matrix : numpy.ndarray
-        From the world of the images to that of the result (RAS, mm), shape (4, 4). ITK stores the
-        opposite: from the points of the result to those of the images, in LPS.
-
-    Returns
-    -------
-    str
-        Content of a text file.
-    """
-    back = _FLIP @ np.linalg.inv(matrix) @ _FLIP
-    numbers = " ".join(repr(float(x)) for x in (*back[:3, :3].ravel(), *back[:3, 3]))
-    return (
-        "#Insight Transform File V1.0\n"
-        "#Transform 0\n"
-        "Transform: AffineTransform_double_3_3\n"
-        f"Parameters: {numbers}\n"
-        "FixedParameters: 0 0 0\n"
-    )
 
 
 def _write_time_point(

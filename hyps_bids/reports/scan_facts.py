@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, cast
 
+from hyps_bids.outputs.completion import recorded_fingerprint
 from hyps_bids.outputs.flags import (
     Note,
     describe_bounds,
@@ -29,9 +30,22 @@ from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.quality import EXPECTED, EXPECTED_LOW, SCAN_MEASURES, quality_bounds
 from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import DEFAULT_SUFFIX, IMAGE_NAME, Scan
+from hyps_bids.outputs.space_flags import describe_space_flag
+from hyps_bids.outputs.spaces import space_paths, spaces_of
 from hyps_bids.settings import SUFFIXES
 
 _AGAIN = "run the participant level again"
+#: Figure of a scan in the space of a template → its title, decimals.
+_SPACE_FIGURES = {
+    "overlap": ("Overlap (Dice) of the intracranial spaces", 2),
+    "hippocampus_L": ("Overlap (Dice) of the left hippocampi", 2),
+    "hippocampus_R": ("Overlap (Dice) of the right hippocampi", 2),
+    "scale_least": ("Smallest factor of length", 2),
+    "scale_most": ("Largest factor of length", 2),
+    "volume_factor": ("Factor of volume", 2),
+    "rotation_deg": ("Rotation, degrees", 1),
+    "covered": ("Share of the template in the field of view", 2),
+}
 
 
 class ScanRecord(Provenance):
@@ -82,6 +96,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class PlacedScan:
+    """A scan in the space of a template, in words.
+
+    Its status is ``done``, ``refused`` or, if its images are not those of the present results of
+    the scan, ``stale``. Figures are titles and values.
+    """
+
+    space: str
+    status: str
+    notes: tuple[str, ...]
+    figures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class ScanFacts:
     """Everything that is known about a scan without its images.
 
@@ -102,6 +130,7 @@ class ScanFacts:
     asymmetry: float | None = None
     expected: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     record: ScanRecord | None = None
+    spaces: tuple[PlacedScan, ...] = ()
 
     @property
     def box_centers(self) -> dict[str, list[float]]:
@@ -202,15 +231,20 @@ def listed(folder: str) -> list[str]:
 def facts_files(output_dir: Path, scan: Scan) -> dict[str, Path]:
     """Name the files that the facts of a scan come from.
 
-    The keys are ``qc``, ``sidecar``, ``morph`` and, if there are any, ``norms`` and ``curves``.
+    The keys are ``qc``, ``sidecar``, ``morph`` and, if there are any, ``norms`` and ``curves``, and
+    those of the QC tables and sidecars of spaces.
     """
     paths, norms = scan_paths(scan, output_dir), norms_path(scan, output_dir)
+    placed = {s.label: space_paths(scan, s, output_dir) for s in spaces_of(scan, output_dir)}
+    tables = {label: own["qc"] for label, own in placed.items()}
     return {
         "qc": paths["qc"],
         "sidecar": sidecar_path(paths["qc"]),
         "morph": paths["morph"],
         "norms": norms,
         "curves": sidecar_path(norms),
+        **tables,
+        **{f"{label} sidecar": sidecar_path(path) for label, path in tables.items()},
     }
 
 
@@ -239,7 +273,30 @@ def read_facts(output_dir: Path, scan: Scan) -> ScanFacts:
         asymmetry=values.get("asymmetry"),
         expected=_expected(values),
         record=record,
+        spaces=tuple(_read_spaces(output_dir, scan)),
     )
+
+
+def _read_spaces(output_dir: Path, scan: Scan) -> Iterator[PlacedScan]:
+    """Read the QC tables of a scan in the spaces of templates."""
+    own = recorded_fingerprint(scan, output_dir)
+    for space in spaces_of(scan, output_dir):
+        path = space_paths(scan, space, output_dir)["qc"]
+        row = next(iter(read_rows(path, ("status",), [])), {"status": "stale"})
+        try:
+            is_current = load_json(sidecar_path(path))["ScanFingerprint"] == own
+        except (OSError, ValueError, KeyError, TypeError):
+            is_current = False
+        if not is_current:
+            row = {"status": "stale"}
+        codes = row.get("flags", "").split()
+        figures = [
+            (title, f"{value:.{decimals}f}")
+            for name, (title, decimals) in _SPACE_FIGURES.items()
+            if (value := read_number(row.get(name))) is not None
+        ]
+        notes = tuple(describe_space_flag(code, space.label).text for code in codes)
+        yield PlacedScan(space.label, row["status"], notes, tuple(figures))
 
 
 def read_rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict[str, str]]:

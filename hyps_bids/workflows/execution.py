@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hyps_bids.segmentation.pipeline import Pipeline
     from hyps_bids.segmentation.setup import Setup
     from hyps_bids.series.follow import SeriesPlan
+    from hyps_bids.spaces.place import SpacePlan
 
 _LOG = logging.getLogger("hyps_bids")
 _Key = TypeVar("_Key")
@@ -249,6 +250,41 @@ def _record_lost(
     return list(reasons)
 
 
+def place_scans(run: Run, scans: Sequence[Scan], plan: SpacePlan) -> list[Scan]:
+    """Bring scans that are done to the spaces of templates; log and return those that failed.
+
+    Raises
+    ------
+    WriteFailed
+        If the disk is full or broken.
+    HypsError
+        If nipype stops although no scan has failed.
+    """
+    from hyps_bids.workflows.participant import init_place_wf
+
+    settings = run.settings
+    names = {f"place_{scan.workflow_name}": scan for scan in scans}
+    titles = {
+        name: f"{each.stem} in the space of a template: failed" for name, each in names.items()
+    }
+    failures = Failures(run.log_dir, titles)
+    pieces = {name: Piece("scans in templates", "place") for name in names}
+    watch = Watch(_progress(run, {"scans in templates": len(scans)}), pieces)
+    stop = settings.stop_on_first_crash
+    engine_arguments = _configure_nipype(run, failures, len(scans), watch, stop_on_first_crash=stop)
+    workflow = pe.Workflow(name="spaces_wf", base_dir=str(run.work_dir.absolute()))
+    workflow.add_nodes([init_place_wf(scan, plan) for scan in scans])
+    with watch.progress:
+        error = _run_workflow(workflow, engine_arguments)
+    failures.look(is_last=True)
+    crashes = failures.reasons
+    failed = {scan: crashes[name] for name, scan in names.items() if name in crashes}
+    _disk_failures(settings, failed)
+    if error is not None and not failed:
+        raise _explain_early_end(settings, error)
+    return list(failed)
+
+
 def _make_batches(scans: Sequence[Scan]) -> list[list[Scan]]:
     """Divide scans into batches that keep the scans of a subject together."""
     batches: list[list[Scan]] = []
@@ -277,8 +313,8 @@ def _process_batch(
     # The run stops at the first scan that fails, but not at a report, so these come later then.
     subjects = [] if stop else list(dict.fromkeys(scan.subject for scan in scans))
     own = {each: plan for each, plan in series.items() if each.subject in subjects}
-    # Reports that will show norms also come later: all scans are compared at the end.
-    reported = subjects if settings.apply_norms is None else []
+    # Reports that will show norms or templates also come later: both are done at the end.
+    reported = subjects if settings.apply_norms is None and not settings.output_spaces else []
     titles = {scan.workflow_name: f"{scan.stem}: failed" for scan in scans}
     titles |= _series_titles(own) | _report_titles(reported)
     failures = Failures(run.log_dir, titles)

@@ -142,6 +142,25 @@ class FollowSeries(_Step):
         return {"out_file": str(given.series.paths(given.plan.output_dir)["qc"])}
 
 
+class _PlaceInput(_StepInput):
+    scan = traits.Any(mandatory=True, desc="the Scan")
+    plan = traits.Any(mandatory=True, desc="the SpacePlan")
+
+
+class PlaceScan(_Step):
+    """Bring a scan to the spaces of templates (:func:`hyps_bids.spaces.place.place_scan`)."""
+
+    input_spec = _PlaceInput
+    output_spec = _WrittenOutput
+
+    def _compute(self, folder: Path) -> dict[str, str]:
+        # Runs without templates need not wait for this import.
+        from hyps_bids.spaces.place import place_scan
+
+        place_scan(self.inputs.scan, self.inputs.plan)
+        return {"out_file": str(self.inputs.plan.output_dir)}
+
+
 class _ArraysOutput(TraitedSpec):
     out_file = File(exists=True, desc="result of the step, .npz")
 

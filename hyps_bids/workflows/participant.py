@@ -17,6 +17,7 @@ from hyps_bids.outputs.series import Series, group_scans
 from hyps_bids.segmentation.pipeline import Pipeline
 from hyps_bids.workflows.interfaces import (
     FollowSeries,
+    PlaceScan,
     ProcessScan,
     ReadScan,
     RunNetworks,
@@ -32,6 +33,7 @@ from hyps_bids.workflows.reports import (
 
 if TYPE_CHECKING:
     from hyps_bids.series.follow import SeriesPlan
+    from hyps_bids.spaces.place import SpacePlan
 
 #: Memory that each scan adds to a series, GB.
 SERIES_SCAN_GB = 0.08
@@ -130,6 +132,16 @@ def init_series_wf(
     )
     # A workflow of its own, so that crash files name the series.
     workflow = pe.Workflow(name=series.workflow_name)
+    workflow.add_nodes([node])
+    return workflow
+
+
+def init_place_wf(scan: Scan, plan: SpacePlan) -> pe.Workflow:
+    """Make the node, ``place``, that brings a scan to the spaces of templates."""
+    # Nodes run in their own folders, where a relative name leads nowhere.
+    scan = replace(scan, path=scan.path.absolute())
+    workflow = pe.Workflow(name=f"place_{scan.workflow_name}")
+    node = pe.Node(PlaceScan(scan=scan, plan=plan), name="place", mem_gb=SCAN_GB)
     workflow.add_nodes([node])
     return workflow
 

@@ -28,7 +28,6 @@ from hyps_bids.outputs.series import Series, time_point_paths
 from hyps_bids.outputs.series_files import (
     SeriesResult,
     TimePointImages,
-    itk_transform,
     remove_series,
     write_series,
     write_series_failure,
@@ -42,6 +41,7 @@ from hyps_bids.outputs.series_state import (
     recorded_scans,
     series_fingerprint,
 )
+from hyps_bids.outputs.transforms import itk_transform
 
 SERIES = Series("1", "T1w")
 PROVENANCE: Provenance = {"SoftwareVersion": "1", "Models": {}, "BiasFieldCorrection": "none"}

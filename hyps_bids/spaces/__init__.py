@@ -1,0 +1,1 @@
+"""Labels of scans in the spaces of templates (``--output-spaces``)."""

@@ -1,0 +1,243 @@
+"""Bring the results of a scan to the spaces of templates; what the node of a scan does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+
+from hyps_bids import __version__
+from hyps_bids.errors import BadData
+from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform
+from hyps_bids.imaging.registration import Head, NotRegistered, register
+from hyps_bids.imaging.resample import resample
+from hyps_bids.imaging.roi import bounding_box, index_range, shifted
+from hyps_bids.outputs.completion import content_of, fingerprint_of
+from hyps_bids.outputs.compression import open_compressed
+from hyps_bids.outputs.labels import HEMISPHERES
+from hyps_bids.outputs.names import scan_paths
+from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.reading import read_table
+from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.space_files import (
+    SpaceImages,
+    TemplateRecord,
+    recorded_space,
+    scan_record,
+    scan_uri,
+    space_fingerprint,
+    write_space,
+)
+from hyps_bids.outputs.spaces import space_paths
+from hyps_bids.spaces.quality import Verdict, judge
+from hyps_bids.spaces.template import Template, load_template
+
+#: Keys of a sidecar that decided the results of a scan.
+_PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection", "EditedLabels")
+
+
+@dataclass(frozen=True)
+class SpacePlan:
+    """Where to bring scans.
+
+    Attributes
+    ----------
+    output_dir : Path
+        The derivatives dataset.
+    templates : tuple of TemplateRecord
+        The templates.
+    localizer : Path
+        Weights that find the brain in the templates.
+    labels : tuple of str
+        The adapter's classes in order, background left out.
+    """
+
+    output_dir: Path
+    templates: tuple[TemplateRecord, ...]
+    localizer: Path
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Results:
+    """A scan and its results, all on the canonical grid of its image."""
+
+    image: ConformedImage
+    head: Head
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+def is_placed(scan: Scan, plan: SpacePlan) -> bool:
+    """Tell whether the results of a scan in all spaces are those of its present results.
+
+    Scans that are not done have nothing to bring anywhere.
+    """
+    try:
+        own = scan_record(scan, plan.output_dir)["Fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return all(_is_current(scan, template, plan, own) for template in plan.templates)
+
+
+def name_refused(scans: Sequence[Scan], plan: SpacePlan) -> list[str]:
+    """Say which of these scans were refused, and why."""
+    texts = []
+    for template in plan.templates:
+        for scan in scans:
+            sidecar = recorded_space(scan, template.space, plan.output_dir)
+            if sidecar.get("Status") == "refused":
+                path = space_paths(scan, template.space, plan.output_dir)["qc"]
+                reason = read_table(path)["reason"].iloc[0]
+                texts.append(f"{scan.stem}: no images in {template.space.label}. {reason}")
+    return texts
+
+
+def _is_current(scan: Scan, template: TemplateRecord, plan: SpacePlan, own: str) -> bool:
+    recorded = recorded_space(scan, template.space, plan.output_dir).get("Fingerprint")
+    return bool(recorded == space_fingerprint(own, template, __version__))
+
+
+def place_scan(scan: Scan, plan: SpacePlan) -> None:
+    """Bring the results of a scan to the spaces of all templates where they are not yet.
+
+    Raises
+    ------
+    BadData
+        If the image or a result of the scan cannot be read, or has changed since.
+    CannotCreateOutput
+        If a file cannot be written.
+    """
+    record, results = _read(scan, plan)
+    own = record["Fingerprint"]
+    common = {key: record[key] for key in _PROVENANCE if key in record}
+    for known in plan.templates:
+        if _is_current(scan, known, plan, own):
+            continue
+        template = load_template(known, plan.localizer)
+        move, verdict = _register(template, results.head)
+        images = None
+        if move is not None and not verdict.refusal:
+            images = _carry(results, template, move, len(HEMISPHERES) * len(plan.labels))
+        facts: dict[str, Any] = {
+            "Sources": [scan_uri(scan), known.url],
+            **common,
+            "Template": {
+                "Name": known.space.template,
+                "File": known.path.name,
+                "SHA256": known.digest,
+            },
+            "Parts": list(plan.labels),
+            "ScanFingerprint": own,
+            "Fingerprint": space_fingerprint(own, known, __version__),
+        }
+        row = {"refusal": verdict.refusal, "flags": verdict.flags, "figures": verdict.figures}
+        write_space(scan, plan.output_dir, known, images, row, facts)
+
+
+def _register(template: Template, head: Head) -> tuple[np.ndarray | None, Verdict]:
+    if not head.inside.any():
+        return None, Verdict({}, "no-brain")
+    if not head.hippocampi.any():
+        return None, Verdict({}, "no-hippocampus")
+    try:
+        move = register(template.head, head)
+    except NotRegistered:
+        return None, Verdict({}, "not-aligned")
+    return move, judge(template.head, head, move)
+
+
+def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], _Results]:
+    """Read the image of a scan and its results, and check that they belong together."""
+    paths = scan_paths(scan, plan.output_dir)
+    content = content_of(scan)
+    image = conform(scan.path)
+    try:
+        record = scan_record(scan, plan.output_dir)
+        made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE if key in record})
+        read = [_read_image(paths[kind], image) for kind in ("mask", "dseg", "probseg")]
+        mask, labels, probabilities = read
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise BadData(
+            f"{paths['qc'].parent}: the results of {scan.stem} cannot be read ({error}). Remove "
+            f"{paths['qc'].name} and run the command again.",
+            code="scan-results-damaged",
+        ) from error
+    if fingerprint_of(content, made_by) != record["Fingerprint"]:
+        raise BadData(
+            f"{scan.path}: the image is not the one that was segmented. Run the participant level "
+            "for this scan first.",
+            code="image-changed",
+        )
+    parts = len(plan.labels)
+    sides = np.stack([(labels > i * parts) & (labels <= (i + 1) * parts) for i in range(2)])
+    head = Head(image.data, image.affine, mask > 0, sides, image.affine)
+    return record, _Results(image, head, labels, probabilities)
+
+
+def _read_image(path: Path, image: ConformedImage) -> np.ndarray:
+    """Read an image of ours as it is stored, with canonical axes."""
+    with open_compressed(path) as stream:
+        stored = nib.Nifti1Image.from_stream(stream)
+        data = np.asanyarray(stored.dataobj.get_unscaled())
+    if data.shape[:3] != image.native_shape:
+        raise ValueError(f"{path.name} has another shape than the image")
+    return canonical_view(data, image.orientation)
+
+
+def _carry(results: _Results, template: Template, move: np.ndarray, count: int) -> SpaceImages:
+    affine = results.image.affine
+    target = template.image.data.shape, move @ template.image.affine
+    shares = np.stack([results.labels == label for label in range(1, count + 1)])
+    region, found = carry(shares, affine, *target)
+    # The background has what is left; the largest share decides.
+    best = np.concatenate([1 - found.sum(axis=0, keepdims=True), found]).argmax(axis=0)
+    labels = _in_file(best, region, template.image)
+    region, found = carry(np.moveaxis(results.probabilities, 3, 0), affine, *target)
+    probabilities = [_in_file(np.round(each), region, template.image) for each in found]
+    return SpaceImages(labels, probabilities, np.linalg.inv(move))
+
+
+def carry(
+    maps: np.ndarray, affine: np.ndarray, shape: Sequence[int], target: np.ndarray
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Sample maps that are zero almost everywhere on another grid, linearly.
+
+    Parameters
+    ----------
+    maps, affine : numpy.ndarray
+        Shape ``(n, x, y, z)``, and voxel-to-world transform.
+    shape, target : sequence of int, numpy.ndarray
+        The new grid. Where it is coarser, the maps are averaged.
+
+    Returns
+    -------
+    region : tuple of slice
+        The part of the new grid outside which they are zero.
+    values : numpy.ndarray
+        The maps in this part, float32, shape ``(n, i, j, k)``.
+    """
+    box = bounding_box(np.asarray(maps.any(axis=0)), margin=2)
+    if box is None:
+        return (slice(0),) * 3, np.zeros((len(maps), 0, 0, 0), np.float32)
+    near, there = maps[(slice(None), *box)], shifted(affine, [part.start for part in box])
+    region = index_range(near.shape[1:], there, shape, target)
+    sides = [part.stop - part.start for part in region]
+    origin = shifted(target, [part.start for part in region])
+    # Of a transform that stretches the axes, the cube root of the volume of a voxel.
+    spacing = float(np.abs(np.linalg.det(target[:3, :3]))) ** (1 / 3)
+    sampled = [
+        resample(values.astype(np.float32), there, sides, origin, smooth=spacing) for values in near
+    ]
+    return region, np.stack(sampled)
+
+
+def _in_file(data: np.ndarray, region: tuple[slice, ...], grid: ConformedImage) -> np.ndarray:
+    """Put canonical data of a region into the axis order of the template's file."""
+    volume = np.zeros(grid.native_shape, np.uint8, order="F")
+    canonical_view(volume, grid.orientation)[region] = data
+    return volume
