@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -84,6 +84,12 @@ def start_method(wanted: str) -> str:
 
     known = wanted in multiprocessing.get_all_start_methods()
     return wanted if known and sys.platform != "darwin" else "spawn"
+
+
+def call_at_forks(before: Callable[[], Any], after: Callable[[], Any] = lambda: None) -> None:
+    """Call functions before Python forks this process, and afterwards in both processes."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
 
 def end_with_parent() -> None:

@@ -28,12 +28,15 @@ from hyps_bids.segmentation.inference import cached_adapted, cached_network
 from hyps_bids.segmentation.pipeline import Pipeline, measure_sides, run_networks
 from hyps_bids.segmentation.setup import Setup, choose_networks
 from hyps_bids.settings import SUFFIXES, ParticipantSettings, Settings, Suffix
+from hyps_bids.system import call_at_forks
 
 _LOG = logging.getLogger("hyps_bids")
 #: What :func:`segment` takes as one image.
 Image: TypeAlias = str | os.PathLike[str] | nib.spatialimages.SpatialImage
 #: The networks compute one image at a time, in whatever thread they are called.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
+# A process that is forked meanwhile would have locks and networks that are in use by nobody.
+call_at_forks(_ONE_AT_A_TIME.acquire, _ONE_AT_A_TIME.release)
 
 
 @overload
@@ -109,8 +112,8 @@ def segment(
 
     Notes
     -----
-    Several threads may call this function; they take turns. Processes should be started by
-    ``spawn`` or ``forkserver``, because a forked process inherits networks that it cannot use.
+    Several threads may call this function; they take turns. So may processes, however they are
+    started. A fork waits for the image that another thread segments.
 
     Examples
     --------

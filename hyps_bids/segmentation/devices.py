@@ -28,6 +28,8 @@ class _Process:
     """What this process was set up for; a forked process inherits it."""
 
     threads = 1
+    #: The process in which PyTorch has computed with several threads, if any.
+    has_torch_threads: int | None = None
 
 
 def choose_device(name: str) -> str:
@@ -145,6 +147,19 @@ def _prepare_torch() -> None:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         keep_freed_memory()
+
+
+def avoid_threads_of_parent() -> None:
+    """Let PyTorch use one thread if others stayed in the process that this one was forked from.
+
+    PyTorch would wait for them for ever. Call this before it computes on the CPU.
+    """
+    import torch
+
+    if _Process.has_torch_threads not in (None, os.getpid()):
+        torch.set_num_threads(1)
+    elif torch.get_num_threads() > 1:
+        _Process.has_torch_threads = os.getpid()
 
 
 @contextmanager

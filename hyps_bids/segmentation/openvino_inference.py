@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,14 +15,16 @@ from hyps_bids.networks.graphs import build_graph
 from hyps_bids.networks.openvino import ov
 from hyps_bids.networks.states import adapted_state, network_state
 from hyps_bids.segmentation.devices import threads_of_process
+from hyps_bids.system import call_at_forks
 
 
 class OpenVinoNetwork:
     """A network whose graph is built at once, and compiled when it is first used.
 
     Forked processes share the weights; each compiles the graph for itself, because OpenVINO's
-    threads do not survive a fork. A graph has a fixed shape, so inputs of another shape than the
-    usual one get a graph of their own.
+    threads do not survive a fork. For the same reason this process compiles it again after a fork.
+    A graph has a fixed shape, so inputs of another shape than the usual one get a graph of their
+    own.
 
     Parameters
     ----------
@@ -46,6 +49,7 @@ class OpenVinoNetwork:
         self.labels = tuple(labels)
         self._architecture, self._state = architecture, state
         self._requests: dict[tuple[tuple[int, ...], int], ov.InferRequest] = {}
+        _networks.add(self)
         try:
             self._graphs = {tuple(sides): self._build(sides)}
         except ValueError as error:
@@ -70,6 +74,10 @@ class OpenVinoNetwork:
         request = self._request(batch.shape[2:])
         # The result belongs to the request, which is used again.
         return np.concatenate([request.infer([one[None]])[0] for one in batch]), "cpu"
+
+    def release(self) -> None:
+        """Forget what was compiled; the next prediction compiles it again."""
+        self._requests.clear()
 
     def _request(self, sides: tuple[int, ...]) -> ov.InferRequest:
         threads = threads_of_process()
@@ -96,6 +104,27 @@ class OpenVinoNetwork:
         )
 
 
+#: All networks of this process.
+_networks: weakref.WeakSet[OpenVinoNetwork] = weakref.WeakSet()
+
+
 @cache
 def _core() -> ov.Core:
-    return ov.Core()
+    core = ov.Core()
+    # Otherwise threads of the library below OpenVINO would outlive it.
+    core.set_property({"FORCE_TBB_TERMINATE": True})
+    return core
+
+
+def _end_threads() -> None:
+    """Release all that OpenVINO has compiled, and thereby its threads.
+
+    OpenVINO keeps the threads of networks that are gone for those that come. In a forked process
+    they do not exist, and compiling a graph there would wait for them for ever.
+    """
+    for network in list(_networks):
+        network.release()
+    _core.cache_clear()
+
+
+call_at_forks(_end_threads)

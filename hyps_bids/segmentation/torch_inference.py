@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from hyps_bids.networks.checkpoints import load_merged, load_network
-from hyps_bids.segmentation.devices import prepare_process, supports_bfloat16
+from hyps_bids.segmentation.devices import (
+    avoid_threads_of_parent,
+    prepare_process,
+    supports_bfloat16,
+)
 
 _LOG = logging.getLogger("hyps_bids")
 _MEMORY = "The memory of the GPU is exhausted"
@@ -83,6 +87,8 @@ class TorchNetwork:
 
     def _forward(self, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
         self._model.to(device)
+        if device.type == "cpu":
+            avoid_threads_of_parent()
         with torch.autocast(device.type, torch.bfloat16, enabled=supports_bfloat16(device)):
             logits: torch.Tensor = self._model(batch.to(device))
         return logits.float().softmax(dim=1).cpu()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pandas as pd
 import pytest
 
 import hyps_bids
+from hyps_bids import cli
 from hyps_bids.api.saving import check_folder
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.imaging.sources import read_source
@@ -58,9 +57,8 @@ def test_outputs_are_those_of_the_app(
     shutil.copy(head, raw / "sub-Somehead/anat/sub-Somehead_T1w.nii.gz")
     (raw / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     app, ours = tmp_path / "app", tmp_path / "ours"
-    # A process of its own, as the tests before have started threads in this one.
-    arguments = [str(raw), str(app), "participant", "--device", "cpu"]
-    subprocess.run([sys.executable, "-m", "hyps_bids", *arguments], check=True)
+    # In this process, whose libraries have computed in threads, and which is forked nevertheless.
+    assert cli.main([str(raw), str(app), "participant", "--device", "cpu"]) == 0
 
     assert result.save(ours) == ours / "sub-Somehead.html"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hyps_bids.cli import parse_settings
+from hyps_bids.cli import main, parse_settings
 from hyps_bids.errors import BadData, MissingInput, UsageError
 from hyps_bids.imaging.conform import conform
 from hyps_bids.imaging.volumes import RestoredSide
@@ -201,11 +199,6 @@ def test_folders_that_cannot_hold_edits(tmp_path: Path) -> None:
         settings = parse_settings([str(tmp_path), str(out), "participant", "--edits", str(folder)])
         with raises(kind, code, str(folder)):
             find_edits(settings, [])
-
-
-def main(arguments: list[str]) -> int:
-    """Run the app in a process of its own, as the tests before have started threads in this one."""
-    return subprocess.run([sys.executable, "-m", "hyps_bids", *arguments], check=False).returncode
 
 
 @pytest.mark.slow
