@@ -13,7 +13,7 @@ project = "HyPS-BIDS"
 author = copyright = "The HyPS-BIDS developers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "messages", "parsers", "quality"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "messages", "parsers", "tables"]
 exclude_patterns = ["_build", "extensions"]
 language = "en"
 smartquotes = False
@@ -32,5 +32,7 @@ numpydoc_xref_param_type = False
 html_theme = "furo"
 html_title = f"HyPS-BIDS {__version__}"
 html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 # The pages are read without a network.
 html_theme_options = {"footer_icons": []}

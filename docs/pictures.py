@@ -17,6 +17,7 @@ IMAGES = Path(__file__).parent / "images"
 LARGEST = 200_000
 #: name → report, what it shows, largest height in pixels
 PICTURES = {
+    "hippocampus": ("sub-0001.html", "figure.picture svg >> nth=0", 900),
     "report-summary": ("sub-0001.html", "body", 420),
     "report-hippocampus": ("sub-0001.html", "figure.picture >> nth=0", 700),
     "report-uncertainty": ("sub-0001.html", "figure.picture >> nth=3", 600),

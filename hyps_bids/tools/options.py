@@ -22,7 +22,12 @@ WEIGHTS_MARK = b'"hyps"'
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the line breaks of long texts."""
+    """Shows defaults that are values, and keeps the line breaks of long texts."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def add_parser(
