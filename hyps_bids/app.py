@@ -109,6 +109,10 @@ def _run_participant_level(settings: Settings) -> int:
                 from hyps_bids.norms.apply import apply_to_scans
 
                 failed = {*failed, *apply_to_scans(settings, norms, scans)}
+            if settings.surfaces:
+                from hyps_bids.segmentation.surfaces import add_missing_surfaces
+
+                failed = {*failed, *add_missing_surfaces(settings, scans)}
         # Most reports were built, or could not be, as soon as their scans were done.
         subjects = _subjects_to_report(settings, scans, besides=unreported)
         if subjects:

@@ -179,6 +179,11 @@ class ParticipantSettings:
         "TEMPLATEFLOW_HOME and never fetched.",
         "SPACE",
     )
+    surfaces: bool = option(
+        False,
+        "Also make a surface of each hippocampus (GIFTI) and measure its area, for scans that are "
+        "done already as well. Without this option, the surfaces of earlier runs stay up to date.",
+    )
     use_plugin: Path | None = option(
         None,
         "Run the scans with the nipype plugin, such as SLURM, that this YAML, JSON or TOML file "

@@ -14,9 +14,11 @@ import nibabel as nib
 import numpy as np
 
 from hyps_bids.imaging.conform import ConformedImage
+from hyps_bids.imaging.geometry import read_geometry
 from hyps_bids.imaging.sources import Source
 from hyps_bids.imaging.volumes import RestoredSide
 from hyps_bids.outputs.flags import reasons
+from hyps_bids.outputs.images import read_part
 from hyps_bids.outputs.labels import HEMISPHERES, label_rows, label_table
 from hyps_bids.outputs.quality import EXPECTED
 from hyps_bids.outputs.scan_files import (
@@ -26,6 +28,7 @@ from hyps_bids.outputs.scan_files import (
     morph_table,
     qc_table,
 )
+from hyps_bids.outputs.surface_files import make_gifti
 from hyps_bids.segmentation.localize import Localization
 from hyps_bids.segmentation.pipeline import native_images
 from hyps_bids.segmentation.setup import Setup
@@ -87,6 +90,21 @@ class SegmentationResult:
         """1 inside the skull and 0 elsewhere, uint8, shape ``(x, y, z)``."""
         return self._image("mask", [self._native().intracranial])
 
+    @cached_property
+    def surfaces(self) -> dict[str, nib.gifti.GiftiImage]:
+        """Hemisphere → surface of the hippocampus, in the world (RAS, mm) of the image.
+
+        A hippocampus without a voxel has none.
+        """
+        from hyps_bids.segmentation.surfaces import find_surfaces
+
+        found = find_surfaces(
+            np.asarray(self.labels.dataobj),
+            read_geometry(self._source.image, self._source.name).affine,
+            lambda region: read_part(self.probabilities, region),
+        )
+        return {hemi: make_gifti(surface, hemi) for hemi, surface in found.items()}
+
     @property
     def label_names(self) -> dict[int, str]:
         """Label → name, such as ``{1: "Left anterior hippocampus", …}``."""
@@ -125,7 +143,12 @@ class SegmentationResult:
         return {hemi: value for hemi, value in known.items() if value is not None}
 
     def save(
-        self, folder: str | os.PathLike[str], *, name: str | None = None, report: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        report: bool = True,
+        surfaces: bool = False,
     ) -> Path:
         """Write what the BIDS App writes for a scan: images, tables, sidecars and the report.
 
@@ -141,6 +164,8 @@ class SegmentationResult:
             of the name of the file.
         report : bool
             Whether to write the HTML report, too.
+        surfaces : bool
+            Whether to write the surfaces, too, and measure their area.
 
         Returns
         -------
@@ -161,7 +186,9 @@ class SegmentationResult:
 
         scan = name_scan(name or Path(self.name).name, self.suffix)
         saved = Saved(scan, self._source, self._content, self._settings, self._setup)
-        return save_scan(Path(folder).expanduser(), saved, self._native(), self._measures, report)
+        return save_scan(
+            Path(folder).expanduser(), saved, self._native(), self._measures, report, surfaces
+        )
 
     def _native(self) -> ScanImages:
         assert self._grid is not None

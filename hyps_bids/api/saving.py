@@ -19,10 +19,12 @@ from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import ScanImages, ScanMeasures, write_failure, write_result
+from hyps_bids.outputs.surface_files import has_surfaces
 from hyps_bids.outputs.writing import atomic_path, write_json, write_nifti, write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
 from hyps_bids.reports.subject import write_subject_report
 from hyps_bids.segmentation.setup import Setup
+from hyps_bids.segmentation.surfaces import add_surfaces
 from hyps_bids.settings import SHOWN_SETTINGS, Settings, settings_to_toml
 
 #: Where the images lie in the output folder, as a small raw dataset.
@@ -83,7 +85,12 @@ def check_folder(folder: Path) -> None:
 
 
 def save_scan(
-    folder: Path, saved: Saved, images: ScanImages, measures: ScanMeasures, report: bool
+    folder: Path,
+    saved: Saved,
+    images: ScanImages,
+    measures: ScanMeasures,
+    report: bool,
+    surfaces: bool,
 ) -> Path:
     """Write the outputs of an image; see :meth:`hyps_bids.SegmentationResult.save`."""
     check_folder(folder)
@@ -96,7 +103,11 @@ def save_scan(
     write_text(folder / "logs" / "CITATION.md", methods_markdown(provenance, (scan.suffix,)))
     write_text(folder / "logs" / "CITATION.bib", bibtex())
     content = saved.content or content_of(scan)
+    # Scans that had surfaces keep having them.
+    surfaces = surfaces or has_surfaces(scan, folder)
     write_result(scan, folder, images, measures, provenance, content)
+    if surfaces:
+        add_surfaces(scan, folder)
     if not report:
         return folder
     shown = settings_to_toml(settings, SHOWN_SETTINGS)

@@ -41,6 +41,7 @@ from hyps_bids.outputs.columns import (
     SERIES_MORPH_COLUMNS,
     SERIES_QC_COLUMNS,
     SPACE_QC_COLUMNS,
+    SURFACE_COLUMNS,
     ColumnDescription,
     described,
     table_columns,
@@ -132,7 +133,7 @@ def write_group_tables(settings: Settings) -> GroupTables:
             gathered, morph=gathered.morph.merge(series.volumes, on=keys, how="left")
         )
     qc = add_missing_scans(gathered.qc, selection.scans, output, gathered.unreadable)
-    morph_columns = table_columns("morph") | SERIES_MORPH_COLUMNS
+    morph_columns = table_columns("morph") | SERIES_MORPH_COLUMNS | SURFACE_COLUMNS
     _write(settings, "morph", gathered.morph, described(morph_columns))
     _write(settings, "qc", qc, described(table_columns("qc") | {"status": STATUS}))
     series_qc = pd.DataFrame() if series is None else series.qc

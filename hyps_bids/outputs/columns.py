@@ -80,6 +80,12 @@ MORPH_COLUMNS = {
     "icv_mm3": "Intracranial volume, mm3: sum of the localizer network's intracranial probability "
     "at 2.5 mm. Includes cerebrospinal fluid; too small if the field of view cuts the head.",
 }
+#: Column that surfaces (--surfaces) add to the volume table → description
+SURFACE_COLUMNS = {
+    "surface_volume_mm3": "Volume that the surface of the whole hippocampus encloses, mm3; it is "
+    "made to be volume_mm3, cavities included. n/a for parts.",
+    "surface_area_mm2": "Area of this surface, mm2. n/a for parts.",
+}
 #: Column of the wide table about the order of a participant's scans → description
 VISIT_COLUMNS = {
     "scan_number": "Position of the scan among those of its participant and image_contrast that "

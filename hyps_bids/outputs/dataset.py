@@ -40,6 +40,8 @@ group_*
 *_xfm.json
 *_norms.tsv
 *_norms.json
+*_mesh.surf.gii
+*_mesh.json
 """
 
 _README = """\
@@ -54,6 +56,7 @@ Hippocampus segmentations of MRI, made by HyPS-BIDS {version}.
 | `*_label-ICV_mask.nii.gz` | intracranial volume, from the localizer network at 2.5 mm |
 | `*_seg-hippocampus_morph.tsv` | volumes; `.json` defines the columns |
 | `*_seg-hippocampus_qc.tsv` | quality measures, and which scans to review; `.json` gives their bounds |
+| `*_hemi-*_seg-hippocampus_mesh.surf.gii` | surface of each hippocampus in the world of the scan (`--surfaces`) |
 | `*_desc-longitudinal_morph.tsv`, `*_desc-annualchange_morph.tsv` | change over time of a participant with several scans, in `sub-*/anat` |
 | `*_desc-longitudinal_qc.tsv` | which of these scans were used or refused, and which to review |
 | `*_desc-longitudinal_dseg.nii.gz` | labels of each of these scans; with `space-midway`, in the space midway between them |

@@ -14,6 +14,8 @@ SEG = "hippocampus"
 SEG_PREFIX = f"seg-{SEG}"
 #: Order of the entities that derivatives add behind ``space``, from the BIDS schema.
 _ORDER = ("seg", "res", "den", "label", "desc")
+#: Entities that stand behind ``hemi`` in the order of BIDS; ``seg`` is always there.
+_BEHIND_HEMI = ("space-", "split-", "recording-", "chunk-", "atlas-", "seg-")
 #: Suffixes of the images behind group outputs whose names do not state the contrast.
 T1W_ALONE = (DEFAULT_SUFFIX,)
 #: Version 0.1 left these entities before ``seg``, which is not valid.
@@ -165,6 +167,22 @@ def norms_path(scan: Scan, output_dir: Path) -> Path:
     """
     name = output_name(scan, seg=SEG, suffix="norms", extension=".tsv")
     return output_dir / scan.folder / name
+
+
+def surface_path(scan: Scan, output_dir: Path, hemi: str) -> Path:
+    """Return the surface of one hippocampus of a scan, which no scan needs in order to be done.
+
+    Examples
+    --------
+    >>> scan = Scan.from_stem("sub-01_run-2_space-T2w_desc-preproc")
+    >>> surface_path(scan, Path("out"), "L").name
+    'sub-01_run-2_hemi-L_space-T2w_seg-hippocampus_desc-preproc_mesh.surf.gii'
+    """
+    name = output_name(scan, seg=SEG, suffix="mesh", extension=".surf.gii")
+    entities = name.split("_")
+    behind = [i for i, entity in enumerate(entities) if entity.startswith(_BEHIND_HEMI)]
+    entities.insert(behind[0], f"hemi-{hemi}")
+    return output_dir / scan.folder / "_".join(entities)
 
 
 def group_space(suffixes: Collection[str]) -> str:

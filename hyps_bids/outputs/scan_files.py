@@ -15,7 +15,7 @@ from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
 from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
 from hyps_bids.outputs.flags import reasons
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
-from hyps_bids.outputs.names import bids_uri, norms_path, scan_paths, sidecar_path
+from hyps_bids.outputs.names import bids_uri, norms_path, scan_paths, sidecar_path, surface_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.spaces import remove_spaces
@@ -144,7 +144,7 @@ def write_result(
         # If this process is killed half-way, old and new files are mixed and the scan must not
         # look done. The mark of another job that has just made the same outputs stays.
         remove_file(sidecar_path(paths["qc"]))
-        remove_norms(scan, output_dir)
+        remove_extras(scan, output_dir)
         remove_spaces(scan, output_dir)
     remove_stale(paths["qc"].parent)
     source = nib.load(scan.path)
@@ -206,6 +206,24 @@ def remove_norms(scan: Scan, output_dir: Path) -> None:
         remove_file(old)
 
 
+def remove_extras(scan: Scan, output_dir: Path) -> None:
+    """Remove what was made from an earlier result of a scan: centiles and surfaces.
+
+    Raises
+    ------
+    CannotCreateOutput
+        If a file cannot be removed.
+    """
+    for path in _extra_paths(scan, output_dir):
+        for old in (sidecar_path(path), path):
+            remove_file(old)
+
+
+def _extra_paths(scan: Scan, output_dir: Path) -> list[Path]:
+    surfaces = [surface_path(scan, output_dir, hemi) for hemi in HEMISPHERES]
+    return [norms_path(scan, output_dir), *surfaces]
+
+
 def grid_metadata(scan: Scan, uri: str) -> dict[str, str]:
     """Return the keys that BIDS requires where the names of outputs have ``space`` or ``res``."""
     has_space = any(entity.startswith("space-") for entity in scan.source_entities)
@@ -228,7 +246,7 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
     row = {"suffix": scan.suffix, "status": "failed", "reason": " ".join(reason.split())}
     write_table(paths["qc"], _qc_table(row))
     old = [path for name, path in paths.items() if name != "qc"]
-    old.append(norms_path(scan, output_dir))
+    old += _extra_paths(scan, output_dir)
     problems = []
     for path in (*old, *map(sidecar_path, old)):
         try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,19 +11,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from hyps_bids.errors import BadData, MissingInput
+from hyps_bids.errors import BadData
 from hyps_bids.imaging.conform import ConformedImage, conform
-from hyps_bids.outputs.compression import DAMAGED, open_compressed
+from hyps_bids.outputs.images import Region, opened, read_part
 from hyps_bids.outputs.names import scan_paths
 from hyps_bids.outputs.scan import IMAGE_NAME, Scan
-
-#: Part of an image, one slice per axis.
-Region = tuple[slice, slice, slice]
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, *DAMAGED, ValueError)
 
 
 @dataclass(frozen=True)
@@ -89,12 +81,7 @@ class StoredImages:
     def probabilities(self, region: Region) -> np.ndarray:
         """Read the probabilities in a part of the image, shape ``(labels, x, y, z)``."""
         with opened(self.probseg) as image:
-            stored = image.dataobj
-            # Without the slope, slicing gives bytes. Whole planes lie together in the file.
-            proxy = ArrayProxy(stored.file_like, (stored.shape, stored.dtype, stored.offset))
-            planes = proxy[:, :, region[2]]
-        part = np.moveaxis(planes[region[:2]], -1, 0).astype(np.float32)
-        return part * np.float32(stored.slope) + np.float32(stored.inter)
+            return read_part(image, region)
 
 
 def read_raw(bids_dir: Path, scan: Scan) -> ConformedImage:
@@ -141,20 +128,3 @@ def read_images(output_dir: Path, scan: Scan, raw: ConformedImage) -> StoredImag
         intracranial=Voxels(integers["mask"], affine),
         probseg=paths["probseg"],
     )
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[nib.Nifti1Image]:
-    """Open a derivative; failures to read it within the body are reported too."""
-    try:
-        # nibabel would use zlib, which takes several times longer.
-        with open_compressed(path) as stream:
-            yield nib.Nifti1Image.from_stream(stream)
-    except FileNotFoundError as error:
-        raise MissingInput(
-            f"{path}: no such file; run the participant level again", code="derivative-missing"
-        ) from error
-    except _UNREADABLE as error:
-        raise BadData(
-            f"{path}: damaged ({error}); run the participant level again", code="derivative-damaged"
-        ) from error

@@ -15,10 +15,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from hyps_bids.errors import BadData
+from hyps_bids.outputs.images import opened
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import time_point_paths
 from hyps_bids.reports.pictures import Layout, Picture, extremes, gray_bytes, side_tiles
-from hyps_bids.reports.scan_images import Voxels, opened
+from hyps_bids.reports.scan_images import Voxels
 
 #: Share of the range from black to white at which the color of a difference is full.
 FULL_COLOR = 0.2

@@ -41,6 +41,9 @@ def add_command(commands: argparse._SubParsersAction[Parser]) -> None:
         help="name of a shipped adapter, or file or folder of a trained one",
     )
     parser.add_argument("--n4", action="store_true", help="correct the bias field first")
+    parser.add_argument(
+        "--surfaces", action="store_true", help="also make a surface of each hippocampus (GIFTI)"
+    )
     add_compute_options(parser)
 
 
@@ -61,7 +64,7 @@ def _segment(args: argparse.Namespace) -> int:
             if isinstance(result, HypsError):
                 _forget(args.output, scan, image, result)
                 raise result
-            report = result.save(args.output, name=scan.path.name)
+            report = result.save(args.output, name=scan.path.name, surfaces=args.surfaces)
         except HypsError as error:
             failures.append(error)
             _LOG.error("%s [%s]", error, error.code)

@@ -328,6 +328,7 @@ def _process_batch(
         edits=setup.edits,
         networks_here=is_local(_choose_plugin(settings)["plugin"]) and pipeline.device != "cpu",
         series_threads=_threads(settings, max(1, len(own))),
+        surfaces=settings.surfaces,
     )
     workflow = init_participant_wf(
         scans, plan, run.work_dir.absolute(), _plan_reports(settings) if reported else None, own

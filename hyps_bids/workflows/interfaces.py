@@ -21,11 +21,13 @@ from nipype.interfaces.base import (
 )
 from nipype.interfaces.io import add_traits
 
+from hyps_bids.errors import HypsError
 from hyps_bids.imaging.conform import ConformedImage
 from hyps_bids.outputs.completion import content_of
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_result
+from hyps_bids.outputs.surface_files import has_surfaces
 from hyps_bids.segmentation.devices import prepare_process
 from hyps_bids.segmentation.localize import Localization
 from hyps_bids.segmentation.pipeline import (
@@ -63,7 +65,16 @@ def _write(
         edited = apply_edit(given.edit, image, restored, measures.parts)
         measures = measure_edit(measures, image, given.edit, edited, restored)
         images = replace(images, labels=label_image(image, edited, len(measures.parts)))
-    done = write_result(given.scan, Path(given.output_dir), images, measures, provenance, content)
+    output = Path(given.output_dir)
+    # Scans that had surfaces keep having them.
+    surfaces = given.surfaces or has_surfaces(given.scan, output)
+    done = write_result(given.scan, output, images, measures, provenance, content)
+    if surfaces:
+        from hyps_bids.segmentation.surfaces import add_surfaces
+
+        # The scan is done; what went wrong shows again when the app adds missing surfaces.
+        with suppress(HypsError):
+            add_surfaces(given.scan, output)
     return {"out_file": str(done)}
 
 
@@ -96,6 +107,7 @@ class _ProcessInput(_ReadInput):
     output_dir = traits.Str(mandatory=True, desc="derivatives dataset")
     provenance = traits.Dict(mandatory=True, desc="what decides the result, for the sidecars")
     edit = traits.Any(None, usedefault=True, desc="the Edit, if there is one")
+    surfaces = traits.Bool(False, usedefault=True, desc="make surfaces, too")
 
 
 class _WrittenOutput(TraitedSpec):

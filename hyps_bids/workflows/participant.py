@@ -59,6 +59,8 @@ class ParticipantPlan:
         Stem of a scan → labels that replace the networks'.
     series_threads : int
         Threads that follow a series.
+    surfaces : bool
+        Make surfaces of the hippocampi.
     """
 
     pipeline: Pipeline
@@ -68,6 +70,7 @@ class ParticipantPlan:
     networks_here: bool = False
     edits: Mapping[str, Edit] = field(default_factory=dict)
     series_threads: int = 1
+    surfaces: bool = False
 
 
 def init_participant_wf(
@@ -156,6 +159,7 @@ def init_scan_wf(scan: Scan, plan: ParticipantPlan) -> pe.Workflow:
         "output_dir": str(plan.output_dir),
         "provenance": with_edit(plan.provenance, edit),
         "edit": edit,
+        "surfaces": plan.surfaces,
     }
     large = {"n_procs": plan.omp_nthreads, "mem_gb": SCAN_GB}
     small = {"n_procs": plan.omp_nthreads if plan.pipeline.n4 else 1, "mem_gb": SMALL_GB}

@@ -81,6 +81,25 @@ def test_outputs_are_those_of_the_app(
     assert (raw / "sub-Somehead/anat/sub-Somehead_T1w.nii.gz").resolve() == head.resolve()
 
 
+def test_surfaces_enclose_the_labels(result: hyps_bids.SegmentationResult, tmp_path: Path) -> None:
+    volumes = result.volumes[result.volumes["part"] == "whole"].set_index("hemi")["volume_mm3"]
+    places = nib.affines.apply_affine(
+        result.labels.affine, np.argwhere(np.asarray(result.labels.dataobj) > 2)
+    )
+    for hemi, surface in result.surfaces.items():
+        points, triangles = surface.agg_data(("pointset", "triangle"))
+        a, b, c = (points[triangles[:, corner]].astype(float) for corner in range(3))
+        volume = float((a * np.cross(b, c)).sum()) / 6
+        assert volume == pytest.approx(volumes[hemi], rel=0.03)
+    right = result.surfaces["R"].agg_data("pointset")
+    np.testing.assert_allclose(right.mean(axis=0), places.mean(axis=0), atol=1.5)
+    result.save(tmp_path / "out", surfaces=True, report=False)
+    for hemi, surface in result.surfaces.items():
+        name = f"sub-Somehead_hemi-{hemi}_seg-hippocampus_mesh.surf.gii"
+        stored = (tmp_path / "out" / "sub-Somehead" / "anat" / name).read_bytes()
+        assert stored == surface.to_bytes()
+
+
 @pytest.mark.slow
 def test_results_of_files_and_of_images_in_memory_are_the_same(
     head: Path, result: hyps_bids.SegmentationResult
