@@ -59,6 +59,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "series-qc": lambda: _described("column", columns.SERIES_QC_COLUMNS),
     "visits": lambda: _described("column", columns.VISIT_COLUMNS | columns.SERIES_COLUMNS),
     "change": lambda: _described("column", columns.CHANGE_COLUMNS),
+    "surfaces": lambda: _described("column", columns.SURFACE_COLUMNS),
     "space-qc": lambda: _described("column", columns.SPACE_QC_COLUMNS),
     "models": lambda: _described("column", columns.LINEAR_MODEL_COLUMNS),
     "posthoc": lambda: _described("column", columns.POSTHOC_COLUMNS),

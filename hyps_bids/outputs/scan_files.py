@@ -201,9 +201,7 @@ def remove_norms(scan: Scan, output_dir: Path) -> None:
     CannotCreateOutput
         If a file cannot be removed.
     """
-    path = norms_path(scan, output_dir)
-    for old in (sidecar_path(path), path):
-        remove_file(old)
+    _remove_with_sidecar(norms_path(scan, output_dir))
 
 
 def remove_extras(scan: Scan, output_dir: Path) -> None:
@@ -215,8 +213,12 @@ def remove_extras(scan: Scan, output_dir: Path) -> None:
         If a file cannot be removed.
     """
     for path in _extra_paths(scan, output_dir):
-        for old in (sidecar_path(path), path):
-            remove_file(old)
+        _remove_with_sidecar(path)
+
+
+def _remove_with_sidecar(path: Path) -> None:
+    for old in (sidecar_path(path), path):
+        remove_file(old)
 
 
 def _extra_paths(scan: Scan, output_dir: Path) -> list[Path]:
