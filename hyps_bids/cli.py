@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code, as in the README.
+        Exit code, as in docs/bids-dataset.md.
     """
     return run_command("hyps-bids", lambda: _run(argv))
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: What takes longest starts first, so that several processes end at about the same time.
 LONGEST = (
     "tests/test_concurrency.py",
+    "tests/documentation/test_commands.py",
     "tests/reports/",
     "tests/workflows/test_series.py",
     "tests/workflows/",

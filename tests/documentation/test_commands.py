@@ -100,7 +100,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(demo: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def place(
+    demo: Path, coarse_head: nib.Nifti1Image, request: pytest.FixtureRequest, tmp_path: Path
+) -> Path:
     """A folder with all that the commands of a page name, where it is run."""
     page: Path = request.getfixturevalue("page")
     place = tmp_path / "place"
@@ -116,10 +118,10 @@ def place(demo: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         shutil.copytree(demo / "bids", place / "BIDS_DIR")
         shutil.copytree(demo / "derivatives", place / "OUT_DIR")
     if page.stem in ("one-image", "first-run", "README"):
-        head = nib.load(demo / "bids/sub-05/anat/sub-05_T1w.nii.gz")
-        nib.save(head, place / "my scan.nii.gz")
-        nib.save(nib.MGHImage(np.float32(head.get_fdata()), head.affine), place / "other.mgz")
-        write_series(head, place / "DICOM_FOLDER")
+        nib.save(coarse_head, place / "my scan.nii.gz")
+        data = np.asarray(coarse_head.dataobj, dtype=np.float32)
+        nib.save(nib.MGHImage(data, coarse_head.affine), place / "other.mgz")
+        write_series(coarse_head, place / "DICOM_FOLDER")
     return place
 
 
