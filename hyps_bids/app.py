@@ -216,12 +216,12 @@ def _plan_spaces(
     """Load the templates if there is a scan to bring to one; bad ones end the run here."""
     if not templates:
         return None
-    from hyps_bids.spaces.place import SpacePlan, is_placed
+    from hyps_bids.spaces.place import SpacePlan, unplaced
     from hyps_bids.spaces.template import load_templates
 
     output = settings.output_dir.absolute()
     plan = SpacePlan(output, tuple(templates), setup.localizer, tuple(setup.labels))
-    if to_do or not all(read_many(lambda scan: is_placed(scan, plan), scans)):
+    if to_do or unplaced(scans, plan)[0]:
         load_templates(templates, setup.localizer)
     return plan
 
@@ -230,10 +230,9 @@ def _place(run: Run, scans: Sequence[Scan], plan: SpacePlan | None) -> list[Scan
     """Bring the scans that are done to the spaces of templates; return those that failed."""
     if plan is None:
         return []
-    from hyps_bids.spaces.place import is_placed, name_refused
+    from hyps_bids.spaces.place import name_refused, unplaced
 
-    current = read_many(lambda scan: is_placed(scan, plan), scans)
-    left = [scan for scan, is_so in zip(scans, current, strict=True) if not is_so]
+    left, done = unplaced(scans, plan)
     failed: list[Scan] = []
     if left:
         from hyps_bids.workflows.execution import place_scans
@@ -242,10 +241,10 @@ def _place(run: Run, scans: Sequence[Scan], plan: SpacePlan | None) -> list[Scan
     for text in name_refused(left, plan):
         _LOG.warning("%s", text)
     _LOG.info(
-        "In the space of %s: %d of %s placed before, %d now",
+        "In the space of %s: %d of %s done before, %d now",
         join_names(template.space.label for template in plan.templates),
-        len(scans) - len(left),
-        format_count(len(scans), "scan"),
+        done - len(left),
+        format_count(done, "scan"),
         len(left) - len(failed),
     )
     return failed

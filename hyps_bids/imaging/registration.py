@@ -105,7 +105,7 @@ def rigid_between(places: np.ndarray, others: np.ndarray) -> np.ndarray:
     return move
 
 
-def register(template: Head, head: Head) -> np.ndarray:
+def register(template: Head, head: Head, *, upright: bool = False) -> np.ndarray:
     """Register a head with a template.
 
     One thread computes it, without random numbers: the same images give the same transform.
@@ -114,6 +114,9 @@ def register(template: Head, head: Head) -> np.ndarray:
     ----------
     template, head : Head
         Both with an intracranial space, and with at least one hippocampus that both have.
+    upright : bool
+        Start from the hippocampi alone, and from a head that is not turned. Where the field of view
+        cuts the head, the middle of the rest of it would mislead.
 
     Returns
     -------
@@ -131,7 +134,9 @@ def register(template: Head, head: Head) -> np.ndarray:
     # Sums over several threads would differ in their last digits.
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        move = rigid_between(*_landmarks(template, head))
+        places, others = _landmarks(template, head)
+        first = 1 if upright and len(places) > 1 else 0
+        move = rigid_between(places[first:], others[first:])
         move = _compare_masks(template, head, move)
         return _compare_intensities(template, head, move)
     except RuntimeError as error:

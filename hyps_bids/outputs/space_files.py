@@ -31,7 +31,7 @@ from hyps_bids.outputs.writing import (
 )
 
 #: What the sidecars say about the use of these images.
-NOT_FOR = (
+LIMITATIONS = (
     "An affine transform brings the scan to the template: size, position and tilt of the head are "
     "matched, its shape is not. Good for showing where hippocampi lie, and for masks that are "
     "generous. Not for volumes (use those of the scan's own grid) nor for voxel-wise statistics "
@@ -134,6 +134,7 @@ def write_space(
     write_table(paths["qc"], _table(scan, template.space, row))
     mark = {
         "Status": "refused" if images is None else "done",
+        "Limitations": LIMITATIONS,
         **facts,
         **described(SPACE_QC_COLUMNS),
     }
@@ -147,7 +148,9 @@ def _write_images(
     images: SpaceImages,
     facts: Mapping[str, Any],
 ) -> None:
-    common = {k: v for k, v in facts.items() if "Fingerprint" not in k}
+    common = {k: v for k, v in facts.items() if "Fingerprint" not in k} | {
+        "Limitations": LIMITATIONS
+    }
     there = {"SpatialReference": template.url}
     if template.space.resolution:
         there["Resolution"] = f"The grid of {template.path.name}"
@@ -158,12 +161,12 @@ def _write_images(
     for kind, about in {
         "dseg": {
             "Description": "Hippocampus in the space of the template, one label per part and "
-            "side. Each label was resampled linearly, and the largest share decides. " + NOT_FOR,
+            "side. Each label was resampled linearly, and the largest share decides",
             "Manual": bool(facts.get("EditedLabels")),
         },
         "probseg": {
             "Description": "Probability of each part of the hippocampus in the space of the "
-            "template, resampled linearly. " + NOT_FOR,
+            "template, resampled linearly",
             "LabelMap": table["name"].tolist(),
         },
     }.items():
@@ -173,7 +176,7 @@ def _write_images(
         ("back", np.linalg.inv(images.to_template), "of images of the template to the scan"),
     ):
         write_text(paths[kind], itk_transform(matrix))
-        text = f"Affine transform {words}, for antsApplyTransforms or SimpleITK. {NOT_FOR}"
+        text = f"Affine transform {words}, for antsApplyTransforms or SimpleITK"
         write_json(sidecar_path(paths[kind]), common | {"Description": text})
 
 

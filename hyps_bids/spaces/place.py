@@ -16,7 +16,7 @@ from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform
 from hyps_bids.imaging.registration import Head, NotRegistered, register
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
-from hyps_bids.outputs.completion import content_of, fingerprint_of
+from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
 from hyps_bids.outputs.compression import open_compressed
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.names import scan_paths
@@ -33,6 +33,7 @@ from hyps_bids.outputs.space_files import (
     write_space,
 )
 from hyps_bids.outputs.spaces import space_paths
+from hyps_bids.resources import read_many
 from hyps_bids.spaces.quality import Verdict, judge
 from hyps_bids.spaces.template import Template, load_template
 
@@ -72,15 +73,26 @@ class _Results:
     probabilities: np.ndarray
 
 
-def is_placed(scan: Scan, plan: SpacePlan) -> bool:
-    """Tell whether the results of a scan in all spaces are those of its present results.
+def unplaced(scans: Sequence[Scan], plan: SpacePlan) -> tuple[list[Scan], int]:
+    """Find the scans whose results in the spaces are not those of their present results.
 
-    Scans that are not done have nothing to bring anywhere.
+    Returns
+    -------
+    left : list of Scan
+        Those that are to be done.
+    count : int
+        How many scans have results at all.
     """
-    try:
-        own = scan_record(scan, plan.output_dir)["Fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+    known = dict(zip(scans, read_many(lambda scan: _is_placed(scan, plan), scans), strict=True))
+    done = [scan for scan, is_so in known.items() if is_so is not None]
+    return [scan for scan in done if not known[scan]], len(done)
+
+
+def _is_placed(scan: Scan, plan: SpacePlan) -> bool | None:
+    """Tell whether a scan needs nothing; None if it is not done."""
+    own = recorded_fingerprint(scan, plan.output_dir)
+    if own is None:
+        return None
     return all(_is_current(scan, template, plan, own) for template in plan.templates)
 
 
@@ -144,11 +156,26 @@ def _register(template: Template, head: Head) -> tuple[np.ndarray | None, Verdic
         return None, Verdict({}, "no-brain")
     if not head.hippocampi.any():
         return None, Verdict({}, "no-hippocampus")
+    move, verdict = _try(template, head)
+    if verdict.refusal or verdict.flags:
+        again, other = _try(template, head, upright=True)
+        if _rank(other) > _rank(verdict):
+            move, verdict = again, other
+    return move, verdict
+
+
+def _try(
+    template: Template, head: Head, *, upright: bool = False
+) -> tuple[np.ndarray | None, Verdict]:
     try:
-        move = register(template.head, head)
+        move = register(template.head, head, upright=upright)
     except NotRegistered:
         return None, Verdict({}, "not-aligned")
     return move, judge(template.head, head, move)
+
+
+def _rank(verdict: Verdict) -> tuple[bool, float]:
+    return not verdict.refusal, verdict.figures.get("similarity", 0.0)
 
 
 def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], _Results]:
