@@ -32,10 +32,12 @@ _TAGS = {
     "description": "0008|103e",
     "series": "0020|000e",
     "series_number": "0020|0011",
+    "number": "0020|0013",
     "position": "0020|0032",
     "orientation": "0020|0037",
     "acquired": "0020|1002",
     "samples": "0028|0002",
+    "photometric": "0028|0004",
     "frames": "0028|0008",
     "rows": "0028|0010",
     "columns": "0028|0011",
@@ -51,6 +53,9 @@ _FEWEST = 8
 _STEP_TOLERANCE, _TURN_TOLERANCE = 0.05, 1e-3
 #: Code of files that hold no image, or one that is damaged.
 _NO_IMAGE = "dicom-without-image"
+#: How pixels without color may be stored; black and white are exchanged in the first of these.
+_INVERTED = "MONOCHROME1"
+_GRAYS = ("", "MONOCHROME2", _INVERTED)
 #: What to do with files that are not read here.
 _CONVERT = "convert it with dcm2niix, and give the NIfTI file"
 
@@ -128,13 +133,15 @@ def read_dicom(path: Path) -> DicomSeries:
         _refuse_unless_one(path, series, problems, usable)
         uid = usable[0]
         title = _title(series[uid])
-        _LOG.info("%s: reading %s", path, title)
+        slices = _sorted(series[uid])
+        _LOG.info("%s: reading %s, %s", path, title, _extent(slices))
+        _warn_of_ends(path, slices)
         for other, problem in problems.items():
             if problem is not None:
                 # A damaged file may be a slice at the end of the series, which nothing else shows.
                 level = logging.WARNING if problem[0] == _NO_IMAGE else logging.INFO
                 _LOG.log(level, "%s: %s is left out: %s", path, _title(series[other]), problem[1])
-        return DicomSeries(_read(path, _sorted(series[uid])), uid, title)
+        return DicomSeries(_read(path, slices), uid, title)
 
 
 @contextmanager
@@ -205,9 +212,15 @@ def _problem(files: Sequence[_File]) -> tuple[str, str] | None:
 def _problem_of_kind(files: Sequence[_File]) -> tuple[str, str] | None:
     first = files[0]
     if first["frames"] == "0":
-        return _NO_IMAGE, "the files have no image that can be read"
-    if any(file["samples"] not in ("", "1") for file in files):
+        return (
+            _NO_IMAGE,
+            "the files have no image, or one that is damaged or stored in a way that is not known "
+            f"here; if it is an image, {_CONVERT}",
+        )
+    if any(f["samples"] not in ("", "1") or f["photometric"] not in _GRAYS for f in files):
         return "dicom-color", "these are color images, such as screenshots or color maps"
+    if any(file["photometric"] == _INVERTED for file in files):
+        return "dicom-inverted", f"its gray values are inverted (MONOCHROME1); {_CONVERT}"
     if first["sop_class"].startswith(_SECONDARY_CAPTURE):
         return "dicom-secondary-capture", "these are secondary captures, not images of the scanner"
     if first["modality"] not in ("", "MR"):
@@ -300,6 +313,31 @@ def _sorted(files: Sequence[_File]) -> list[_File]:
     return sorted(files, key=height)
 
 
+def _extent(files: Sequence[_File]) -> str:
+    """Say how far slices reach, which shows a user whether those at an end are missing."""
+    ends = [file.numbers("position", 3) for file in (files[0], files[-1])]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    step = float(np.linalg.norm(ends[1] - ends[0])) / (len(files) - 1)
+    return f"{len(files)} slices that are {step:.3g} mm apart, {step * len(files):.3g} mm in all"
+
+
+def _warn_of_ends(path: Path, files: Sequence[_File]) -> None:
+    """Warn where the files say that slices at an end are missing; many do not say it."""
+    expected = [int(value) for value in (files[0]["acquired"],) if value.isdecimal()]
+    numbers = sorted(int(f["number"]) for f in files if f["number"].isdecimal())
+    if expected and expected[0] > len(files):
+        found = f"the acquisition has {expected[0]} images, but only {len(files)} files are here"
+    elif len(numbers) == len(files) == numbers[-1] - numbers[0] + 1 and numbers[0] > 1:
+        found = f"the numbers of the files begin with {numbers[0]}, not with 1"
+    else:
+        return
+    _LOG.warning(
+        "%s: %s; if slices at an end are missing, the intracranial volume is too small.",
+        *(path, found),
+    )
+
+
 def _read(path: Path, files: Sequence[_File]) -> nib.Nifti1Image:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
@@ -315,13 +353,6 @@ def _read(path: Path, files: Sequence[_File]) -> nib.Nifti1Image:
             f"in a way that is not known here; {_CONVERT}",
             code="dicom-not-decodable",
         ) from error
-    expected = [int(value) for value in (files[0]["acquired"],) if value.isdecimal()]
-    if expected and expected[0] > len(files):
-        _LOG.warning(
-            "%s: the acquisition has %d images, but only %d files are here; if slices at an end "
-            "are missing, the intracranial volume is too small.",
-            *(path, expected[0], len(files)),
-        )
     data = sitk.GetArrayFromImage(read).T
     if data.dtype == np.float64:
         data = data.astype(np.float32)

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.imaging.dicom import read_dicom
-from tests.dicom_files import write_color, write_series
+from tests.dicom_files import RLE, ROOT, rle, write_by_hand, write_color, write_series
 from tests.raising import raises
 
 
@@ -49,6 +49,56 @@ def test_voxels_keep_their_places(tmp_path: Path, compressor: str, mirrored: boo
     expect_same_places(read, made)
     assert int(read.header["qform_code"]) == int(read.header["sform_code"]) == 1
     np.testing.assert_allclose(read.get_qform(), read.affine, atol=1e-4)
+
+
+#: The first slice of the made image as gdcmconv compresses it, without loss.
+JPEG_LS = bytes.fromhex(
+    "ffd8fff7000b100009000a01011100fff8000d01ffff0012004301140040ffda0008010100000000a6bcd79ab35e6a"
+    "da768d9f66c1883105a1484a210e8642a0c418888886868686848482d05a122448912142850a4290a142850a142850"
+    "94250a1428a28a28a21108a28208208208743a082082082082190c8208208208208500ffd9"
+)
+
+
+def test_run_length_encoding(tmp_path: Path) -> None:
+    write_by_hand(made_image(), tmp_path, syntax=RLE, encode=rle)
+    expect_same_places(read_dicom(tmp_path).image, made_image())
+
+
+def test_jpeg_ls(tmp_path: Path) -> None:
+    syntax = "1.2.840.10008.1.2.4.80"
+    write_by_hand(made_image(), tmp_path, syntax=syntax, encode=lambda pixels: JPEG_LS)
+    first = np.asarray(made_image().dataobj)[:, :, :1]
+    repeated = nib.Nifti1Image(np.repeat(first, 12, axis=2), made_image().affine)
+    expect_same_places(read_dicom(tmp_path).image, repeated)
+
+
+@pytest.mark.parametrize(
+    ("code", "syntax"),
+    [
+        ("dicom-not-decodable", "1.2.840.10008.1.2.4.100"),  # MPEG2
+        ("dicom-not-decodable", "1.2.840.10008.1.2.4.201"),  # JPEG 2000 with high throughput
+        ("dicom-without-image", "1.2.3.4.5"),  # of a vendor
+    ],
+)
+def test_unknown_compression(tmp_path: Path, code: str, syntax: str) -> None:
+    write_by_hand(made_image(), tmp_path, syntax=syntax, encode=lambda pixels: b"\xff\x4f" * 9)
+    with raises(BadData, code, "IM0000", "dcm2niix"):
+        read_dicom(tmp_path)
+
+
+def test_rescale_differs_between_slices(tmp_path: Path) -> None:
+    made = made_image()
+    slopes, intercepts = np.tile([1, 0.5, 2], 4), -np.arange(12)
+    write_by_hand(
+        made,
+        tmp_path,
+        each=lambda k: {
+            "0028|1052": ("DS", str(intercepts[k])),
+            "0028|1053": ("DS", str(slopes[k])),
+        },
+    )
+    values = (np.asarray(made.dataobj) * slopes + intercepts).astype(np.float32)
+    expect_same_places(read_dicom(tmp_path).image, nib.Nifti1Image(values, made.affine))
 
 
 def test_the_series_is_chosen_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,10 +140,31 @@ def test_missing_slices(tmp_path: Path, skip: tuple[int, ...]) -> None:
         read_dicom(tmp_path)
 
 
-def test_missing_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_series(made_image(), tmp_path, skip=(11,), tags={"0020|1002": "12"})
+@pytest.mark.parametrize(
+    ("skip", "tags", "fact"),
+    [
+        ((11,), {"0020|1002": "12"}, "12 images"),
+        ((0, 1), {}, "begin with 3"),
+        # These are known to nobody; the log says how far the image reaches.
+        ((10, 11), {}, ""),
+        ((), {}, ""),
+    ],
+)
+def test_missing_end(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    skip: tuple[int, ...],
+    tags: dict[str, str],
+    fact: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_series(made_image(), tmp_path, skip=skip, tags=tags)
     read_dicom(tmp_path)
-    assert "12 images" in caplog.text
+    count = 12 - len(skip)
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == bool(fact)
+    assert all(fact in text for text in warned)
+    assert f"{count} slices that are 1.5 mm apart, {1.5 * count:g} mm in all" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -109,6 +180,40 @@ def test_missing_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_kinds_that_are_refused(tmp_path: Path, code: str, tags: dict[str, str]) -> None:
     write_series(made_image(), tmp_path, tags=tags)
     with raises(BadData, code, "series 1 "):
+        read_dicom(tmp_path)
+
+
+def test_enhanced(tmp_path: Path) -> None:
+    tags = {"0008|0016": ("UI", "1.2.840.10008.5.1.4.1.1.4.1"), "0028|0008": ("IS", "12")}
+    write_by_hand(made_image(), tmp_path, tags=tags)
+    with raises(BadData, "dicom-multi-frame", "dcm2niix"):
+        read_dicom(tmp_path)
+
+
+def test_inverted(tmp_path: Path) -> None:
+    write_by_hand(made_image(), tmp_path, tags={"0028|0004": ("CS", "MONOCHROME1")})
+    with raises(BadData, "dicom-inverted", "MONOCHROME1"):
+        read_dicom(tmp_path)
+
+
+def test_palette(tmp_path: Path) -> None:
+    """Numbers that stand for colors, as in maps of statistics."""
+    table = np.arange(256, dtype="<u2").tobytes()
+    size = np.array([256, 0, 16], "<u2").tobytes()
+    bits = {"0028|0100": ("US", 8), "0028|0101": ("US", 8), "0028|0102": ("US", 7)}
+    for color in "123":
+        bits |= {f"0028|110{color}": ("US", size), f"0028|120{color}": ("OW", table)}
+    tags = bits | {"0028|0004": ("CS", "PALETTE COLOR"), "0028|0103": ("US", 0)}
+    write_by_hand(made_image(), tmp_path, tags=tags)
+    with raises(BadData, "dicom-color", "by hand"):
+        read_dicom(tmp_path)
+
+
+def test_a_screenshot_in_the_series_of_the_image(tmp_path: Path) -> None:
+    """It is named, and nothing is read from a mixture."""
+    write_color(tmp_path, number=1)
+    write_series(made_image(), tmp_path, number=2, tags={"0020|000e": f"{ROOT}.1"})
+    with raises(BadData, "dicom-color", "13 files"):
         read_dicom(tmp_path)
 
 
