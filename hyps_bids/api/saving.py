@@ -8,10 +8,10 @@ from pathlib import Path
 
 import nibabel as nib
 
-from hyps_bids.errors import BadData, UsageError
+from hyps_bids.errors import BadData, HypsError, UsageError
 from hyps_bids.imaging.conform import UNREADABLE
-from hyps_bids.imaging.sources import NIFTI_EXTENSIONS, Source
-from hyps_bids.outputs.completion import content_of
+from hyps_bids.imaging.sources import NIFTI_EXTENSIONS, PATH_SUM, Source, read_source, sum_of
+from hyps_bids.outputs.completion import content_of, is_done
 from hyps_bids.outputs.dataset import BIDS_VERSION, write_dataset_files
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.location import find_owner
@@ -19,9 +19,10 @@ from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import ScanImages, ScanMeasures, write_failure, write_result
-from hyps_bids.outputs.surface_files import has_surfaces
+from hyps_bids.outputs.surface_files import has_surfaces, lacks_surfaces
 from hyps_bids.outputs.writing import atomic_path, write_json, write_nifti, write_text
 from hyps_bids.reports.citation import bibtex, methods_markdown
+from hyps_bids.reports.state import is_current, report_path
 from hyps_bids.reports.subject import write_subject_report
 from hyps_bids.segmentation.setup import Setup
 from hyps_bids.segmentation.surfaces import add_surfaces
@@ -110,8 +111,73 @@ def save_scan(
         add_surfaces(scan, folder)
     if not report:
         return folder
-    shown = settings_to_toml(settings, SHOWN_SETTINGS)
-    return write_subject_report(raw, folder, scan.subject, settings_text=shown)
+    return _write_report(folder, scan, settings)
+
+
+def _write_report(folder: Path, scan: Scan, settings: Settings) -> Path:
+    shown = settings_to_toml(settings, SHOWN_SETTINGS) or "# all are the defaults\n"
+    return write_subject_report(folder / _RAW, folder, scan.subject, settings_text=shown)
+
+
+def saved_scan(folder: Path, scan: Scan, image: Path, setup: Setup) -> Scan | None:
+    """Return the scan of an image whose results are in the folder and up to date, else None.
+
+    Parameters
+    ----------
+    folder, scan : Path, Scan
+        The output folder, and the name of the outputs.
+    image : Path
+        The file or the folder of the image; what is not NIfTI is read, to compare it.
+    setup : Setup
+        Networks and options.
+    """
+    place = folder.absolute() / _RAW / scan.folder / scan.path.name
+    there = [path for end in NIFTI_EXTENSIONS if (path := _with_end(place, end)).exists()]
+    if not there or not _is_same_image(there[0], image):
+        return None
+    found = replace(scan, path=there[0])
+    return found if is_done(found, folder, setup.provenance) else None
+
+
+def _is_same_image(there: Path, image: Path) -> bool:
+    """Tell whether an image of an earlier call is the same as one that is given now."""
+    try:
+        return _same(there, read_source(image))
+    except HypsError:
+        # The message is given when the image is segmented.
+        return False
+
+
+def complete(folder: Path, scan: Scan, settings: Settings, *, surfaces: bool) -> Path:
+    """Make what results of an earlier call lack: surfaces, and a report that is up to date.
+
+    Parameters
+    ----------
+    folder, scan : Path, Scan
+        The output folder, and what :func:`saved_scan` returned.
+    settings : Settings
+        Options that the report shows.
+    surfaces : bool
+        Whether there must be surfaces.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    MissingInput, BadData
+        If an output is damaged.
+    CannotCreateOutput
+        If a file cannot be written.
+    """
+    folder = folder.absolute()
+    if surfaces and lacks_surfaces(scan, folder):
+        add_surfaces(scan, folder)
+    if is_current(folder / _RAW, folder, scan.subject):
+        return report_path(folder, scan.subject)
+    return _write_report(folder, scan, settings)
 
 
 def record_failure(folder: Path, scan: Scan, name: Path, reason: str) -> None:
@@ -131,7 +197,7 @@ def record_failure(folder: Path, scan: Scan, name: Path, reason: str) -> None:
         origin = read_json_object(sidecar_path(raw / scan.folder / scan.path.name))
     except BadData:
         return
-    if origin.get("Source") == str(name.absolute()):
+    if origin.get(PATH_SUM) == sum_of(str(name.absolute())):
         write_failure(scan, folder, reason)
         write_subject_report(raw, folder, scan.subject)
 
@@ -185,7 +251,7 @@ def _refuse_other(place: Path, known: Path, source: Source) -> None:
                 old.unlink()
         return
     subject = place.name.split("_")[0]
-    where = origin.get("Source") or "another image"
+    where = there[0].readlink() if there[0].is_symlink() else "another image"
     raise UsageError(
         f"{source.name}: the folder already has results called {subject}, of {where}. Give this "
         "image another name, or choose another folder.",

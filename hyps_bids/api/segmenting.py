@@ -194,7 +194,7 @@ def segment_each(
     cpus = options.threads or available_cpus()
     device = options.device
     with _ONE_AT_A_TIME, prepared_process(cpus):
-        setup = _set_up(replace(options, suffix=None), _stamp(Path(options.adapter)))
+        setup = set_up(options)
         device = choose_device(faster_device(len(images), cpus) if device == "auto" else device)
         # Networks that cannot be loaded are no fault of an image.
         cached_network(setup.localizer, device)
@@ -238,6 +238,11 @@ def _segment(
         _restored=restored,
         _grid=replace(conformed, data=np.empty(0, np.float32)),
     )
+
+
+def set_up(options: Options) -> Setup:
+    """Find the networks; see :func:`~hyps_bids.segmentation.setup.choose_networks` for errors."""
+    return _set_up(replace(options, suffix=None), _stamp(Path(options.adapter)))
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from hyps_bids.imaging.conform import UNREADABLE, load_nifti
 #: Ends of the names of files that are used as they are.
 NIFTI_EXTENSIONS = (".nii.gz", ".nii")
 _MGH_EXTENSIONS = (".mgz", ".mgh")
+#: Key of an origin: sum of the absolute path.
+PATH_SUM = "PathSum"
 #: Stands for an image in memory in messages and in names.
 _IN_MEMORY = Path("image")
 
@@ -33,13 +36,19 @@ class Source:
     path : Path or None
         The NIfTI file, if it is one.
     origin : mapping of str to str
-        What tells the image from others of the same name; empty for an image in memory.
+        What tells the image from others of the same name, as sums from which no name can be read:
+        paths and series may name a patient. Empty for an image in memory.
     """
 
     name: Path
     image: nib.Nifti1Image
     path: Path | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
+
+
+def sum_of(text: str) -> str:
+    """Return a SHA-256 sum that recognizes a text, but does not tell it."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_source(given: str | os.PathLike[str] | nib.Nifti1Image) -> Source:
@@ -69,10 +78,10 @@ def read_source(given: str | os.PathLike[str] | nib.Nifti1Image) -> Source:
 def _read_path(path: Path) -> Source:
     from hyps_bids.imaging.dicom import is_dicom, read_dicom
 
-    origin = {"Source": str(path.absolute())}
+    origin = {PATH_SUM: sum_of(str(path.absolute()))}
     if path.is_dir() or is_dicom(path):
         series = read_dicom(path)
-        origin |= {"Series": series.title, "SeriesInstanceUID": series.uid}
+        origin["SeriesSum"] = sum_of(series.uid)
         return Source(path, _as_nifti(series.image, path), origin=origin)
     image = load_nifti(path)
     if path.name.casefold().endswith(NIFTI_EXTENSIONS):

@@ -16,6 +16,8 @@ from hyps_bids.settings import Settings
 _LOG = logging.getLogger("hyps_bids")
 #: Folders inside a dataset that hold no raw data.
 _NOT_RAW = ("derivatives", "sourcedata", "code")
+#: Folder of a derivatives dataset that may hold its raw dataset, as BIDS recommends.
+_SOURCES = "sourcedata"
 #: Names in a work folder of ours: workflows, caches, adapters in training, and runs.
 _OF_WORK = (
     "(participant|series|spaces|reports)_wf",
@@ -47,7 +49,7 @@ def check_output(settings: Settings) -> None:
     advice = f"Use {source / 'derivatives' / 'hyps'} instead."
     if real_source == real_output:
         raise UsageError(f"{output}: OUT_DIR is BIDS_DIR itself. {advice}", code="output-is-input")
-    if real_output in real_source.parents:
+    if real_output in real_source.parents and _SOURCES not in _inside(real_source, real_output):
         raise UsageError(
             f"{output}: OUT_DIR contains BIDS_DIR. Choose a folder beside the dataset.",
             code="output-contains-input",
@@ -77,6 +79,11 @@ def check_output(settings: Settings) -> None:
             "folder of the host to this path (-v or -B).",
             output,
         )
+
+
+def _inside(path: Path, folder: Path) -> tuple[str, ...]:
+    """Return the first part of a path below a folder."""
+    return path.relative_to(folder).parts[:1]
 
 
 def _check_work_folder(settings: Settings, source: Path, output: Path) -> None:

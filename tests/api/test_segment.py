@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -233,9 +234,8 @@ def test_a_changed_file_is_not_saved(head: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_tool_reads_dicom_as_nifti(
-    coarse_head: nib.Nifti1Image, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    coarse_head: nib.Nifti1Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.INFO)
     # An oblique head, the axes of its slices in the order of a sagittal acquisition.
     turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.05, 0.15), [3, -4, 5])
     oblique = coarse_head.as_reoriented(nib.orientations.axcodes2ornt("PIR"))
@@ -263,6 +263,29 @@ def test_tool_reads_dicom_as_nifti(
     assert {path.name for path in out.glob("sub-*")} == {
         *("sub-head", "sub-head.html", "sub-study", "sub-study.html")
     }
+    # Nothing that was written names a folder, which may have the name of a patient.
+    for sidecar in (out / "sourcedata").rglob("*.json"):
+        assert tmp_path.name not in sidecar.read_text()
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    assert main(["segment", *map(str, (nifti, bad, dicom)), str(out), "--device", "cpu"]) == 1
+    assert "3 images: 2 done before, 1 to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == times
+    (out / "sub-head.html").unlink()
+    arguments = ["segment", str(nifti), str(out), "--device", "cpu", "--surfaces"]
+    assert main(arguments) == 0
+    assert len(list(out.rglob("*_mesh.surf.gii"))) == 2
+    assert (out / "sub-head.html").is_file()
+
+    # The group level works on these outputs, with their images where `segment` has put them.
+    command = [sys.executable, "-m", "hyps_bids", str(out / "sourcedata" / "raw"), str(out)]
+    subprocess.run([*command, "group"], check=True)
+    wide = read_table(out / "group_seg-hippocampus_desc-wide_morph.tsv")
+    assert wide["status"].tolist() == ["done", "done"]
+    shown = subprocess.run([*command, "participant"], check=True, capture_output=True, text=True)
+    assert "2 done before, 0 to do" in shown.stderr + shown.stdout
+    # And `segment` still knows its folder.
+    assert main(["segment", str(nifti), str(out), "--device", "cpu"]) == 0
 
 
 def test_tool_fails_with_the_code_of_its_only_image(tmp_path: Path) -> None:

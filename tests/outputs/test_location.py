@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def test_safe_folders_inside_the_input(raw: Path, inside: str) -> None:
     (raw / inside).mkdir(parents=True)
     check_output(settings(raw, raw / inside))
     assert list((raw / inside).iterdir()) == []
+
+
+def test_input_among_the_sources_of_the_output(raw: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for folder in ("sourcedata/raw", "sourcedata", "sources/raw"):
+        shutil.copytree(raw, output / folder, dirs_exist_ok=True)
+        given = settings(output / folder, output)
+        if folder.startswith("sourcedata"):
+            check_output(given)
+        else:
+            with raises(UsageError, "output-contains-input", output):
+                check_output(given)
 
 
 @pytest.mark.parametrize(
