@@ -82,6 +82,7 @@ def test_outputs_are_those_of_the_app(
     assert (raw / "sub-Somehead/anat/sub-Somehead_T1w.nii.gz").resolve() == head.resolve()
 
 
+@pytest.mark.slow
 def test_surfaces_enclose_the_labels(result: hyps_bids.SegmentationResult, tmp_path: Path) -> None:
     volumes = result.volumes[result.volumes["part"] == "whole"].set_index("hemi")["volume_mm3"]
     places = nib.affines.apply_affine(
