@@ -62,11 +62,14 @@ class SpaceImages:
         Probability of each label times 255, uint8.
     to_template : numpy.ndarray
         From the world of the scan to that of the template (RAS, mm), shape (4, 4).
+    picture : str
+        SVG of the outlines on the template.
     """
 
     labels: np.ndarray
     probabilities: Sequence[np.ndarray]
     to_template: np.ndarray
+    picture: str
 
 
 def space_fingerprint(scan_fingerprint: str, template: TemplateRecord, version: str) -> str:
@@ -178,6 +181,7 @@ def _write_images(
         write_text(paths[kind], itk_transform(matrix))
         text = f"Affine transform {words}, for antsApplyTransforms or SimpleITK"
         write_json(sidecar_path(paths[kind]), common | {"Description": text})
+    write_text(paths["picture"], images.picture)
 
 
 def _table(scan: Scan, space: Space, row: Mapping[str, Any]) -> Any:

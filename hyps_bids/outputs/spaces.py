@@ -93,7 +93,8 @@ def space_paths(scan: Scan, space: Space, output_dir: Path) -> dict[str, Path]:
     -------
     dict of str to Path
         ``dseg`` and ``probseg``: labels and probabilities on the grid of the template; ``to`` and
-        ``back``: transforms to the template and from it; ``qc``: the table of its quality.
+        ``back``: transforms to the template and from it; ``qc``: the table of its quality;
+        ``picture``: outlines on the template, for the report.
 
     Examples
     --------
@@ -105,6 +106,7 @@ def space_paths(scan: Scan, space: Space, output_dir: Path) -> dict[str, Path]:
     sub-01_ses-1_from-T2w_to-MNI152NLin6Asym_mode-image_desc-preproc_xfm.txt
     sub-01_ses-1_from-MNI152NLin6Asym_to-T2w_mode-image_desc-preproc_xfm.txt
     sub-01_ses-1_space-MNI152NLin6Asym_seg-hippocampus_res-2_desc-preprocT2waffine_qc.tsv
+    sub-01_ses-1_space-MNI152NLin6Asym_seg-hippocampus_res-2_desc-preprocT2waffine_dseg.svg
     """
     late = scan.derived_entities
     desc = "".join([*late.values(), scan.space, AFFINE])
@@ -120,7 +122,9 @@ def space_paths(scan: Scan, space: Space, output_dir: Path) -> dict[str, Path]:
         "back": f"{own}_from-{space.template}_to-{scan.suffix}_{end}",
         "qc": f"{images}_qc.tsv",
     }
-    return {kind: output_dir / scan.folder / name for kind, name in names.items()}
+    paths = {kind: output_dir / scan.folder / name for kind, name in names.items()}
+    picture = output_dir / f"sub-{scan.subject}" / "figures" / f"{images}_dseg.svg"
+    return paths | {"picture": picture}
 
 
 def spaces_of(scan: Scan, output_dir: Path) -> list[Space]:
@@ -146,8 +150,9 @@ def space_files(scan: Scan, space: Space, output_dir: Path) -> list[Path]:
     The transforms, which do not depend on the resolution, are among them.
     """
     paths = space_paths(scan, space, output_dir)
-    marked = [sidecar_path(paths["qc"]), *(sidecar_path(p) for k, p in paths.items() if k != "qc")]
-    return [*marked, *(path for kind, path in paths.items() if kind != "qc"), paths["qc"]]
+    table = paths.pop("qc")
+    sidecars = [sidecar_path(path) for kind, path in paths.items() if kind != "picture"]
+    return [sidecar_path(table), *sidecars, *paths.values(), table]
 
 
 def remove_space(scan: Scan, space: Space, output_dir: Path) -> None:

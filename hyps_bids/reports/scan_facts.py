@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, cast
@@ -32,6 +33,7 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import DEFAULT_SUFFIX, IMAGE_NAME, Scan
 from hyps_bids.outputs.space_flags import describe_space_flag
 from hyps_bids.outputs.spaces import space_paths, spaces_of
+from hyps_bids.reports.page import data_uri
 from hyps_bids.settings import SUFFIXES
 
 _AGAIN = "run the participant level again"
@@ -100,13 +102,15 @@ class PlacedScan:
     """A scan in the space of a template, in words.
 
     Its status is ``done``, ``refused`` or, if its images are not those of the present results of
-    the scan, ``stale``. Figures are titles and values.
+    the scan, ``stale``. Figures are titles and values. The picture is the address of an SVG in the
+    page; empty if there is none.
     """
 
     space: str
     status: str
     notes: tuple[str, ...]
     figures: tuple[tuple[str, str], ...]
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,8 @@ def _read_spaces(output_dir: Path, scan: Scan) -> Iterator[PlacedScan]:
     """Read the QC tables of a scan in the spaces of templates."""
     own = recorded_fingerprint(scan, output_dir)
     for space in spaces_of(scan, output_dir):
-        path = space_paths(scan, space, output_dir)["qc"]
+        paths = space_paths(scan, space, output_dir)
+        path, picture = paths["qc"], ""
         row = next(iter(read_rows(path, ("status",), [])), {"status": "stale"})
         try:
             is_current = load_json(sidecar_path(path))["ScanFingerprint"] == own
@@ -296,7 +301,10 @@ def _read_spaces(output_dir: Path, scan: Scan) -> Iterator[PlacedScan]:
             if (value := read_number(row.get(name))) is not None
         ]
         notes = tuple(describe_space_flag(code, space.label).text for code in codes)
-        yield PlacedScan(space.label, row["status"], notes, tuple(figures))
+        if row["status"] == "done":
+            with suppress(OSError):
+                picture = data_uri(paths["picture"].read_bytes(), "image/svg+xml")
+        yield PlacedScan(space.label, row["status"], notes, tuple(figures), picture)
 
 
 def read_rows(path: Path, required: Iterable[str], problems: list[str]) -> list[dict[str, str]]:

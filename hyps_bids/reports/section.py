@@ -143,6 +143,9 @@ def build_section(bids_dir: Path, output_dir: Path, scan: Scan, limit: int) -> S
     What is missing or damaged is logged and said in the section.
     """
     facts = read_facts(output_dir, scan)
+    if limit < _OVERVIEW_ONLY:
+        plain = tuple(replace(placed, picture="") for placed in facts.spaces)
+        facts = replace(facts, spaces=plain)
     names = [f"{key}-{value}" for key, value in scan.entities if key != "sub"]
     title = ", ".join([*names, scan.suffix]) if names else f"{scan.suffix} image"
     section = Section(facts, anchor(scan.stem), title)
@@ -204,7 +207,7 @@ def _illustrate(section: Section, images: StoredImages, limit: int) -> None:
     # Uncertainty comes last.
     shown.sort(key=lambda one: one.title.startswith("Uncertainty"))
     vectors = sum(len(one.picture.outline) + len(one.picture.marks) for one in shown)
-    left = limit - vectors - _TABLES
+    left = limit - vectors - _TABLES - sum(len(placed.picture) for placed in facts.spaces)
     section.pictures = compressed(shown, int(0.4 * left))
     left -= sum(len(one.image) for one in section.pictures)
     if complete:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import nibabel as nib
 import numpy as np
 
 from hyps_bids import __version__
 from hyps_bids.errors import BadData
-from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform
+from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform, restore_orientation
 from hyps_bids.imaging.registration import Head, NotRegistered, register
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
@@ -114,8 +114,34 @@ def _is_current(scan: Scan, template: TemplateRecord, plan: SpacePlan, own: str)
     return bool(recorded == space_fingerprint(own, template, __version__))
 
 
-def place_scan(scan: Scan, plan: SpacePlan) -> None:
+class Outlines(NamedTuple):
+    """What a picture of a scan in the space of a template shows, on the template's grid.
+
+    Attributes
+    ----------
+    template, affine : numpy.ndarray
+        Intensities of the template, and their voxel-to-world transform.
+    labels, inside : numpy.ndarray
+        Labels of the scan, and 1 inside its skull.
+    """
+
+    template: np.ndarray
+    affine: np.ndarray
+    labels: np.ndarray
+    inside: np.ndarray
+
+
+def place_scan(scan: Scan, plan: SpacePlan, draw: Callable[[Outlines], str]) -> None:
     """Bring the results of a scan to the spaces of all templates where they are not yet.
+
+    Parameters
+    ----------
+    scan : Scan
+        A scan that is done.
+    plan : SpacePlan
+        The templates.
+    draw : callable
+        Makes an SVG picture for the report.
 
     Raises
     ------
@@ -134,7 +160,8 @@ def place_scan(scan: Scan, plan: SpacePlan) -> None:
         move, verdict = _register(template, results.head)
         images = None
         if move is not None and not verdict.refusal:
-            images = _carry(results, template, move, len(HEMISPHERES) * len(plan.labels))
+            count = len(HEMISPHERES) * len(plan.labels)
+            images = _carry(results, template, move, count, draw)
         facts: dict[str, Any] = {
             "Sources": [scan_uri(scan), known.url],
             **common,
@@ -216,17 +243,32 @@ def _read_image(path: Path, image: ConformedImage) -> np.ndarray:
     return canonical_view(data, image.orientation)
 
 
-def _carry(results: _Results, template: Template, move: np.ndarray, count: int) -> SpaceImages:
-    affine = results.image.affine
-    target = template.image.data.shape, move @ template.image.affine
+def _carry(
+    results: _Results,
+    template: Template,
+    move: np.ndarray,
+    count: int,
+    draw: Callable[[Outlines], str],
+) -> SpaceImages:
+    grid, affine = template.image, results.image.affine
+    target = grid.data.shape, move @ grid.affine
     shares = np.stack([results.labels == label for label in range(1, count + 1)])
     region, found = carry(shares, affine, *target)
     # The background has what is left; the largest share decides.
     best = np.concatenate([1 - found.sum(axis=0, keepdims=True), found]).argmax(axis=0)
-    labels = _in_file(best, region, template.image)
+    labels = _on_grid(best, region, grid.data.shape)
     region, found = carry(np.moveaxis(results.probabilities, 3, 0), affine, *target)
-    probabilities = [_in_file(np.round(each), region, template.image) for each in found]
-    return SpaceImages(labels, probabilities, np.linalg.inv(move))
+    probabilities = [_on_grid(np.round(each), region, grid.data.shape) for each in found]
+    region, (inside,) = carry(results.head.inside[None], affine, *target)
+    outlines = Outlines(
+        grid.data, grid.affine, labels, _on_grid(inside > 0.5, region, grid.data.shape)
+    )
+    return SpaceImages(
+        _in_file(labels, grid),
+        [_in_file(each, grid) for each in probabilities],
+        np.linalg.inv(move),
+        draw(outlines),
+    )
 
 
 def carry(
@@ -263,8 +305,13 @@ def carry(
     return region, np.stack(sampled)
 
 
-def _in_file(data: np.ndarray, region: tuple[slice, ...], grid: ConformedImage) -> np.ndarray:
-    """Put canonical data of a region into the axis order of the template's file."""
-    volume = np.zeros(grid.native_shape, np.uint8, order="F")
-    canonical_view(volume, grid.orientation)[region] = data
+def _on_grid(data: np.ndarray, region: tuple[slice, ...], shape: Sequence[int]) -> np.ndarray:
+    """Put data of a region on the whole grid."""
+    volume = np.zeros(tuple(shape), np.uint8)
+    volume[region] = data
     return volume
+
+
+def _in_file(data: np.ndarray, grid: ConformedImage) -> np.ndarray:
+    """Put canonical data into the axis order of the template's file."""
+    return restore_orientation(data, grid.orientation)

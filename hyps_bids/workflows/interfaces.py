@@ -167,9 +167,10 @@ class PlaceScan(_Step):
 
     def _compute(self, folder: Path) -> dict[str, str]:
         # Runs without templates need not wait for this import.
+        from hyps_bids.reports.space_picture import draw_outlines
         from hyps_bids.spaces.place import place_scan
 
-        place_scan(self.inputs.scan, self.inputs.plan)
+        place_scan(self.inputs.scan, self.inputs.plan, draw_outlines)
         return {"out_file": str(self.inputs.plan.output_dir)}
 
 

@@ -63,6 +63,28 @@ def test_a_known_affine_is_found_and_found_again(head: Head) -> None:
 
 
 @pytest.mark.slow
+def test_a_head_without_its_upper_half_is_registered_from_its_hippocampi(head: Head) -> None:
+    top = apply_affine(head.grid, np.argwhere(head.hippocampi.max(axis=0) > 0.5))[:, 2].max() + 12
+    rows = int((top - head.affine[2, 3]) / head.affine[2, 2])
+    slices = int((top - head.grid[2, 3]) / head.grid[2, 2])
+    scan = moved(
+        Head(
+            head.image[:, :, :rows],
+            head.affine,
+            head.inside[:, :, :slices],
+            head.hippocampi[..., :slices],
+            head.grid,
+        ),
+        affine((4, -3, 5), (0.9, 1.05, 0.95)),
+    )
+    truth = affine((4, -3, 5), (0.9, 1.05, 0.95))
+    found = register(head, scan, upright=True)
+    assert error_mm(head, found, truth) < 3
+    verdict = judge(head, scan, found)
+    assert (verdict.refusal, verdict.flags) == ("", ("cut-off",))
+
+
+@pytest.mark.slow
 def test_the_same_images_give_the_same_transform(head: Head) -> None:
     scan = moved(head, _TRUTH)
     np.testing.assert_array_equal(register(head, scan), register(head, scan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -134,7 +135,13 @@ def test_quality_sidecars_and_report(raw: Path, output: Path) -> None:
         assert sidecar["Sources"][0] == "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
         assert "not for volumes" in sidecar["Limitations"].casefold()
     page = (output / "sub-01.html").read_text()
-    assert page.count("In the space of Demo:res-2") == 2
+    assert page.count("In the space of Demo:res-2") == page.count('<img class="placed"') == 2
+    drawn = paths["picture"].read_text()
+    assert 10_000 < len(drawn) < 200_000
+    # Four parts in the colors of the table of labels, and the intracranial space.
+    assert {"#F0E442", *read_table(output / "seg-hippocampus_dseg.tsv")["color"]} <= set(
+        re.findall('stroke="(#[0-9A-F]{6})"', drawn)
+    )
     assert main([str(raw), str(output), "group"]) == 0
     group = read_table(output / "group_seg-hippocampus_desc-affine_qc.tsv")
     assert group["scan"].tolist() == ["sub-01"]
