@@ -181,7 +181,8 @@ def _command(args: argparse.Namespace) -> list[str]:
 def _templates(rest: Sequence[str], binds: Binds) -> list[str]:
     """Bind the folder of templates if there is one, and return the options that name it inside."""
     home = os.environ.get("TEMPLATEFLOW_HOME")
-    if not home and any(re.match("--output[-_]spaces", word) for word in rest):
+    # A configuration file may ask for templates as well.
+    if not home and any(re.match("--output[-_]spaces|--config", word) for word in rest):
         home = os.path.join(os.path.expanduser("~"), ".cache", "templateflow")
     if not home or not os.path.isdir(os.path.expanduser(home)):
         # hyps-bids says how to get templates if it needs them.

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,10 +44,12 @@ class Host:
     bids: Path
     out: Path
     program: Path
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PATH": str(self.path / "bin"), "HOME": str(self.path / "home")}
+        own = {"PATH": str(self.path / "bin"), "HOME": str(self.path / "home")}
+        return own | self.variables
 
     def run(self, *args: str | Path, code: int = 18) -> str:
         command = [sys.executable, "-I", str(self.program), *map(str, args)]
@@ -149,6 +151,27 @@ def test_every_option_with_a_path_is_bound(host: Host) -> None:
     at = command.index("--labels")
     assert command[at + 1 : at + 3] == [str(here / "one"), str(here / "two")]
     assert command[command.index("-w") + 1] == str(host.path / "work")
+
+
+def test_the_folder_of_templates_is_bound_and_named(host: Host) -> None:
+    usual, chosen = host.path / "home/.cache/templateflow", host.path / "my templates"
+    usual.mkdir(parents=True)
+    install(host.path, "apptainer")
+    (host.path / "hyps.sif").touch()
+    asked = (host.bids, host.out, "participant", "--output-spaces", "MNI152NLin2009cAsym")
+    for engine, read_only in (("docker", ",readonly"), ("apptainer", ",ro")):
+        start = ("--engine", engine) + (("--image", "hyps.sif") if engine == "apptainer" else ())
+        command = host.call(*start, *asked)
+        assert mount(usual, read_only) in mounts(command)
+        assert command[command.index("--env") + 1] == f"TEMPLATEFLOW_HOME={usual}"
+    assert "--env" not in host.call("--engine", "docker", *asked[:3])
+    host.variables["TEMPLATEFLOW_HOME"] = str(chosen)
+    # The program in the container says that there are no templates.
+    assert "--env" not in host.call("--engine", "docker", *asked)
+    chosen.mkdir()
+    command = host.call("--engine", "docker", *asked)
+    assert mount(chosen) in mounts(command)
+    assert command[command.index("--env") + 1] == f"TEMPLATEFLOW_HOME={chosen}"
 
 
 def test_names_are_no_paths(host: Host) -> None:
