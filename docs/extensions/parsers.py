@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 
@@ -26,6 +27,7 @@ class ParserDirective(SphinxDirective):
 def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     """Describe one command in MyST Markdown, with headings of a level for the commands in it."""
     usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+    usage = textwrap.fill(usage, 88, subsequent_indent="    ", break_on_hyphens=False)
     yield from (f"```{{program}} {parser.prog}", "```", "", parser.description or "", "")
     yield from ("```text", usage, "```", "")
     formatter = parser._get_formatter()

@@ -117,11 +117,10 @@ def place(
         shutil.copytree(demo, place / demo.name)
         shutil.copytree(demo / "bids", place / "BIDS_DIR")
         shutil.copytree(demo / "derivatives", place / "OUT_DIR")
-    if page.stem in ("one-image", "first-run", "README"):
-        nib.save(coarse_head, place / "my scan.nii.gz")
-        data = np.asarray(coarse_head.dataobj, dtype=np.float32)
-        nib.save(nib.MGHImage(data, coarse_head.affine), place / "other.mgz")
-        write_series(coarse_head, place / "DICOM_FOLDER")
+    nib.save(coarse_head, place / "my scan.nii.gz")
+    data = np.asarray(coarse_head.dataobj, dtype=np.float32)
+    nib.save(nib.MGHImage(data, coarse_head.affine), place / "other.mgz")
+    write_series(coarse_head, place / "DICOM_FOLDER")
     return place
 
 
