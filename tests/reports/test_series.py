@@ -54,7 +54,7 @@ def test_a_report_shows_the_series(study: Study, head: tuple[Voxels, Voxels]) ->
     html = report(study, "001A")
     text = check(html)
     assert is_current(study.raw, study.output, "001A")
-    assert "change over time: 1 of 4 scans refused" in text
+    assert "change over time: 1 of 4 scans left out" in text
     assert WHY_REFUSED in text
     assert "<masks>" not in html
     headline = "Left hippocampus: −2.0 % (95 % interval −2.5 to −1.5) per year, smaller over time"
