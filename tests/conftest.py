@@ -14,10 +14,13 @@ import nibabel.processing
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 import hyps_bids
 
 ROOT = Path(__file__).resolve().parents[1]
+# Small products gain nothing from several threads, and those that wait take much CPU time.
+threadpool_limits(1, user_api="blas")
 #: What takes longest starts first, so that several processes end at about the same time.
 LONGEST = (
     "tests/test_concurrency.py",
@@ -108,6 +111,29 @@ def coarse_head(demo_bids: Path) -> nib.Nifti1Image:
     image.set_qform(coarse.affine, code=1)
     image.set_sform(coarse.affine, code=1)
     return image
+
+
+@pytest.fixture(scope="session")
+def _answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("answers")
+
+
+@pytest.fixture(scope="module")
+def networks_once(_answers: Path) -> Iterator[None]:
+    """Let networks compute each volume once, for modules that are about what is around them.
+
+    Runs of the app in this process, and the workers that it forks, share the answers.
+    """
+    from hyps_bids.segmentation.openvino_inference import OpenVinoNetwork
+    from tests.remembering import remembered
+
+    def key(network: OpenVinoNetwork, batch: np.ndarray) -> object:
+        return network.labels, [float(w.sum()) for w in network._state.values()], batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        predict = remembered(OpenVinoNetwork.predict, _answers, key)
+        patch.setattr(OpenVinoNetwork, "predict", predict)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -202,6 +202,7 @@ def test_folders_that_cannot_hold_edits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("networks_once")
 def test_a_run_uses_keeps_and_gives_back(tmp_path: Path, coarse_head: nib.Nifti1Image) -> None:
     raw, out, edits = tmp_path / "raw", tmp_path / "out", tmp_path / "edits"
     for subject in ("01", "02"):

@@ -64,6 +64,7 @@ def plan(teacher: Path, labelmaps: Path) -> DistillationPlan:
     )
 
 
+@pytest.mark.slow
 def test_student_is_written_and_a_second_run_continues(
     plan: DistillationPlan, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.workflows import execution
 
+pytestmark = pytest.mark.usefixtures("networks_once")
 #: Change over time has its own tests.
 ALONE = "--no-longitudinal"
 
@@ -52,7 +53,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, coarse_head: nib.Nifti1Ima
 
 
 @pytest.fixture(scope="module")
-def derivatives(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def derivatives(
+    dataset: Path, networks_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Outputs of one participant run, in two batches, and one group run."""
     out = tmp_path_factory.mktemp("out") / "derivatives"
     with pytest.MonkeyPatch.context() as patch:
