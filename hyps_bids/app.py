@@ -266,7 +266,12 @@ def _follow(
     failed: Collection[object],
 ) -> list[Series]:
     """Follow the series that were not reached with their scans; return those that failed."""
-    from hyps_bids.series.choose import find_outdated, warn_of_refusals, warn_of_stale
+    from hyps_bids.series.choose import (
+        find_outdated,
+        warn_of_refusals,
+        warn_of_reviews,
+        warn_of_stale,
+    )
 
     settings = run.settings
     if settings.longitudinal is False:
@@ -281,6 +286,7 @@ def _follow(
     begun = {Series.of(scan) for scan in processed}
     tried = [series for series in plans if series in left or series in begun]
     warn_of_refusals(tried, settings.output_dir)
+    warn_of_reviews(tried, settings.output_dir)
     if tried:
         done = {series.subject for series in tried if series not in {*lost, *failed}}
         _LOG.info("Change over time: %s up to date", format_count(len(done), "participant"))

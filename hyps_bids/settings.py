@@ -195,13 +195,19 @@ class ParticipantSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyNormSettings:
-    """A norm that was fitted before, for scans of either level."""
+    """A norm that was fitted before, for scans of either level, and the column of sites."""
 
     apply_norms: Path | None = option(
         None,
         "Compare each scan with the controls of this norm, a folder models/norms-NAME: centiles of "
         "age, sex and head size. At the group level, --controls calibrates it for new sites.",
         "PATH",
+    )
+    site: str | None = option(
+        None,
+        "Take the site or scanner from this column for norms and, at the group level, for "
+        "--harmonize and classifiers.",
+        "COLUMN",
     )
 
 
@@ -237,9 +243,6 @@ class StatisticsSettings:
         "Fit the regression of volumes on intracranial volume, and --norms, to these participants "
         "instead of all, and compare with this level in --model.",
         "COLUMN=LEVEL",
-    )
-    site: str | None = option(
-        None, "Take the site or scanner from this column, also for classifiers and norms.", "COLUMN"
     )
     harmonize: bool = option(
         False,
@@ -560,7 +563,7 @@ GROUPS = (
     OptionGroup("both levels: which scans to use", None, SelectionSettings),
     OptionGroup("both levels: networks", None, ProcessingSettings),
     OptionGroup("both levels: execution", None, ExecutionSettings),
-    OptionGroup("both levels: norms", None, ApplyNormSettings),
+    OptionGroup("both levels: norms and sites", None, ApplyNormSettings),
     OptionGroup("participant level: segmentation", "participant", ParticipantSettings),
     OptionGroup("group level: tables", "group", TableSettings),
     OptionGroup("group level: statistics", "group", StatisticsSettings),
@@ -586,7 +589,9 @@ def unused_options(settings: Settings) -> list[str]:
     >>> unused_options(Settings(**out, n4=True, target="diagnosis", seed=1))
     ['--target', '--seed']
     """
-    return [
+    alone = settings.analysis_level == "participant" and settings.apply_norms is None
+    unused = ["--site"] if alone and settings.site is not None else []
+    return unused + [
         each.flags[0]
         for group in GROUPS
         if group.level not in (None, settings.analysis_level)

@@ -211,7 +211,7 @@ def _place(raw: Path, saved: Saved) -> Scan:
     place = raw / saved.scan.folder / saved.scan.path.name.replace(NIFTI_EXTENSIONS[0], end)
     known = sidecar_path(place)
     _refuse_other(place, known, source)
-    description = {"Name": "Single images", "BIDSVersion": BIDS_VERSION, "DatasetType": "raw"}
+    description = {"Name": "single images", "BIDSVersion": BIDS_VERSION, "DatasetType": "raw"}
     write_json(raw / _DESCRIPTION, description)
     write_json(known, dict(source.origin))
     if source.path is None:

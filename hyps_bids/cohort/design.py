@@ -14,7 +14,7 @@ import pandas as pd
 from hyps_bids.cohort.formulas import ParsedFormula, formula_warnings, parse_formula
 from hyps_bids.cohort.levels import as_categories, equals_level
 from hyps_bids.errors import UsageError
-from hyps_bids.messages import join_names
+from hyps_bids.messages import format_count, join_names
 
 #: Magnitudes whose squares could not be computed with.
 _LARGEST, _SMALLEST = 1e100, 1e-100
@@ -199,11 +199,25 @@ def _outcome_is_no_number(formula: str, outcome: str) -> UsageError:
     )
 
 
+def too_few(count: int, unit: str, coefficients: int) -> str:
+    """Say that a model has more coefficients than data can tell.
+
+    Examples
+    --------
+    >>> too_few(2, "scan", 4)
+    '2 scans for 4 coefficients, and at least 5 are needed'
+    """
+    return (
+        f"{format_count(count, unit)} for {format_count(coefficients, 'coefficient')}, and at "
+        f"least {coefficients + 1} are needed"
+    )
+
+
 def _checked(design: Design) -> Design:
     """Refuse designs that cannot be fitted, and warn of a line that is forced through zero."""
     scans, count = design.matrix.shape
     if scans <= count:
-        raise CannotFit(f"{scans} scans for {count} coefficients")
+        raise CannotFit(too_few(scans, "scan", count))
     sizes = zip(
         ("the measure", *design.names), (np.abs(design.outcome).max(), *design.scales), strict=True
     )

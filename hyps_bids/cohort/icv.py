@@ -176,10 +176,10 @@ def warn_of_few(adjustments: Adjustments, fitted_on: str) -> None:
     if without or not adjustments:
         _LOG.warning(
             "No volumes were adjusted for the intracranial volume (ICV)%s, so there are no values "
-            "of icv_residual: there are fewer than %d subjects with all volumes (%s), or all have "
+            "of icv_residual: there are fewer than %d subjects with all volumes%s, or all have "
             "the same ICV.",
             f" in {join_names(without)} images" if len(adjustments) > 1 else "",
-            *(_FEWEST, fitted_on),
+            *(_FEWEST, "" if fitted_on == "all" else f" ({fitted_on})"),
         )
     if few or any(0 < n < _FEW for n in longitudinal.values()):
         several = len(adjustments) > 1

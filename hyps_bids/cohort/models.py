@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from hyps_bids.cohort.cluster_robust import cluster_robust, heteroscedasticity_consistent
-from hyps_bids.cohort.design import CannotFit, Design
+from hyps_bids.cohort.design import CannotFit, Design, too_few
 from hyps_bids.cohort.mixed import MixedFit, MixedModel, fit_mixed
 from hyps_bids.cohort.random_design import RandomPlan, plan_random_effects, random_columns
 from hyps_bids.cohort.random_effects import Block
-from hyps_bids.messages import join_names
+from hyps_bids.messages import format_count, join_names
 
 #: Degrees of freedom below which a fit warns.
 _FEW_DF = 10
@@ -78,7 +78,7 @@ def fit_design(
         return replace(fit, warnings=(*fit.warnings, note)) if requested else fit
     subjects, count = design.n_subjects, design.matrix.shape[1]
     if subjects <= count:
-        raise CannotFit(f"{subjects} subjects for {count} coefficients")
+        raise CannotFit(too_few(subjects, "subject", count))
     return _mixed(design, requested, robust=robust)
 
 
@@ -253,5 +253,5 @@ def _unknown_errors(design: Design, covariance: np.ndarray) -> tuple[str, ...]:
 
 def _few_subjects(design: Design, df: float) -> tuple[str, ...]:
     count = design.matrix.shape[1]
-    text = f"few subjects ({design.n_subjects}) for {count} coefficients"
+    text = f"few subjects ({design.n_subjects}) for {format_count(count, 'coefficient')}"
     return (text,) if df < _FEW_DF else ()

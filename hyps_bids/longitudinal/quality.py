@@ -91,10 +91,16 @@ def quality_table(course: Course, followed: Followed, states: Sequence[ScanState
         }
         agreement = {f"agreement_{h}": side.agreement[i] for h, side in followed.sides.items()}
         rows.append(row | dict(followed.figures[i]) | agreement)
-    reason = describe_series_flag(_FAILED, join_names(names)).text
+    finding = describe_series_flag(_FAILED, join_names(names)).finding
     rows += [
-        {**_keys(scan), "status": "failed", "reason": reason, "review": "yes", "flags": _FAILED}
-        for scan in course.failed
+        {
+            **_keys(scan),
+            "status": "failed",
+            "reason": f"{finding} {why}",
+            "review": "yes",
+            "flags": _FAILED,
+        }
+        for scan, why in course.failed.items()
     ]
     return pd.DataFrame(rows, columns=list(SERIES_QC_COLUMNS))
 

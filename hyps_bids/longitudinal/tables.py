@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -51,15 +51,15 @@ class Course:
         Origin of the order, as the column ``time_source``.
     whole_ages : bool
         Whether the times are differences of ages in whole years.
-    failed : sequence of Scan
-        Scans without results of their own, which have no place in the order.
+    failed : mapping of Scan to str
+        Scans without results of their own, which have no place in the order, and why.
     """
 
     scans: Sequence[Scan]
     years: np.ndarray
     source: str
     whole_ages: bool = False
-    failed: Sequence[Scan] = ()
+    failed: Mapping[Scan, str] = field(default_factory=dict)
 
 
 def volume_table(course: Course, followed: Followed, model: ErrorModel) -> pd.DataFrame:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,11 +22,19 @@ from hyps_bids.cohort.wide import build_scan_table, change_columns, series_state
 from hyps_bids.errors import BadData, CannotCreateOutput, MissingInput, WriteFailed
 from hyps_bids.messages import format_count, join_names
 from hyps_bids.norms.calibrate import calibrate_site, score_held_out
+from hyps_bids.norms.card import write_card
 from hyps_bids.norms.charts import CENTILES, age_grid
 from hyps_bids.norms.checks import check_scans, read_labels
 from hyps_bids.norms.fit import FEW_AT_SITE
 from hyps_bids.norms.fitting import name_site, warn_of_missing, write_group_scores
-from hyps_bids.norms.folder import README, StoredNorms, load_folder
+from hyps_bids.norms.folder import (
+    CARD,
+    README,
+    Card,
+    StoredNorms,
+    load_folder,
+    save_calibrated,
+)
 from hyps_bids.norms.measures import (
     flagged_rows,
     is_change,
@@ -44,18 +52,21 @@ from hyps_bids.outputs.columns import NORM_COLUMNS, SUFFIX_COLUMN, described
 from hyps_bids.outputs.completion import recorded_fingerprint
 from hyps_bids.outputs.dataset import dataset_name
 from hyps_bids.outputs.names import group_path, norms_path, scan_paths, sidecar_path
+from hyps_bids.outputs.ownership import refuse_foreign_file
 from hyps_bids.outputs.reading import WIDE, load_json, read_units
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import remove_norms
 from hyps_bids.outputs.series import Series, find_series_of
 from hyps_bids.outputs.series_state import current_series_fingerprint
-from hyps_bids.outputs.writing import write_json, write_table
+from hyps_bids.outputs.writing import remove_file, write_bytes, write_json, write_table
 from hyps_bids.progress import track
 from hyps_bids.settings import Settings
 
 _LOG = logging.getLogger("hyps_bids")
 #: Significant digits of the curves in sidecars.
 _DIGITS = 5
+#: End of the name of norms to which sites were added.
+_CALIBRATED = "-calibrated"
 
 
 def apply_to_group(settings: Settings, wide: pd.DataFrame, metadata: Metadata) -> None:
@@ -82,11 +93,13 @@ def apply_to_group(settings: Settings, wide: pd.DataFrame, metadata: Metadata) -
     columns = load_json(sidecar_path(group_path(settings.output_dir, WIDE, settings.suffix)))
     units = read_units(settings.output_dir, settings.suffix)
     scored = _prepare(settings, stored, frame, (columns, metadata), units)
-    norms: Mapping[str, Norm] = stored.norms
+    known = _known(settings, stored, scored)
     own: OwnScores = {}
     if settings.controls is not None:
-        norms, own = _calibrate(settings, stored, scored)
-    table = score_table(scored, norms, stored.card["Name"], own, _known(settings, stored, scored))
+        norms, own, counts = _calibrate(settings, stored, scored)
+        if own:
+            stored = _store_calibrated(settings, stored, norms, scored, own, counts)
+    table = score_table(scored, stored.norms, stored.card["Name"], own, known)
     write_group_scores(settings, stored, table)
 
 
@@ -211,22 +224,25 @@ def _say_sites(settings: Settings, stored: StoredNorms, people: People) -> None:
         _LOG.warning(
             "%s: the norms have too few controls of these sites, at least for some measures, so "
             "centiles there are marked as uncalibrated: %s. At the group level, --controls "
-            "COLUMN=LEVEL measures the offset of a site from %d or more controls.",
+            "COLUMN=LEVEL measures the offset of a site from %d or more controls, and stores norms "
+            "with it.",
             *(stored.folder, join_names(sorted(new)), FEWEST_AT_SITE),
         )
 
 
 def _known(settings: Settings, stored: StoredNorms, scored: Scored) -> frozenset[str]:
-    """Return the participants who were controls; in another dataset, labels mean other people."""
-    if dataset_name(settings.bids_dir) != stored.card["Dataset"]:
-        return frozenset()
-    return frozenset(stored.known(scored.people["participant_id"].unique().tolist()))
+    """Return the participants who were controls."""
+    labels = scored.people["participant_id"].unique().tolist()
+    return frozenset(stored.known(labels, dataset_name(settings.bids_dir)))
 
 
 def _calibrate(
     settings: Settings, stored: StoredNorms, scored: Scored
-) -> tuple[Mapping[str, Norm], OwnScores]:
-    """Add the sites that the norms do not know, by the controls there, and score these held out."""
+) -> tuple[Mapping[str, Norm], OwnScores, pd.DataFrame]:
+    """Add the sites that the norms do not know, by the controls there, and score these held out.
+
+    The number of controls is returned, too, by site and measure.
+    """
     column, level = parse_controls(str(settings.controls))
     chosen = equals_level(scored.frame[column], level).to_numpy(dtype=bool, na_value=False)
     sites = scored.people["site"]
@@ -260,7 +276,53 @@ def _calibrate(
         _LOG.info("%s: the norms know all sites, so none is calibrated.", stored.folder)
     for site in counts.index:
         _say_calibrated(stored, site, counts.loc[site].dropna())
-    return norms, own
+    return norms, own, counts
+
+
+def _store_calibrated(
+    settings: Settings,
+    stored: StoredNorms,
+    norms: Mapping[str, Norm],
+    scored: Scored,
+    own: OwnScores,
+    counts: pd.DataFrame,
+) -> StoredNorms:
+    """Write the norms with their new sites beside the others of this dataset, for either level."""
+    name = stored.card["Name"].removesuffix(_CALIBRATED) + _CALIBRATED
+    folder = settings.output_dir / "models" / f"norms-{name}"
+    refuse_foreign_file(folder / README, b"# Norms ")
+    most = counts.max(axis=1)
+    sites = {str(site): int(n) for site, n in most[most >= FEWEST_AT_SITE].items()}
+    dataset, controls = dataset_name(settings.bids_dir), str(settings.controls)
+    added = {"Dataset": dataset, "Controls": controls, "Sites": sites}
+    card = cast(Card, {**stored.card, "Name": name})
+    if settings.site is not None:
+        card["Columns"] = {**card["Columns"], "site": settings.site}
+    card["Warnings"] = [*card["Warnings"], *_remarks_of(sites, norms)]
+    # Plots and tables are about the first controls, whose norms have not changed.
+    kept = {
+        each.name: each.read_bytes()
+        for each in sorted(stored.folder.iterdir())
+        if each.suffix in (".tsv", ".json", ".svg", ".png") and each.name != CARD
+    }
+    remove_file(folder / CARD)
+    for file_name, content in kept.items():
+        write_bytes(folder / file_name, content)
+    people = scored.people["participant_id"]
+    participants = {label for take, _ in own.values() for label in people[take]}
+    new = save_calibrated(folder, stored, norms, card, added, participants)
+    write_card(folder / README, new.card)
+    _LOG.info(
+        "The norms with %s are in %s; give this folder to --apply-norms at the participant level.",
+        *(join_names(sites), folder),
+    )
+    return new
+
+
+def _remarks_of(sites: Collection[str], norms: Mapping[str, Norm]) -> list[str]:
+    """Return what the norms say about sites that were added with few controls, each once."""
+    found = [text for norm in norms.values() for text in norm.remarks]
+    return [t for t in dict.fromkeys(found) if any(f"The site {s} was added" in t for s in sites)]
 
 
 def _say_calibrated(stored: StoredNorms, site: str, counts: pd.Series) -> None:

@@ -161,7 +161,7 @@ def name_site(people: People, settings: Settings) -> People:
     name = dataset_name(settings.bids_dir)
     _LOG.warning(
         "%s: there is no column of sites, so all scans count as of one scanner, which is called %s "
-        "after the dataset. Other datasets of this name pass for scans of the same scanner, and "
+        "after the dataset. Datasets of this name are taken for scans of the same scanner, and "
         "their participants for the same people. If this is not so, give --site COLUMN or "
         "change the Name in dataset_description.json.",
         *(settings.bids_dir, name),

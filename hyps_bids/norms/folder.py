@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from hyps_bids import __version__
 from hyps_bids.cohort.label_hashes import hash_labels, known_labels
@@ -21,8 +21,8 @@ MODEL, CARD, README = "norms.safetensors", "norms.json", "README.md"
 FORMAT = 1
 
 
-class Card(TypedDict):
-    """Content of ``norms.json``."""
+class _Facts(TypedDict):
+    """What every card has."""
 
     Name: str
     Format: int
@@ -39,7 +39,13 @@ class Card(TypedDict):
     Cohort: dict[str, Any]
     Validation: dict[str, Any]
     Warnings: list[str]
-    Model: NotRequired[dict[str, Any]]
+
+
+class Card(_Facts, total=False):
+    """Content of ``norms.json``."""
+
+    Model: dict[str, Any]
+    Calibrated: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,18 @@ class StoredNorms:
         """SHA-256 sum of the file of the models."""
         return str(self.card.get("Model", {}).get("SHA256", ""))
 
-    def known(self, labels: list[str]) -> set[str]:
-        """Return the labels that participants among the controls have."""
-        hashes = self.card.get("Model", {}).get("ParticipantHashes", ())
-        return known_labels(labels, hashes, self.digest)
+    def known(self, labels: list[str], dataset: str) -> set[str]:
+        """Return the labels of a dataset's participants who were controls, at later sites as well.
+
+        In another dataset, the same labels mean other people.
+        """
+        first = {"Dataset": self.card["Dataset"], "Salt": self.digest, **self.card.get("Model", {})}
+        found: set[str] = set()
+        for controls in (first, *self.card.get("Calibrated", ())):
+            if controls["Dataset"] == dataset:
+                hashes = controls.get("ParticipantHashes", ())
+                found |= known_labels(labels, hashes, controls["Salt"])
+        return found
 
 
 def save_folder(
@@ -80,12 +94,47 @@ def save_folder(
     """
     save_norms(folder / MODEL, norms)
     digest = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
-    facts = {
-        "File": MODEL,
-        "SHA256": digest,
-        "ParticipantHashes": hash_labels(participants, digest),
-    }
-    card = cast(Card, {**card, "Model": facts})
+    facts = {"ParticipantHashes": hash_labels(participants, digest), "Salt": digest}
+    return _write_card(folder, norms, card, digest, facts)
+
+
+def save_calibrated(
+    folder: Path,
+    stored: StoredNorms,
+    norms: Mapping[str, Norm],
+    card: Card,
+    controls: Mapping[str, Any],
+    participants: Collection[str],
+) -> StoredNorms:
+    """Write norms to which sites were added, with what is known of the `controls` there.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write them.
+    stored : StoredNorms
+        The norms as they were.
+    norms, card
+        The same with the sites.
+    controls : mapping
+        Dataset, Controls and Sites of the controls of the new sites.
+    participants : collection of str
+        Their labels.
+    """
+    save_norms(folder / MODEL, norms)
+    digest = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest()
+    hashes = hash_labels(participants, stored.digest)
+    added = {**controls, "ParticipantHashes": hashes, "Salt": stored.digest}
+    card = cast(Card, {**card, "Calibrated": [*stored.card.get("Calibrated", ()), added]})
+    # The labels of the first controls are known as hashes only, which keep their salt.
+    facts = {"Salt": stored.digest, **stored.card.get("Model", {})}
+    return _write_card(folder, norms, card, digest, facts)
+
+
+def _write_card(
+    folder: Path, norms: Mapping[str, Norm], card: Card, digest: str, facts: Mapping[str, Any]
+) -> StoredNorms:
+    card = cast(Card, {**card, "Model": {**facts, "File": MODEL, "SHA256": digest}})
     write_json(folder / CARD, card)
     return StoredNorms(folder, card, norms)
 

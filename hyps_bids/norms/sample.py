@@ -47,7 +47,7 @@ class NormSample:
         Intracranial volumes in mm³; NaN if unknown.
     site : ndarray of str
         Names of the sites; an empty text is a site of its own. Scans of another scanner than those
-        of the controls must have another name, or they pass for scans of the controls' scanner.
+        of the controls must have another name, or they count as scans of the controls' scanner.
     """
 
     participant: Texts

@@ -56,7 +56,7 @@ def centile_sentence(
     >>> centile_sentence(0.4, 0.1, 1.2, with_icv=False)
     'larger than 0.4 % of controls of this age and sex (95 % interval 0.1–1.2)'
     >>> centile_sentence(0.01, 0.0, 0.2, with_icv=False)
-    'smaller than more than 99.9 % of controls of this age and sex (95 % interval < 0.1–0.2)'
+    'smaller than more than 99.9 % of controls of this age and sex (95 % interval < 0.1 to 0.2)'
     """
     whom = "age, sex and head size" if with_icv else "age and sex"
     word = "higher" if change else "larger"
@@ -66,7 +66,8 @@ def centile_sentence(
         share = f"more than {percent(100 - LEAST_PERCENT)}"
     else:
         share = percent(centile)
-    interval = f"{percent(low)}–{percent(high)}"
+    ends = percent(low), percent(high)
+    interval = (" to " if any(end.startswith(("<", ">")) for end in ends) else "–").join(ends)
     return f"{word} than {share} % of controls of this {whom} (95 % interval {interval})"
 
 

@@ -22,7 +22,7 @@ from hyps_bids.settings import Settings
 
 #: Version of BIDS that the datasets we write follow.
 BIDS_VERSION = "1.10.0"
-_URL = "https://arxiv.org/abs/2409.00884"
+_METHOD = "SwinUNETR with hybrid parallel-serial adapters (HyPS), arXiv:2409.00884"
 
 _BIDSIGNORE = """\
 .bidsignore
@@ -123,7 +123,8 @@ def write_dataset_files(settings: Settings, *, labels: Sequence[str] | None = No
 
 def _description(settings: Settings) -> dict[str, Any]:
     raw = read_description(settings.bids_dir)
-    generated: dict[str, Any] = {"Name": "hyps-bids", "Version": __version__, "CodeURL": _URL}
+    generated: dict[str, Any] = {"Name": "hyps-bids", "Version": __version__}
+    generated["Description"] = _METHOD
     if container := running_container():
         generated["Container"] = container
     name = dataset_name(settings.bids_dir)

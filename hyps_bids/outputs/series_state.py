@@ -63,19 +63,21 @@ def find_members(scans: Iterable[Scan], bids_dir: Path, output_dir: Path) -> lis
     return found
 
 
-def find_failed(scans: Iterable[Scan], bids_dir: Path, output_dir: Path) -> list[Scan]:
+def find_failed(scans: Iterable[Scan], bids_dir: Path, output_dir: Path) -> dict[Scan, str]:
     """Find the scans whose QC table says that they failed, and whose image is still there.
+
+    The values are the reasons.
 
     Parameters
     ----------
     scans, bids_dir, output_dir
         As in :func:`find_members`.
     """
-    found = []
+    found = {}
     for scan in sorted(scans, key=lambda each: each.stem):
         rows = _read_text_rows(scan_paths(scan, output_dir)["qc"])
         if rows and rows[0].get("status") == "failed" and _image_of(scan, bids_dir) is not None:
-            found.append(scan)
+            found[scan] = rows[0].get("reason", "")
     return found
 
 

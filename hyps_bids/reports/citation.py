@@ -33,11 +33,13 @@ intracranial volume is the sum of the U-Net's intracranial probability.
 LONGITUDINAL_METHODS = """\
 Scans of a participant at several times were registered to a space midway between all of them \
 [@midway], which favors none, by a rigid transform of the intracranial space. In that space, the \
-network segmented each hippocampus in the same box at all times. Change was measured from these \
-volumes, and by the boundary shift integral [@bsi], with two windows of intensities that follow \
-the contrast of the tissues [@kn_bsi]. Change per year is the slope of a straight line; its \
-standard error follows from the error that is stated for one scan and, with three scans or more, \
-from the residuals as well [@moderated].
+network segmented each hippocampus in the same box at all times, and the images were aligned by \
+smooth deformations. The probabilities of all times were averaged along the deformations; the \
+volume at each time is that of this mean, enlarged or reduced as its deformation says. Change was \
+measured from these volumes, and by the boundary shift integral [@bsi], with two windows of \
+intensities that follow the contrast of the tissues [@kn_bsi]. Change per year is the slope of a \
+straight line; its standard error follows from the error that is stated for one scan and, with \
+three scans or more, from the residuals as well [@moderated].
 """
 _SHIPPED = (
     "{base}, pre-trained on synthetic images following SynthSeg [@synthseg], adapted with HyPS "
@@ -97,9 +99,11 @@ def described_suffixes(markdown: str) -> set[Suffix]:
     return {s for s, words in _CONTRASTS.items() if found and words in found[1]}
 
 
-def methods_html(provenance: Provenance, suffixes: Collection[str] = ("T1w",)) -> Markup:
+def methods_html(
+    provenance: Provenance, suffixes: Collection[str] = ("T1w",), *, followed: bool = False
+) -> Markup:
     """Write the methods text as HTML, with the list of the works that it cites."""
-    return to_html(methods_markdown(provenance, suffixes))
+    return to_html(methods_markdown(provenance, suffixes, followed=followed))
 
 
 def to_html(markdown: str) -> Markup:

@@ -182,7 +182,8 @@ def _summarize_change(table: pd.DataFrame) -> list[dict[str, Any]]:
         side += f", {contrast}" if several else ""
         slopes = one["percent_per_year"].dropna()
         low, middle, high = slopes.quantile([0.25, 0.5, 0.75])
-        remarks = one["remarks"].dropna().value_counts()
+        # A row with a slope may have remarks as well.
+        remarks = one.loc[one["percent_per_year"].isna(), "remarks"].dropna().value_counts()
         rows.append(
             {
                 "method": method,

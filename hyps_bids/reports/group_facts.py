@@ -17,7 +17,13 @@ from hyps_bids.cohort.image_contrasts import CONTRAST, contrasts_of, count_contr
 from hyps_bids.cohort.own_columns import OWN_COLUMNS
 from hyps_bids.cohort.visits import scan_order
 from hyps_bids.outputs.columns import ColumnDescription, ICVAdjustment
-from hyps_bids.outputs.flags import Note, describe_bounds, describe_flag, short_name
+from hyps_bids.outputs.flags import (
+    Note,
+    describe_bounds,
+    describe_flag,
+    describe_series_flag,
+    short_name,
+)
 from hyps_bids.outputs.labels import SIDE_NAMES, WHOLE
 from hyps_bids.outputs.quality import quality_bounds
 from hyps_bids.reports.page import anchor
@@ -429,7 +435,10 @@ def _followed(wide: pd.DataFrame, names: list[str], hrefs: list[str | None]) -> 
         if status in ("stale", "refused"):
             found.append(FollowedScan(names[row], hrefs[row], str(status), str(reason)))
         elif pd.notna(flags):
-            found.append(FollowedScan(names[row], hrefs[row], "flagged", str(flags)))
+            others = "the other scans of the participant"
+            notes = [describe_series_flag(flag, others) for flag in str(flags).split()]
+            words = " ".join(note.finding for note in notes)
+            found.append(FollowedScan(names[row], hrefs[row], "flagged", words))
     order = ("stale", "refused", "flagged")
     return sorted(found, key=lambda one: order.index(one.state))
 

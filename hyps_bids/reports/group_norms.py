@@ -139,6 +139,10 @@ def _add_card(model: TrainedModel, path: Path) -> None:
         ["Controls", cohort_sentence(card)],
         ["Dataset", card["Dataset"]],
         ["Sites", join_names(f"{name} ({n})" for name, n in cohort["Sites"].items())],
+        *(
+            ["Sites added later", join_names(f"{name} ({n})" for name, n in one["Sites"].items())]
+            for one in card.get("Calibrated", ())
+        ),
         ["Images", card["ImageContrast"]],
         ["Weights", card["Models"]],
     ]

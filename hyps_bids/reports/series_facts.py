@@ -6,6 +6,7 @@ damaged becomes a problem that the report names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,11 +98,18 @@ class Interval:
         --------
         >>> Interval(-2.14, -3.0, -1.2).words
         '−2.1 % (95 % interval −3.0 to −1.2)'
+        >>> Interval(-1.8, -3.6, -0.0018).words
+        '−1.8 % (95 % interval −3.6 to −0.002)'
         """
         text = f"{signed(self.value)} %"
         if self.low is None or self.high is None:
             return text
-        return f"{text} (95 % interval {signed(self.low)} to {signed(self.high)})"
+        # Whether 0 is inside must be seen also where an end is close to it.
+        low, high = (
+            signed(end, max(1, math.ceil(-math.log10(abs(end)))) if end else 1)
+            for end in (self.low, self.high)
+        )
+        return f"{text} (95 % interval {low} to {high})"
 
     @property
     def meaning(self) -> str:

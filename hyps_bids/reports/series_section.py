@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.messages import format_count
+from hyps_bids.outputs.flags import describe_series_flag
 from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE
 from hyps_bids.outputs.series import Series
 from hyps_bids.reports.page import anchor, sentence
@@ -36,6 +37,8 @@ _LOG = logging.getLogger("hyps_bids")
 MOST_PICTURES = 12
 #: Bytes for each picture below which there is none, and bytes of charts and tables.
 _SMALLEST, _TABLES = 6_000, 40_000
+#: What comes before the flags in a remark; other remarks come before it.
+_REVIEW = "to review: "
 #: Colors of longitudinal volumes, of the boundary shift, and of each scan alone.
 _VOLUME, _SHIFT, _ALONE = "var(--link)", "var(--warn)", "var(--muted)"
 
@@ -78,6 +81,9 @@ class ChangeRow:
             return "n/a."
         since = " per year" if self.per_year else " from the first to the last scan"
         words = f"{volume.words}{since}, {volume.meaning}"
+        if self.per_year and self.volume and self.volume.total and self.volume.span_years:
+            span, count = self.volume.span_years, self.volume.n_scans
+            words += f"; {signed(self.volume.total.value)} % in {span:.1f} years, {count} scans"
         return f"{words}. By the boundary shift {shift.words}." if shift else f"{words}."
 
     @property
@@ -91,9 +97,25 @@ class ChangeRow:
         """What is remarkable about both changes, each once."""
         both = (("Volumes", self.volume), ("Boundary shift", self.shift))
         found = {name: change.remarks for name, change in both if change and change.remarks}
+        found = {name: _flags_in_words(text) for name, text in found.items()}
         alike = len(found) == 2 and len(set(found.values())) == 1
         texts = [next(iter(found.values()))] if alike else [f"{n}: {t}" for n, t in found.items()]
         return " ".join(sentence(text[0].upper() + text[1:]) for text in texts)
+
+
+def _flags_in_words(remarks: str) -> str:
+    """Write the flags in remarks about a change in words.
+
+    Examples
+    --------
+    >>> _flags_in_words("times less than three months apart; to review: other-voxels, unlike_L")
+    'times less than three months apart; to review: other voxel size, other shape, left'
+    """
+    start, mark, flags = remarks.rpartition(_REVIEW)
+    if not mark:
+        return remarks
+    notes = [describe_series_flag(flag, "").short for flag in flags.split(", ")]
+    return f"{start}{mark}{', '.join(notes)}"
 
 
 @dataclass
@@ -124,7 +146,7 @@ class SeriesSection:
             of = format_count(len(points), "scan")
             return State("warn", "!", f"{left_out} of {of} left out")
         if odd:
-            return State("warn", "!", f"look at it: {format_count(odd, 'scan')} to review")
+            return State("warn", "!", f"{format_count(odd, 'scan')} to review")
         if self.unseen:
             return State("warn", "!", "no flags, but pictures are missing")
         return State("good", "✓", "no flags")

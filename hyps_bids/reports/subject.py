@@ -93,7 +93,7 @@ def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, s
         verdict=_verdict(sections, series),
         columns=_columns(sections),
         runs=dict.fromkeys(s.run for s in sections if s.run is not None),
-        methods=_methods(sections),
+        methods=_methods(sections, followed=any(len(s.facts.used) > 1 for s in series)),
         norms=build_norm_sections(
             bids_dir, output_dir, [(s.facts.scan, s.title) for s in sections]
         ),
@@ -103,7 +103,7 @@ def _build(bids_dir: Path, output_dir: Path, subject: str, settings_text: str, s
     )
 
 
-def _methods(sections: Sequence[Section]) -> list[tuple[Markup, list[str]]]:
+def _methods(sections: Sequence[Section], *, followed: bool) -> list[tuple[Markup, list[str]]]:
     """Write each different methods text once, with the titles of its scans."""
     alike: dict[str, list[Section]] = {}
     for section in sections:
@@ -113,7 +113,7 @@ def _methods(sections: Sequence[Section]) -> list[tuple[Markup, list[str]]]:
     for number, group in enumerate(alike.values()):
         assert group[0].facts.record is not None
         suffixes = {section.facts.scan.suffix for section in group}
-        text = methods_html(group[0].facts.record, suffixes)
+        text = methods_html(group[0].facts.record, suffixes, followed=followed)
         if number:
             # Tell the anchors of several lists of references apart.
             for start in ('id="ref-', 'href="#ref-'):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyps_bids.messages import join_names
+from hyps_bids.messages import format_count, join_names
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, find_series_of, group_scans
 from hyps_bids.outputs.series_state import (
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hyps_bids.series.follow import SeriesPlan
 
 _LOG = logging.getLogger("hyps_bids")
+#: Flags that say nothing about the change itself.
+_NOT_OF_SERIES = {"n/a", "scan-flagged"}
 
 
 def plan_series(
@@ -121,6 +123,21 @@ def warn_of_refusals(wanted: Iterable[Series], output_dir: Path) -> None:
                 "%s: %s left out (%s). Of %s: %s",
                 *(series_title(series), join_names(stems), code, stems[0], text),
             )
+
+
+def warn_of_reviews(wanted: Iterable[Series], output_dir: Path) -> None:
+    """Name the scans whose change should be looked at for other reasons than the scan's own."""
+    stems = [
+        row["scan"]
+        for series in wanted
+        for row in read_states(series, output_dir)
+        if row.get("status") == "used" and set(row.get("flags", "").split()) - _NOT_OF_SERIES
+    ]
+    if stems:
+        _LOG.warning(
+            "Change over time: look at %s before you use the change (the reports say why): %s",
+            *(format_count(len(stems), "scan"), join_names(stems)),
+        )
 
 
 def warn_of_stale(scans: Iterable[Scan], output_dir: Path) -> None:

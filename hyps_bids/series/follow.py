@@ -95,8 +95,8 @@ class SeriesState:
         Those to follow, in the order of time; empty if they are not to be followed.
     visits : mapping of str to Visit
         Place of each in time, by its stem.
-    failed : sequence of Scan
-        Those that failed by themselves, by name only.
+    failed : mapping of Scan to str
+        Those that failed by themselves, by name only, and why.
     fingerprint : str
         Digest of what decides the results.
     """
@@ -104,7 +104,7 @@ class SeriesState:
     scans: Sequence[Scan]
     members: Sequence[Member]
     visits: Mapping[str, Visit]
-    failed: Sequence[Scan]
+    failed: Mapping[Scan, str]
     fingerprint: str
 
 
@@ -134,7 +134,7 @@ def look_at_series(wanted: Sequence[Series], plan: SeriesPlan) -> dict[Series, S
             for stem, each in own.items()
         }
         others = [scan for scan in scans if scan.stem not in own]
-        failed = find_failed(others, plan.bids_dir, plan.output_dir) if members else []
+        failed = find_failed(others, plan.bids_dir, plan.output_dir) if members else {}
         mark = series_fingerprint(members, places, plan.provenance, failed)
         states[series] = SeriesState(scans, members, own, failed, mark)
     return states

@@ -152,9 +152,10 @@ def process_scans(
                     _LOG.error("%s more: %s", format_count(len(rest), "scan"), _NOT_REACHED)
                 break
     _LOG.info(
-        "%d of %s done now, in %.0f s; the outputs are in %s",
+        "%d of %s done now%s, in %.0f s; the outputs are in %s",
         len(scans) - len(failed),
         format_count(len(scans), "scan"),
+        f", {len(failed)} failed" if failed else "",
         time.monotonic() - began,
         run.settings.output_dir,
     )

@@ -272,6 +272,7 @@ def test_a_new_site_is_calibrated_by_its_own_controls(
     tmp_path: Path, norms: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = make_people(tmp_path / "new", 40, 10, seed=3, sites=("N",), shift=-400)
+    (study.raw / "dataset_description.json").write_text('{"Name": "New", "BIDSVersion": "1.8.0"}')
     caplog.set_level("INFO", "hyps_bids")
 
     def z_of_controls(**options: object) -> pd.DataFrame:
@@ -289,6 +290,16 @@ def test_a_new_site_is_calibrated_by_its_own_controls(
     # Those who measured the offset are held out one by one.
     assert set(after["control"].iloc[2:]) == {"yes"}
     assert "N was measured from 38 controls" in caplog.text
+    # The same norms serve single scans, of patients and of the controls who calibrated them.
+    calibrated = study.output / "models" / f"{norms.name}-calibrated"
+    rows = apply(study, calibrated, ["sub-045", "sub-010"])
+    group = study.group_table(NORMS).set_index(["scan", "measure"])
+    assert rows.loc[BOTH, "centile"] == pytest.approx(group.loc[("sub-045", BOTH), "centile"])
+    assert rows["remarks"].isna().all()
+    control = read_table(norms_path(Scan.from_stem("sub-010"), study.output))
+    assert control["remarks"].str.contains("among the controls").all()
+    assert "N (38)" in (calibrated / "README.md").read_text()
+    assert load_folder(calibrated).card["Dataset"] == load_folder(norms).card["Dataset"]
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_the_card_says_who_the_controls_are(fitted: MadeStudy) -> None:
     assert "58 controls" in (folder / README).read_text()
     # Labels of participants are not stored in the clear.
     assert "sub-010" not in (folder / CARD).read_text()
-    assert stored.known(["sub-010", "sub-001", "sub-070"]) == {"sub-010"}
+    assert stored.known(["sub-010", "sub-001", "sub-070"], stored.card["Dataset"]) == {"sub-010"}
 
 
 @pytest.mark.parametrize(
