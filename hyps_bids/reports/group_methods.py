@@ -117,9 +117,9 @@ def _change(done: pd.DataFrame, change: pd.DataFrame) -> str:
     return (
         f" All scans of each of {count} were registered to a space midway between them, segmented "
         f"in the same boxes{of}, and aligned by smooth deformations, along which the "
-        "probabilities of all scans were averaged. Change per year was the slope of a line through these "
-        "longitudinal volumes and, as a second measurement, through the boundary shift integral "
-        "[@bsi; @kn_bsi]; standard errors follow from the error of one scan."
+        "probabilities of all scans were averaged. Change per year was the slope of a line through "
+        "these longitudinal volumes and, as a second measurement, through the boundary shift "
+        "integral [@bsi; @kn_bsi]; standard errors follow from the error of one scan."
         + (
             f"{line}, each segmented by itself, as a third."
             if (methods == "cross-sectional").any()
