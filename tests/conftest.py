@@ -25,6 +25,7 @@ threadpool_limits(1, user_api="blas")
 LONGEST = (
     "tests/test_concurrency.py",
     "tests/documentation/test_commands.py",
+    "tests/test_termination.py",
     "tests/reports/",
     "tests/workflows/test_series.py",
     "tests/workflows/",
@@ -32,6 +33,7 @@ LONGEST = (
     "tests/norms/",
     "tests/classification/",
     "tests/adaptation/",
+    "tests/longitudinal/",
 )
 
 

@@ -71,12 +71,11 @@ def study(head: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return raw, manual
 
 
-@pytest.fixture
-def settings(study: tuple[Path, Path], small_base: Path, tmp_path: Path) -> Settings:
+def make_settings(study: tuple[Path, Path], small_base: Path, folder: Path) -> Settings:
     raw, manual = study
     return Settings(
         bids_dir=raw,
-        output_dir=tmp_path / "out",
+        output_dir=folder / "out",
         analysis_level="group",
         device="cpu",
         omp_nthreads=1,
@@ -90,6 +89,20 @@ def settings(study: tuple[Path, Path], small_base: Path, tmp_path: Path) -> Sett
         batch_size=1,
         folds=3,
     )
+
+
+@pytest.fixture
+def settings(study: tuple[Path, Path], small_base: Path, tmp_path: Path) -> Settings:
+    return make_settings(study, small_base, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    study: tuple[Path, Path], small_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of an adapter of two folds, with two crops in each batch."""
+    settings = make_settings(study, small_base, tmp_path_factory.mktemp("trained"))
+    return train_adapter(replace(settings, folds=2, batch_size=2))
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Callable[[], int]:
@@ -178,11 +191,10 @@ def test_whole_path(
 
 @pytest.mark.slow
 def test_killed_run_goes_on_where_it_was(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, trained: Path
 ) -> None:
     # Two folds of two steps; killed in the second step of the second fold
-    settings = replace(settings, folds=2)
-    whole = train_adapter(replace(settings, output_dir=tmp_path / "whole"))
+    settings = replace(settings, folds=2, batch_size=2)
     with monkeypatch.context() as patch:
         kill_at(patch, 4)
         with pytest.raises(Killed):
@@ -195,7 +207,7 @@ def test_killed_run_goes_on_where_it_was(
         # of the final fit
         assert count() in (3, 4)
     for name in ("adapter.safetensors", "scans.tsv"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+        assert (folder / name).read_bytes() == (trained / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -373,16 +385,17 @@ train_adapter(pickle.loads(Path(sys.argv[1]).read_bytes()))
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(settings: Settings, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(
+    settings: Settings, tmp_path: Path, trained: Path
+) -> None:
     settings = replace(settings, folds=2, batch_size=2)
-    one = train_adapter(replace(settings, output_dir=tmp_path / "one"))
     given = tmp_path / "settings.pickle"
     given.write_bytes(pickle.dumps(settings))
     launch(TORCHRUN, given, folder=tmp_path, count=2)
     two = settings.output_dir / "models/adapter-made"
-    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in trained.iterdir())
     assert sorted(p.name for p in settings.output_dir.iterdir()) == ["models"]
-    tables = [read_table(folder / "scans.tsv") for folder in (one, two)]
+    tables = [read_table(folder / "scans.tsv") for folder in (trained, two)]
     assert tables[0]["dice"].to_numpy() == pytest.approx(tables[1]["dice"].to_numpy(), abs=0.01)
-    logs = [pd.read_csv(folder / "logs/final.csv") for folder in (one, two)]
+    logs = [pd.read_csv(folder / "logs/final.csv") for folder in (trained, two)]
     assert logs[0]["loss"].to_numpy() == pytest.approx(logs[1]["loss"].to_numpy(), abs=1e-3)

@@ -116,7 +116,7 @@ def difference_of(table: pd.DataFrame, coefficient: str) -> tuple[float, float, 
 @pytest.mark.slow
 def test_known_differences_are_found_with_honest_errors() -> None:
     """Over cohorts: no bias, standard errors equal to the spread of estimates, coverage 95 %."""
-    count, truth = 300, -1.5
+    count, truth = 200, -1.5
     change, mixed = [], []
     for seed in range(count):
         wide, errors = followed(60, 1000 + seed)
