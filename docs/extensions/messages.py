@@ -127,6 +127,7 @@ class MessagesDirective(SphinxDirective):
 
 
 def _escape(text: str) -> str:
+    text = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", text)
 
 
