@@ -6,7 +6,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,17 +17,11 @@ from hyps_bids.outputs.dataset import write_dataset_files
 from hyps_bids.outputs.edits import Edit, recorded_edits
 from hyps_bids.outputs.location import check_output
 from hyps_bids.outputs.names import SEG_PREFIX, group_space
-from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.series import Series, group_scans
 from hyps_bids.outputs.series_state import are_several
 from hyps_bids.outputs.writing import write_text
-from hyps_bids.reports.citation import (
-    LONGITUDINAL_METHODS,
-    bibtex,
-    described_suffixes,
-    methods_markdown,
-)
+from hyps_bids.reports.citation import bibtex, write_methods
 from hyps_bids.resources import available_memory_gb, read_many
 from hyps_bids.settings import SUFFIXES, Settings, check_combinations, unused_options
 from hyps_bids.workers import Workers
@@ -181,8 +174,11 @@ def _segment(
     start_log_file(run.log_dir, settings)
     known = _scans_in_outputs(settings, scans)
     series = plan_series(settings, setup, scans, known)
-    _write_participant_methods(settings, setup.provenance, followed=bool(series))
-    write_text(settings.output_dir / "logs" / "CITATION.bib", bibtex())
+    write_methods(
+        *(settings.output_dir, setup.provenance, settings.suffix),
+        followed=bool(series),
+        surfaces=settings.surfaces,
+    )
     _LOG.info(
         "%s: %d done before, %d to do%s",
         format_count(len(scans), "scan"),
@@ -301,19 +297,6 @@ def _count_series(settings: Settings, scans: Sequence[Scan]) -> None:
     subjects = {each.subject for each, own in series if are_several(own, settings.longitudinal)}
     if subjects:
         _LOG.info("Change over time: %s", format_count(len(subjects), "participant"))
-
-
-def _write_participant_methods(
-    settings: Settings, provenance: Provenance, *, followed: bool
-) -> None:
-    """Write the methods text, also about what earlier runs or other jobs have put there."""
-    path = settings.output_dir / "logs" / "CITATION.md"
-    suffixes = {*settings.suffix}
-    with suppress(OSError, UnicodeDecodeError):
-        before = path.read_text(encoding="utf-8")
-        followed = followed or LONGITUDINAL_METHODS in before
-        suffixes |= described_suffixes(before)
-    write_text(path, methods_markdown(provenance, suffixes, followed=followed))
 
 
 def _warn_of_unseen_contrasts(adapter: Path, scans: Sequence[Scan]) -> None:

@@ -20,8 +20,8 @@ from hyps_bids.outputs.reading import read_json_object
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import ScanImages, ScanMeasures, write_failure, write_result
 from hyps_bids.outputs.surface_files import has_surfaces, lacks_surfaces
-from hyps_bids.outputs.writing import atomic_path, write_json, write_nifti, write_text
-from hyps_bids.reports.citation import bibtex, methods_markdown
+from hyps_bids.outputs.writing import atomic_path, write_json, write_nifti
+from hyps_bids.reports.citation import write_methods
 from hyps_bids.reports.state import is_current, report_path
 from hyps_bids.reports.subject import write_subject_report
 from hyps_bids.segmentation.setup import Setup
@@ -101,11 +101,10 @@ def save_scan(
     scan = _place(raw, saved)
     write_dataset_files(settings, labels=saved.setup.labels)
     provenance = saved.setup.provenance
-    write_text(folder / "logs" / "CITATION.md", methods_markdown(provenance, (scan.suffix,)))
-    write_text(folder / "logs" / "CITATION.bib", bibtex())
     content = saved.content or content_of(scan)
     # Scans that had surfaces keep having them.
     surfaces = surfaces or has_surfaces(scan, folder)
+    write_methods(folder, provenance, (scan.suffix,), surfaces=surfaces)
     write_result(scan, folder, images, measures, provenance, content)
     if surfaces:
         add_surfaces(scan, folder)

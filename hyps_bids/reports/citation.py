@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from hyps_bids.messages import join_alternatives
 from hyps_bids.outputs.provenance import Provenance
+from hyps_bids.outputs.writing import write_text
 from hyps_bids.settings import SUFFIXES, Suffix
 
 _KEY = r"@(\w+)"
@@ -41,6 +44,12 @@ intensities that follow the contrast of the tissues [@kn_bsi]. Change per year i
 straight line; its standard error follows from the error that is stated for one scan and, with \
 three scans or more, from the residuals as well [@moderated].
 """
+#: Paragraph about surfaces.
+SURFACE_METHODS = """\
+Surfaces of the hippocampi were made from the probabilities, interpolated by cubic splines, with \
+the marching cubes [@lewiner] of scikit-image [@skimage], at the level at which each surface \
+encloses the volume of the voxels.
+"""
 _SHIPPED = (
     "{base}, pre-trained on synthetic images following SynthSeg [@synthseg], adapted with HyPS "
     "[@hyps] to the manual labels of the Medical Segmentation Decathlon [@msd_data; @msd] "
@@ -59,12 +68,16 @@ _SHIPPED_NAMES = {"Base": "base-synthetic", "Adapter": "adapter-anteriorposterio
 
 
 def methods_markdown(
-    provenance: Provenance, suffixes: Collection[str] = ("T1w",), *, followed: bool = False
+    provenance: Provenance,
+    suffixes: Collection[str] = ("T1w",),
+    *,
+    followed: bool = False,
+    surfaces: bool = False,
 ) -> str:
     """Write the methods text as Markdown, for images with these suffixes.
 
-    It has pandoc's citation keys, which :func:`bibtex` resolves. A second paragraph is about
-    participants who were `followed` over time.
+    It has pandoc's citation keys, which :func:`bibtex` resolves. Further paragraphs are
+    about participants who were `followed` over time, and about surfaces.
     """
     models = {
         role: f"{model['Name']}, SHA-256 {model['SHA256'][:8]}"
@@ -81,7 +94,31 @@ def methods_markdown(
         network=network,
         contrasts=join_alternatives(_CONTRASTS[s] for s in SUFFIXES if s in suffixes),
     )
-    return f"{text}\n{LONGITUDINAL_METHODS}" if followed else text
+    text += f"\n{LONGITUDINAL_METHODS}" if followed else ""
+    return text + (f"\n{SURFACE_METHODS}" if surfaces else "")
+
+
+def write_methods(
+    output_dir: Path,
+    provenance: Provenance,
+    suffixes: Collection[str],
+    *,
+    followed: bool = False,
+    surfaces: bool = False,
+) -> None:
+    """Write the methods text of scans, also about what earlier runs or other jobs have put there.
+
+    The parameters are those of :func:`methods_markdown`.
+    """
+    path = output_dir / "logs" / "CITATION.md"
+    with suppress(OSError, UnicodeDecodeError):
+        before = path.read_text(encoding="utf-8")
+        followed = followed or LONGITUDINAL_METHODS in before
+        surfaces = surfaces or SURFACE_METHODS in before
+        suffixes = {*suffixes, *described_suffixes(before)}
+    text = methods_markdown(provenance, suffixes, followed=followed, surfaces=surfaces)
+    write_text(path, text)
+    write_text(output_dir / "logs" / "CITATION.bib", bibtex())
 
 
 def described_suffixes(markdown: str) -> set[Suffix]:

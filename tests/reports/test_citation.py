@@ -9,7 +9,13 @@ import pytest
 import yaml
 
 from hyps_bids.outputs.provenance import Provenance
-from hyps_bids.reports.citation import bibtex, methods_html, methods_markdown, references
+from hyps_bids.reports.citation import (
+    bibtex,
+    methods_html,
+    methods_markdown,
+    references,
+    write_methods,
+)
 
 
 @pytest.fixture
@@ -44,12 +50,23 @@ def test_text_names_the_contrasts(provenance: Provenance) -> None:
 
 def test_every_key_is_in_the_bibliography(provenance: Provenance) -> None:
     provenance["BiasFieldCorrection"] = "N4"
-    keys = set(re.findall(r"@(\w+)", methods_markdown(provenance)))
+    text = methods_markdown(provenance, followed=True, surfaces=True)
+    keys = set(re.findall(r"@(\w+)", text))
+    assert {"midway", "lewiner"} <= keys
     entries = re.findall(r"^@\w+\{(\w+),$", bibtex(), re.MULTILINE)
     assert keys
     assert keys <= set(entries)
     assert len(entries) == len(set(entries)) == len(references())
     assert bibtex().count("{") == bibtex().count("}")
+
+
+def test_text_also_tells_of_earlier_runs(provenance: Provenance, tmp_path: Path) -> None:
+    write_methods(tmp_path, provenance, ["T1w"], surfaces=True)
+    write_methods(tmp_path, provenance, ["T2w"], followed=True)
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert "T1-weighted or T2-weighted" in text
+    assert {"lewiner", "midway"} <= set(re.findall(r"@(\w+)", text))
+    assert (tmp_path / "logs" / "CITATION.bib").read_text() == bibtex()
 
 
 def test_html_links_to_its_list_and_escapes_odd_names(provenance: Provenance) -> None:
