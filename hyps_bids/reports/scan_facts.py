@@ -33,7 +33,6 @@ from hyps_bids.outputs.reading import load_json
 from hyps_bids.outputs.scan import DEFAULT_SUFFIX, IMAGE_NAME, Scan
 from hyps_bids.outputs.space_flags import describe_space_flag
 from hyps_bids.outputs.spaces import space_paths, spaces_of
-from hyps_bids.reports.page import data_uri
 from hyps_bids.settings import SUFFIXES
 
 _AGAIN = "run the participant level again"
@@ -302,6 +301,9 @@ def _read_spaces(output_dir: Path, scan: Scan) -> Iterator[PlacedScan]:
         ]
         notes = tuple(describe_space_flag(code, space.label).text for code in codes)
         if row["status"] == "done":
+            # Runs that only look whether reports are current need not wait for this import.
+            from hyps_bids.reports.page import data_uri
+
             with suppress(OSError):
                 picture = data_uri(paths["picture"].read_bytes(), "image/svg+xml")
         yield PlacedScan(space.label, row["status"], notes, tuple(figures), picture)
