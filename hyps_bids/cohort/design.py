@@ -244,7 +244,8 @@ def _rank(columns: np.ndarray) -> int:
 
 def _dependent(design: Design, scaled: np.ndarray) -> str:
     """Name the columns that follow from those before them."""
-    ranks = [_rank(scaled[:, :end]) for end in range(scaled.shape[1] + 1)]
+    # NumPy 2.0 cannot tell the rank of no columns.
+    ranks = [0, *(_rank(scaled[:, :end]) for end in range(1, scaled.shape[1] + 1))]
     names = [
         name for name, old, new in zip(design.names, ranks, ranks[1:], strict=False) if new == old
     ]
