@@ -46,7 +46,7 @@ def test_groups_are_compared_within_sites_with_honest_degrees_of_freedom(scans: 
     assert set(table["term"]) == {"Intercept", "diagnosis", "age", "icv"}
     assert within["harmonized"].isna().all()
     ours, theirs = row(table, "diagnosis[T.AD]"), row(within, "diagnosis[T.AD]")
-    assert ours["df"] == theirs["df"]
+    assert float(ours["df"]) == pytest.approx(float(theirs["df"]), rel=1e-4)
     # Variances differ by a tenth, so equal variances change little beside the sites as a term.
     assert ours["estimate"] == pytest.approx(theirs["estimate"], rel=0.1)
     assert ours["se"] == pytest.approx(theirs["se"], rel=0.1)
