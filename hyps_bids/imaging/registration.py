@@ -1,12 +1,13 @@
 """Affine registration of a head with a template, by what the localizer found and by intensities.
 
-The middle of the intracranial space and both hippocampi give a first rigid guess, which works for
-turned heads; masks of both, compared at a coarse scale, give an affine that knows nothing of
-contrasts; mutual information inside the head refines it. World coordinates are RAS, mm.
+The middles of the intracranial space and of the hippocampi give rigid guesses. Masks of both,
+compared at a coarse scale, give an affine that knows nothing of contrasts. Mutual information
+inside the head refines it. World coordinates are RAS, mm.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,17 @@ _SCALP, _AROUND = 5.0, 20.0
 #: ``_SPARSE ** 3``. Without this, the cortex decides, and the hippocampi fit worse.
 _NEAR, _SPARSE = 25.0, 2
 _BINS = 32
+#: Percentiles in the head to which intensities are clipped.
+_CLIP = 0.5, 99.5
 #: Largest step at first and smallest step at last, in mm of the points that move most.
 _FIRST_STEP, _LAST_STEP = 2.0, 1e-4
 _ITERATIONS = 60
+#: What ITK says where the images have too little in common; anything else is a failure.
+_NO_OVERLAP = re.compile(
+    "samples map outside|No valid points|PDF summed to zero|must have 1 or more points"
+    # The joint histogram of no points.
+    "|spacing is not supported"
+)
 #: World coordinates of ITK are LPS, ours are RAS.
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -84,7 +93,10 @@ class Level:
 
 
 def rigid_between(places: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Find the rigid transform that brings points closest to others; fewer than 3 only shift.
+    """Find the rigid transform that brings points closest to others.
+
+    Two points are turned by the smallest angle that brings their directions together; one is
+    shifted.
 
     Parameters
     ----------
@@ -101,11 +113,35 @@ def rigid_between(places: np.ndarray, others: np.ndarray) -> np.ndarray:
     middle, other = places.mean(axis=0), others.mean(axis=0)
     if len(places) > 2:
         move[:3, :3] = Rotation.align_vectors(others - other, places - middle)[0].as_matrix()
+    elif len(places) == 2:
+        turn = Rotation.align_vectors(others[1] - others[0], places[1] - places[0])[0]
+        move[:3, :3] = turn.as_matrix()
     move[:3, 3] = other - move[:3, :3] @ middle
     return move
 
 
-def register(template: Head, head: Head, *, upright: bool = False) -> np.ndarray:
+def rigid_guesses(template: Head, head: Head) -> list[np.ndarray]:
+    """Guess how a head lies, by the middles of what both heads have.
+
+    The intracranial space and the hippocampi together tell how a head is turned. Where the field of
+    view cuts the head, the middle of the rest of it misleads, so another guess rests on the
+    hippocampi alone and turns the head as little as possible.
+
+    Parameters
+    ----------
+    template, head : Head
+        Both with an intracranial space, and with at least one hippocampus that both have.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        From the world of the template to that of the head, shape (4, 4) each.
+    """
+    places, others = _landmarks(template, head)
+    return [rigid_between(places, others), rigid_between(places[1:], others[1:])]
+
+
+def register(template: Head, head: Head, guess: np.ndarray) -> np.ndarray:
     """Register a head with a template.
 
     One thread computes it, without random numbers: the same images give the same transform.
@@ -113,10 +149,9 @@ def register(template: Head, head: Head, *, upright: bool = False) -> np.ndarray
     Parameters
     ----------
     template, head : Head
-        Both with an intracranial space, and with at least one hippocampus that both have.
-    upright : bool
-        Start from the hippocampi alone, and from a head that is not turned. Where the field of view
-        cuts the head, the middle of the rest of it would mislead.
+        What to register.
+    guess : numpy.ndarray
+        One of :func:`rigid_guesses`.
 
     Returns
     -------
@@ -131,16 +166,11 @@ def register(template: Head, head: Head, *, upright: bool = False) -> np.ndarray
     import SimpleITK as sitk
 
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    # Sums over several threads would differ in their last digits.
+    # Sums over several threads would differ in their last digits. The setting of the method itself
+    # does not reach its metric.
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        places, others = _landmarks(template, head)
-        first = 1 if upright and len(places) > 1 else 0
-        move = rigid_between(places[first:], others[first:])
-        move = _compare_masks(template, head, move)
-        return _compare_intensities(template, head, move)
-    except RuntimeError as error:
-        raise NotRegistered(str(error).strip().splitlines()[-1]) from error
+        return _compare_intensities(template, head, _compare_masks(template, head, guess))
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
@@ -169,7 +199,13 @@ def sample_on(head: Head, shape: tuple[int, ...], grid: np.ndarray) -> Level:
         for each in (head.inside, *head.hippocampi)
     ]
     seen = covered(head.image.shape, head.affine, shape, grid)
-    return Level(image, masks[0], np.stack(masks[1:]), seen, grid)
+    return Level(_clip(image, masks[0], spacing), masks[0], np.stack(masks[1:]), seen, grid)
+
+
+def _clip(image: np.ndarray, inside: np.ndarray, spacing: float) -> np.ndarray:
+    """Clip intensities to those of nearly all of the head, as few extreme ones would decide."""
+    used = ndimage.binary_dilation(inside > 0.5, iterations=int(_SCALP / spacing))
+    return np.clip(image, *np.percentile(image[used], _CLIP)) if used.any() else image
 
 
 def _near(mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +294,12 @@ def _optimize(
     transform.SetMatrix(linear.ravel().tolist())
     transform.SetTranslation((there[:3, 3] + linear @ center - center).tolist())
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError as error:
+        if not _NO_OVERLAP.search(str(error)):
+            raise
+        raise NotRegistered(str(error).strip().splitlines()[-1]) from error
     found = np.eye(4)
     found[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     found[:3, 3] = np.array(transform.GetTranslation()) + center - found[:3, :3] @ center

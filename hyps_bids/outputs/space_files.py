@@ -12,7 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from hyps_bids.errors import BadData
 from hyps_bids.outputs.columns import SPACE_QC_COLUMNS, described
+from hyps_bids.outputs.completion import content_of, recorded_fingerprint
 from hyps_bids.outputs.labels import label_table
 from hyps_bids.outputs.names import bids_uri, scan_paths, sidecar_path
 from hyps_bids.outputs.reading import load_json
@@ -84,7 +86,8 @@ def recorded_space(scan: Scan, space: Space, output_dir: Path) -> dict[str, Any]
     try:
         content: dict[str, Any] = load_json(files[0])
         needed = files if content["Status"] == "done" else [files[-1]]
-        return content if all(path.is_file() for path in needed) else {}
+        # A full disk or a copy that was cut short leaves empty files.
+        return content if all(path.stat().st_size for path in needed) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -96,6 +99,7 @@ def write_space(
     images: SpaceImages | None,
     row: Mapping[str, Any],
     facts: Mapping[str, Any],
+    content: str,
 ) -> None:
     """Write the results of a scan in the space of a template, or that there are none.
 
@@ -115,12 +119,17 @@ def write_space(
         Figures, ``refusal`` (code or nothing) and ``flags`` (codes) of the registration.
     facts : mapping
         Facts for all sidecars; the fingerprints are in the last one only.
+    content : str
+        What :func:`hyps_bids.outputs.completion.content_of` said before the image was read.
 
     Raises
     ------
+    BadData
+        If the image or the results of the scan have changed since.
     CannotCreateOutput
         If a file cannot be written or removed.
     """
+    _check_unchanged(scan, output_dir, facts["ScanFingerprint"], content)
     paths = space_paths(scan, template.space, output_dir)
     files = space_files(scan, template.space, output_dir)
     for other in spaces_of(scan, output_dir):
@@ -141,7 +150,18 @@ def write_space(
         **facts,
         **described(SPACE_QC_COLUMNS),
     }
+    # Another job may have segmented the scan again meanwhile.
+    _check_unchanged(scan, output_dir, facts["ScanFingerprint"], content)
     write_json(files[0], mark)
+
+
+def _check_unchanged(scan: Scan, output_dir: Path, fingerprint: str, content: str) -> None:
+    if content_of(scan) != content or recorded_fingerprint(scan, output_dir) != fingerprint:
+        raise BadData(
+            f"{scan.path}: the image or its results have changed while it was brought to the space "
+            "of a template. Run the command again when nothing else works on it.",
+            code="image-changed",
+        )
 
 
 def _write_images(

@@ -37,23 +37,35 @@ _NOTES = {
     "little-overlap": Note(
         "little overlap",
         "The intracranial spaces of the scan and of {space} overlap less than usual.",
-        "Look at the scan in the space of the template.",
+        "Look at the outlines in the report.",
     ),
     "unusual-size": Note(
         "unusual size",
         "The registration with {space} changes the size or the shape of the head much.",
-        "That is right for small children; otherwise, look at the scan in the space of the "
-        "template.",
+        "That is right for small children; otherwise, look at the outlines in the report.",
     ),
     "cut-off": Note(
         "head cut off",
         "The field of view covers less than nine tenths of the head of {space}.",
         "The registration rests on the rest of the head; look at it near the hippocampi.",
     ),
+    "dissimilar": Note(
+        "unlike the template",
+        "The intensities of the scan have little in common with those of {space}.",
+        "Noise, strong artifacts, or labels of another image may be why, and the registration may "
+        "be wrong. Look at the outlines in the report.",
+    ),
     "unlike": Note(
         "other place, {side}",
         "The {side} hippocampus lies beside that of {space}, or has another shape.",
-        "An affine transform cannot correct this; large ventricles may be why. Look at both.",
+        "Look at the outlines in the report: if the head fits, the hippocampus differs, which an "
+        "affine transform cannot correct; if it does not, the registration is wrong.",
+    ),
+    "missing": Note(
+        "not segmented, {side}",
+        "No {side} hippocampus was segmented, so the registration with {space} rests on the other "
+        "one.",
+        "Look at the report of the scan, and at the outlines.",
     ),
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 from hyps_bids import __version__
 from hyps_bids.errors import BadData
 from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform, restore_orientation
-from hyps_bids.imaging.registration import Head, NotRegistered, register
+from hyps_bids.imaging.registration import Head
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
 from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
@@ -34,11 +34,13 @@ from hyps_bids.outputs.space_files import (
 )
 from hyps_bids.outputs.spaces import space_paths
 from hyps_bids.resources import read_many
-from hyps_bids.spaces.quality import Verdict, judge
+from hyps_bids.spaces.align import align
 from hyps_bids.spaces.template import Template, load_template
 
 #: Keys of a sidecar that decided the results of a scan.
 _PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection", "EditedLabels")
+#: Contrast of all templates.
+_TEMPLATE_SUFFIX = "T1w"
 
 
 @dataclass(frozen=True)
@@ -150,14 +152,16 @@ def place_scan(scan: Scan, plan: SpacePlan, draw: Callable[[Outlines], str]) -> 
     CannotCreateOutput
         If a file cannot be written.
     """
-    record, results = _read(scan, plan)
+    record, content, results = _read(scan, plan)
     own = record["Fingerprint"]
     common = {key: record[key] for key in _PROVENANCE if key in record}
     for known in plan.templates:
         if _is_current(scan, known, plan, own):
             continue
         template = load_template(known, plan.localizer)
-        move, verdict = _register(template, results.head)
+        move, verdict = align(
+            template.head, results.head, same_contrast=scan.suffix == _TEMPLATE_SUFFIX
+        )
         images = None
         if move is not None and not verdict.refusal:
             count = len(HEMISPHERES) * len(plan.labels)
@@ -175,37 +179,10 @@ def place_scan(scan: Scan, plan: SpacePlan, draw: Callable[[Outlines], str]) -> 
             "Fingerprint": space_fingerprint(own, known, __version__),
         }
         row = {"refusal": verdict.refusal, "flags": verdict.flags, "figures": verdict.figures}
-        write_space(scan, plan.output_dir, known, images, row, facts)
+        write_space(scan, plan.output_dir, known, images, row, facts, content)
 
 
-def _register(template: Template, head: Head) -> tuple[np.ndarray | None, Verdict]:
-    if not head.inside.any():
-        return None, Verdict({}, "no-brain")
-    if not head.hippocampi.any():
-        return None, Verdict({}, "no-hippocampus")
-    move, verdict = _try(template, head)
-    if verdict.refusal or verdict.flags:
-        again, other = _try(template, head, upright=True)
-        if _rank(other) > _rank(verdict):
-            move, verdict = again, other
-    return move, verdict
-
-
-def _try(
-    template: Template, head: Head, *, upright: bool = False
-) -> tuple[np.ndarray | None, Verdict]:
-    try:
-        move = register(template.head, head, upright=upright)
-    except NotRegistered:
-        return None, Verdict({}, "not-aligned")
-    return move, judge(template.head, head, move)
-
-
-def _rank(verdict: Verdict) -> tuple[bool, float]:
-    return not verdict.refusal, verdict.figures.get("similarity", 0.0)
-
-
-def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], _Results]:
+def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], str, _Results]:
     """Read the image of a scan and its results, and check that they belong together."""
     paths = scan_paths(scan, plan.output_dir)
     content = content_of(scan)
@@ -215,6 +192,8 @@ def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], _Results]:
         made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE if key in record})
         read = [_read_image(paths[kind], image) for kind in ("mask", "dseg", "probseg")]
         mask, labels, probabilities = read
+        if probabilities.shape[3] != len(HEMISPHERES) * len(plan.labels):
+            raise ValueError("they have other parts than those of this run")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise BadData(
             f"{paths['qc'].parent}: the results of {scan.stem} cannot be read ({error}). Remove "
@@ -230,7 +209,7 @@ def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], _Results]:
     parts = len(plan.labels)
     sides = np.stack([(labels > i * parts) & (labels <= (i + 1) * parts) for i in range(2)])
     head = Head(image.data, image.affine, mask > 0, sides, image.affine)
-    return record, _Results(image, head, labels, probabilities)
+    return record, content, _Results(image, head, labels, probabilities)
 
 
 def _read_image(path: Path, image: ConformedImage) -> np.ndarray:
@@ -252,14 +231,14 @@ def _carry(
 ) -> SpaceImages:
     grid, affine = template.image, results.image.affine
     target = grid.data.shape, move @ grid.affine
-    shares = np.stack([results.labels == label for label in range(1, count + 1)])
-    region, found = carry(shares, affine, *target)
-    # The background has what is left; the largest share decides.
-    best = np.concatenate([1 - found.sum(axis=0, keepdims=True), found]).argmax(axis=0)
-    labels = _on_grid(best, region, grid.data.shape)
-    region, found = carry(np.moveaxis(results.probabilities, 3, 0), affine, *target)
-    probabilities = [_on_grid(np.round(each), region, grid.data.shape) for each in found]
-    region, (inside,) = carry(results.head.inside[None], affine, *target)
+    labels = _carry_labels(results.labels, count, affine, *target)
+    probabilities = [
+        _on_grid(np.round(values), region, grid.data.shape)
+        for region, values in (
+            carry(results.probabilities[..., i], affine, *target) for i in range(count)
+        )
+    ]
+    region, inside = carry(results.head.inside, affine, *target)
     outlines = Outlines(
         grid.data, grid.affine, labels, _on_grid(inside > 0.5, region, grid.data.shape)
     )
@@ -271,38 +250,56 @@ def _carry(
     )
 
 
+def _carry_labels(
+    labels: np.ndarray, count: int, affine: np.ndarray, shape: Sequence[int], target: np.ndarray
+) -> np.ndarray:
+    """Resample each label by itself; the largest share decides, that of the background included."""
+    best, largest = np.zeros(tuple(shape), np.uint8), np.zeros(tuple(shape), np.float32)
+    total = np.zeros(tuple(shape), np.float32)
+    box = bounding_box(labels > 0)
+    if box is None:
+        return best
+    near, there = labels[box], shifted(affine, [part.start for part in box])
+    # The share of a label at the border of this box must fall to zero within it.
+    near, there = np.pad(near, 2), shifted(there, [-2] * 3)
+    for label in range(1, count + 1):
+        region, share = carry(near == label, there, shape, target)
+        best[region][share > largest[region]] = label
+        largest[region] = np.maximum(largest[region], share)
+        total[region] += share
+    best[largest <= 1 - total] = 0
+    return best
+
+
 def carry(
-    maps: np.ndarray, affine: np.ndarray, shape: Sequence[int], target: np.ndarray
+    values: np.ndarray, affine: np.ndarray, shape: Sequence[int], target: np.ndarray
 ) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Sample maps that are zero almost everywhere on another grid, linearly.
+    """Sample a map that is zero almost everywhere on another grid, linearly.
 
     Parameters
     ----------
-    maps, affine : numpy.ndarray
-        Shape ``(n, x, y, z)``, and voxel-to-world transform.
+    values, affine : numpy.ndarray
+        Shape ``(x, y, z)``, and voxel-to-world transform.
     shape, target : sequence of int, numpy.ndarray
-        The new grid. Where it is coarser, the maps are averaged.
+        The new grid. Where it is coarser, the map is averaged.
 
     Returns
     -------
     region : tuple of slice
-        The part of the new grid outside which they are zero.
-    values : numpy.ndarray
-        The maps in this part, float32, shape ``(n, i, j, k)``.
+        The part of the new grid outside which it is zero.
+    sampled : numpy.ndarray
+        The map in this part, float32.
     """
-    box = bounding_box(np.asarray(maps.any(axis=0)), margin=2)
+    box = bounding_box(values > 0, margin=2)
     if box is None:
-        return (slice(0),) * 3, np.zeros((len(maps), 0, 0, 0), np.float32)
-    near, there = maps[(slice(None), *box)], shifted(affine, [part.start for part in box])
-    region = index_range(near.shape[1:], there, shape, target)
+        return (slice(0),) * 3, np.zeros((0, 0, 0), np.float32)
+    near, there = values[box].astype(np.float32), shifted(affine, [part.start for part in box])
+    region = index_range(near.shape, there, shape, target)
     sides = [part.stop - part.start for part in region]
     origin = shifted(target, [part.start for part in region])
     # Of a transform that stretches the axes, the cube root of the volume of a voxel.
     spacing = float(np.abs(np.linalg.det(target[:3, :3]))) ** (1 / 3)
-    sampled = [
-        resample(values.astype(np.float32), there, sides, origin, smooth=spacing) for values in near
-    ]
-    return region, np.stack(sampled)
+    return region, resample(near, there, sides, origin, smooth=spacing)
 
 
 def _on_grid(data: np.ndarray, region: tuple[slice, ...], shape: Sequence[int]) -> np.ndarray:

@@ -26,6 +26,10 @@ _FLAGGED = {
     "hippocampus": (0.35, 1.0),
     "covered": (0.9, 1.0),
 }
+#: Scans are refused if neither hippocampus has this Dice; heads that lay wrong had at most 0.12.
+_LEAST_DICE = 0.2
+#: T1w scans below this similarity are flagged.
+_LEAST_SIMILARITY = 0.2
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,13 @@ class Verdict:
     refusal: str = ""
     flags: tuple[str, ...] = ()
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is conspicuous."""
+        return not self.refusal and not self.flags
 
-def judge(template: Head, head: Head, move: np.ndarray) -> Verdict:
+
+def judge(template: Head, head: Head, move: np.ndarray, *, same_contrast: bool = False) -> Verdict:
     """Measure how well a scan fits a template, and decide whether it does.
 
     Parameters
@@ -56,12 +65,14 @@ def judge(template: Head, head: Head, move: np.ndarray) -> Verdict:
         What was registered.
     move : numpy.ndarray
         From the template's world to that of the scan, shape (4, 4).
+    same_contrast : bool
+        Whether both are T1w, so that intensities that have little in common deserve a flag.
     """
     fixed = sample(template, _SPACING, 0)
     moved = sample_on(head, fixed.covered.shape, move @ fixed.affine)
     figures = _sizes(np.linalg.inv(move)) | _overlaps(fixed, moved)
     refusal = _refuse(figures, fixed, moved)
-    return Verdict(figures, refusal, () if refusal else tuple(_flag(figures)))
+    return Verdict(figures, refusal, () if refusal else tuple(_flag(figures, same_contrast)))
 
 
 def _sizes(matrix: np.ndarray) -> dict[str, float]:
@@ -128,13 +139,15 @@ def _refuse(figures: dict[str, float], fixed: Level, moved: Level) -> str:
         _is_beyond(name, value, _REFUSED) for name, value in figures.items() if name != "overlap"
     ):
         return "absurd-size"
-    if _is_beyond("overlap", figures["overlap"], _REFUSED) or max(own) == 0:
+    if _is_beyond("overlap", figures["overlap"], _REFUSED) or max(own) < _LEAST_DICE:
         return "not-aligned"
     return ""
 
 
-def _flag(figures: dict[str, float]) -> list[str]:
+def _flag(figures: dict[str, float], same_contrast: bool) -> list[str]:
     flags = []
+    if same_contrast and figures["similarity"] < _LEAST_SIMILARITY:
+        flags.append("dissimilar")
     if _is_beyond("overlap", figures["overlap"], _FLAGGED):
         flags.append("little-overlap")
     if any(_is_beyond(n, v, _FLAGGED) for n, v in figures.items() if n[:5] in ("scale", "volum")):
@@ -146,6 +159,7 @@ def _flag(figures: dict[str, float]) -> list[str]:
         for hemi in HEMISPHERES
         if _is_beyond("hippocampus", figures.get(f"hippocampus_{hemi}", 1.0), _FLAGGED)
     ]
+    flags += [f"missing_{hemi}" for hemi in HEMISPHERES if f"hippocampus_{hemi}" not in figures]
     return flags
 
 

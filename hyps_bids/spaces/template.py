@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from hyps_bids.errors import BadData, HypsError, MissingInput
 from hyps_bids.imaging.conform import ConformedImage, conform
 from hyps_bids.imaging.registration import Head
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.digests import sha256
 from hyps_bids.outputs.space_files import TemplateRecord
 from hyps_bids.outputs.spaces import Space
@@ -70,21 +72,21 @@ def find_templates(spaces: Sequence[Space]) -> list[TemplateRecord]:
 
 
 def _find(space: Space, home: Path) -> TemplateRecord:
-    number = space.resolution or "1"
+    number = int(space.resolution or "1")
     name = f"tpl-{space.template}"
-    plain = f"{name}_res-{int(number):02d}_T1w.nii.gz"
+    found = _images(home / name)
     # Templates with a single grid have no resolution in their names.
-    names = [plain] if space.resolution else [plain, f"{name}_T1w.nii.gz"]
-    for path in (home / name / each for each in names):
-        try:
-            # The client keeps files that were not fetched as empty ones, and DataLad as links.
-            if path.stat().st_size:
-                return TemplateRecord(space, path, f"{_SOURCE}/{name}/{path.name}", sha256(path))
-        except OSError:
-            continue
+    for resolution in (number,) if space.resolution else (number, None):
+        if resolution in found:
+            path = found[resolution]
+            return TemplateRecord(space, path, f"{_SOURCE}/{name}/{path.name}", sha256(path))
+    plain = f"{name}_res-{number:02d}_T1w.nii.gz"
+    there = join_names(path.name for path in found.values())
     raise MissingInput(
-        f"--output-spaces {space.label}: {home / name / plain} is not here, and HyPS-BIDS never "
-        "fetches anything by itself. On a computer with internet access, run\n"
+        f"--output-spaces {space.label}: {home / name / plain} is not here"
+        + (f" (but {there}; write :res- and its number to use it)" if there else "")
+        + ", and HyPS-BIDS never fetches anything by itself. On a computer with internet access, "
+        "run\n"
         "    pip install 'hyps-bids[templateflow]'\n"
         f'    TEMPLATEFLOW_HOME={home} python -c "from templateflow.api import get; '
         f"get('{space.template}', resolution={number}, suffix='T1w', desc=None)\"\n"
@@ -92,6 +94,21 @@ def _find(space: Space, home: Path) -> TemplateRecord:
         "set the variable inside (hyps-docker does both).",
         code="template-missing",
     )
+
+
+def _images(folder: Path) -> dict[int | None, Path]:
+    """Return the T1w images of a template by their resolution; None stands for none."""
+    pattern = re.compile(rf"{re.escape(folder.name)}(?:_res-(\d+))?_T1w\.nii\.gz")
+    found: dict[int | None, Path] = {}
+    for path in sorted(folder.glob("*_T1w.nii.gz")):
+        match = pattern.fullmatch(path.name)
+        try:
+            # The client keeps files that were not fetched as empty ones, and DataLad as links.
+            if match and path.stat().st_size:
+                found.setdefault(int(match[1]) if match[1] else None, path)
+        except OSError:
+            continue
+    return found
 
 
 @cache

@@ -51,6 +51,19 @@ def test_resolutions_and_templates_without_one_are_found(home: Path) -> None:
     assert found[0].url.endswith("amazonaws.com/tpl-Demo/tpl-Demo_res-01_T1w.nii.gz")
 
 
+def test_resolutions_are_found_however_they_are_written(home: Path) -> None:
+    # TemplateFlow has res-1 for MNI152NLin2009aSym and others.
+    (home / "tpl-Demo" / "tpl-Demo_res-1_T1w.nii.gz").write_text("one")
+    (home / "tpl-Demo" / "tpl-Demo_res-02_T1w.nii.gz").write_text("two")
+    found = find_templates([Space("Demo"), Space("Demo", "1"), Space("Demo", "2")])
+    assert [each.path.name[9:].split("_")[0] for each in found] == ["res-1", "res-1", "res-02"]
+    (home / "tpl-Demo" / "tpl-Demo_res-1_T1w.nii.gz").unlink()
+    # Another grid than the asked one is named, and never taken.
+    facts = ("tpl-Demo_res-01_T1w.nii.gz", "tpl-Demo_res-02_T1w.nii.gz")
+    with raises(MissingInput, "template-missing", *facts):
+        find_templates([Space("Demo")])
+
+
 def test_without_the_variable_the_folder_is_that_of_the_client(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
