@@ -247,7 +247,8 @@ def _weights(
         after = design.matrix_at(grid.assign(**{slope_of: center + step / 2}))
         before = design.matrix_at(grid.assign(**{slope_of: center - step / 2}))
         rows = (after - before) / step
-    keys = [tuple(map(str, key)) for key in grid[list(groups)].itertuples(index=False, name=None)]
+    # Without groups, pandas 3.0 would iterate over no rows.
+    keys = [tuple(map(str, key)) for key in grid[list(groups)].to_numpy(dtype=object)]
     return {key: rows[[other == key for other in keys]].mean(axis=0) for key in dict.fromkeys(keys)}
 
 
