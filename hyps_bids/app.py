@@ -170,6 +170,7 @@ def _segment(
         # Networks that cannot be loaded end the run before anything is written.
         pipeline = load_networks(run, setup, len(to_do))
     places = _plan_spaces(settings, setup, scans, to_do, templates)
+    _warn_of_lost_spaces(settings, to_do, templates)
     write_dataset_files(settings, labels=setup.labels)
     start_log_file(run.log_dir, settings)
     known = _scans_in_outputs(settings, scans)
@@ -222,11 +223,28 @@ def _plan_spaces(
     return plan
 
 
+def _warn_of_lost_spaces(
+    settings: Settings, to_do: Sequence[Scan], templates: Sequence[TemplateRecord]
+) -> None:
+    """Name the spaces in which scans lose their results, as they are segmented again."""
+    from hyps_bids.outputs.spaces import spaces_of
+
+    asked = {template.space for template in templates}
+    found = [set(spaces_of(scan, settings.output_dir)) - asked for scan in to_do]
+    if lost := sorted(set().union(*found)):
+        _LOG.warning(
+            "%s will be processed again and lose the results in %s, which are those of earlier "
+            "results. To make them again, run the command with --output-spaces.",
+            format_count(sum(map(bool, found)), "scan"),
+            join_names(space.label for space in lost),
+        )
+
+
 def _place(run: Run, scans: Sequence[Scan], plan: SpacePlan | None) -> list[Scan]:
     """Bring the scans that are done to the spaces of templates; return those that failed."""
     if plan is None:
         return []
-    from hyps_bids.spaces.place import name_refused, unplaced
+    from hyps_bids.spaces.place import count_refused, describe_placed, unplaced
 
     left, done = unplaced(scans, plan)
     failed: list[Scan] = []
@@ -234,14 +252,16 @@ def _place(run: Run, scans: Sequence[Scan], plan: SpacePlan | None) -> list[Scan
         from hyps_bids.workflows.execution import place_scans
 
         failed = place_scans(run, left, plan)
-    for text in name_refused(left, plan):
+    for text in describe_placed(left, plan):
         _LOG.warning("%s", text)
     _LOG.info(
-        "In the space of %s: %d of %s done before, %d now",
+        "In the space of %s: %d of %s done before, %d now, %d not done; %d of all refused",
         join_names(template.space.label for template in plan.templates),
         done - len(left),
-        format_count(done, "scan"),
+        format_count(len(scans), "scan"),
         len(left) - len(failed),
+        len(scans) - done + len(failed),
+        count_refused(scans, plan),
     )
     return failed
 

@@ -183,13 +183,24 @@ def _templates(rest: Sequence[str], binds: Binds) -> list[str]:
     home = os.environ.get("TEMPLATEFLOW_HOME")
     # A configuration file may ask for templates as well.
     if not home and any(re.match("--output[-_]spaces|--config", word) for word in rest):
-        home = os.path.join(os.path.expanduser("~"), ".cache", "templateflow")
+        home = _template_cache()
     if not home or not os.path.isdir(os.path.expanduser(home)):
         # hyps-bids says how to get templates if it needs them.
         return []
     path = _existing(home)
     binds.add(path)
     return ["--env", f"TEMPLATEFLOW_HOME={_inside(path)}"]
+
+
+def _template_cache() -> str:
+    """Return the folder of TemplateFlow's client for this user."""
+    user = os.path.expanduser("~")
+    if sys.platform == "win32":
+        return os.path.join(user, "AppData", "Local", "templateflow", "templateflow", "Cache")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(user, ".cache")
+    if sys.platform == "darwin":
+        cache = os.path.join(user, "Library", "Caches")
+    return os.path.join(cache, "templateflow")
 
 
 def _find_engine(image: str) -> str:

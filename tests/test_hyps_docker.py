@@ -22,6 +22,7 @@ import pytest
 from hyps_bids import hyps_docker
 from hyps_bids.hyps_docker import MAYBE_READ, READ, WRITTEN, Problem, _inside, _mount
 from hyps_bids.settings import all_options
+from hyps_bids.spaces.template import templateflow_home
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the engines here are scripts of a shell")
 
@@ -315,3 +316,16 @@ def test_windows_and_special_characters() -> None:
     text = _mount(r"C:\a,b", True, "docker")
     assert text == r'type=bind,"source=C:\a,b","target=/c/a,b"'
     assert _mount('/a"b', False, "podman") == 'type=bind,"source=/a""b","target=/a""b",readonly'
+
+
+def test_the_cache_of_templates_is_where_hyps_bids_looks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for platform in ("linux", "darwin", "win32"):
+        monkeypatch.setattr("sys.platform", platform)
+        assert Path(hyps_docker._template_cache()) == templateflow_home()
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Path(hyps_docker._template_cache()) == templateflow_home() == tmp_path / "templateflow"

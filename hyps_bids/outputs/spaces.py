@@ -19,7 +19,7 @@ from hyps_bids.outputs.scan import AFFINE, OWN_SPACES, Scan
 from hyps_bids.outputs.writing import remove_file
 
 _REQUEST = re.compile(r"([A-Za-z0-9]+)(?::res-0*([1-9][0-9]*))?")
-_MARK = re.compile(rf"_space-([A-Za-z0-9]+)_{SEG_PREFIX}_(?:res-\d+_)?desc-(\w*){AFFINE}_qc\.tsv")
+_MARK = re.compile(rf"_space-([A-Za-z0-9]+)_{SEG_PREFIX}_(?:res-(\d+)_)?desc-(\w*){AFFINE}_qc\.tsv")
 
 
 @dataclass(frozen=True, order=True)
@@ -137,8 +137,7 @@ def spaces_of(scan: Scan, output_dir: Path) -> list[Space]:
     found = set()
     for name in tables:
         if match := _MARK.search(name):
-            resolution = re.search(r"_res-(\d+)_desc-", name)
-            space = Space(match[1], resolution[1] if resolution else "")
+            space = Space(match[1], match[2] or "")
             if space_paths(scan, space, output_dir)["qc"].name == name:
                 found.add(space)
     return sorted(found)

@@ -16,6 +16,7 @@ from hyps_bids.imaging.conform import ConformedImage, canonical_view, conform, r
 from hyps_bids.imaging.registration import Head
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
+from hyps_bids.messages import join_names
 from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
 from hyps_bids.outputs.compression import open_compressed
 from hyps_bids.outputs.labels import HEMISPHERES
@@ -98,17 +99,44 @@ def _is_placed(scan: Scan, plan: SpacePlan) -> bool | None:
     return all(_is_current(scan, template, plan, own) for template in plan.templates)
 
 
-def name_refused(scans: Sequence[Scan], plan: SpacePlan) -> list[str]:
-    """Say which of these scans were refused, and why."""
+def describe_placed(scans: Sequence[Scan], plan: SpacePlan) -> list[str]:
+    """Say which of these scans were refused, and why, and name those to look at."""
     texts = []
     for template in plan.templates:
-        for scan in scans:
+        space, flagged = template.space, []
+        for scan in _current(scans, template, plan):
+            row = read_table(space_paths(scan, space, plan.output_dir)["qc"]).iloc[0]
+            if row["status"] == "refused":
+                texts.append(f"{scan.stem}: no images in {space.label}. {row['reason']}")
+            elif row["review"] == "yes":
+                flagged.append(f"{scan.stem} ({row['flags']})")
+        if flagged:
+            texts.append(
+                f"Look at these scans in the reports before you use them in {space.label}: "
+                + join_names(flagged)
+            )
+    return texts
+
+
+def count_refused(scans: Sequence[Scan], plan: SpacePlan) -> int:
+    """Count the scans that present results refuse for a template, those of earlier runs as well."""
+    refused = set()
+    for template in plan.templates:
+        for scan in _current(scans, template, plan):
             sidecar = recorded_space(scan, template.space, plan.output_dir)
             if sidecar.get("Status") == "refused":
-                path = space_paths(scan, template.space, plan.output_dir)["qc"]
-                reason = read_table(path)["reason"].iloc[0]
-                texts.append(f"{scan.stem}: no images in {template.space.label}. {reason}")
-    return texts
+                refused.add(scan)
+    return len(refused)
+
+
+def _current(scans: Sequence[Scan], template: TemplateRecord, plan: SpacePlan) -> list[Scan]:
+    """Return the scans whose results in a space are those of their present results."""
+
+    def is_current(scan: Scan) -> bool:
+        own = recorded_fingerprint(scan, plan.output_dir)
+        return own is not None and _is_current(scan, template, plan, own)
+
+    return [scan for scan, so in zip(scans, read_many(is_current, scans), strict=True) if so]
 
 
 def _is_current(scan: Scan, template: TemplateRecord, plan: SpacePlan, own: str) -> bool:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from hyps_bids.errors import UsageError
-from hyps_bids.outputs.names import parse_output, sidecar_path
+from hyps_bids.errors import BadData, UsageError
+from hyps_bids.outputs.completion import content_of
+from hyps_bids.outputs.names import parse_output, scan_paths, sidecar_path
 from hyps_bids.outputs.scan import Scan
+from hyps_bids.outputs.space_files import TemplateRecord, recorded_space, write_space
 from hyps_bids.outputs.spaces import (
     Space,
     parse_spaces,
@@ -85,3 +87,41 @@ def test_spaces_of_a_scan_are_found_and_removed(tmp_path: Path) -> None:
     left = [path for stem in _STEMS[1:4] for s in spaces
             for path in space_files(Scan.from_stem(stem), s, tmp_path)]  # fmt: skip
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(left)
+
+
+def test_results_that_are_empty_are_not_complete(tmp_path: Path) -> None:
+    scan, space = Scan.from_stem("sub-01"), Space("Demo")
+    files = space_files(scan, space, tmp_path)
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"Status": "done"}')
+    assert recorded_space(scan, space, tmp_path) == {"Status": "done"}
+    for path in files[1:]:
+        path.write_text("")
+        assert recorded_space(scan, space, tmp_path) == {}
+        path.write_text("content")
+
+
+@pytest.mark.parametrize("changed", ["image", "results"])
+def test_nothing_is_written_for_a_scan_that_has_changed(tmp_path: Path, changed: str) -> None:
+    image = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    image.parent.mkdir(parents=True)
+    image.write_text("before")
+    scan, out, space = Scan.from_path(image), tmp_path / "out", Space("Demo")
+    content = content_of(scan)
+    mark = sidecar_path(scan_paths(scan, out)["qc"])
+    mark.parent.mkdir(parents=True)
+    mark.write_text('{"Fingerprint": "one"}')
+    template = TemplateRecord(space, tmp_path / "tpl-Demo_T1w.nii.gz", "url", "sum")
+    row = {"refusal": "not-aligned", "flags": (), "figures": {}}
+    facts = {"ScanFingerprint": "one", "Fingerprint": "two"}
+    write_space(scan, out, template, None, row, facts, content)
+    assert recorded_space(scan, space, out)["Status"] == "refused"
+    remove_spaces(scan, out)
+    if changed == "image":
+        image.write_text("after")
+    else:
+        mark.write_text('{"Fingerprint": "other"}')
+    with raises(BadData, "image-changed", str(image)):
+        write_space(scan, out, template, None, row, facts, content)
+    assert recorded_space(scan, space, out) == {}

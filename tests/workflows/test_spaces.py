@@ -157,7 +157,7 @@ def test_outputs_are_valid_bids(output: Path, validator: str) -> None:
 
 
 def test_nothing_is_done_twice_and_changes_are_followed(
-    raw: Path, output: Path, tmp_path: Path
+    raw: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(output, tmp_path / "out")
     run = [str(raw), str(out), "participant"]
@@ -170,7 +170,9 @@ def test_nothing_is_done_twice_and_changes_are_followed(
     assert main([*run, *ASKED]) == 0
     assert all(path.is_file() for path in marks)
     # A scan that is processed again leaves nothing of its earlier results.
+    capsys.readouterr()
     assert main([*run, "--n4"]) == 0
+    assert "lose the results in Demo:res-2" in capsys.readouterr().err
     assert spaces_of(scan_of(raw), out) == []
     assert not any(path.exists() for path in marks)
 
@@ -198,4 +200,5 @@ def test_a_scan_that_does_not_fit_is_refused_and_stays_done(
     # It is not tried again.
     before = paths["qc"].stat().st_mtime_ns
     assert main(run) == 0
+    assert "1 of 1 scan done before, 0 now, 0 not done; 1 of all refused" in capsys.readouterr().err
     assert paths["qc"].stat().st_mtime_ns == before
