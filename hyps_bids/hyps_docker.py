@@ -215,7 +215,7 @@ def _find_engine(image: str) -> str:
 def _start(engine: str, image: str, mounts: list[str], gpu: bool, user: str | None) -> list[str]:
     if engine in ("apptainer", "singularity"):
         if "://" not in image:
-            image = _existing(image)
+            image = _existing(image, "image; name the .sif file with --image or HYPS_IMAGE")
         flags = ["--cleanenv", "--containall", *(["--nv"] if gpu else [])]
         return [engine, "run", *flags, *mounts, image]
     flags = ["--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"]
@@ -337,13 +337,13 @@ def _wants_gpu(rest: Sequence[str]) -> bool:
     return any(a == "--device" and b.startswith("cuda") for a, b in itertools.pairwise(words))
 
 
-def _existing(text: str) -> str:
+def _existing(text: str, what: str = "file or folder") -> str:
     """Return the absolute path of what is there; a linked file keeps its name."""
     path = os.path.abspath(os.path.expanduser(text))
     if not os.path.lexists(path):
         if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", text):
             raise Problem(f"{text}: this is a path of Windows; under WSL, write /mnt/c/…", 66)
-        raise Problem(f"{path}: there is no such file or folder", 66)
+        raise Problem(f"{path}: there is no such {what}", 66)
     if os.path.isdir(path):
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

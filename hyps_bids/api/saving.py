@@ -14,6 +14,7 @@ from hyps_bids.imaging.sources import NIFTI_EXTENSIONS, PATH_SUM, Source, read_s
 from hyps_bids.outputs.completion import content_of, is_done
 from hyps_bids.outputs.dataset import BIDS_VERSION, write_dataset_files
 from hyps_bids.outputs.digests import sha256
+from hyps_bids.outputs.edits import recorded_edits, with_edit
 from hyps_bids.outputs.location import find_owner
 from hyps_bids.outputs.names import sidecar_path
 from hyps_bids.outputs.reading import read_json_object
@@ -99,6 +100,13 @@ def save_scan(
     raw = folder / _RAW
     settings = replace(saved.settings, bids_dir=raw, output_dir=folder)
     scan = _place(raw, saved)
+    if scan.stem in recorded_edits([scan], folder):
+        raise BadData(
+            f"{folder}: the labels of {scan.stem} were edited by hand, and would be lost. Save to "
+            "another folder; the participant level of hyps-bids keeps edits where it processes "
+            "images again.",
+            code="labels-were-edited",
+        )
     write_dataset_files(settings, labels=saved.setup.labels)
     provenance = saved.setup.provenance
     content = saved.content or content_of(scan)
@@ -135,7 +143,8 @@ def saved_scan(folder: Path, scan: Scan, image: Path, setup: Setup) -> Scan | No
     if not there or not _is_same_image(there[0], image):
         return None
     found = replace(scan, path=there[0])
-    return found if is_done(found, folder, setup.provenance) else None
+    edit = recorded_edits([found], folder).get(found.stem)
+    return found if is_done(found, folder, with_edit(setup.provenance, edit)) else None
 
 
 def _is_same_image(there: Path, image: Path) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from hyps_bids.outputs.digests import Digests, sha256
 from hyps_bids.outputs.names import scan_names, sidecar_name
@@ -17,6 +18,8 @@ from hyps_bids.resources import read_many
 
 #: Stands for the sum of an image that cannot be read.
 _UNREADABLE = "unreadable"
+#: Keys of a sidecar that decided the results of a scan.
+_PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection")
 
 
 def find_undone(
@@ -92,6 +95,33 @@ def fingerprint_of(content: str, provenance: Provenance) -> str:
     """Return the :func:`fingerprint` of a scan from the :func:`content_of` its image."""
     text = json.dumps([content, provenance], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_of_present_image(scan: Scan, output_dir: Path) -> bool:
+    """Tell whether the outputs of a scan are complete and from its image as it is now.
+
+    Networks and options may be others than those of this run.
+    """
+    try:
+        record = load_json(output_dir / scan.folder / sidecar_name(scan_names(scan)["qc"]))
+        mark, made_by = record["Fingerprint"], provenance_of(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all_there(scan, output_dir) and fingerprint_of(content_of(scan), made_by) == mark
+
+
+def provenance_of(record: Mapping[str, Any]) -> Provenance:
+    """Take from the sidecar of a QC table what decided the results, beside the image.
+
+    Raises
+    ------
+    KeyError
+        If something is not there.
+    """
+    made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE})
+    if "EditedLabels" in record:
+        made_by["EditedLabels"] = record["EditedLabels"]
+    return made_by
 
 
 def recorded_fingerprint(scan: Scan, output_dir: Path) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from hyps_bids.longitudinal.images import (
 from hyps_bids.longitudinal.pipeline import Followed, TimePoint, follow
 from hyps_bids.longitudinal.quality import ScanState, quality_table
 from hyps_bids.longitudinal.tables import Course, change_table, used_scans, volume_table
-from hyps_bids.outputs.completion import content_of, fingerprint_of
+from hyps_bids.outputs.completion import content_of, fingerprint_of, provenance_of
 from hyps_bids.outputs.labels import WHOLE
 from hyps_bids.outputs.names import scan_paths, sidecar_path
 from hyps_bids.outputs.provenance import Provenance
@@ -53,8 +53,6 @@ from hyps_bids.segmentation.pipeline import Pipeline, correct_bias
 
 #: How often to begin again because another job has finished a scan meanwhile.
 _ATTEMPTS = 3
-#: Keys of a sidecar that decided the results of a scan.
-_PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection")
 
 
 @dataclass(frozen=True)
@@ -223,9 +221,7 @@ def _read(
     image = conform(scan.path)
     try:
         record = load_json(sidecar_path(paths["qc"]))
-        made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE})
-        if "EditedLabels" in record:
-            made_by["EditedLabels"] = record["EditedLabels"]
+        made_by = provenance_of(record)
         volumes = _whole_volumes(paths["morph"])
         # What was not found in the scan by itself has no volume over time either.
         centers = {hemi: record["BoxCentres"][hemi] for hemi in volumes}

@@ -82,7 +82,7 @@ def _segment(args: argparse.Namespace) -> int:
                 _save(args, scans[image], image, result)
             progress.advance("images", failed=len(failures) > known)
     if failures:
-        _LOG.error("%d of %d images failed", len(failures), len(images))
+        _LOG.error("%d of %s failed", len(failures), count)
     return failures[0].exit_code if len(images) == len(failures) == 1 else int(bool(failures))
 
 

@@ -21,8 +21,8 @@ from nipype import logging as nipype_logging
 from nipype.pipeline import engine as pe
 
 from hyps_bids.errors import DISK_ERRORS, HypsError, WriteFailed
-from hyps_bids.messages import format_count
-from hyps_bids.outputs.completion import is_complete, is_readable
+from hyps_bids.messages import format_count, join_names
+from hyps_bids.outputs.completion import is_complete, is_of_present_image, is_readable
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.scan_files import write_failure
 from hyps_bids.outputs.series import Series
@@ -347,8 +347,13 @@ def _process_batch(
     if error is not None and not reasons and not unreported and not lost:
         raise _explain_early_end(settings, error)
     on_disk = _disk_failures(settings, {**reasons, **unreported, **lost})
-    # Edits of earlier runs are nowhere but in the outputs.
-    kept = set() if settings.edits else {scan for scan in undone if scan.stem in setup.edits}
+    # Edits of earlier runs are nowhere but in the outputs, and those of this run may be wrong.
+    edited = [scan for scan in undone if scan.stem in setup.edits]
+    if settings.edits:
+        edited = [scan for scan in edited if is_of_present_image(scan, settings.output_dir)]
+    kept = [scan for scan in edited if scan in reasons]
+    if kept:
+        _LOG.warning("The earlier outputs are kept: %s", join_names(scan.stem for scan in kept))
     failed = _record_failures(settings, undone, reasons, {*on_disk, *kept}, error)
     return Outcome(failed, list(unreported), _record_lost(settings, own, crashes))
 

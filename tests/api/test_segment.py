@@ -285,8 +285,18 @@ def test_tool_reads_dicom_as_nifti(
     assert wide["status"].tolist() == ["done", "done"]
     shown = subprocess.run([*command, "participant"], check=True, capture_output=True, text=True)
     assert "2 done before, 0 to do" in shown.stderr + shown.stdout
-    # And `segment` still knows its folder.
+    # And `segment` still knows its folder, and keeps labels that were edited there.
+    edit = tmp_path / "edits" / "sub-head" / "anat" / "sub-head_dseg.nii.gz"
+    edit.parent.mkdir(parents=True)
+    mine = np.asarray(labels[0].dataobj) * (np.asarray(labels[0].dataobj) != 1)
+    nib.save(nib.Nifti1Image(mine, labels[0].affine), edit)
+    subprocess.run([*command, "participant", "--edits", str(tmp_path / "edits")], check=True)
+    path = out / "sub-head/anat/sub-head_seg-hippocampus_dseg.nii.gz"
     assert main(["segment", str(nifti), str(out), "--device", "cpu"]) == 0
+    np.testing.assert_array_equal(nib.load(path).dataobj, mine)
+    with raises(BadData, "labels-were-edited", "sub-head"):
+        hyps_bids.segment(nifti, device="cpu").save(out)
+    np.testing.assert_array_equal(nib.load(path).dataobj, mine)
 
 
 def test_tool_fails_with_the_code_of_its_only_image(tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ def test_folders_that_cannot_hold_edits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("networks_once")
-def test_a_run_uses_keeps_and_gives_back(tmp_path: Path, coarse_head: nib.Nifti1Image) -> None:
+def test_a_run_uses_keeps_and_gives_back(
+    tmp_path: Path, coarse_head: nib.Nifti1Image, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw, out, edits = tmp_path / "raw", tmp_path / "out", tmp_path / "edits"
     for subject in ("01", "02"):
         (raw / f"sub-{subject}/anat").mkdir(parents=True)
@@ -228,11 +230,13 @@ def test_a_run_uses_keeps_and_gives_back(tmp_path: Path, coarse_head: nib.Nifti1
 
     probabilities = (out / f"{prefix}probseg.nii.gz").read_bytes()
     soft = read_table(out / f"{prefix}morph.tsv")["volume_soft_mm3"]
-    # The bad edit fails alone.
+    # The bad edit fails alone, and costs no earlier result.
+    old = {path: path.read_bytes() for path in (out / "sub-02").rglob("*.*")}
     assert main([*run, "--edits", str(edits)]) == 1
-    failed = read_table(out / "sub-02/anat/sub-02_seg-hippocampus_qc.tsv").iloc[0]
-    assert failed["status"] == "failed"
-    assert "50" in failed["reason"]
+    log = capsys.readouterr().err
+    assert "sub-02_dseg.nii.gz" in log
+    assert "kept: sub-02" in log
+    assert {path: path.read_bytes() for path in (out / "sub-02").rglob("*.*")} == old
     other.unlink()
 
     def check_edited() -> None:
