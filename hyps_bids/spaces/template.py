@@ -87,7 +87,7 @@ def _find(space: Space, home: Path) -> TemplateRecord:
         + (f" (but {there}; write :res- and its number to use it)" if there else "")
         + ", and HyPS-BIDS never fetches anything by itself. On a computer with internet access, "
         "run\n"
-        "    pip install 'hyps-bids[templateflow]'\n"
+        "    pip install templateflow\n"
         f'    TEMPLATEFLOW_HOME={home} python -c "from templateflow.api import get; '
         f"get('{space.template}', resolution={number}, suffix='T1w', desc=None)\"\n"
         "or set TEMPLATEFLOW_HOME to the folder where it is. In a container, bind that folder and "
