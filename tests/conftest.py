@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import nibabel.processing
@@ -18,6 +20,9 @@ from threadpoolctl import threadpool_limits
 
 import hyps_bids
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).resolve().parents[1]
 # Small products gain nothing from several threads, and those that wait take much CPU time.
 threadpool_limits(1, user_api="blas")
@@ -25,6 +30,7 @@ threadpool_limits(1, user_api="blas")
 LONGEST = (
     "tests/test_concurrency.py",
     "tests/documentation/test_commands.py",
+    "tests/recipe/",
     "tests/test_termination.py",
     "tests/reports/",
     "tests/workflows/test_series.py",
@@ -61,6 +67,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
     config.option.loadscopereorder = False
     return Folders(config, log)
+
+
+#: WebGL2 without a graphics card.
+_ARGUMENTS = [
+    *("--no-sandbox", "--disable-dev-shm-usage", "--ignore-gpu-blocklist"),
+    *("--enable-unsafe-swiftshader", "--use-angle=swiftshader"),
+]
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +160,19 @@ def validator() -> str:
     if found is None:
         pytest.skip("bids-validator-deno is not installed")
     return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("browser tests skipped: playwright is not installed")
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        pytest.skip("browser tests skipped: no Chromium on the search path")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        yield browser
+        browser.close()

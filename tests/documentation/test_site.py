@@ -11,7 +11,6 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.documentation.blocks import ROOT
-from tests.reports.conftest import chromium  # noqa: F401
 
 pytest.importorskip("sphinx")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,29 +26,7 @@ if TYPE_CHECKING:
 
 OpenReport = Callable[..., "Page"]
 
-#: WebGL2 without a graphics card.
-_ARGUMENTS = [
-    *("--no-sandbox", "--disable-dev-shm-usage", "--ignore-gpu-blocklist"),
-    *("--enable-unsafe-swiftshader", "--use-angle=swiftshader"),
-]
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _LOCAL = ("file:", "data:", "blob:")
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """A headless Chromium; tests that need it are skipped where there is none."""
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("browser tests skipped: playwright is not installed")
-    path = next(filter(None, map(shutil.which, _NAMES)), None)
-    if path is None:
-        pytest.skip("browser tests skipped: no Chromium on the search path")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
