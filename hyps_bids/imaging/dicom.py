@@ -200,7 +200,9 @@ def _title(files: Sequence[_File]) -> str:
     count = format_count(len(files), "file")
     description = printable(first["description"]) or "no description"
     number = first["series_number"] or "without number"
-    return f"series {number} ({description}, {count} such as {first.path.name})"
+    # Exports may give the files of each series the same names, in a folder of its own.
+    place = f"{first.path.parent.name}/{first.path.name}"
+    return f"series {number} ({description}, {count} such as {place})"
 
 
 def _problem(files: Sequence[_File]) -> tuple[str, str] | None:

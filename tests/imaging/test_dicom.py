@@ -122,6 +122,17 @@ def test_copies_of_files_are_no_further_slices(tmp_path: Path) -> None:
     expect_same_places(read_dicom(tmp_path).image, made)
 
 
+def test_series_with_the_same_names_of_files_are_told_apart_by_their_folders(
+    tmp_path: Path,
+) -> None:
+    made = made_image()
+    write_series(made, tmp_path / "left", number=1)
+    other = nib.Nifti1Image(np.asarray(made.dataobj) + 1, made.affine)
+    write_series(other, tmp_path / "right", number=1)
+    with raises(BadData, "several-dicom-series", "left/", "right/"):
+        read_dicom(tmp_path)
+
+
 def test_two_series_are_refused_and_a_file_chooses(tmp_path: Path) -> None:
     made = made_image()
     write_series(made, tmp_path, number=1)
