@@ -128,7 +128,7 @@ def test_series_with_the_same_names_of_files_are_told_apart_by_their_folders(
     made = made_image()
     write_series(made, tmp_path / "left", number=1)
     other = nib.Nifti1Image(np.asarray(made.dataobj) + 1, made.affine)
-    write_series(other, tmp_path / "right", number=1)
+    write_series(other, tmp_path / "right", number=2)
     with raises(BadData, "several-dicom-series", "left/", "right/"):
         read_dicom(tmp_path)
 
