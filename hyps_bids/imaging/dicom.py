@@ -21,6 +21,7 @@ from nibabel.affines import apply_affine
 
 from hyps_bids.errors import BadData, MissingInput
 from hyps_bids.messages import format_count, join_names, printable
+from hyps_bids.outputs.transforms import RAS_TO_LPS
 
 _LOG = logging.getLogger("hyps_bids")
 #: Tags that are read of each file.
@@ -369,7 +370,7 @@ def _read(path: Path, files: Sequence[_File]) -> nib.Nifti1Image:
                 code="dicom-geometry",
             )
     # The axes of DICOM point left and to the back, those of NIfTI right and to the front.
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine = RAS_TO_LPS @ affine
     image = nib.Nifti1Image(data, affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from hyps_bids.imaging.resample import covered, resample, world_grid
 from hyps_bids.imaging.roi import bounding_box, shifted
+from hyps_bids.outputs.transforms import RAS_TO_LPS
 
 #: Voxel sizes at which masks and intensities are compared, mm.
 _MASKS, _INTENSITIES = 5.0, 2.5
@@ -38,8 +39,6 @@ _NO_OVERLAP = re.compile(
     # The joint histogram of no points.
     "|spacing is not supported"
 )
-#: World coordinates of ITK are LPS, ours are RAS.
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class NotRegistered(Exception):
@@ -286,8 +285,8 @@ def _optimize(
     """Improve a transform from the template's world to the head's."""
     import SimpleITK as sitk
 
-    center = _FLIP[:3, :3] @ middle
-    there = _FLIP @ move @ _FLIP
+    center = RAS_TO_LPS[:3, :3] @ middle
+    there = RAS_TO_LPS @ move @ RAS_TO_LPS
     linear = there[:3, :3]
     transform = sitk.AffineTransform(3)
     transform.SetCenter(center.tolist())
@@ -303,7 +302,7 @@ def _optimize(
     found = np.eye(4)
     found[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     found[:3, 3] = np.array(transform.GetTranslation()) + center - found[:3, :3] @ center
-    result: np.ndarray = _FLIP @ found @ _FLIP
+    result: np.ndarray = RAS_TO_LPS @ found @ RAS_TO_LPS
     return result
 
 
@@ -314,6 +313,6 @@ def _itk(data: np.ndarray, level: Level) -> Any:
     # ITK counts axes in reverse.
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
     image.SetSpacing(np.diag(level.affine)[:3].tolist())
-    image.SetOrigin((_FLIP @ level.affine)[:3, 3].tolist())
-    image.SetDirection(_FLIP[:3, :3].ravel().tolist())
+    image.SetOrigin((RAS_TO_LPS @ level.affine)[:3, 3].tolist())
+    image.SetDirection(RAS_TO_LPS[:3, :3].ravel().tolist())
     return image

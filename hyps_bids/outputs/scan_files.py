@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from hyps_bids.errors import BadData, CannotCreateOutput
+from hyps_bids.errors import BadData
 from hyps_bids.outputs.columns import MORPH_COLUMNS, described, qc_columns
 from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
 from hyps_bids.outputs.flags import reasons
@@ -18,9 +18,10 @@ from hyps_bids.outputs.labels import HEMISPHERES, SIDE_NAMES, WHOLE, label_table
 from hyps_bids.outputs.names import bids_uri, norms_path, scan_paths, sidecar_path, surface_path
 from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.scan import Scan
-from hyps_bids.outputs.spaces import remove_spaces
+from hyps_bids.outputs.spaces import remove_spaces, space_files, spaces_of
 from hyps_bids.outputs.writing import (
     remove_file,
+    remove_files,
     remove_stale,
     write_json,
     write_table,
@@ -201,7 +202,8 @@ def remove_norms(scan: Scan, output_dir: Path) -> None:
     CannotCreateOutput
         If a file cannot be removed.
     """
-    _remove_with_sidecar(norms_path(scan, output_dir))
+    path = norms_path(scan, output_dir)
+    remove_files([sidecar_path(path), path])
 
 
 def remove_extras(scan: Scan, output_dir: Path) -> None:
@@ -213,12 +215,7 @@ def remove_extras(scan: Scan, output_dir: Path) -> None:
         If a file cannot be removed.
     """
     for path in _extra_paths(scan, output_dir):
-        _remove_with_sidecar(path)
-
-
-def _remove_with_sidecar(path: Path) -> None:
-    for old in (sidecar_path(path), path):
-        remove_file(old)
+        remove_files([sidecar_path(path), path])
 
 
 def _extra_paths(scan: Scan, output_dir: Path) -> list[Path]:
@@ -249,19 +246,12 @@ def write_failure(scan: Scan, output_dir: Path, reason: str) -> None:
     write_table(paths["qc"], _qc_table(row))
     old = [path for name, path in paths.items() if name != "qc"]
     old += _extra_paths(scan, output_dir)
-    problems = []
-    for path in (*old, *map(sidecar_path, old)):
-        try:
-            remove_file(path)
-        except CannotCreateOutput as problem:
-            problems.append(problem)
+    spaces = spaces_of(scan, output_dir)
+    there = [path for space in spaces for path in space_files(scan, space, output_dir)]
     try:
-        remove_spaces(scan, output_dir)
-    except CannotCreateOutput as problem:
-        problems.append(problem)
-    remove_stale(paths["qc"].parent)
-    if problems:
-        raise problems[0]
+        remove_files([*old, *map(sidecar_path, old), *there])
+    finally:
+        remove_stale(paths["qc"].parent)
 
 
 def image_headers(source: nib.Nifti1Image, labels: int) -> dict[str, nib.Nifti1Header]:

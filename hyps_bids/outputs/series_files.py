@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from hyps_bids.errors import CannotCreateOutput
 from hyps_bids.outputs.columns import (
     ANNUAL_CHANGE_COLUMNS,
     LONGITUDINAL_COLUMNS,
@@ -26,6 +25,7 @@ from hyps_bids.outputs.series_state import Member, is_series_done, leftover_file
 from hyps_bids.outputs.transforms import itk_transform
 from hyps_bids.outputs.writing import (
     remove_file,
+    remove_files,
     remove_stale,
     write_json,
     write_table,
@@ -206,14 +206,7 @@ def remove_series(series: Series, scans: Sequence[Scan], output_dir: Path) -> No
     # names the scans that have files, is the last.
     tables = [each for k in ("annual", "morph") for each in (sidecar_path(paths[k]), paths[k])]
     files = leftover_files(scans, (), output_dir)
-    problems = []
-    for path in (sidecar_path(paths["qc"]), *tables, *files, paths["qc"]):
-        try:
-            remove_file(path)
-        except CannotCreateOutput as problem:
-            problems.append(problem)
-    if problems:
-        raise problems[0]
+    remove_files([sidecar_path(paths["qc"]), *tables, *files, paths["qc"]])
 
 
 def _write_time_point(

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyps_bids.errors import CannotCreateOutput, UsageError
+from hyps_bids.errors import UsageError
 from hyps_bids.outputs.names import SEG_PREFIX, sidecar_path
 from hyps_bids.outputs.scan import AFFINE, OWN_SPACES, Scan
-from hyps_bids.outputs.writing import remove_file
+from hyps_bids.outputs.writing import remove_files
 
 _REQUEST = re.compile(r"([A-Za-z0-9]+)(?::res-0*([1-9][0-9]*))?")
 _MARK = re.compile(rf"_space-([A-Za-z0-9]+)_{SEG_PREFIX}_(?:res-(\d+)_)?desc-(\w*){AFFINE}_qc\.tsv")
@@ -162,14 +162,7 @@ def remove_space(scan: Scan, space: Space, output_dir: Path) -> None:
     CannotCreateOutput
         If a file cannot be removed.
     """
-    problems = []
-    for path in space_files(scan, space, output_dir):
-        try:
-            remove_file(path)
-        except CannotCreateOutput as problem:
-            problems.append(problem)
-    if problems:
-        raise problems[0]
+    remove_files(space_files(scan, space, output_dir))
 
 
 def remove_spaces(scan: Scan, output_dir: Path) -> None:

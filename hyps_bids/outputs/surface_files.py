@@ -19,7 +19,7 @@ from hyps_bids.outputs.names import scan_paths, sidecar_path, surface_path
 from hyps_bids.outputs.reading import load_json, read_json_object, read_text_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.writing import (
-    remove_file,
+    remove_files,
     write_bytes,
     write_json,
     write_table,
@@ -119,11 +119,6 @@ def lacks_surfaces(scan: Scan, output_dir: Path) -> bool:
     return sides is None or not all(surface_path(scan, output_dir, h).is_file() for h in sides)
 
 
-def _remove(path: Path) -> None:
-    for old in (sidecar_path(path), path):
-        remove_file(old)
-
-
 def write_surfaces(scan: Scan, output_dir: Path, surfaces: Mapping[str, Surface]) -> None:
     """Write the surfaces of a scan that is done, and their measures into its table of volumes.
 
@@ -151,7 +146,7 @@ def write_surfaces(scan: Scan, output_dir: Path, surfaces: Mapping[str, Surface]
     for hemi in HEMISPHERES:
         path = surface_path(scan, output_dir, hemi)
         if hemi not in surfaces:
-            _remove(path)
+            remove_files([sidecar_path(path), path])
             continue
         write_bytes(path, make_gifti(surfaces[hemi], hemi).to_bytes())
         write_json(sidecar_path(path), shared | _facts(surfaces[hemi], hemi))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-#: World coordinates of ITK are LPS, ours are RAS.
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: World coordinates of ITK and DICOM are LPS, ours are RAS; the same matrix turns both ways.
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def itk_transform(matrix: np.ndarray) -> str:
@@ -22,7 +22,7 @@ def itk_transform(matrix: np.ndarray) -> str:
     str
         Content of a text file.
     """
-    back = _FLIP @ np.linalg.inv(matrix) @ _FLIP
+    back = RAS_TO_LPS @ np.linalg.inv(matrix) @ RAS_TO_LPS
     numbers = " ".join(repr(float(x)) for x in (*back[:3, :3].ravel(), *back[:3, 3]))
     return (
         "#Insight Transform File V1.0\n"

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyps_bids.errors import cannot_write
+from hyps_bids.errors import CannotCreateOutput, cannot_write
 from hyps_bids.outputs.compression import compressor
 
 if TYPE_CHECKING:
@@ -184,6 +184,24 @@ def remove_file(path: Path) -> None:
         # There can be no such file.
         if error.errno not in (errno.ENOTDIR, errno.ENAMETOOLONG):
             raise cannot_write(path, error) from error
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove files in this order, those after one that cannot be removed as well.
+
+    Raises
+    ------
+    CannotCreateOutput
+        The first problem, after all files were tried.
+    """
+    problems = []
+    for path in paths:
+        try:
+            remove_file(path)
+        except CannotCreateOutput as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]
 
 
 def remove_stale(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -17,11 +17,15 @@ from hyps_bids.imaging.registration import Head
 from hyps_bids.imaging.resample import resample
 from hyps_bids.imaging.roi import bounding_box, index_range, shifted
 from hyps_bids.messages import join_names
-from hyps_bids.outputs.completion import content_of, fingerprint_of, recorded_fingerprint
+from hyps_bids.outputs.completion import (
+    content_of,
+    fingerprint_of,
+    provenance_of,
+    recorded_fingerprint,
+)
 from hyps_bids.outputs.compression import open_compressed
 from hyps_bids.outputs.labels import HEMISPHERES
 from hyps_bids.outputs.names import scan_paths
-from hyps_bids.outputs.provenance import Provenance
 from hyps_bids.outputs.reading import read_table
 from hyps_bids.outputs.scan import Scan
 from hyps_bids.outputs.space_files import (
@@ -38,8 +42,6 @@ from hyps_bids.resources import read_many
 from hyps_bids.spaces.align import align
 from hyps_bids.spaces.template import Template, load_template
 
-#: Keys of a sidecar that decided the results of a scan.
-_PROVENANCE = ("SoftwareVersion", "Models", "BiasFieldCorrection", "EditedLabels")
 #: Contrast of all templates.
 _TEMPLATE_SUFFIX = "T1w"
 
@@ -182,7 +184,7 @@ def place_scan(scan: Scan, plan: SpacePlan, draw: Callable[[Outlines], str]) -> 
     """
     record, content, results = _read(scan, plan)
     own = record["Fingerprint"]
-    common = {key: record[key] for key in _PROVENANCE if key in record}
+    common = provenance_of(record)
     for known in plan.templates:
         if _is_current(scan, known, plan, own):
             continue
@@ -217,7 +219,7 @@ def _read(scan: Scan, plan: SpacePlan) -> tuple[dict[str, Any], str, _Results]:
     image = conform(scan.path)
     try:
         record = scan_record(scan, plan.output_dir)
-        made_by = cast(Provenance, {key: record[key] for key in _PROVENANCE if key in record})
+        made_by = provenance_of(record)
         read = [_read_image(paths[kind], image) for kind in ("mask", "dseg", "probseg")]
         mask, labels, probabilities = read
         if probabilities.shape[3] != len(HEMISPHERES) * len(plan.labels):
